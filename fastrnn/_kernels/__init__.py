@@ -1,0 +1,2 @@
+"""Compiled kernels: `sequence` walks time, `stream` takes one step, `dense` is the rest of training,
+`runtime` is what they share. Private; the public names are in fastrnn and fastrnn.functional."""

@@ -1,0 +1,27 @@
+from fastrnn._kernels.c cimport fr_barrier, fr_table, fr_work
+
+cdef const fr_table *table_for(object dtype) except NULL
+cdef bint flushing() noexcept nogil
+cdef int threads_for(double operations) noexcept nogil
+
+# The C functions that keep state live in this module's copy of the C side; the other modules reach
+# them through here.
+cdef void run(fr_work work, void *arg, int threads) noexcept nogil
+cdef void wait(fr_barrier *barrier, int size) noexcept nogil
+cdef unsigned flush_denormals() noexcept nogil
+cdef void restore(unsigned state) noexcept nogil
+cdef ptrdiff_t pitch_of(ptrdiff_t hidden, ptrdiff_t itemsize) noexcept nogil
+
+
+cdef class Buffer:
+    """64-byte aligned memory that Python owns."""
+    cdef object owner
+    cdef char *data
+    cdef readonly object nbytes
+
+
+cdef class Workspace:
+    """Hands out buffers and takes them back, so that a training loop faults its pages in once."""
+    cdef list spare
+    cdef Buffer take(self, object nbytes)
+    cdef void give(self, Buffer buffer)

@@ -1,0 +1,240 @@
+"""What all kernels share: the instruction set in use, the number of threads, aligned memory.
+
+The only module that is linked with the C side (src_c/), so that there is one pool and one choice
+of instruction set in a process.
+"""
+
+import os
+
+import numpy as np
+
+cimport numpy as cnp
+
+from fastrnn._kernels.c cimport (
+    FR_MAX_THREADS,
+    fr_barrier,
+    fr_flush_denormals,
+    fr_isa_count,
+    fr_isa_name,
+    fr_isa_supported,
+    fr_isa_table,
+    fr_pitch,
+    fr_restore,
+    fr_run,
+    fr_table,
+    fr_wait,
+    fr_work,
+    fr_workers,
+)
+
+cnp.import_array()
+
+# Work below this many floating-point operations (about 5 us) stays on the caller's thread.
+cdef double SERIAL = 4e5
+
+cdef int isa = -1
+cdef int threads = 1
+cdef bint flush = True
+
+
+def isa_names():
+    """Names of the instruction sets of this build, each with whether this CPU has it."""
+    return {fr_isa_name(i).decode(): bool(fr_isa_supported(i)) for i in range(fr_isa_count())}
+
+
+def get_isa():
+    """Name of the instruction set in use."""
+    return fr_isa_name(isa).decode()
+
+
+def set_isa(name=None):
+    """Choose the instruction set for every later call; None: the widest that this CPU has."""
+    global isa
+    known = isa_names()
+    if name is None:
+        *_, name = (n for n, has in known.items() if has)
+    if name not in known:
+        raise ValueError(
+            f"FASTRNN_ISA: unknown instruction set {name!r}, this build has {', '.join(known)}")
+    if not known[name]:
+        raise ValueError(f"FASTRNN_ISA: this CPU does not have {name!r}, it has "
+                         + ", ".join(n for n, has in known.items() if has))
+    isa = list(known).index(name)
+
+
+def cpu_limit():
+    """Threads that may run at once here: the affinity mask, cut by the cgroup's quota."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:
+        count = os.cpu_count() or 1
+    for path, parse in (
+        ("/sys/fs/cgroup/cpu.max", lambda text: text.split()),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", lambda text: (text, "100000")),
+    ):
+        try:
+            with open(path) as file:
+                quota, period = parse(file.read())
+            if quota != "max" and float(quota) > 0:
+                count = min(count, max(1, round(float(quota) / float(period))))
+        except (OSError, ValueError):
+            continue
+    return count
+
+
+def set_num_threads(n):
+    """Set how many threads a call may use.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. Results are the same bits for any number. Small work stays on one thread.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not a whole number of at least 1.
+    """
+    global threads
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        raise ValueError(f"set_num_threads: n is {n!r}, expected a whole number of at least 1")
+    threads = min(n, FR_MAX_THREADS)
+
+
+def get_num_threads():
+    """Return how many threads a call may use."""
+    return threads
+
+
+def pool_workers():
+    """Threads that the pool has made beside the caller's."""
+    return fr_workers()
+
+
+def set_flush_denormals(on):
+    """Choose whether kernels treat denormal numbers as zero.
+
+    Parameters
+    ----------
+    on : bool
+        True (the default): inside kernels, numbers below the smallest normal one (1.2e-38 in
+        float32) count as zero, which keeps decaying states fast. The caller's own
+        floating-point state is restored on return. False: IEEE arithmetic throughout.
+    """
+    global flush
+    flush = bool(on)
+
+
+def get_flush_denormals():
+    """Return whether kernels treat denormal numbers as zero."""
+    return flush
+
+
+def _from_environment():
+    set_isa(os.environ.get("FASTRNN_ISA") or None)
+    count = cpu_limit()
+    for name in ("FASTRNN_NUM_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(name, "").strip()
+        if not text:
+            continue
+        if text.isdigit() and int(text) >= 1:
+            set_num_threads(int(text) if name == "FASTRNN_NUM_THREADS" else min(count, int(text)))
+            return
+        if name == "FASTRNN_NUM_THREADS":
+            raise ValueError(f"{name} is {text!r}, expected a whole number of at least 1")
+    set_num_threads(count)
+
+
+_from_environment()
+
+
+cdef const fr_table *table_for(object dtype) except NULL:
+    if dtype == np.float32:
+        return fr_isa_table(isa, 32)
+    if dtype == np.float64:
+        return fr_isa_table(isa, 64)
+    raise TypeError(f"dtype is {dtype}, expected float32 or float64")
+
+
+cdef bint flushing() noexcept nogil:
+    return flush
+
+
+cdef int threads_for(double operations) noexcept nogil:
+    return threads if operations > SERIAL else 1
+
+
+cdef void run(fr_work work, void *arg, int n) noexcept nogil:
+    fr_run(work, arg, n)
+
+
+cdef void wait(fr_barrier *barrier, int size) noexcept nogil:
+    fr_wait(barrier, size)
+
+
+cdef unsigned flush_denormals() noexcept nogil:
+    return fr_flush_denormals(flush)
+
+
+cdef void restore(unsigned state) noexcept nogil:
+    fr_restore(state)
+
+
+cdef ptrdiff_t pitch_of(ptrdiff_t hidden, ptrdiff_t itemsize) noexcept nogil:
+    return fr_pitch(hidden, itemsize)
+
+
+cdef class Buffer:
+    def __cinit__(self, nbytes):
+        # Python's integers do not overflow, and NumPy refuses what no memory can hold.
+        self.nbytes = nbytes
+        try:
+            self.owner = np.empty(nbytes + 64, np.uint8)
+        except (ValueError, MemoryError, OverflowError):
+            raise MemoryError(f"cannot allocate {nbytes} bytes of working memory") from None
+        self.data = <char *> ((<size_t> cnp.PyArray_DATA(self.owner) + 63) & ~(<size_t> 63))
+
+
+cdef class Workspace:
+    def __cinit__(self):
+        self.spare = []
+
+    def __reduce__(self):
+        return Workspace, ()
+
+    def __deepcopy__(self, memo):
+        return Workspace()
+
+    cdef Buffer take(self, object nbytes):
+        cdef Buffer buffer
+        for i in range(len(self.spare)):
+            buffer = self.spare[i]
+            if nbytes <= buffer.nbytes <= 2 * nbytes + 4096:
+                del self.spare[i]
+                return buffer
+        self.spare.clear()
+        return Buffer(nbytes)
+
+    cdef void give(self, Buffer buffer):
+        if len(self.spare) < 2:
+            self.spare.append(buffer)
+
+
+def activate(x, op):
+    """Apply one activation of the kernels elementwise: "sigmoid", "tanh" or "exp" (for x <= 0).
+
+    x: contiguous array, any shape. For tests.
+    """
+    x = np.ascontiguousarray(x)
+    cdef const fr_table *table = table_for(x.dtype)
+    y = np.empty_like(x)
+    cdef int code = ("sigmoid", "tanh", "exp").index(op)
+    cdef void *target = cnp.PyArray_DATA(y)
+    cdef const void *source = cnp.PyArray_DATA(x)
+    cdef ptrdiff_t size = x.size
+    cdef unsigned state
+    with nogil:
+        state = flush_denormals()
+        table.activate(target, source, size, code)
+        restore(state)
+    return y

@@ -1,0 +1,16 @@
+from fastrnn._kernels.c cimport fr_cell_row, fr_table
+from fastrnn._kernels.runtime cimport Buffer
+
+
+cdef class Packed:
+    """The weights of one direction of one layer in the kernels' panels, for forward only."""
+    cdef Buffer buffer
+    cdef const fr_table *table
+    cdef const fr_cell_row *cell
+    cdef readonly int kind
+    cdef readonly ptrdiff_t input_size, hidden_size
+    cdef void *wx      # (panels, I, vectors * lanes)
+    cdef void *wh      # (panels, H, vectors * lanes)
+    cdef void *start   # (S, pitch)
+    cdef void *bias_n  # (pitch)
+

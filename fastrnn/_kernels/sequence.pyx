@@ -1,0 +1,420 @@
+"""The door: checks what comes from Python, allocates, and sends the walk (walk.pyx) through time.
+
+Letters: T steps, B batch, I input, H hidden, G gates, V rows of an embedding, D directions. Nothing
+below checks again.
+"""
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdint cimport int32_t
+from libc.string cimport memcpy, memset
+
+from fastrnn._kernels.c cimport fr_barrier, fr_cell_row, fr_rows, fr_table
+from fastrnn._kernels.runtime cimport Buffer, Workspace, run
+from fastrnn._kernels.walk cimport (
+    Job,
+    Pass,
+    at,
+    pack_forward,
+    plan,
+    rows_of,
+    sized,
+    walk_backward,
+    walk_forward,
+)
+
+cnp.import_array()
+
+# The order is that of fr_cell in fastrnn.h.
+CELLS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm", "gru")
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "rnn_sigmoid": 1, "lstm": 4, "gru": 3}
+
+# Input projections of this many bytes are made at once: they are still in L2 when they are used.
+cdef ptrdiff_t CHUNK_BYTES = 256 * 1024
+
+
+cdef check(str name, object array, object dtype, tuple shape, bint writeable=False):
+    """Refuse what the kernels could not read or write safely. Rows must be contiguous."""
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or not array.dtype.isnative:
+        raise TypeError(f"{name}: expected a native {np.dtype(dtype)} array, got "
+                        f"{getattr(array, 'dtype', type(array).__name__)}")
+    if array.shape != shape:
+        raise ValueError(f"{name}: has shape {array.shape}, expected {shape}")
+    if writeable and not array.flags.writeable:
+        raise ValueError(f"{name}: is read-only, expected a writeable array")
+    cdef ptrdiff_t size = array.itemsize
+    if array.size and (array.shape[array.ndim - 1] > 1 and array.strides[array.ndim - 1] != size
+                       or not array.flags.aligned
+                       or any(stride % size for stride in array.strides)):
+        raise ValueError(f"{name}: has strides {array.strides}, expected aligned contiguous rows")
+
+
+cdef check_flat(str name, object array, object dtype, tuple shape, bint writeable=False):
+    check(name, array, dtype, shape, writeable)
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name}: has strides {array.strides}, expected a C-contiguous array")
+
+
+cdef void *pointer(object array) noexcept:
+    return NULL if array is None else cnp.PyArray_DATA(array)
+
+
+cdef void load_state(char *slot, object source, const Pass *p):
+    """Fill one (B, pitch) slot from a (B, H) array, or with zeros."""
+    cdef ptrdiff_t b
+    cdef const char *data = <const char *> pointer(source)
+    memset(slot, 0, p.B * p.pitch * p.table.itemsize)
+    if data != NULL:
+        for b in range(p.B):
+            memcpy(at(slot, b * p.pitch, p), at(data, b * p.H, p), p.H * p.table.itemsize)
+
+
+cdef void store_state(object target, const char *slot, const Pass *p):
+    """Copy one (B, pitch) slot into a (B, H) array."""
+    cdef ptrdiff_t b
+    cdef char *data = <char *> pointer(target)
+    for b in range(p.B):
+        memcpy(at(data, b * p.H, p), at(slot, b * p.pitch, p), p.H * p.table.itemsize)
+
+
+cdef fr_rows grid(object array, ptrdiff_t offset, bint reverse):
+    """The (T, B) grid of rows of a 3-D array, from column `offset` on, in the order of the walk."""
+    cdef ptrdiff_t size = array.itemsize, T = array.shape[0]
+    cdef ptrdiff_t outer = array.strides[0] // size, inner = array.strides[1] // size
+    cdef char *base = <char *> pointer(array) + offset * size
+    if reverse and T > 0:
+        base += (T - 1) * outer * size
+        outer = -outer
+    return rows_of(base, array.shape[1], outer, inner)
+
+
+cdef check_weights(tuple weights, int gates, object dtype, ptrdiff_t I, ptrdiff_t H, bint gradient):
+    cdef str d = "d" if gradient else ""
+    w_ih, w_hh, b_ih, b_hh = weights
+    check_flat(d + "weight_ih", w_ih, dtype, (gates * H, I), gradient)
+    check_flat(d + "weight_hh", w_hh, dtype, (gates * H, H), gradient)
+    for name, bias in ((d + "bias_ih", b_ih), (d + "bias_hh", b_hh)):
+        if bias is not None:
+            check_flat(name, bias, dtype, (gates * H,), gradient)
+
+
+cdef class Carver:
+    """Lays several arrays of one dtype into one buffer, each at a multiple of 64 bytes."""
+    cdef object total
+    cdef object itemsize
+
+    def __cinit__(self, itemsize):
+        self.total = 0
+        self.itemsize = itemsize
+
+    cdef object add(self, object elements):
+        offset = self.total
+        self.total = offset + (elements * self.itemsize + 63) // 64 * 64
+        return offset
+
+
+cdef object packed_sizes(const Pass *p):
+    """Elements of wx, wh, start (panels are read whole: a margin of one panel) and bias_n."""
+    width = int(p.panels) * p.cell.vectors * p.table.lanes
+    margin = p.cell.vectors * p.table.lanes
+    return (width * p.I, width * p.H, int(p.row) + margin, int(p.pitch) + margin)
+
+
+cdef class Packed:
+    def __cinit__(self, int kind, tuple weights):
+        w_ih, w_hh = weights[0], weights[1]
+        cdef Pass p = sized(kind, w_hh.dtype, 0, 0, w_ih.shape[1], w_hh.shape[1])
+        check_weights(weights, p.cell.gates, w_hh.dtype, p.I, p.H, False)
+        carver = Carver(p.table.itemsize)
+        offsets = [carver.add(size) for size in packed_sizes(&p)]
+        self.buffer = Buffer(carver.total)
+        self.table = p.table
+        self.cell = p.cell
+        self.kind = kind
+        self.input_size = p.I
+        self.hidden_size = p.H
+        self.wx = p.wx = self.buffer.data + <ptrdiff_t> offsets[0]
+        self.wh = p.wh = self.buffer.data + <ptrdiff_t> offsets[1]
+        self.start = p.start = self.buffer.data + <ptrdiff_t> offsets[2]
+        self.bias_n = p.bias_n = self.buffer.data + <ptrdiff_t> offsets[3]
+        p.w_ih = pointer(w_ih)
+        p.w_hh = pointer(w_hh)
+        p.b_ih = pointer(weights[2])
+        p.b_hh = pointer(weights[3])
+        with nogil:
+            pack_forward(&p, 0, p.panels, True)
+
+
+cdef class Tape:
+    """What backward needs of one forward call. Serves one backward."""
+    cdef Pass passes[2]
+    cdef int count
+    cdef Buffer buffer
+    cdef Workspace workspace
+    cdef object kept      # the arrays that the passes point into
+    cdef tuple weights
+    cdef tuple reverse
+    cdef object dtype
+    cdef readonly tuple shape  # (T, B, I, H)
+    cdef readonly bint used
+
+    @property
+    def nbytes(self):
+        """Bytes of the tape."""
+        return 0 if self.buffer is None else self.buffer.nbytes
+
+    @property
+    def embedding_rows(self):
+        """Rows V of the embedding that the input was gathered from; 0 for a dense input."""
+        return self.passes[0].V
+
+
+def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn, bint training,
+            Workspace workspace):
+    """Run one layer over a sequence.
+
+    Parameters
+    ----------
+    kind : index into CELLS
+    x : (T, B, I), contiguous rows; with `index`, the embedding (V, I)
+    index : None, or int32 (T, B): rows of x
+    weights : per direction (weight_ih, weight_hh, bias_ih, bias_hh) or a Packed
+    reverse : per direction, whether it walks from T-1 to 0
+    h0, c0 : (D, B, H) or None
+    y : out (T, B, D*H), contiguous rows
+    hn, cn : out (D, B, H); cn is None for cells without c
+    training : whether to keep a tape
+
+    Returns
+    -------
+    Tape or None
+    """
+    cdef int D = len(weights), d
+    cdef Packed packed
+    dtype = x.dtype
+    first = weights[0]
+    if isinstance(first, Packed):
+        H = first.hidden_size
+    else:
+        H = first[1].shape[1]
+    T, B = x.shape[:2] if index is None else index.shape
+    I = x.shape[x.ndim - 1]
+
+    cdef Tape tape = Tape()
+    cdef Pass *p
+    cdef Pass like = sized(kind, dtype, T, B, I, H)
+    if D not in (1, 2) or len(reverse) != D:
+        raise ValueError(f"weights: {D} directions, expected 1 or 2")
+    if index is None:
+        check("x", x, dtype, (T, B, I))
+    else:
+        check("embedding", x, dtype, (x.shape[0], I))
+        check_flat("x", index, np.int32, (T, B))
+        if index.size and not (0 <= index.min() and index.max() < x.shape[0]):
+            raise ValueError(f"x: row numbers from {index.min()} to {index.max()}, expected 0 to "
+                             f"{x.shape[0] - 1}")
+    check("y", y, dtype, (T, B, D * H), True)
+    check_flat("hn", hn, dtype, (D, B, H), True)
+    if h0 is not None:
+        check_flat("h0", h0, dtype, (D, B, H))
+    if like.cell.has_c:
+        check_flat("cn", cn, dtype, (D, B, H), True)
+        if c0 is not None:
+            check_flat("c0", c0, dtype, (D, B, H))
+
+    # sizes in Python's integers: they do not overflow
+    rows = T * B
+    chunk = max(1, CHUNK_BYTES // max(1, <object> like.row * like.table.itemsize * B),
+                -(-24 // max(1, B)))
+    like.chunk = chunk
+    like.training = training
+    like.V = 0 if index is None else x.shape[0]
+    steps = T if training else (min(T, chunk) if index is None else 0)
+    slots_h = T + 1 if training else 2
+    slots_c = T + 1 if training else 1
+    tape_part = Carver(like.table.itemsize)
+    pack_part = Carver(like.table.itemsize)
+    offsets = []
+    for d in range(D):
+        offsets.append((
+            tape_part.add(steps * B * <object> like.row),
+            tape_part.add(slots_h * B * <object> like.pitch),
+            tape_part.add(slots_c * B * <object> like.pitch if like.cell.has_c else 0),
+            tape_part.add(<object> like.V * like.row),
+            None if isinstance(weights[d], Packed)
+            else [pack_part.add(size) for size in packed_sizes(&like)],
+        ))
+    tape.buffer = workspace.take(tape_part.total)
+    cdef Buffer packs = workspace.take(pack_part.total) if pack_part.total else None
+
+    for d in range(D):
+        p = &tape.passes[d]
+        p[0] = like
+        gates, h, c, symbols, pack = offsets[d]
+        p.gates = tape.buffer.data + <ptrdiff_t> gates
+        p.h = tape.buffer.data + <ptrdiff_t> h
+        p.c = tape.buffer.data + <ptrdiff_t> c
+        p.symbols = tape.buffer.data + <ptrdiff_t> symbols
+        if pack is None:
+            packed = weights[d]
+            if (packed.kind != kind or packed.table != like.table or packed.input_size != I
+                    or packed.hidden_size != H):
+                raise ValueError("weights: packed for another cell, dtype, size or instruction set")
+            p.packed = True
+            p.wx = packed.wx
+            p.wh = packed.wh
+            p.start = packed.start
+            p.bias_n = packed.bias_n
+        else:
+            check_weights(weights[d], p.cell.gates, dtype, I, H, False)
+            p.w_ih = pointer(weights[d][0])
+            p.w_hh = pointer(weights[d][1])
+            p.b_ih = pointer(weights[d][2])
+            p.b_hh = pointer(weights[d][3])
+            p.wx = packs.data + <ptrdiff_t> pack[0]
+            p.wh = packs.data + <ptrdiff_t> pack[1]
+            p.start = packs.data + <ptrdiff_t> pack[2]
+            p.bias_n = packs.data + <ptrdiff_t> pack[3]
+        if index is None:
+            p.x = grid(x, 0, reverse[d])
+        else:
+            p.x = rows_of(pointer(x), x.shape[0], 0, x.strides[0] // x.itemsize)
+            p.index = <const int32_t *> pointer(index)
+            p.index_t = p.B
+            if reverse[d]:
+                p.index += (p.T - 1) * p.B
+                p.index_t = -p.B
+        out = grid(y, d * H, reverse[d])
+        p.y = <char *> out.base
+        p.y_t = out.outer
+        p.y_b = out.inner
+        load_state(p.h, None if h0 is None else h0[d], p)
+        if p.cell.has_c:
+            load_state(p.c, None if c0 is None else c0[d], p)
+
+    cdef Job job
+    memset(&job, 0, sizeof(job))
+    job.passes = tape.passes
+    job.count = D
+    cdef int threads
+    if rows > 0:
+        with nogil:
+            threads = plan(&job)
+            run(walk_forward, &job, threads)
+    if packs is not None:
+        workspace.give(packs)
+    for d in range(D):
+        p = &tape.passes[d]
+        store_state(hn[d], at(p.h, (T if training else T % 2) * B * p.pitch, p), p)
+        if p.cell.has_c:
+            store_state(cn[d], at(p.c, (T if training else 0) * B * p.pitch, p), p)
+    if not training:
+        workspace.give(tape.buffer)
+        return None
+    tape.count = D
+    tape.workspace = workspace
+    tape.kept = (x, index)
+    tape.weights = weights
+    tape.reverse = reverse
+    tape.dtype = dtype
+    tape.shape = (T, B, I, H)
+    return tape
+
+
+def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads):
+    """Backpropagate one forward call through time; the tape is used up.
+
+    Parameters
+    ----------
+    tape : of a forward call with training
+    dy : (T, B, D*H), contiguous rows, or None: zero
+    dhn, dcn : (D, B, H) or None: zero
+    dx : out, like forward's x, or None: not wanted
+    dh0, dc0 : out (D, B, H); dc0 is None for cells without c
+    grads : per direction (weight_ih, weight_hh, bias_ih, bias_hh), which accumulate
+    """
+    cdef int D = tape.count, d, G
+    cdef Pass *p
+    if tape.used:
+        raise RuntimeError("backward: this tape was used already, a tape serves one backward")
+    T, B, I, H = tape.shape
+    dtype = tape.dtype
+    G = tape.passes[0].cell.gates
+    if dy is not None:
+        check("dy", dy, dtype, (T, B, D * H))
+    if dhn is not None:
+        check_flat("dhn", dhn, dtype, (D, B, H))
+    check_flat("dh0", dh0, dtype, (D, B, H), True)
+    if tape.passes[0].cell.has_c:
+        check_flat("dc0", dc0, dtype, (D, B, H), True)
+        if dcn is not None:
+            check_flat("dcn", dcn, dtype, (D, B, H))
+    if dx is not None:
+        x = tape.kept[0]
+        check("dx", dx, dtype, x.shape, True)
+    if len(grads) != D:
+        raise ValueError(f"grads: {len(grads)} directions, expected {D}")
+    for d in range(D):
+        check_weights(grads[d], G, dtype, I, H, True)
+
+    cdef Job job
+    memset(&job, 0, sizeof(job))
+    job.passes = tape.passes
+    job.count = D
+    cdef int threads = plan(&job)
+    job.scratch_size = tape.passes[0].table.gradient_scratch
+    carver = Carver(tape.passes[0].table.itemsize)
+    scratch_at = carver.add(threads * job.scratch_size // <object> tape.passes[0].table.itemsize)
+    offsets = []
+    for d in range(D):
+        p = &tape.passes[d]
+        width = <object> p.table.lanes * p.table.plain_vectors
+        offsets.append((
+            carver.add(B * <object> p.pitch),
+            carver.add(B * <object> p.pitch if p.cell.has_c else 0),
+            carver.add(p.panels_h * width * G * H),
+            carver.add(p.panels_i * width * G * H if dx is not None else 0),
+        ))
+    cdef Buffer buffer = tape.workspace.take(carver.total)
+    job.scratch = buffer.data + <ptrdiff_t> scratch_at
+    for d in range(D):
+        p = &tape.passes[d]
+        dh, dc, wb, wi = offsets[d]
+        p.dh = buffer.data + <ptrdiff_t> dh
+        p.dc = buffer.data + <ptrdiff_t> dc
+        p.wb = buffer.data + <ptrdiff_t> wb
+        p.wi = buffer.data + <ptrdiff_t> wi
+        load_state(p.dh, None if dhn is None else dhn[d], p)
+        if p.cell.has_c:
+            load_state(p.dc, None if dcn is None else dcn[d], p)
+        p.dy = NULL
+        if dy is not None:
+            rows = grid(dy, d * H, tape.reverse[d])
+            p.dy = <char *> rows.base
+            p.dy_t = rows.outer
+            p.dy_b = rows.inner
+        p.need_dx = dx is not None
+        p.add_dx = d > 0
+        if p.V and dx is not None:
+            p.dx = rows_of(pointer(dx), p.V, 0, dx.strides[0] // dx.itemsize)
+        elif dx is not None:
+            p.dx = grid(dx, 0, tape.reverse[d])
+        p.dw_ih = pointer(grads[d][0])
+        p.dw_hh = pointer(grads[d][1])
+        p.db_ih = pointer(grads[d][2])
+        p.db_hh = pointer(grads[d][3])
+        memset(&p.barrier, 0, sizeof(fr_barrier))
+
+    tape.used = True
+    with nogil:
+        run(walk_backward, &job, threads)
+    for d in range(D):
+        p = &tape.passes[d]
+        store_state(dh0[d], p.dh, p)
+        if p.cell.has_c:
+            store_state(dc0[d], p.dc, p)
+    tape.workspace.give(buffer)
+    tape.workspace.give(tape.buffer)
+    tape.buffer = None
+    tape.kept = tape.weights = None

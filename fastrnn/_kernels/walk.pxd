@@ -1,0 +1,88 @@
+from libc.stdint cimport int32_t
+
+from fastrnn._kernels.c cimport fr_barrier, fr_cell_row, fr_rows, fr_table
+
+
+cdef struct Pass:
+    const fr_table *table
+    const fr_cell_row *cell
+    ptrdiff_t T, B, I, H
+    ptrdiff_t V              # rows of the embedding; 0: x is dense
+    ptrdiff_t pitch, row     # of a state row; of a tape row (S * pitch)
+    ptrdiff_t panels         # of the forward products
+    ptrdiff_t panels_h, panels_i  # of plain products with H and with I columns
+    bint training
+    # input: x (T, B, I), or x (V, I) and index (T, B)
+    fr_rows x
+    const int32_t *index
+    ptrdiff_t index_t
+    # weights, torch's layout, and their packs
+    const void *w_ih         # (G*H, I)
+    const void *w_hh         # (G*H, H)
+    const void *b_ih         # (G*H) or NULL
+    const void *b_hh
+    bint packed
+    void *wx
+    void *wh
+    void *start
+    void *bias_n
+    # tape; without training h and c are rings and gates holds one chunk
+    char *gates              # (T or chunk, B, S*pitch)
+    char *h                  # (T+1 or 2, B, pitch)
+    char *c                  # (T+1 or 1, B, pitch)
+    char *symbols            # (V, S*pitch): projected embedding; going back, its gradient
+    ptrdiff_t chunk
+    char *y                  # (T, B) grid of rows of H
+    ptrdiff_t y_t, y_b
+    # backward
+    const char *dy           # (T, B) grid of rows of H, or NULL
+    ptrdiff_t dy_t, dy_b
+    char *dh                 # (B, pitch) carries
+    char *dc
+    void *wb                 # packed W_hh, (panels_h, G*H, ...)
+    void *wi                 # packed W_ih, (panels_i, G*H, ...)
+    fr_rows dx
+    bint need_dx, add_dx
+    void *dw_ih
+    void *dw_hh
+    void *db_ih
+    void *db_hh
+    fr_barrier barrier
+
+
+cdef struct Job:
+    Pass *passes
+    int count
+    bint by_units            # a team splits hidden units, not rows
+    fr_barrier everyone
+    char *scratch
+    ptrdiff_t scratch_size   # per thread
+
+
+cdef inline char *at(const void *base, ptrdiff_t elements, const Pass *p) noexcept nogil:
+    return <char *> base + elements * p.table.itemsize
+
+
+cdef inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline fr_rows rows_of(const void *base, ptrdiff_t count, ptrdiff_t outer,
+                            ptrdiff_t inner) noexcept nogil:
+    cdef fr_rows rows
+    rows.base = <void *> base
+    rows.count = count if count > 0 else 1
+    rows.outer = outer
+    rows.inner = inner
+    return rows
+
+
+
+cdef Pass sized(int kind, object dtype, ptrdiff_t T, ptrdiff_t B, ptrdiff_t I,
+                ptrdiff_t H) except *
+cdef ptrdiff_t forward_panels(const fr_table *table, const fr_cell_row *cell,
+                              ptrdiff_t H) noexcept nogil
+cdef int plan(Job *job) noexcept nogil
+cdef void pack_forward(Pass *p, ptrdiff_t panel0, ptrdiff_t panel1, bint bias) noexcept nogil
+cdef void walk_forward(void *arg, int rank, int size) noexcept nogil
+cdef void walk_backward(void *arg, int rank, int size) noexcept nogil

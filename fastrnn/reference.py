@@ -1,0 +1,455 @@
+"""The specification of fastrnn's cells in NumPy: what is computed, not how fast.
+
+Design
+------
+Each cell is a pair: its forward stands directly above its backward, the equations are the comment,
+and the names mirror each other (``i f g o`` and ``di df dg do_``). A gate's gradient is the one of
+its argument, before the activation. The tests hold every kernel against this file, and this file
+against finite differences; no shipped module imports it.
+
+Letters: T steps, B batch, I input, H hidden, G gates of a cell (rnn 1, gru 3, lstm 4), V rows of an
+embedding. Layouts and gate orders are PyTorch's: weight_ih (G*H, I), weight_hh (G*H, H), LSTM
+i f g o, GRU r z n. States are (T+1, B, H) with slot 0 the initial state.
+
+Inside a cell time always runs upwards: ``reverse`` flips x and dy on the way in, y and dx on the
+way out, and is nowhere else. All arrays of a call have one dtype, float32 or float64, in which
+everything is computed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = [
+    "Tape",
+    "gru_backward",
+    "gru_forward",
+    "lstm_backward",
+    "lstm_forward",
+    "rnn_backward",
+    "rnn_forward",
+    "sigmoid",
+]
+
+
+def sigmoid(x):
+    """Return 1 / (1 + exp(-x)) elementwise; exp sees no positive number and cannot overflow."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+# name: (h as a function of its argument a, dh/da as a function of h)
+_NONLINEARITIES = {
+    "tanh": (np.tanh, lambda h: 1 - h * h),
+    "relu": (lambda a: np.maximum(a, 0), lambda h: h > 0),
+    "sigmoid": (sigmoid, lambda h: h * (1 - h)),
+}
+
+
+class Tape:
+    """What a forward leaves for its backward: opaque to callers, and good for one backward.
+
+    x, the embedding and the weights are kept by reference: leave them as they are until backward.
+    Inside this module it is also the part of a call that all cells share: checks, the direction of
+    the walk, the input's side of the gates and the gradients of the parameters.
+    """
+
+    def __init__(self, cell, gates, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding, reverse):
+        self.cell = cell
+        self.spent = False
+        self._kept = ()
+        self._sizes = {}
+        self._dtype = getattr(weight_hh, "dtype", None)
+        if self._dtype not in (np.float32, np.float64):
+            came = self._dtype or type(weight_hh).__name__
+            raise TypeError(f"{cell}: weight_hh is {came}, expected an array of float32 or float64")
+
+        self._check("weight_hh", weight_hh, "G*H H")
+        if self._sizes["G*H"] != gates * self._sizes["H"]:
+            raise ValueError(
+                f"{cell}: weight_hh has shape {weight_hh.shape}, expected (G*H, H) with G = {gates}"
+            )
+        self._check("weight_ih", weight_ih, "G*H I")
+        self._params = {"weight_ih": weight_ih, "weight_hh": weight_hh}
+        for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
+            if bias is not None:
+                self._check(name, bias, "G*H")
+                self._params[name] = bias
+
+        self._walk = slice(None, None, -1 if reverse else 1)
+        self._rows = self._embedding = None
+        if embedding is None:
+            self._check("x", x, "T B I")
+            self._x = x[self._walk]  # (T, B, I)
+        else:
+            self._check("embedding", embedding, "V I")
+            self._check("x", x, "T B", np.integer)
+            if x.size and not (0 <= x.min() and x.max() < len(embedding)):
+                raise IndexError(
+                    f"{cell}: x has row numbers in [{x.min()}, {x.max()}], "
+                    f"expected [0, {len(embedding)}) for this embedding"
+                )
+            self._rows, self._embedding = x[self._walk], embedding  # (T, B), (V, I)
+            self._x = embedding[self._rows]  # (T, B, I)
+
+    def _check(self, name, array, letters, kind=None):
+        """Hold an array against the sizes known so far; a letter not met before learns its size."""
+        kind = kind or self._dtype.type
+        if not isinstance(array, np.ndarray) or not issubclass(array.dtype.type, kind):
+            came = getattr(array, "dtype", type(array).__name__)
+            raise TypeError(f"{self.cell}: {name} is {came}, expected an array of {kind.__name__}")
+        letters = letters.split()
+        known = ", ".join(f"{k} = {self._sizes[k]}" for k in letters if k in self._sizes)
+        if array.ndim != len(letters) or any(
+            self._sizes.setdefault(k, n) != n for k, n in zip(letters, array.shape)
+        ):
+            raise ValueError(
+                f"{self.cell}: {name} has shape {array.shape}, expected ({', '.join(letters)})"
+                + (f" with {known}" if known else "")
+            )
+
+    def _zeros(self, letters):
+        return np.zeros([self._sizes[k] for k in letters.split()], self._dtype)
+
+    def _start(self, name, state):
+        """Return the states (T+1, B, H) of a walk, slot 0 filled with the initial one."""
+        T, B, H = (self._sizes[k] for k in "TBH")
+        states = np.zeros((T + 1, B, H), self._dtype)
+        if state is not None:
+            self._check(name, state, "B H")
+            states[0] = state
+        return states
+
+    def _from_x(self):
+        """Return W_ih x + b_ih of all steps, (T, B, G*H)."""
+        return self._x @ self._params["weight_ih"].T + self._params.get("bias_ih", 0)
+
+    def _from_h(self, h):
+        """Return W_hh h + b_hh of one step, (B, G*H)."""
+        return h @ self._params["weight_hh"].T + self._params.get("bias_hh", 0)
+
+    def _finish(self, training, h, *more):
+        """Return (y, hn, self or None) and keep the cell's arrays, the states h first."""
+        self._kept = (h, *more)
+        # y and hn are copies: a caller who writes into them does not change the gradients
+        return h[1:][self._walk].copy(), h[-1].copy(), self if training else None
+
+    def _spend(self, dy, grads, **dstates):
+        """Check a backward's arguments, then hand out (kept, dy, grads, dstates), this once."""
+        if self.spent:
+            raise RuntimeError(
+                f"{self.cell}_backward: this tape has already served its one backward; "
+                f"run {self.cell}_forward again for a new one"
+            )
+        if dy is None:
+            dy = self._zeros("T B H")
+        self._check("dy", dy, "T B H")
+        for name, dstate in dstates.items():
+            if dstate is not None:
+                self._check(name, dstate, "B H")
+                dstates[name] = dstate.copy()
+            else:
+                dstates[name] = self._zeros("B H")
+        if grads is None:
+            grads = {name: np.zeros_like(param) for name, param in self._params.items()}
+        if set(grads) != set(self._params):
+            raise ValueError(
+                f"{self.cell}_backward: grads has keys {sorted(grads)}, "
+                f"expected {sorted(self._params)}"
+            )
+        for name, grad in grads.items():
+            self._check(f"grads[{name!r}]", grad, "G*H" if "bias" in name else
+                        "G*H I" if name == "weight_ih" else "G*H H")
+        self.spent, kept, self._kept = True, self._kept, ()
+        return kept, dy[self._walk], grads, dstates.values()
+
+    def _accumulate(self, grads, h, da_x, da_h):
+        """Add the gradients of the parameters.
+
+        h (T+1, B, H); da_x and da_h (T, B, G*H) are the gradients of what _from_x and _from_h gave.
+        """
+        for side, da, source in (("ih", da_x, self._x), ("hh", da_h, h[:-1])):
+            grads[f"weight_{side}"] += np.einsum("tbg,tbk->gk", da, source, optimize=True)
+            if f"bias_{side}" in grads:
+                grads[f"bias_{side}"] += da.sum(axis=(0, 1))
+
+    def _to_x(self, need_dx, da_x):
+        """Return the gradient of x (T, B, I), or of the embedding (V, I)."""
+        if not need_dx:
+            return None
+        dx = da_x @ self._params["weight_ih"]  # (T, B, I)
+        if self._embedding is None:
+            return dx[self._walk].copy()
+        dembedding = self._zeros("V I")
+        np.add.at(dembedding, self._rows, dx)
+        return dembedding
+
+
+def _tape_of(cell, tape):
+    """Return the tape if it is one that this cell's forward made."""
+    if tape is None:
+        raise TypeError(f"{cell}_backward: tape is None; run {cell}_forward with training=True")
+    if not isinstance(tape, Tape) or tape.cell != cell:
+        came = f"one of {tape.cell}_forward" if isinstance(tape, Tape) else type(tape).__name__
+        raise TypeError(f"{cell}_backward: tape is {came}, expected one of {cell}_forward")
+    return tape
+
+
+# ------------------------------------------------------------------------------------------ rnn
+
+
+def rnn_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, nonlinearity="tanh",
+                reverse=False, training=True, embedding=None):
+    """Run Elman's simple recurrent network over a sequence.
+
+    Parameters
+    ----------
+    x : array (T, B, I), or integers (T, B) with `embedding`
+        The input; T = 0 is allowed.
+    h0 : array (B, H) or None
+        The state before the first processed step; None means zeros.
+    weight_ih : array (G*H, I)
+        Weights of the input; here G = 1.
+    weight_hh : array (G*H, H)
+        Weights of the state.
+    bias_ih, bias_hh : array (G*H,) or None
+        Biases beside either product; each may be left out.
+    nonlinearity : {"tanh", "relu", "sigmoid"}
+        The activation phi.
+    reverse : bool
+        Walk from step T-1 down to 0; y[t] still belongs to x[t].
+    training : bool
+        Whether a tape for backward is returned.
+    embedding : array (V, I) or None
+        If given, the input is ``embedding[x]``.
+
+    Returns
+    -------
+    y : array (T, B, H)
+        The state after each step.
+    hn : array (B, H)
+        The state after the last processed step (step 0 with `reverse`), h0 if T = 0.
+    tape : Tape or None
+        What rnn_backward needs, None without `training`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or its dtype is not that of weight_hh (float32 or float64).
+    ValueError
+        If shapes do not fit each other, or the nonlinearity is unknown.
+    IndexError
+        If x names a row that `embedding` does not have.
+
+    References
+    ----------
+    J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990.
+    """
+    # h_t = phi(W_ih x_t + b_ih + W_hh h_t-1 + b_hh)
+    if nonlinearity not in _NONLINEARITIES:
+        raise ValueError(
+            f"rnn: nonlinearity is {nonlinearity!r}, expected one of {sorted(_NONLINEARITIES)}"
+        )
+    phi, dphi = _NONLINEARITIES[nonlinearity]
+    tape = Tape("rnn", 1, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding, reverse)
+    h = tape._start("h0", h0)  # (T+1, B, H)
+    a = tape._from_x()  # (T, B, H)
+    for t in range(len(a)):
+        h[t + 1] = phi(a[t] + tape._from_h(h[t]))
+    return tape._finish(training, h, dphi)
+
+
+def rnn_backward(dy, dhn, tape, *, need_dx=True, grads=None):
+    """Backpropagate through the steps of one rnn_forward.
+
+    Parameters
+    ----------
+    dy : array (T, B, H) or None
+        Gradient of a loss with respect to y; None means zeros.
+    dhn : array (B, H) or None
+        Gradient with respect to hn, added to what reaches that state through y.
+    tape : Tape
+        Of rnn_forward; spent by this call.
+    need_dx : bool
+        Whether the gradient of the input is wanted.
+    grads : dict of arrays or None
+        If given, the parameters' gradients are added to its arrays; otherwise to fresh zeros.
+        Keys weight_ih, weight_hh, and bias_ih and bias_hh as far as forward had them; shapes as
+        the parameters'.
+
+    Returns
+    -------
+    dx : array (T, B, I), or (V, I), or None
+        Gradient with respect to x, or to `embedding` where forward had one; None without
+        `need_dx`.
+    dh0 : array (B, H)
+        Gradient with respect to h0.
+    grads : dict of arrays
+        The parameters' gradients.
+
+    Raises
+    ------
+    RuntimeError
+        If the tape has already served a backward.
+    TypeError
+        If the tape is not one of rnn_forward, or an argument is no array of forward's dtype.
+    ValueError
+        If a shape or the keys of `grads` do not fit forward's; the tape stays unspent.
+    """
+    # da_t = phi'(a_t) (dy_t + dh_t),  dh_t-1 = W_hh^T da_t
+    tape = _tape_of("rnn", tape)
+    (h, dphi), dy, grads, (dh,) = tape._spend(dy, grads, dhn=dhn)  # dy (T, B, H), dh (B, H)
+    da = np.empty_like(dy)  # (T, B, H)
+    for t in reversed(range(len(dy))):
+        da[t] = (dy[t] + dh) * dphi(h[t + 1])
+        dh = da[t] @ tape._params["weight_hh"]
+    tape._accumulate(grads, h, da, da)
+    return tape._to_x(need_dx, da), dh, grads
+
+
+# ----------------------------------------------------------------------------------------- lstm
+
+
+def lstm_forward(x, state, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, reverse=False,
+                 training=True, embedding=None):
+    """Run a long short-term memory with forget gates over a sequence.
+
+    Parameters and errors are those of rnn_forward with G = 4 in the order i f g o, except:
+
+    Parameters
+    ----------
+    state : tuple (h0, c0) or None
+        The initial hidden and cell state, (B, H) each; None, as a whole or of one, means zeros.
+
+    Returns
+    -------
+    y : array (T, B, H)
+        The hidden state after each step.
+    (hn, cn) : tuple of arrays (B, H)
+        Hidden and cell state after the last processed step.
+    tape : Tape or None
+        What lstm_backward needs, None without `training`.
+
+    References
+    ----------
+    S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9, 1997;
+    the forget gate: F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", 2000.
+    """
+    # i f g o = sigma sigma tanh sigma (W_ih x_t + b_ih + W_hh h_t-1 + b_hh)
+    # c_t = f c_t-1 + i g
+    # h_t = o tanh(c_t)
+    h0, c0 = (None, None) if state is None else state
+    tape = Tape("lstm", 4, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding, reverse)
+    h = tape._start("h0", h0)  # (T+1, B, H)
+    c = tape._start("c0", c0)  # (T+1, B, H)
+    gates = tape._from_x()  # (T, B, 4*H)
+    i, f, g, o = np.split(gates, 4, axis=-1)  # views, (T, B, H) each
+    for t in range(len(gates)):
+        gates[t] += tape._from_h(h[t])
+        i[t], f[t], g[t], o[t] = sigmoid(i[t]), sigmoid(f[t]), np.tanh(g[t]), sigmoid(o[t])
+        c[t + 1] = f[t] * c[t] + i[t] * g[t]
+        h[t + 1] = o[t] * np.tanh(c[t + 1])
+    y, hn, tape = tape._finish(training, h, c, gates)
+    return y, (hn, c[-1].copy()), tape
+
+
+def lstm_backward(dy, dstate, tape, *, need_dx=True, grads=None):
+    """Backpropagate through the steps of one lstm_forward.
+
+    Parameters and errors are those of rnn_backward, except:
+
+    Parameters
+    ----------
+    dstate : tuple (dhn, dcn) or None
+        Gradients with respect to hn and cn, (B, H) each; None, as a whole or of one, means zeros.
+
+    Returns
+    -------
+    dx : array (T, B, I), or (V, I), or None
+        As of rnn_backward.
+    (dh0, dc0) : tuple of arrays (B, H)
+        Gradients with respect to h0 and c0.
+    grads : dict of arrays
+        The parameters' gradients.
+    """
+    # do_ = sigma'(o) dh tanh(c_t)
+    # dc += dh o tanh'(c_t)
+    # di df dg = sigma'(i) dc g,  sigma'(f) dc c_t-1,  tanh'(g) dc i
+    # dc_t-1 = dc f,  dh_t-1 = W_hh^T (di df dg do_)
+    tape = _tape_of("lstm", tape)
+    dhn, dcn = (None, None) if dstate is None else dstate
+    (h, c, gates), dy, grads, (dh, dc) = tape._spend(dy, grads, dhn=dhn, dcn=dcn)  # dh dc (B, H)
+    dgates = np.empty_like(gates)  # (T, B, 4*H)
+    i, f, g, o = np.split(gates, 4, axis=-1)  # views, (T, B, H) each
+    di, df, dg, do_ = np.split(dgates, 4, axis=-1)  # views, (T, B, H) each
+    for t in reversed(range(len(dy))):
+        dh = dy[t] + dh
+        tanh_c = np.tanh(c[t + 1])  # (B, H)
+        do_[t] = o[t] * (1 - o[t]) * dh * tanh_c
+        dc = dc + dh * o[t] * (1 - tanh_c * tanh_c)
+        di[t] = i[t] * (1 - i[t]) * dc * g[t]
+        df[t] = f[t] * (1 - f[t]) * dc * c[t]
+        dg[t] = (1 - g[t] * g[t]) * dc * i[t]
+        dc = dc * f[t]
+        dh = dgates[t] @ tape._params["weight_hh"]
+    tape._accumulate(grads, h, dgates, dgates)
+    return tape._to_x(need_dx, dgates), (dh, dc), grads
+
+
+# ------------------------------------------------------------------------------------------ gru
+
+
+def gru_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, reverse=False,
+                training=True, embedding=None):
+    """Run gated recurrent units over a sequence, reset after the recurrent product.
+
+    Parameters, returns and errors are those of rnn_forward with G = 3 in the order r z n, without
+    nonlinearity.
+
+    References
+    ----------
+    K. Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014, in the form
+    of cuDNN and PyTorch: r multiplies W_hn h + b_hn instead of h, and z keeps the old state.
+    """
+    # r = sigma(W_ir x_t + b_ir + W_hr h_t-1 + b_hr),  z likewise
+    # m = W_hn h_t-1 + b_hn
+    # n = tanh(W_in x_t + b_in + r m)
+    # h_t = (1 - z) n + z h_t-1
+    tape = Tape("gru", 3, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding, reverse)
+    h = tape._start("h0", h0)  # (T+1, B, H)
+    gates = tape._from_x()  # (T, B, 3*H)
+    r, z, n = np.split(gates, 3, axis=-1)  # views, (T, B, H) each
+    m = np.empty_like(n)  # (T, B, H)
+    for t in range(len(gates)):
+        r_h, z_h, m[t] = np.split(tape._from_h(h[t]), 3, axis=-1)  # (B, H) each
+        r[t], z[t] = sigmoid(r[t] + r_h), sigmoid(z[t] + z_h)
+        n[t] = np.tanh(n[t] + r[t] * m[t])
+        h[t + 1] = (1 - z[t]) * n[t] + z[t] * h[t]
+    return tape._finish(training, h, m, gates)
+
+
+def gru_backward(dy, dhn, tape, *, need_dx=True, grads=None):
+    """Backpropagate through the steps of one gru_forward.
+
+    Parameters, returns and errors are those of rnn_backward.
+    """
+    # dz = sigma'(z) dh (h_t-1 - n)
+    # dn = tanh'(n) dh (1 - z)
+    # dm = dn r,  dr = sigma'(r) dn m
+    # dh_t-1 = dh z + W_hh^T (dr dz dm)
+    tape = _tape_of("gru", tape)
+    (h, m, gates), dy, grads, (dh,) = tape._spend(dy, grads, dhn=dhn)  # dy (T, B, H), dh (B, H)
+    dgates_x = np.empty_like(gates)  # (T, B, 3*H) dr dz dn, of W_ih x + b_ih
+    dgates_h = np.empty_like(gates)  # (T, B, 3*H) dr dz dm, of W_hh h + b_hh
+    r, z, n = np.split(gates, 3, axis=-1)  # views, (T, B, H) each
+    dr, dz, dn = np.split(dgates_x, 3, axis=-1)  # views, (T, B, H) each
+    for t in reversed(range(len(dy))):
+        dh = dy[t] + dh
+        dz[t] = z[t] * (1 - z[t]) * dh * (h[t] - n[t])
+        dn[t] = (1 - n[t] * n[t]) * dh * (1 - z[t])
+        dm = dn[t] * r[t]  # (B, H)
+        dr[t] = r[t] * (1 - r[t]) * dn[t] * m[t]
+        dgates_h[t] = np.concatenate([dr[t], dz[t], dm], axis=-1)
+        dh = dh * z[t] + dgates_h[t] @ tape._params["weight_hh"]
+    tape._accumulate(grads, h, dgates_x, dgates_h)
+    return tape._to_x(need_dx, dgates_x), dh, grads

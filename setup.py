@@ -1,0 +1,53 @@
+"""Builds the C side once and the Cython modules over it.
+
+Metadata stands in pyproject.toml. Switches: FASTRNN_SANITIZE=address,undefined (or thread) builds
+an instrumented package; FASTRNN_DEBUG=1 keeps assertions and bounds checks.
+"""
+
+import os
+from glob import glob
+
+import numpy as np
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+sanitize = os.environ.get("FASTRNN_SANITIZE", "")
+debug = os.environ.get("FASTRNN_DEBUG", "") == "1"
+
+flags = ["-std=c11", "-O3", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math"]
+link = ["-pthread"]
+if sanitize:
+    flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1"]
+    link += [f"-fsanitize={sanitize}"]
+if not debug:
+    flags.append("-DNDEBUG")
+
+
+def module(name, extra=()):
+    return Extension(
+        f"fastrnn._kernels.{name}",
+        [f"fastrnn/_kernels/{name}.pyx", *extra],
+        include_dirs=["src_c", np.get_include()],
+        depends=glob("src_c/**/*.h", recursive=True) + glob("fastrnn/_kernels/*.pxd"),
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        extra_compile_args=flags,
+        extra_link_args=link,
+    )
+
+
+# Only `runtime` is linked with the C side: one pool, one choice of instruction set in a process.
+kernels = sorted(glob("src_c/*.c") + glob("src_c/isa/*.c"))
+modules = [module("runtime", kernels), module("walk"), module("sequence"), module("stream"), module("dense")]
+
+setup(
+    ext_modules=cythonize(
+        [m for m in modules if os.path.exists(m.sources[0])],
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": debug,
+            "wraparound": debug,
+            "cdivision": True,
+            "embedsignature": True,
+        },
+    )
+)

@@ -1,0 +1,89 @@
+/* Which kernels this CPU can run, and the one place that knows of CPUID and of the floating-point
+ * control register. */
+#include "fastrnn.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+
+/* What the operating system saves on a task switch (XGETBV), not only what the CPU has. */
+static unsigned long long saved_state(void) {
+  unsigned a, b, c, d, low, high;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return ((unsigned long long)high << 32) | low;
+}
+
+static int has(unsigned ecx1, unsigned ebx7, unsigned long long state) {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & ecx1) != ecx1) return 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & ebx7) != ebx7) return 0;
+  return (saved_state() & state) == state;
+}
+
+static int has_avx2(void) { return has(bit_AVX | bit_FMA, bit_AVX2, 0x6); }
+static int has_avx512(void) {
+  return has(bit_AVX | bit_FMA, bit_AVX2 | bit_AVX512F | bit_AVX512DQ, 0xe6);
+}
+#endif
+
+static int always(void) { return 1; }
+
+#define DECLARE(isa) extern const fr_table fr_table_##isa##32, fr_table_##isa##64;
+#define ROW(isa, supported) {#isa, supported, {&fr_table_##isa##32, &fr_table_##isa##64}}
+
+DECLARE(scalar)
+#if defined(__x86_64__)
+DECLARE(avx2)
+DECLARE(avx512)
+#elif defined(__aarch64__)
+DECLARE(neon)
+#endif
+
+static const struct {
+  const char *name;
+  int (*supported)(void);
+  const fr_table *table[2]; /* float32, float64 */
+} isas[] = {
+    ROW(scalar, always),
+#if defined(__x86_64__)
+    ROW(avx2, has_avx2),
+    ROW(avx512, has_avx512),
+#elif defined(__aarch64__)
+    ROW(neon, always), /* part of the base architecture */
+#endif
+};
+
+int fr_isa_count(void) { return (int)(sizeof isas / sizeof isas[0]); }
+const char *fr_isa_name(int isa) { return isas[isa].name; }
+int fr_isa_supported(int isa) { return isas[isa].supported(); }
+const fr_table *fr_isa_table(int isa, int bits) { return isas[isa].table[bits == 64]; }
+
+#if defined(__x86_64__)
+unsigned fr_flush_denormals(int on) {
+  const unsigned state = _mm_getcsr();
+  if (on) _mm_setcsr(state | 0x8040); /* FTZ: results, DAZ: operands */
+  return state;
+}
+void fr_restore(unsigned state) { _mm_setcsr(state); }
+#elif defined(__aarch64__)
+unsigned fr_flush_denormals(int on) {
+  unsigned long state;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(state));
+  if (on) __asm__ volatile("msr fpcr, %0" : : "r"(state | (1ul << 24)));
+  return (unsigned)state;
+}
+void fr_restore(unsigned state) {
+  __asm__ volatile("msr fpcr, %0" : : "r"((unsigned long)state));
+}
+#else
+unsigned fr_flush_denormals(int on) { return (unsigned)on; }
+void fr_restore(unsigned state) { (void)state; }
+#endif
+
+ptrdiff_t fr_pitch(ptrdiff_t h, ptrdiff_t itemsize) {
+  ptrdiff_t bytes = (h * itemsize + 63) / 64 * 64;
+  /* rows 1024 bytes apart share few cache sets, and loads 4096 apart wait for each other's stores */
+  if (bytes >= 1024 && bytes % 1024 == 0) bytes += 64;
+  return bytes / itemsize;
+}

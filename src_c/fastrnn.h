@@ -1,0 +1,177 @@
+/* Every type and function of the C side that Cython may call.
+ *
+ * Letters: T steps, B batch, I input, H hidden, G gates of a cell, S slots of its tape row.
+ *
+ * Conventions, said once:
+ *  - Kernels cannot fail: they allocate nothing, check nothing, return nothing. The door that checks
+ *    is fastrnn/_kernels/sequence.pyx.
+ *  - void * stands for float * or double *, as the table's `itemsize` says; every stride, pitch and
+ *    offset counts elements of that type.
+ *  - `pitch` is the padded width of H that internal buffers use (fr_pitch): a multiple of 64 bytes
+ *    and not of 1024, so that rows do not alias each other in the cache. Whole vectors may be
+ *    written into the padding; what lies there is zero or finite and is never used.
+ *  - A tape row has S slots of `pitch` elements: LSTM i f g o; GRU n r z m (m = W_hn h + b_hn, kept
+ *    for backward); RNN one. Going forward they hold activated gates, and backward overwrites them
+ *    with the gradients of the gates' arguments, in place.
+ *  - Parameter gradients accumulate; every other output is overwritten.
+ *  - Numbers: each element of a product is one chain of fused multiply-adds over k ascending. The
+ *    chain of a gate starts at its bias, runs over x, then over h. Only weight gradients, whose k
+ *    runs over all rows of all steps, are cut into blocks of FR_KC rows whose sums are added in
+ *    order. No chain is ever split between threads or tiles, so results are the same bits for any
+ *    number of threads, any split of a batch and any FMA instruction set. */
+#ifndef FASTRNN_H
+#define FASTRNN_H
+#include <stddef.h>
+#include <stdint.h>
+
+enum { FR_KC = 256 };       /* rows per block of a weight gradient's sum */
+enum { FR_MAX_THREADS = 64 };
+
+typedef enum { FR_RNN_TANH, FR_RNN_RELU, FR_RNN_SIGMOID, FR_LSTM, FR_GRU, FR_CELLS } fr_cell;
+
+/* Rows of a matrix that lie in a (T, B) grid: row r is at
+ *   base + (r / count) * outer + (r % count) * inner,  count = B.
+ * A direction that walks back in time has a negative `outer`. */
+typedef struct {
+  void *base;
+  ptrdiff_t count, outer, inner;
+} fr_rows;
+
+/* C = start + A B, or rather the rows and panels named of it.
+ * A row of A consists of `runs` runs of `run` elements, `run_stride` apart; B is packed by one of the
+ * pack functions. The chain of C[r][n] starts at bias[n], at C itself with `accumulate`, or at 0. */
+typedef struct {
+  fr_rows c;              /* rows of N elements (gate products: of S slots of `pitch`) */
+  fr_rows a;              /* rows of runs * run elements */
+  ptrdiff_t runs, run, run_stride;
+  const void *b;          /* packed (panels, runs * run, vectors * lanes) */
+  const void *bias;       /* laid out as a row of C and padded to whole panels, or NULL */
+  int accumulate;
+  ptrdiff_t row0, row1;   /* rows to compute */
+  ptrdiff_t panel0, panel1;
+  ptrdiff_t n;            /* columns: N of a plain product, H of a gate product */
+  ptrdiff_t pitch;        /* gate product: distance between the slots of a row of C */
+} fr_product;
+
+/* C[g * H + u][n] += sum over k of A[k][slot[g] + u] * B[k][n], for u in [u0, u1): the weight
+ * gradient of G gates. bias[g * H + u] += sum over k of A[k][slot[g] + u], unless NULL. */
+typedef struct {
+  void *c;                /* (G * H, N) contiguous */
+  void *bias;             /* (G * H) or NULL */
+  fr_rows a;              /* K rows of tape */
+  fr_rows b;              /* K rows of N elements */
+  ptrdiff_t k, n, gates, h;
+  ptrdiff_t slot[4];
+  ptrdiff_t u0, u1;
+  void *scratch;          /* table->gradient_scratch bytes, 64-byte aligned, one per thread */
+} fr_gradient;
+
+/* One step forward of `rows` rows of a batch, hidden units of panels [panel0, panel1). */
+typedef struct {
+  ptrdiff_t rows, panel0, panel1, hidden, pitch;
+  /* outputs */
+  void *h, *c;            /* (rows, pitch); c may be c_prev; h must not be h_prev */
+  void *y;                /* rows of H elements, y_row apart, or NULL */
+  ptrdiff_t y_row;
+  void *gates;            /* (rows, gates_row), or NULL: no tape */
+  ptrdiff_t gates_row;
+  /* inputs */
+  const void *start;      /* rows of S slots, start_row apart: where the chains start */
+  ptrdiff_t start_row;
+  const int32_t *index;   /* row of `start` for each row, or NULL: its own */
+  const void *x, *wx;     /* x (rows, x_row) and packed W_ih; input 0: x is already in `start` */
+  ptrdiff_t input, x_row;
+  const void *h_prev, *wh, *c_prev; /* (rows, pitch); packed W_hh */
+  const void *bias_n;     /* GRU: b_hn (pitch) */
+} fr_forward;
+
+/* One step of backpropagation through time of `rows` rows, units of plain panels
+ * [panel0, panel1): dh = dy + carry + dG(t+1) W_hh, then the gates' gradients. */
+typedef struct {
+  ptrdiff_t rows, panel0, panel1, hidden, pitch;
+  void *gates;            /* (rows, gates_row) in: activated gates; out: their gradients */
+  ptrdiff_t gates_row;
+  void *dh;               /* (rows, pitch) in: what reaches h(t) past the gates; out: h(t-1)'s */
+  void *dc;               /* LSTM: (rows, pitch) in and out likewise */
+  const void *next;       /* gates of step t+1, already gradients; NULL at the last step */
+  const void *wb;         /* packed W_hh, (panels, G * H, vectors * lanes) */
+  const void *dy;         /* rows of H elements, dy_row apart, or NULL: zero */
+  ptrdiff_t dy_row;
+  const void *h, *h_prev, *c, *c_prev; /* (rows, pitch) */
+} fr_backward;
+
+/* Adam with decoupled weight decay (Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019).
+ * lr, eps already hold the bias corrections; see dense.pyx. */
+typedef struct {
+  void *param, *m, *v;
+  const void *grad;
+  double grad_scale, beta1, beta2, step_size, eps, decay;
+} fr_adam;
+
+/* What a cell needs; one row per fr_cell. */
+typedef struct {
+  int gates, slots;       /* G, S */
+  int has_c;
+  int order_x[4];         /* slot s of the input product holds torch's gate order_x[s] */
+  int slot_h[4];          /* torch's gate g of W_hh has its gradient in slot slot_h[g] */
+  int vectors;            /* vectors per panel of the forward products */
+  int plain;              /* those vectors are neighbours (one gate), not one per gate */
+  int apart;              /* torch's gate whose b_hh stays out of the start row (GRU n), or -1 */
+  void (*forward)(const fr_forward *);
+  void (*backward)(const fr_backward *);
+} fr_cell_row;
+
+/* The kernels of one instruction set and one dtype. */
+typedef struct {
+  const char *name;
+  ptrdiff_t itemsize, lanes, plain_vectors, gradient_scratch;
+  fr_cell_row cell[FR_CELLS];
+  /* Packing, of panels [panel0, panel1) of dst, from contiguous src:
+   * plain:   dst (ceil(N / (plain_vectors * lanes)), K, plain_vectors * lanes) from src[k][n],
+   *          where gate g's `k / gates` rows come from gate order[g] of src
+   * plain_t: the same from src[n][k]
+   * gates:   dst (ceil(H / lanes), K, gates * lanes) from src[order[v] * H + u][k] */
+  void (*pack_plain)(void *dst, const void *src, ptrdiff_t k, ptrdiff_t n, int gates,
+                     const int *order, ptrdiff_t panel0, ptrdiff_t panel1);
+  void (*pack_plain_t)(void *dst, const void *src, ptrdiff_t k, ptrdiff_t n, ptrdiff_t panel0,
+                       ptrdiff_t panel1);
+  void (*pack_gates)(void *dst, const void *src, ptrdiff_t k, ptrdiff_t h, int gates,
+                     const int *order, ptrdiff_t panel0, ptrdiff_t panel1);
+  /* start (S, pitch) = b_ih + b_hh in the order of the slots, bias_n (pitch) = what stays apart */
+  void (*pack_bias)(void *start, void *bias_n, const void *b_ih, const void *b_hh, ptrdiff_t h,
+                    ptrdiff_t pitch, const fr_cell_row *);
+  void (*product_plain)(const fr_product *);
+  void (*product_gates)(const fr_product *, int gates);
+  void (*gradient)(const fr_gradient *);
+  /* dst[index[r]][columns] += src[r][columns] for the rows in ascending order, columns [c0, c1) */
+  void (*scatter_add)(void *dst, const void *src, ptrdiff_t row, const int32_t *index,
+                      ptrdiff_t rows, ptrdiff_t c0, ptrdiff_t c1);
+  /* rows of N logits in place: softmax - onehot(target), times scale, into grad (may be logits;
+   * NULL: none); returns the sum of -log softmax[target], accumulated in double */
+  double (*softmax_loss)(void *grad, const void *logits, const int32_t *target, ptrdiff_t rows,
+                         ptrdiff_t n, double scale);
+  double (*sum_squares)(const void *x, ptrdiff_t n);
+  void (*adam)(const fr_adam *, ptrdiff_t begin, ptrdiff_t end);
+  /* elementwise, for tests: op 0 sigmoid, 1 tanh, 2 exp of x <= 0 */
+  void (*activate)(void *y, const void *x, ptrdiff_t n, int op);
+} fr_table;
+
+/* cpu.c */
+int fr_isa_count(void);                   /* names known to this build, in ascending order */
+const char *fr_isa_name(int isa);
+int fr_isa_supported(int isa);            /* CPU and operating system have it */
+const fr_table *fr_isa_table(int isa, int bits);
+unsigned fr_flush_denormals(int on);      /* returns the state to give to fr_restore */
+void fr_restore(unsigned state);
+ptrdiff_t fr_pitch(ptrdiff_t h, ptrdiff_t itemsize);
+
+/* pool.c: one job at a time is spread over the threads; whoever comes while it runs works alone. */
+typedef void (*fr_work)(void *arg, int rank, int size);
+void fr_run(fr_work work, void *arg, int threads);
+int fr_workers(void);                     /* threads that exist beside the caller */
+
+typedef struct {
+  int count, phase;
+} fr_barrier;                             /* zero before use */
+void fr_wait(fr_barrier *barrier, int size);
+#endif

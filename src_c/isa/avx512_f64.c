@@ -1,0 +1,2 @@
+#define FR_BITS 64
+#include "avx512.c"

@@ -1,0 +1,32 @@
+/* What every template starts from. A file of isa/ defines FR_BITS, FR_ISA and the target, includes
+ * this, its vec/ header, and tmpl/table.h. */
+#ifndef FR_STEP_H
+#define FR_STEP_H
+#include "fastrnn.h"
+#include <assert.h>
+
+#define FR_INLINE static inline __attribute__((always_inline))
+#define FR_PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#define FR_UNROLL(n) FR_PRAGMA(clang loop unroll(full))
+#else
+#define FR_UNROLL(n) FR_PRAGMA(GCC unroll n)
+#endif
+
+#define FR_PASTE3(a, b, c) a##_##b##c
+#define FR_PASTE(a, b, c) FR_PASTE3(a, b, c)
+#define FR_STRING2(a) #a
+#define FR_STRING(a) FR_STRING2(a)
+
+#if FR_BITS == 32
+typedef float real;
+#else
+typedef double real;
+#endif
+
+/* Row r of a matrix of rows. */
+FR_INLINE real *fr_row(const fr_rows *m, ptrdiff_t r) {
+  real *base = (real *)m->base;
+  return base + (r / m->count) * m->outer + (r % m->count) * m->inner;
+}
+#endif

@@ -1,0 +1,74 @@
+/* What the cells share: the gates' chains of a tile, going forward, and dh going back. A cell's own
+ * file adds the epilogue. Accumulators leave the registers through a small array on the stack, so
+ * that one loop of activations serves every tile shape. */
+
+typedef struct {
+  vec v[MAX_ROWS][MAX_VECS];
+} stack_tile;
+
+#define FOR_TILE(M, V) \
+  FR_UNROLL(8) for (int m = 0; m < M; m++) FR_UNROLL(12) for (int v = 0; v < V; v++)
+
+/* acc = start, laid out as product_tile's C. */
+FR_INLINE void start_chain(const int M, const int Q, const int NV, const int plain, tile acc,
+                           const fr_forward *s, ptrdiff_t m0, ptrdiff_t p) {
+  const ptrdiff_t stride = plain ? VW : s->pitch, step = plain ? NV * VW : VW;
+  const real *row[MAX_ROWS];
+  FR_UNROLL(8) for (int m = 0; m < M; m++)
+    row[m] = (const real *)s->start + (s->index ? s->index[m0 + m] : m0 + m) * s->start_row;
+  FOR_TILE(M, Q * NV) {
+    const ptrdiff_t at = (p + v / NV) * step + (v % NV) * stride;
+    acc[m][v] = !plain || at < s->hidden ? vload(row[m] + at) : vset1(0);
+  }
+}
+
+FR_INLINE void rows_chain(const int M, const int Q, const int NV, tile acc, const void *base,
+                          ptrdiff_t row, const void *w, ptrdiff_t k, ptrdiff_t m0, ptrdiff_t p) {
+  const real *a[MAX_ROWS];
+  FR_UNROLL(8) for (int m = 0; m < M; m++) a[m] = (const real *)base + (m0 + m) * row;
+  chain(M, Q, NV, acc, a, (const real *)w + p * k * NV * VW, k * NV * VW, k);
+}
+
+FR_INLINE void x_chain(const int M, const int Q, const int NV, tile acc, const fr_forward *s,
+                       ptrdiff_t m0, ptrdiff_t p) {
+  if (s->input) rows_chain(M, Q, NV, acc, s->x, s->x_row, s->wx, s->input, m0, p);
+}
+
+FR_INLINE void h_chain(const int M, const int Q, const int NV, tile acc, const fr_forward *s,
+                       ptrdiff_t m0, ptrdiff_t p) {
+  rows_chain(M, Q, NV, acc, s->h_prev, s->pitch, s->wh, s->hidden, m0, p);
+}
+
+FR_INLINE void store_user(real *row, ptrdiff_t at, vec a, ptrdiff_t hidden) {
+  if (hidden - at >= VW)
+    vstore(row + at, a);
+  else
+    vstoren(row + at, a, hidden - at);
+}
+
+/* dh(t) of a plain tile: carry + dy, then the chain of dG(t+1) W_hh over gates and units, whose
+ * slots lie side by side from slot0 on. */
+FR_INLINE void dh_tile(const int M, const int Q, const int gates, const int slot0, stack_tile *out,
+                       const fr_backward *s, ptrdiff_t m0, ptrdiff_t p) {
+  tile acc;
+  FOR_TILE(M, Q * VPLAIN) {
+    const ptrdiff_t at = (p * VPLAIN + v) * VW, left = s->hidden - at;
+    acc[m][v] = vset1(0);
+    if (left > 0) acc[m][v] = vload((const real *)s->dh + (m0 + m) * s->pitch + at);
+    if (left > 0 && s->dy) {
+      const real *dy = (const real *)s->dy + (m0 + m) * s->dy_row + at;
+      acc[m][v] = vadd(acc[m][v], left >= VW ? vload(dy) : vloadn(dy, left));
+    }
+  }
+  if (s->next) {
+    const ptrdiff_t size = gates * s->hidden * GN;
+    const real *a[MAX_ROWS];
+    for (int g = 0; g < gates; g++) {
+      FR_UNROLL(8) for (int m = 0; m < M; m++)
+        a[m] = (const real *)s->next + (m0 + m) * s->gates_row + (slot0 + g) * s->pitch;
+      chain(M, Q, VPLAIN, acc, a, (const real *)s->wb + p * size + g * s->hidden * GN, size,
+            s->hidden);
+    }
+  }
+  FOR_TILE(M, Q * VPLAIN) out->v[m][v] = acc[m][v];
+}

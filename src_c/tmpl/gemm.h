@@ -1,0 +1,316 @@
+/* Matrix products over packed panels: the one inner loop of the library, the products over all of
+ * time, and the packing.
+ *
+ * A tile is M rows of A by Q panels of B, each panel NV vectors wide; M, Q and NV are compile-time
+ * constants of the caller, so that the accumulators live in registers. Shapes: NREG = 16 registers
+ * hold 12 accumulators (6x2, 4x3, 3x4), 32 hold up to 24 (8x2, 8x3, 6x4). */
+
+#define MAX_ROWS 8
+#define MAX_VECS 12
+#define TILE_ROWS(NV) (NREG >= 32 ? (24 / (NV) < MAX_ROWS ? 24 / (NV) : MAX_ROWS) : 12 / (NV))
+/* Few rows leave few chains; an FMA takes 4 cycles and two start in each, so take as many panels
+ * at once as make eight. */
+#define TILE_PANELS(M, NV) ((M) * (NV) >= 8 ? 1 : (7 + (M) * (NV)) / ((M) * (NV)))
+
+typedef vec tile[MAX_ROWS][MAX_VECS];
+
+/* acc[m][v] += sum over k of a[m][k] * b[k][v]; panels lie `panel` elements apart. */
+FR_INLINE void chain(const int M, const int Q, const int NV, tile acc, const real *const *rows,
+                     const real *b, ptrdiff_t panel, ptrdiff_t run) {
+  const int V = Q * NV;
+  const real *a[MAX_ROWS];
+  FR_UNROLL(8) for (int m = 0; m < M; m++) a[m] = rows[m];
+  for (ptrdiff_t k = 0; k < run; k++, b += NV * VW) {
+    if (M < V) { /* hold a column of A, fetch B one vector at a time */
+      vec am[MAX_ROWS];
+      FR_UNROLL(8) for (int m = 0; m < M; m++) am[m] = vset1(a[m][k]);
+      FR_UNROLL(12) for (int v = 0; v < V; v++) {
+        const vec bv = vload(b + (v / NV) * panel + (v % NV) * VW);
+        FR_UNROLL(8) for (int m = 0; m < M; m++) acc[m][v] = vfma(am[m], bv, acc[m][v]);
+      }
+    } else { /* hold a row of B, fetch A one element at a time */
+      vec bv[MAX_VECS];
+      FR_UNROLL(12) for (int v = 0; v < V; v++)
+        bv[v] = vload(b + (v / NV) * panel + (v % NV) * VW);
+      FR_UNROLL(8) for (int m = 0; m < M; m++) {
+        const vec am = vset1(a[m][k]);
+        FR_UNROLL(12) for (int v = 0; v < V; v++) acc[m][v] = vfma(am, bv[v], acc[m][v]);
+      }
+    }
+  }
+}
+
+/* Walks the tiles of `rows` rows by panels [p0, p1): CALL(M, Q, m0, p) with constant M and Q.
+ * Rows are cut into tiles of nearly equal height, so that no tile is left with one row. */
+#define FOR_TILES(NV, rows, p0, p1, CALL)                                           \
+  do {                                                                              \
+    const ptrdiff_t tiles_ = ((rows) + TILE_ROWS(NV) - 1) / TILE_ROWS(NV);          \
+    ptrdiff_t p_ = (p0);                                                            \
+    if (tiles_ == 1) switch (rows) {                                                \
+        WIDE_CASE_(1, NV, p_, p1, CALL)                                             \
+        WIDE_CASE_(2, NV, p_, p1, CALL)                                             \
+        WIDE_CASE_(3, NV, p_, p1, CALL)                                             \
+      }                                                                             \
+    for (; p_ < (p1); p_++)                                                         \
+      for (ptrdiff_t i_ = 0, m_ = 0; i_ < tiles_; i_++) {                           \
+        const ptrdiff_t n_ = ((rows)*(i_ + 1)) / tiles_ - m_;                       \
+        switch (n_) {                                                               \
+          ROW_CASE_(1, NV, CALL) ROW_CASE_(2, NV, CALL) ROW_CASE_(3, NV, CALL)      \
+          ROW_CASE_(4, NV, CALL) ROW_CASE_(5, NV, CALL) ROW_CASE_(6, NV, CALL)      \
+          ROW_CASE_(7, NV, CALL) ROW_CASE_(8, NV, CALL)                             \
+        }                                                                           \
+        m_ += n_;                                                                   \
+      }                                                                             \
+  } while (0)
+#define ROW_CASE_(M, NV, CALL)                 \
+  case M:                                      \
+    if (M <= TILE_ROWS(NV)) CALL(M, 1, m_, p_); \
+    break;
+#define WIDE_CASE_(M, NV, p, p1, CALL)                                              \
+  case M:                                                                           \
+    if (M <= TILE_ROWS(NV) && TILE_PANELS(M, NV) > 1)                               \
+      for (; p + TILE_PANELS(M, NV) <= (p1); p += TILE_PANELS(M, NV))               \
+        CALL(M, TILE_PANELS(M, NV), 0, p);                                          \
+    break;
+
+/* ---- products over all of time ------------------------------------------------------------- */
+
+enum { BLOCK_ROWS = 96 }; /* rows of A that are walked per panel of B: they stay in L2 */
+
+/* One tile of C = start + A B. A plain panel's vectors are neighbours in a row of C (stride VW); a
+ * gate panel has one vector in each of the row's slots (stride `pitch`). */
+FR_INLINE void product_tile(const int M, const int Q, const int NV, const int plain,
+                            const fr_product *s, const real *const *a, real *const *c,
+                            ptrdiff_t p) {
+  const ptrdiff_t size = s->runs * s->run * NV * VW; /* of a packed panel */
+  const ptrdiff_t stride = plain ? VW : s->pitch, step = plain ? NV * VW : VW;
+  const real *b = (const real *)s->b + p * size, *bias = (const real *)s->bias;
+  tile acc;
+  FR_UNROLL(8) for (int m = 0; m < M; m++) {
+    FR_UNROLL(12) for (int v = 0; v < Q * NV; v++) {
+      const ptrdiff_t at = (p + v / NV) * step + (v % NV) * stride;
+      const ptrdiff_t left = s->n - at;
+      if (!s->accumulate)
+        acc[m][v] = bias ? vload(bias + at) : vset1(0);
+      else
+        acc[m][v] = !plain || left >= VW ? vload(c[m] + at) : left > 0 ? vloadn(c[m] + at, left) : vset1(0);
+    }
+  }
+  const real *row[MAX_ROWS];
+  for (ptrdiff_t r = 0; r < s->runs; r++) {
+    FR_UNROLL(8) for (int m = 0; m < M; m++) row[m] = a[m] + r * s->run_stride;
+    chain(M, Q, NV, acc, row, b + r * s->run * NV * VW, size, s->run);
+  }
+  FR_UNROLL(8) for (int m = 0; m < M; m++) {
+    FR_UNROLL(12) for (int v = 0; v < Q * NV; v++) {
+      const ptrdiff_t at = (p + v / NV) * step + (v % NV) * stride;
+      const ptrdiff_t left = s->n - at;
+      if (!plain || left >= VW)
+        vstore(c[m] + at, acc[m][v]);
+      else if (left > 0)
+        vstoren(c[m] + at, acc[m][v], left);
+    }
+  }
+}
+
+FR_INLINE void product(const int NV, const int plain, const fr_product *s) {
+  const real *a[BLOCK_ROWS];
+  real *c[BLOCK_ROWS];
+  /* a block of A should take about 128 KB of L2 */
+  ptrdiff_t block = (ptrdiff_t)(128 * 1024 / sizeof(real)) / (s->runs * s->run + 1);
+  block = block > BLOCK_ROWS ? BLOCK_ROWS : block < 24 ? 24 : block / 24 * 24;
+  for (ptrdiff_t r0 = s->row0; r0 < s->row1; r0 += block) {
+    const ptrdiff_t rows = s->row1 - r0 < block ? s->row1 - r0 : block;
+    for (ptrdiff_t r = 0; r < rows; r++) {
+      a[r] = fr_row(&s->a, r0 + r);
+      c[r] = fr_row(&s->c, r0 + r);
+    }
+#define CALL(M, Q, m, p) product_tile(M, Q, NV, plain, s, a + (m), c + (m), p)
+    FOR_TILES(NV, rows, s->panel0, s->panel1, CALL);
+#undef CALL
+  }
+}
+
+static void product_plain(const fr_product *s) { product(VPLAIN, 1, s); }
+static void product_gates(const fr_product *s, int gates) {
+  if (gates == 4) product(4, 0, s);
+  if (gates == 3) product(3, 0, s);
+}
+
+/* ---- weight gradients ---------------------------------------------------------------------- */
+
+/* C += A^T B with k over all rows. A block of FR_KC rows of B is packed into panels of GN columns,
+ * slivers of GM columns of A beside it; each tile's sum over the block starts at zero. */
+#define GM TILE_ROWS(VPLAIN)
+#define GN (VPLAIN * VW)
+enum { A_COLUMNS = 24 * 12, B_COLUMNS = 1024 }; /* per packed block: 288 and 1024 KB in float32 */
+#define GRADIENT_SCRATCH \
+  ((ptrdiff_t)sizeof(real) * (FR_KC * (B_COLUMNS + A_COLUMNS) + VW * FR_KC))
+
+FR_INLINE void gradient_tile(const int M, real *c, ptrdiff_t c_pitch, const real *a, const real *b,
+                             ptrdiff_t k, ptrdiff_t columns) {
+  vec acc[MAX_ROWS][VPLAIN];
+  FR_UNROLL(8) for (int m = 0; m < M; m++)
+    FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) acc[m][v] = vset1(0);
+  for (; k > 0; k--, a += GM, b += GN) {
+    vec bv[VPLAIN];
+    FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) bv[v] = vload(b + v * VW);
+    FR_UNROLL(8) for (int m = 0; m < M; m++) {
+      const vec am = vset1(a[m]);
+      FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) acc[m][v] = vfma(am, bv[v], acc[m][v]);
+    }
+  }
+  FR_UNROLL(8) for (int m = 0; m < M; m++) {
+    FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) {
+      real *p = c + m * c_pitch + v * VW;
+      const ptrdiff_t left = columns - v * VW;
+      if (left >= VW)
+        vstore(p, vadd(vload(p), acc[m][v]));
+      else if (left > 0)
+        vstoren(p, vadd(vloadn(p, left), acc[m][v]), left);
+    }
+  }
+}
+
+/* dst (k, GM) = columns [u, u + m) of the K rows at a + row offset; missing columns stay undefined.
+ * Whole vectors are copied: what spills over a row's end is overwritten by the next row. */
+FR_INLINE void pack_sliver(real *dst, const real *const *rows, ptrdiff_t k, ptrdiff_t m) {
+  if (m == GM)
+    for (ptrdiff_t i = 0; i < k; i++, dst += GM)
+      for (int v = 0; v < GM; v++) dst[v] = rows[i][v];
+  else
+    for (ptrdiff_t i = 0; i < k; i++, dst += GM)
+      for (ptrdiff_t v = 0; v < m; v++) dst[v] = rows[i][v];
+}
+
+/* dst (k, GN) = columns [0, columns) of the K rows, zeros beyond. */
+FR_INLINE void pack_panel(real *dst, const real *const *rows, ptrdiff_t at, ptrdiff_t k,
+                          ptrdiff_t columns) {
+  for (ptrdiff_t i = 0; i < k; i++, dst += GN) {
+    const real *src = rows[i] + at;
+    FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) {
+      const ptrdiff_t left = columns - v * VW;
+      vstore(dst + v * VW, left >= VW ? vload(src + v * VW) : left > 0 ? vloadn(src + v * VW, left) : vset1(0));
+    }
+  }
+}
+
+/* The bias gradient's share of one block. */
+FR_INLINE void bias_gradient(const fr_gradient *s, const real *const *rows, ptrdiff_t k) {
+  for (int g = 0; g < s->gates; g++)
+    for (ptrdiff_t u = s->u0; u < s->u1; u += VW) {
+      const ptrdiff_t left = s->u1 - u < VW ? s->u1 - u : VW;
+      real *p = (real *)s->bias + g * s->h + u;
+      vec sum = vset1(0);
+      for (ptrdiff_t i = 0; i < k; i++) sum = vadd(sum, vloadn(rows[i] + s->slot[g] + u, left));
+      vstoren(p, vadd(vloadn(p, left), sum), left);
+    }
+}
+
+static void gradient(const fr_gradient *s) {
+  real *bp = (real *)s->scratch, *ap = bp + FR_KC * B_COLUMNS;
+  const real *arow[FR_KC], *brow[FR_KC], *slot_row[FR_KC];
+  for (ptrdiff_t n0 = 0; n0 < s->n; n0 += B_COLUMNS) {
+    const ptrdiff_t n = s->n - n0 < B_COLUMNS ? s->n - n0 : B_COLUMNS;
+    for (ptrdiff_t k0 = 0; k0 < s->k; k0 += FR_KC) {
+      const ptrdiff_t k = s->k - k0 < FR_KC ? s->k - k0 : FR_KC;
+      for (ptrdiff_t i = 0; i < k; i++) {
+        arow[i] = fr_row(&s->a, k0 + i);
+        brow[i] = fr_row(&s->b, k0 + i);
+      }
+      if (n0 == 0 && s->bias) bias_gradient(s, arow, k);
+      for (ptrdiff_t j = 0; j < n; j += GN) pack_panel(bp + j * k, brow, n0 + j, k, n - j);
+      for (int g = 0; g < s->gates; g++)
+        for (ptrdiff_t u0 = s->u0; u0 < s->u1; u0 += A_COLUMNS) {
+          const ptrdiff_t um = s->u1 - u0 < A_COLUMNS ? s->u1 - u0 : A_COLUMNS;
+          for (ptrdiff_t i = 0; i < k; i++) slot_row[i] = arow[i] + s->slot[g] + u0;
+          for (ptrdiff_t u = 0; u < um; u += GM) {
+            const ptrdiff_t m = um - u < GM ? um - u : GM;
+            pack_sliver(ap + u * k, slot_row, k, m);
+            for (ptrdiff_t i = 0; i < k; i++) slot_row[i] += GM;
+          }
+          real *c = (real *)s->c + (g * s->h + u0) * s->n + n0;
+          for (ptrdiff_t j = 0; j < n; j += GN)
+            for (ptrdiff_t u = 0; u < um; u += GM) {
+              real *ct = c + u * s->n + j;
+              const ptrdiff_t m = um - u < GM ? um - u : GM;
+              switch (m) {
+#define GRADIENT_CASE(M)                                                        \
+  case M:                                                                       \
+    if (M <= GM) gradient_tile(M, ct, s->n, ap + u * k, bp + j * k, k, n - j);  \
+    break;
+                GRADIENT_CASE(1) GRADIENT_CASE(2) GRADIENT_CASE(3) GRADIENT_CASE(4)
+                GRADIENT_CASE(5) GRADIENT_CASE(6) GRADIENT_CASE(7) GRADIENT_CASE(8)
+#undef GRADIENT_CASE
+              }
+            }
+        }
+    }
+  }
+}
+
+/* ---- packing ------------------------------------------------------------------------------- */
+
+static void pack_plain(void *dst, const void *src, ptrdiff_t k, ptrdiff_t n, int gates,
+                       const int *order, ptrdiff_t panel0, ptrdiff_t panel1) {
+  const ptrdiff_t run = k / gates;
+  for (ptrdiff_t p = panel0; p < panel1; p++)
+    for (int g = 0; g < gates; g++)
+      for (ptrdiff_t i = 0; i < run; i++) {
+        const real *row = (const real *)src + (order[g] * run + i) * n;
+        pack_panel((real *)dst + (p * k + g * run + i) * GN, &row, p * GN, 1, n - p * GN);
+      }
+}
+
+/* One vector column of a panel from VW rows of src, zeros in the lanes beyond `lanes`. */
+FR_INLINE void pack_lanes(real *dst, ptrdiff_t width, const real *src, ptrdiff_t k,
+                          ptrdiff_t lanes) {
+  enum { BLOCK = 64 }; /* keeps the block of dst in L1 while its lanes are filled */
+  for (ptrdiff_t k0 = 0; k0 < k; k0 += BLOCK) {
+    const ptrdiff_t k1 = k0 + BLOCK < k ? k0 + BLOCK : k;
+    for (ptrdiff_t u = 0; u < VW; u++)
+      if (u < lanes)
+        for (ptrdiff_t i = k0; i < k1; i++) dst[i * width + u] = src[u * k + i];
+      else
+        for (ptrdiff_t i = k0; i < k1; i++) dst[i * width + u] = 0;
+  }
+}
+
+static void pack_plain_t(void *dst, const void *src, ptrdiff_t k, ptrdiff_t n, ptrdiff_t panel0,
+                         ptrdiff_t panel1) {
+  for (ptrdiff_t j = panel0 * GN; j < panel1 * GN; j += VW)
+    pack_lanes((real *)dst + j / GN * k * GN + j % GN, GN, (const real *)src + j * k, k, n - j);
+}
+
+static void pack_gates(void *dst, const void *src, ptrdiff_t k, ptrdiff_t h, int gates,
+                       const int *order, ptrdiff_t panel0, ptrdiff_t panel1) {
+  const ptrdiff_t width = gates * VW;
+  for (ptrdiff_t p = panel0; p < panel1; p++)
+    for (int v = 0; v < gates; v++)
+      pack_lanes((real *)dst + p * k * width + v * VW, width,
+                 (const real *)src + (order[v] * h + p * VW) * k, k, h - p * VW);
+}
+
+static void pack_bias(void *start, void *bias_n, const void *b_ih, const void *b_hh, ptrdiff_t h,
+                      ptrdiff_t pitch, const fr_cell_row *cell) {
+  const real *x = (const real *)b_ih, *r = (const real *)b_hh;
+  for (int s = 0; s < cell->gates; s++) {
+    const int g = cell->order_x[s];
+    for (ptrdiff_t u = 0; u < pitch; u++) {
+      const real bx = x && u < h ? x[g * h + u] : 0, br = r && u < h ? r[g * h + u] : 0;
+      ((real *)start)[s * pitch + u] = g == cell->apart ? bx : bx + br;
+      if (g == cell->apart) ((real *)bias_n)[u] = br;
+    }
+  }
+}
+
+static void scatter_add(void *dst, const void *src, ptrdiff_t row, const int32_t *index,
+                        ptrdiff_t rows, ptrdiff_t c0, ptrdiff_t c1) {
+  for (ptrdiff_t r = 0; r < rows; r++) {
+    real *d = (real *)dst + index[r] * row;
+    const real *s = (const real *)src + r * row;
+    ptrdiff_t c = c0;
+    for (; c + VW <= c1; c += VW) vstore(d + c, vadd(vload(d + c), vload(s + c)));
+    if (c < c1) vstoren(d + c, vadd(vloadn(d + c, c1 - c), vloadn(s + c, c1 - c)), c1 - c);
+  }
+}

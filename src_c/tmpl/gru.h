@@ -1,0 +1,68 @@
+/* GRU (Cho et al. 2014) with the reset gate after the recurrent product, as torch and cuDNN:
+ *   r, z = sigmoid(W x + b + U h'),  m = U_n h' + b_hn,  n = tanh(W_n x + b_in + r m)
+ *   h = (1 - z) n + z h'             slots n r z m */
+
+FR_INLINE void gru_forward_tile(const int M, const int Q, const fr_forward *s, ptrdiff_t m0,
+                                ptrdiff_t p) {
+  tile acc;
+  stack_tile a, x;
+  start_chain(M, Q, 3, 0, acc, s, m0, p);
+  x_chain(M, Q, 3, acc, s, m0, p);
+  /* the candidate's two halves stay apart: its x half leaves, its h half starts at b_hn */
+  FR_UNROLL(8) for (int m = 0; m < M; m++) FR_UNROLL(4) for (int q = 0; q < Q; q++) {
+    x.v[m][q] = acc[m][3 * q];
+    acc[m][3 * q] = vload((const real *)s->bias_n + (p + q) * VW);
+  }
+  h_chain(M, Q, 3, acc, s, m0, p);
+  FOR_TILE(M, Q * 3) a.v[m][v] = acc[m][v];
+  for (int m = 0; m < M; m++)
+    for (int q = 0; q < Q; q++) {
+      const ptrdiff_t at = (p + q) * VW, cell = (m0 + m) * s->pitch + at;
+      const vec mm = a.v[m][3 * q];
+      const vec r = v_sigmoid(a.v[m][3 * q + 1]), z = v_sigmoid(a.v[m][3 * q + 2]);
+      const vec n = v_tanh(vfma(r, mm, x.v[m][q]));
+      const vec h = vfma(z, vsub(vload((const real *)s->h_prev + cell), n), n);
+      vstore((real *)s->h + cell, h);
+      if (s->y) store_user((real *)s->y + (m0 + m) * s->y_row, at, h, s->hidden);
+      if (s->gates) {
+        real *row = (real *)s->gates + (m0 + m) * s->gates_row + at;
+        vstore(row, n);
+        vstore(row + s->pitch, r);
+        vstore(row + 2 * s->pitch, z);
+        vstore(row + 3 * s->pitch, mm);
+      }
+    }
+}
+
+/* dn = dh (1 - z), dz = dh (h' - n), dr = dn m, dm = dn r (dn past tanh), dh' = dh z + U' (...) */
+FR_INLINE void gru_backward_tile(const int M, const int Q, const fr_backward *s, ptrdiff_t m0,
+                                 ptrdiff_t p) {
+  stack_tile dh_;
+  dh_tile(M, Q, 3, 1, &dh_, s, m0, p);
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < Q * VPLAIN; v++) {
+      const ptrdiff_t at = (p * VPLAIN + v) * VW, cell = (m0 + m) * s->pitch + at;
+      if (at >= s->hidden) break;
+      real *row = (real *)s->gates + (m0 + m) * s->gates_row + at;
+      const vec n = vload(row), r = vload(row + s->pitch);
+      const vec z = vload(row + 2 * s->pitch), mm = vload(row + 3 * s->pitch);
+      const vec dh = dh_.v[m][v];
+      const vec dn = vmul(vfnma(dh, z, dh), v_dtanh(n));
+      const vec dz = vmul(dh, vsub(vload((const real *)s->h_prev + cell), n));
+      const vec dr = vmul(dn, mm);
+      vstore(row, dn);
+      vstore(row + s->pitch, vmul(dr, v_dsigmoid(r)));
+      vstore(row + 2 * s->pitch, vmul(dz, v_dsigmoid(z)));
+      vstore(row + 3 * s->pitch, vmul(dn, r));
+      vstore((real *)s->dh + cell, vmul(dh, z));
+    }
+}
+
+#define CALL(M, Q, m, p) gru_forward_tile(M, Q, s, m, p)
+static void gru_forward(const fr_forward *s) { FOR_TILES(3, s->rows, s->panel0, s->panel1, CALL); }
+#undef CALL
+#define CALL(M, Q, m, p) gru_backward_tile(M, Q, s, m, p)
+static void gru_backward(const fr_backward *s) {
+  FOR_TILES(VPLAIN, s->rows, s->panel0, s->panel1, CALL);
+}
+#undef CALL

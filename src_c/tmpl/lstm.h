@@ -1,0 +1,68 @@
+/* LSTM (Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000), torch's order:
+ *   i, f, o = sigmoid(W x + b + U h'), g = tanh(...)      slots i f g o
+ *   c = f c' + i g,  h = o tanh(c) */
+
+FR_INLINE void lstm_forward_tile(const int M, const int Q, const fr_forward *s, ptrdiff_t m0,
+                                 ptrdiff_t p) {
+  tile acc;
+  start_chain(M, Q, 4, 0, acc, s, m0, p);
+  x_chain(M, Q, 4, acc, s, m0, p);
+  h_chain(M, Q, 4, acc, s, m0, p);
+  stack_tile a;
+  FOR_TILE(M, Q * 4) a.v[m][v] = acc[m][v];
+  for (int m = 0; m < M; m++)
+    for (int q = 0; q < Q; q++) {
+      const ptrdiff_t at = (p + q) * VW, cell = (m0 + m) * s->pitch + at;
+      const vec i = v_sigmoid(a.v[m][4 * q]), f = v_sigmoid(a.v[m][4 * q + 1]);
+      const vec g = v_tanh(a.v[m][4 * q + 2]), o = v_sigmoid(a.v[m][4 * q + 3]);
+      const vec c = vfma(f, vload((const real *)s->c_prev + cell), vmul(i, g));
+      const vec h = vmul(o, v_tanh(c));
+      vstore((real *)s->c + cell, c);
+      vstore((real *)s->h + cell, h);
+      if (s->y) store_user((real *)s->y + (m0 + m) * s->y_row, at, h, s->hidden);
+      if (s->gates) {
+        real *row = (real *)s->gates + (m0 + m) * s->gates_row + at;
+        vstore(row, i);
+        vstore(row + s->pitch, f);
+        vstore(row + 2 * s->pitch, g);
+        vstore(row + 3 * s->pitch, o);
+      }
+    }
+}
+
+/* do = dh tanh(c), dc += dh o (1 - tanh(c)^2), di = dc g, dg = dc i, df = dc c', dc' = dc f;
+ * each gate's gradient then goes through its activation. */
+FR_INLINE void lstm_backward_tile(const int M, const int Q, const fr_backward *s, ptrdiff_t m0,
+                                  ptrdiff_t p) {
+  stack_tile dh_;
+  dh_tile(M, Q, 4, 0, &dh_, s, m0, p);
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < Q * VPLAIN; v++) {
+      const ptrdiff_t at = (p * VPLAIN + v) * VW, cell = (m0 + m) * s->pitch + at;
+      if (at >= s->hidden) break;
+      real *row = (real *)s->gates + (m0 + m) * s->gates_row + at;
+      const vec i = vload(row), f = vload(row + s->pitch);
+      const vec g = vload(row + 2 * s->pitch), o = vload(row + 3 * s->pitch);
+      const vec tc = v_tanh(vload((const real *)s->c + cell));
+      const vec dh = dh_.v[m][v];
+      const vec do_ = vmul(dh, tc);
+      const vec dc = vfma(vmul(dh, o), v_dtanh(tc), vload((const real *)s->dc + cell));
+      const vec di = vmul(dc, g), df = vmul(dc, vload((const real *)s->c_prev + cell));
+      const vec dg = vmul(dc, i);
+      vstore(row, vmul(di, v_dsigmoid(i)));
+      vstore(row + s->pitch, vmul(df, v_dsigmoid(f)));
+      vstore(row + 2 * s->pitch, vmul(dg, v_dtanh(g)));
+      vstore(row + 3 * s->pitch, vmul(do_, v_dsigmoid(o)));
+      vstore((real *)s->dc + cell, vmul(dc, f));
+      vstore((real *)s->dh + cell, vset1(0));
+    }
+}
+
+#define CALL(M, Q, m, p) lstm_forward_tile(M, Q, s, m, p)
+static void lstm_forward(const fr_forward *s) { FOR_TILES(4, s->rows, s->panel0, s->panel1, CALL); }
+#undef CALL
+#define CALL(M, Q, m, p) lstm_backward_tile(M, Q, s, m, p)
+static void lstm_backward(const fr_backward *s) {
+  FOR_TILES(VPLAIN, s->rows, s->panel0, s->panel1, CALL);
+}
+#undef CALL

@@ -1,0 +1,45 @@
+/* Last include of a file of isa/: all templates, and the table of what they made.
+ *
+ * Parameters: FR_BITS (32 | 64), FR_ISA (a name), and the names of one vec/ header. A new cell adds
+ * its include and its row. */
+#include "vmath.h"
+#include "gemm.h"
+#include "cell.h"
+#include "dense.h"
+#include "gru.h"
+#include "lstm.h"
+#include "rnn.h"
+
+#define RNN_ROW(name)                                                                         \
+  {                                                                                           \
+      .gates = 1, .slots = 1, .vectors = VPLAIN, .plain = 1, .apart = -1, .forward = name##_forward,       \
+      .backward = name##_backward                                                             \
+  }
+
+const fr_table FR_PASTE(fr_table, FR_ISA, FR_BITS) = {
+    .name = FR_STRING(FR_ISA),
+    .itemsize = sizeof(real),
+    .lanes = VW,
+    .plain_vectors = VPLAIN,
+    .gradient_scratch = GRADIENT_SCRATCH,
+    .cell = {[FR_RNN_TANH] = RNN_ROW(rnn_tanh),
+             [FR_RNN_RELU] = RNN_ROW(rnn_relu),
+             [FR_RNN_SIGMOID] = RNN_ROW(rnn_sigmoid),
+             [FR_LSTM] = {.gates = 4, .slots = 4, .has_c = 1, .order_x = {0, 1, 2, 3},
+                          .slot_h = {0, 1, 2, 3}, .vectors = 4, .apart = -1, .forward = lstm_forward,
+                          .backward = lstm_backward},
+             [FR_GRU] = {.gates = 3, .slots = 4, .order_x = {2, 0, 1}, .slot_h = {1, 2, 3},
+                         .vectors = 3, .apart = 2, .forward = gru_forward, .backward = gru_backward}},
+    .pack_plain = pack_plain,
+    .pack_plain_t = pack_plain_t,
+    .pack_gates = pack_gates,
+    .pack_bias = pack_bias,
+    .product_plain = product_plain,
+    .product_gates = product_gates,
+    .gradient = gradient,
+    .scatter_add = scatter_add,
+    .softmax_loss = softmax_loss,
+    .sum_squares = sum_squares,
+    .adam = adam,
+    .activate = activate,
+};

@@ -1,0 +1,64 @@
+/* The vector names for AVX-512 (F and DQ): 512 bits, 32 registers. Contract: ../README.md. */
+#include <immintrin.h>
+#define NREG 32
+#define VPLAIN 2 /* vectors per panel of a plain (one-gate) product: 8 rows x 2 vectors */
+
+#if FR_BITS == 32
+typedef __m512 vec;
+#define VW 16
+FR_INLINE vec vload(const real *p) { return _mm512_loadu_ps(p); }
+FR_INLINE void vstore(real *p, vec a) { _mm512_storeu_ps(p, a); }
+FR_INLINE __mmask16 vmask(ptrdiff_t n) { return (__mmask16)((1u << n) - 1); }
+FR_INLINE vec vloadn(const real *p, ptrdiff_t n) { return _mm512_maskz_loadu_ps(vmask(n), p); }
+FR_INLINE void vstoren(real *p, vec a, ptrdiff_t n) { _mm512_mask_storeu_ps(p, vmask(n), a); }
+FR_INLINE vec vset1(real x) { return _mm512_set1_ps(x); }
+FR_INLINE vec vadd(vec a, vec b) { return _mm512_add_ps(a, b); }
+FR_INLINE vec vsub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+FR_INLINE vec vmul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+FR_INLINE vec vdiv(vec a, vec b) { return _mm512_div_ps(a, b); }
+FR_INLINE vec vsqrt(vec a) { return _mm512_sqrt_ps(a); }
+FR_INLINE vec vfma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+FR_INLINE vec vfnma(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
+FR_INLINE vec vmin(vec a, vec b) { return _mm512_min_ps(a, b); }
+FR_INLINE vec vmax(vec a, vec b) { return _mm512_max_ps(a, b); }
+FR_INLINE vec vabs(vec a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a); }
+FR_INLINE vec vcopysign(vec a, vec s) {
+  const vec sign = _mm512_set1_ps(-0.0f);
+  return _mm512_or_ps(_mm512_andnot_ps(sign, a), _mm512_and_ps(sign, s));
+}
+FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+FR_INLINE vec vshl(vec a) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
+}
+#else
+typedef __m512d vec;
+#define VW 8
+FR_INLINE vec vload(const real *p) { return _mm512_loadu_pd(p); }
+FR_INLINE void vstore(real *p, vec a) { _mm512_storeu_pd(p, a); }
+FR_INLINE __mmask8 vmask(ptrdiff_t n) { return (__mmask8)((1u << n) - 1); }
+FR_INLINE vec vloadn(const real *p, ptrdiff_t n) { return _mm512_maskz_loadu_pd(vmask(n), p); }
+FR_INLINE void vstoren(real *p, vec a, ptrdiff_t n) { _mm512_mask_storeu_pd(p, vmask(n), a); }
+FR_INLINE vec vset1(real x) { return _mm512_set1_pd(x); }
+FR_INLINE vec vadd(vec a, vec b) { return _mm512_add_pd(a, b); }
+FR_INLINE vec vsub(vec a, vec b) { return _mm512_sub_pd(a, b); }
+FR_INLINE vec vmul(vec a, vec b) { return _mm512_mul_pd(a, b); }
+FR_INLINE vec vdiv(vec a, vec b) { return _mm512_div_pd(a, b); }
+FR_INLINE vec vsqrt(vec a) { return _mm512_sqrt_pd(a); }
+FR_INLINE vec vfma(vec a, vec b, vec c) { return _mm512_fmadd_pd(a, b, c); }
+FR_INLINE vec vfnma(vec a, vec b, vec c) { return _mm512_fnmadd_pd(a, b, c); }
+FR_INLINE vec vmin(vec a, vec b) { return _mm512_min_pd(a, b); }
+FR_INLINE vec vmax(vec a, vec b) { return _mm512_max_pd(a, b); }
+FR_INLINE vec vabs(vec a) { return _mm512_andnot_pd(_mm512_set1_pd(-0.0), a); }
+FR_INLINE vec vcopysign(vec a, vec s) {
+  const vec sign = _mm512_set1_pd(-0.0);
+  return _mm512_or_pd(_mm512_andnot_pd(sign, a), _mm512_and_pd(sign, s));
+}
+FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
+  return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), y, x);
+}
+FR_INLINE vec vshl(vec a) {
+  return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(a), 52));
+}
+#endif
