@@ -38,6 +38,8 @@ def sigmoid(x):
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
+_LAYOUTS = {"weight_ih": "G*H I", "weight_hh": "G*H H", "bias_ih": "G*H", "bias_hh": "G*H"}
+
 # name: (h as a function of its argument a, dh/da as a function of h)
 _NONLINEARITIES = {
     "tanh": (np.tanh, lambda h: 1 - h * h),
@@ -64,17 +66,17 @@ class Tape:
             came = self._dtype or type(weight_hh).__name__
             raise TypeError(f"{cell}: weight_hh is {came}, expected an array of float32 or float64")
 
-        self._check("weight_hh", weight_hh, "G*H H")
+        self._check("weight_hh", weight_hh, _LAYOUTS["weight_hh"])
         if self._sizes["G*H"] != gates * self._sizes["H"]:
             raise ValueError(
                 f"{cell}: weight_hh has shape {weight_hh.shape}, expected (G*H, H) with G = {gates}"
             )
-        self._check("weight_ih", weight_ih, "G*H I")
-        self._params = {"weight_ih": weight_ih, "weight_hh": weight_hh}
-        for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
-            if bias is not None:
-                self._check(name, bias, "G*H")
-                self._params[name] = bias
+        params = zip(_LAYOUTS, (weight_ih, weight_hh, bias_ih, bias_hh), strict=True)
+        self._params = {
+            name: param for name, param in params if param is not None or "weight" in name
+        }
+        for name, param in self._params.items():
+            self._check(name, param, _LAYOUTS[name])
 
         self._walk = slice(None, None, -1 if reverse else 1)
         self._rows = self._embedding = None
@@ -84,7 +86,7 @@ class Tape:
         else:
             self._check("embedding", embedding, "V I")
             self._check("x", x, "T B", np.integer)
-            if x.size and not (0 <= x.min() and x.max() < len(embedding)):
+            if x.size and (x.min() < 0 or x.max() >= len(embedding)):
                 raise IndexError(
                     f"{cell}: x has row numbers in [{x.min()}, {x.max()}], "
                     f"expected [0, {len(embedding)}) for this embedding"
@@ -101,7 +103,7 @@ class Tape:
         letters = letters.split()
         known = ", ".join(f"{k} = {self._sizes[k]}" for k in letters if k in self._sizes)
         if array.ndim != len(letters) or any(
-            self._sizes.setdefault(k, n) != n for k, n in zip(letters, array.shape)
+            self._sizes.setdefault(k, n) != n for k, n in zip(letters, array.shape, strict=True)
         ):
             raise ValueError(
                 f"{self.cell}: {name} has shape {array.shape}, expected ({', '.join(letters)})"
@@ -158,8 +160,7 @@ class Tape:
                 f"expected {sorted(self._params)}"
             )
         for name, grad in grads.items():
-            self._check(f"grads[{name!r}]", grad, "G*H" if "bias" in name else
-                        "G*H I" if name == "weight_ih" else "G*H H")
+            self._check(f"grads[{name!r}]", grad, _LAYOUTS[name])
         self.spent, kept, self._kept = True, self._kept, ()
         return kept, dy[self._walk], grads, dstates.values()
 
@@ -169,7 +170,7 @@ class Tape:
         h (T+1, B, H); da_x and da_h (T, B, G*H) are the gradients of what _from_x and _from_h gave.
         """
         for side, da, source in (("ih", da_x, self._x), ("hh", da_h, h[:-1])):
-            grads[f"weight_{side}"] += np.einsum("tbg,tbk->gk", da, source, optimize=True)
+            grads[f"weight_{side}"] += np.tensordot(da, source, axes=((0, 1), (0, 1)))
             if f"bias_{side}" in grads:
                 grads[f"bias_{side}"] += da.sum(axis=(0, 1))
 

@@ -14,3 +14,5 @@ cdef class Packed:
     cdef void *start   # (S, pitch)
     cdef void *bias_n  # (pitch)
 
+
+cdef check_flat(str name, object array, object dtype, tuple shape, bint writeable=*)

@@ -159,6 +159,13 @@ cdef class Tape:
     cdef readonly tuple shape  # (T, B, I, H)
     cdef readonly bint used
 
+    def release(self):
+        """Give the memory back; backward is not possible any more."""
+        self.used = True
+        if self.buffer is not None:
+            self.workspace.give(self.buffer)
+        self.buffer = self.kept = self.weights = None
+
     @property
     def nbytes(self):
         """Bytes of the tape."""
@@ -415,6 +422,4 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads):
         if p.cell.has_c:
             store_state(dc0[d], p.dc, p)
     tape.workspace.give(buffer)
-    tape.workspace.give(tape.buffer)
-    tape.buffer = None
-    tape.kept = tape.weights = None
+    tape.release()

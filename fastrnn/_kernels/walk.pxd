@@ -78,10 +78,15 @@ cdef inline fr_rows rows_of(const void *base, ptrdiff_t count, ptrdiff_t outer,
 
 
 
+cdef int[4] AS_IT_IS
+
 cdef Pass sized(int kind, object dtype, ptrdiff_t T, ptrdiff_t B, ptrdiff_t I,
                 ptrdiff_t H) except *
 cdef ptrdiff_t forward_panels(const fr_table *table, const fr_cell_row *cell,
                               ptrdiff_t H) noexcept nogil
+cdef ptrdiff_t part(ptrdiff_t n, int rank, int size) noexcept nogil
+cdef void project(const Pass *p, fr_rows x, fr_rows out, ptrdiff_t row0, ptrdiff_t row1,
+                  ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
 cdef int plan(Job *job) noexcept nogil
 cdef void pack_forward(Pass *p, ptrdiff_t panel0, ptrdiff_t panel1, bint bias) noexcept nogil
 cdef void walk_forward(void *arg, int rank, int size) noexcept nogil

@@ -24,7 +24,7 @@ from fastrnn._kernels.runtime cimport (
     wait,
 )
 
-cdef int[4] AS_IT_IS = [0, 1, 2, 3]
+AS_IT_IS[:] = [0, 1, 2, 3]
 
 # A step whose recurrent product takes less than this many microseconds on one thread is not worth
 # a barrier (about 0.3 us) after every step.
@@ -92,7 +92,7 @@ cdef Share share_of(const Job *job, int rank, int size) noexcept nogil:
     return s
 
 
-cdef inline ptrdiff_t part(ptrdiff_t n, int rank, int size) noexcept nogil:
+cdef ptrdiff_t part(ptrdiff_t n, int rank, int size) noexcept nogil:
     """Where part `rank` of n things begins, or, for rank + 1, ends."""
     return n * rank // size
 

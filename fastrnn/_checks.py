@@ -1,0 +1,135 @@
+"""Arguments made into what the kernels take, or refused with one sentence.
+
+Every error names who was called and the argument, what came, and what was expected. Nothing is
+copied that the kernels can read as it is: rows must be contiguous, aligned and native; whatever else
+NumPy can hold (strided, Fortran, big-endian) becomes a copy here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Shape = Sequence["int | str"]
+
+
+def _show(shape: Shape) -> str:
+    return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
+
+
+def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
+    return len(shape) == len(expected) and all(
+        isinstance(e, str) or n == e for n, e in zip(shape, expected, strict=True)
+    )
+
+
+def array(owner: str, name: str, value: Any, dtype: Any, shape: Shape, why: str = "") -> np.ndarray:
+    """Return `value` as an array of `dtype` with contiguous rows.
+
+    A letter in `shape` stands for any size. Arrays must have the dtype; lists are converted.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not numeric, or an array of another dtype.
+    ValueError
+        If its shape does not fit.
+    """
+    dtype = np.dtype(dtype)
+    if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
+        a = np.asarray(value)
+        if a.dtype.newbyteorder("=") != dtype:
+            raise TypeError(f"{owner}: {name} is {a.dtype}, expected {dtype}")
+    else:
+        try:
+            a = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{owner}: {name} is a ragged sequence, expected an array {_show(shape)}"
+            ) from error
+        if a.dtype.kind not in "fiu":
+            raise TypeError(f"{owner}: {name} is {_kind(value)}, expected numbers ({dtype})")
+        a = a.astype(dtype)
+    if not _fits(a.shape, shape):
+        raise ValueError(f"{owner}: {name} has shape {a.shape}, expected {_show(shape)}{why}")
+    return rows_contiguous(a)
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def rows_contiguous(a: np.ndarray) -> np.ndarray:
+    """Return `a`, or a native copy of it if its rows cannot be read in place."""
+    size = a.itemsize
+    readable = (
+        a.dtype.isnative
+        and a.flags.aligned
+        and (a.ndim == 0 or a.shape[-1] <= 1 or a.strides[-1] == size)
+        and all(stride % size == 0 for stride in a.strides)
+    )
+    return a if readable else np.array(a, a.dtype.newbyteorder("="), order="C")
+
+
+def output(owner: str, name: str, value: Any, dtype: Any, shape: Shape) -> np.ndarray:
+    """Return `value` if kernels can write a C-contiguous result of this shape into it."""
+    if not isinstance(value, np.ndarray) or value.dtype != dtype or not value.dtype.isnative:
+        came = value.dtype if isinstance(value, np.ndarray) else _kind(value)
+        raise TypeError(f"{owner}: {name} is {came}, expected an array of {np.dtype(dtype)}")
+    if not _fits(value.shape, shape):
+        raise ValueError(f"{owner}: {name} has shape {value.shape}, expected {_show(shape)}")
+    if not (value.flags.c_contiguous and value.flags.writeable and value.flags.aligned):
+        raise ValueError(f"{owner}: {name} must be C-contiguous, aligned and writeable")
+    return value
+
+
+def rows(owner: str, value: Any, shape: Shape, count: int) -> np.ndarray:
+    """Return `value` as int32 row numbers below `count`."""
+    a = np.asarray(value)
+    if a.dtype.kind not in "iu":
+        raise TypeError(
+            f"{owner}: x is {a.dtype}, expected whole numbers: rows of the embedding"
+        )
+    if not _fits(a.shape, shape):
+        raise ValueError(f"{owner}: x has shape {a.shape}, expected {_show(shape)}")
+    if a.size and not (a.min() >= 0 and a.max() < count):
+        raise ValueError(
+            f"{owner}: x has row numbers from {a.min()} to {a.max()}, "
+            f"expected 0 to {count - 1} for this embedding"
+        )
+    return np.ascontiguousarray(a, np.int32)
+
+
+def states(
+    owner: str, name: str, value: Any, has_c: bool, dtype: Any, shape: Shape
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return (h, c), contiguous, from a state or a gradient of one; None stands for zero."""
+    if not has_c:
+        if isinstance(value, tuple):
+            raise TypeError(f"{owner}: {name} is a tuple of {len(value)}, expected one array")
+        return _state(owner, name, value, dtype, shape), None
+    if value is None:
+        return None, None
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        came = f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else value
+        raise TypeError(f"{owner}: {name} is {came}, expected a pair (h, c)")
+    h, c = value
+    return (
+        _state(owner, f"{name}[0]", h, dtype, shape),
+        _state(owner, f"{name}[1]", c, dtype, shape),
+    )
+
+
+def _state(owner: str, name: str, value: Any, dtype: Any, shape: Shape) -> np.ndarray | None:
+    if value is None:
+        return None
+    return np.ascontiguousarray(array(owner, name, value, dtype, shape))
+
+
+def positive(owner: str, name: str, value: Any) -> int:
+    """Return `value` if it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{owner}: {name} is {value!r}, expected a whole number of at least 1")
+    return int(value)

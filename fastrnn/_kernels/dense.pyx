@@ -1,0 +1,300 @@
+"""Training's other pieces, fused and threaded: the linear head, softmax cross-entropy, the norm of
+the gradient, Adam.
+
+Letters: R rows, K inputs, N outputs. Sums over all rows run over fixed blocks, so that results are
+the same bits for any number of threads. Arrays are C-contiguous, float32 or float64.
+"""
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.math cimport pow, sqrt
+from libc.stdint cimport int32_t
+from libc.string cimport memset
+
+from fastrnn._kernels.c cimport fr_adam, fr_barrier, fr_gradient, fr_product, fr_table
+from fastrnn._kernels.runtime cimport (
+    Buffer,
+    Workspace,
+    flush_denormals,
+    restore,
+    run,
+    table_for,
+    threads_for,
+    wait,
+)
+from fastrnn._kernels.sequence cimport check_flat
+from fastrnn._kernels.walk cimport AS_IT_IS, ceil_div, part, rows_of
+
+cnp.import_array()
+
+cdef ptrdiff_t LOSS_ROWS = 16      # rows per block of a loss
+cdef ptrdiff_t NORM_BLOCK = 32768  # elements per block of a sum of squares
+
+cdef Workspace workspace = Workspace()
+
+
+cdef struct Linear:
+    const fr_table *table
+    ptrdiff_t R, K, N
+    const void *weight          # (N, K)
+    void *pack
+    fr_product product          # forward, or dx
+    bint product_wanted
+    fr_gradient gradient
+    bint backward
+    char *scratch
+    fr_barrier barrier
+
+
+cdef void walk_linear(void *arg, int rank, int size) noexcept nogil:
+    cdef Linear *s = <Linear *> arg
+    cdef fr_product g = s.product
+    cdef fr_gradient w = s.gradient
+    cdef unsigned state = flush_denormals()
+    cdef ptrdiff_t p0 = part(g.panel1, rank, size), p1 = part(g.panel1, rank + 1, size)
+    if s.product_wanted:
+        if s.backward:
+            s.table.pack_plain(s.pack, s.weight, s.N, s.K, 1, AS_IT_IS, p0, p1)
+        else:
+            s.table.pack_plain_t(s.pack, s.weight, s.K, s.N, p0, p1)
+        wait(&s.barrier, size)
+        g.row0 = part(s.R, rank, size)
+        g.row1 = part(s.R, rank + 1, size)
+        s.table.product_plain(&g)
+    if s.backward:
+        w.u0 = part(s.N, rank, size)
+        w.u1 = part(s.N, rank + 1, size)
+        w.scratch = s.scratch + rank * s.table.gradient_scratch
+        s.table.gradient(&w)
+    restore(state)
+
+
+cdef object setup(Linear *s, dtype, R, K, N, ptrdiff_t k, ptrdiff_t n):
+    """Fill in what both ways share: C (R, n) = A (R, k) times packed weights."""
+    memset(s, 0, sizeof(Linear))
+    s.table = table_for(dtype)
+    s.R = R
+    s.K = K
+    s.N = N
+    s.product.runs = 1
+    s.product.run = k
+    s.product.n = n
+    s.product.panel1 = ceil_div(n, s.table.plain_vectors * s.table.lanes)
+    return <object> s.product.panel1 * s.table.plain_vectors * s.table.lanes * s.table.itemsize
+
+
+def linear_forward(x, weight, bias=None):
+    """Return x W^T + b, (R, N), for x (R, K), weight (N, K), bias (N,)."""
+    cdef Linear s
+    cdef Buffer buffer
+    cdef int threads
+    dtype = weight.dtype
+    N, K = weight.shape
+    R = x.shape[0]
+    check_flat("x", x, dtype, (R, K))
+    check_flat("weight", weight, dtype, (N, K))
+    width = setup(&s, dtype, R, K, N, K, N)
+    out = np.empty((R, N), dtype)
+    buffer = workspace.take(width * (K + 1))
+    s.weight = cnp.PyArray_DATA(weight)
+    s.pack = buffer.data
+    if bias is not None:
+        check_flat("bias", bias, dtype, (N,))
+        padded = np.frombuffer(buffer.owner, np.uint8)  # the row behind the panels
+        start = <object> (<size_t> buffer.data - <size_t> cnp.PyArray_DATA(buffer.owner))
+        row = padded[start + width * K:start + width * (K + 1)].view(dtype)
+        row[N:] = 0
+        row[:N] = bias
+        s.product.bias = buffer.data + <ptrdiff_t> (width * K)
+    s.product.c = rows_of(cnp.PyArray_DATA(out), R, 0, N)
+    s.product.a = rows_of(cnp.PyArray_DATA(x), R, 0, K)
+    s.product.b = s.pack
+    s.product_wanted = True
+    with nogil:
+        threads = threads_for(2.0 * s.R * s.K * s.N)
+        run(walk_linear, &s, threads)
+    workspace.give(buffer)
+    return out
+
+
+def linear_backward(dy, x, weight, dweight, dbias=None, need_dx=True):
+    """Return dx (R, K), or None, for dy (R, N); add to dweight (N, K) and dbias (N,)."""
+    cdef Linear s
+    cdef Buffer buffer
+    cdef int threads
+    dtype = weight.dtype
+    N, K = weight.shape
+    R = x.shape[0]
+    check_flat("dy", dy, dtype, (R, N))
+    check_flat("x", x, dtype, (R, K))
+    check_flat("weight", weight, dtype, (N, K))
+    check_flat("dweight", dweight, dtype, (N, K), True)
+    if dbias is not None:
+        check_flat("dbias", dbias, dtype, (N,), True)
+    width = setup(&s, dtype, R, K, N, N, K)
+    threads = threads_for(4.0 * R * K * N)
+    dx = np.empty((R, K), dtype) if need_dx else None
+    pack = (width * N + 63) // 64 * 64
+    buffer = workspace.take(pack + threads * <object> s.table.gradient_scratch)
+    s.weight = cnp.PyArray_DATA(weight)
+    s.pack = buffer.data
+    s.scratch = buffer.data + <ptrdiff_t> pack
+    s.backward = True
+    s.product_wanted = need_dx
+    if need_dx:
+        s.product.c = rows_of(cnp.PyArray_DATA(dx), R, 0, K)
+        s.product.a = rows_of(cnp.PyArray_DATA(dy), R, 0, N)
+        s.product.b = s.pack
+    s.gradient.c = cnp.PyArray_DATA(dweight)
+    s.gradient.bias = NULL if dbias is None else cnp.PyArray_DATA(dbias)
+    s.gradient.a = rows_of(cnp.PyArray_DATA(dy), R, 0, N)
+    s.gradient.b = rows_of(cnp.PyArray_DATA(x), R, 0, K)
+    s.gradient.k = R
+    s.gradient.n = K
+    s.gradient.gates = 1
+    s.gradient.h = N
+    with nogil:
+        run(walk_linear, &s, threads)
+    workspace.give(buffer)
+    return dx
+
+
+# Work over fixed blocks; a thread takes neighbouring ones.
+cdef struct Blocks:
+    const fr_table *table
+    ptrdiff_t n, block, count
+    double *partial
+    # softmax
+    char *grad
+    const char *logits
+    const int32_t *target
+    ptrdiff_t N
+    double scale
+    # norm
+    const char *x
+    # adam
+    const fr_adam *adam
+
+
+cdef void walk_softmax(void *arg, int rank, int size) noexcept nogil:
+    cdef Blocks *s = <Blocks *> arg
+    cdef unsigned state = flush_denormals()
+    cdef ptrdiff_t i, r, offset
+    for i in range(part(s.count, rank, size), part(s.count, rank + 1, size)):
+        r = i * s.block
+        offset = r * s.N * s.table.itemsize
+        s.partial[i] = s.table.softmax_loss(
+            NULL if s.grad == NULL else s.grad + offset, s.logits + offset, s.target + r,
+            min(s.block, s.n - r), s.N, s.scale)
+    restore(state)
+
+
+cdef void walk_squares(void *arg, int rank, int size) noexcept nogil:
+    cdef Blocks *s = <Blocks *> arg
+    cdef unsigned state = flush_denormals()
+    cdef ptrdiff_t i, r
+    for i in range(part(s.count, rank, size), part(s.count, rank + 1, size)):
+        r = i * s.block
+        s.partial[i] = s.table.sum_squares(s.x + r * s.table.itemsize, min(s.block, s.n - r))
+    restore(state)
+
+
+cdef void walk_adam(void *arg, int rank, int size) noexcept nogil:
+    cdef Blocks *s = <Blocks *> arg
+    cdef unsigned state = flush_denormals()
+    s.table.adam(s.adam, part(s.count, rank, size) * s.block,
+                 min(s.n, part(s.count, rank + 1, size) * s.block))
+    restore(state)
+
+
+def softmax_cross_entropy(logits, targets, double scale=1.0, grad=None):
+    """Return the sum over rows of -log softmax(logits)[target], in nats.
+
+    logits (R, N); targets (R,) int32 in [0, N). With `grad` (R, N), which may be `logits` itself,
+    also write (softmax - onehot) * scale there.
+    """
+    cdef Blocks s
+    cdef int threads
+    memset(&s, 0, sizeof(s))
+    dtype = logits.dtype
+    R, N = logits.shape
+    check_flat("logits", logits, dtype, (R, N))
+    check_flat("targets", targets, np.int32, (R,))
+    if R and not (0 <= targets.min() and targets.max() < N):
+        raise ValueError(f"targets: values from {targets.min()} to {targets.max()}, expected "
+                         f"0 to {N - 1}")
+    if grad is not None:
+        check_flat("grad", grad, dtype, (R, N), True)
+        s.grad = <char *> cnp.PyArray_DATA(grad)
+    s.table = table_for(dtype)
+    s.n = R
+    s.N = N
+    s.block = LOSS_ROWS
+    s.count = ceil_div(s.n, s.block)
+    partial = np.zeros(s.count)
+    s.partial = <double *> cnp.PyArray_DATA(partial)
+    s.logits = <const char *> cnp.PyArray_DATA(logits)
+    s.target = <const int32_t *> cnp.PyArray_DATA(targets)
+    s.scale = scale
+    with nogil:
+        threads = threads_for(30.0 * s.n * s.N)
+        run(walk_softmax, &s, threads)
+    return float(partial.sum())
+
+
+def sum_of_squares(flat):
+    """Return the sum of the squares of a 1-D array, accumulated in float64."""
+    cdef Blocks s
+    cdef int threads
+    memset(&s, 0, sizeof(s))
+    check_flat("flat", flat, flat.dtype, (flat.size,))
+    s.table = table_for(flat.dtype)
+    s.n = flat.size
+    s.block = NORM_BLOCK
+    s.count = ceil_div(s.n, s.block)
+    partial = np.zeros(s.count)
+    s.partial = <double *> cnp.PyArray_DATA(partial)
+    s.x = <const char *> cnp.PyArray_DATA(flat)
+    with nogil:
+        threads = threads_for(2.0 * s.n)
+        run(walk_squares, &s, threads)
+    return float(partial.sum())
+
+
+def adam_step(param, grad, m, v, *, double lr, double beta1, double beta2, double eps,
+              double weight_decay, int step, double grad_scale=1.0):
+    """Update 1-D `param`, `m` and `v` in place by one step of Adam, with decoupled weight decay.
+
+    `step` counts from 1. `grad_scale` multiplies the gradient first: clipping costs no pass of its
+    own. Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019.
+    """
+    cdef Blocks s
+    cdef fr_adam a
+    cdef int threads
+    memset(&s, 0, sizeof(s))
+    dtype = param.dtype
+    for name, array in (("param", param), ("m", m), ("v", v)):
+        check_flat(name, array, dtype, param.shape, True)
+    check_flat("grad", grad, dtype, param.shape)
+    if step < 1:
+        raise ValueError(f"step is {step}, expected at least 1")
+    cdef double correction = sqrt(1 - pow(beta2, step))
+    a.param = cnp.PyArray_DATA(param)
+    a.grad = cnp.PyArray_DATA(grad)
+    a.m = cnp.PyArray_DATA(m)
+    a.v = cnp.PyArray_DATA(v)
+    a.grad_scale = grad_scale
+    a.beta1 = beta1
+    a.beta2 = beta2
+    a.step_size = lr * correction / (1 - pow(beta1, step))
+    a.eps = eps * correction
+    a.decay = lr * weight_decay
+    s.table = table_for(dtype)
+    s.n = param.size
+    s.block = 256
+    s.count = ceil_div(s.n, s.block)
+    s.adam = &a
+    with nogil:
+        threads = threads_for(20.0 * s.n)
+        run(walk_adam, &s, threads)
