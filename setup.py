@@ -14,7 +14,8 @@ from setuptools import Extension, setup
 sanitize = os.environ.get("FASTRNN_SANITIZE", "")
 debug = os.environ.get("FASTRNN_DEBUG", "") == "1"
 
-flags = ["-std=c11", "-O3", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math"]
+# -g0: Python's own flags ask for debug information, which would be nine tenths of the package
+flags = ["-std=c11", "-O3", "-g0", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math"]
 link = ["-pthread"]
 if sanitize:
     flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1"]

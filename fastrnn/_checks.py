@@ -25,33 +25,41 @@ def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
     )
 
 
-def array(owner: str, name: str, value: Any, dtype: Any, shape: Shape, why: str = "") -> np.ndarray:
-    """Return `value` as an array of `dtype` with contiguous rows.
+def numeric(owner: str, name: str, value: Any, dtype: Any) -> np.ndarray:
+    """Return `value` as an array of `dtype`, of any shape, in any byte order.
 
-    A letter in `shape` stands for any size. Arrays must have the dtype; lists are converted.
+    Arrays must have the dtype; lists of numbers are converted.
 
     Raises
     ------
     TypeError
         If `value` is not numeric, or an array of another dtype.
     ValueError
-        If its shape does not fit.
+        If it is a ragged sequence.
     """
     dtype = np.dtype(dtype)
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
         a = np.asarray(value)
         if a.dtype.newbyteorder("=") != dtype:
             raise TypeError(f"{owner}: {name} is {a.dtype}, expected {dtype}")
-    else:
-        try:
-            a = np.asarray(value)
-        except ValueError as error:
-            raise ValueError(
-                f"{owner}: {name} is a ragged sequence, expected an array {_show(shape)}"
-            ) from error
-        if a.dtype.kind not in "fiu":
-            raise TypeError(f"{owner}: {name} is {_kind(value)}, expected numbers ({dtype})")
-        a = a.astype(dtype)
+        return a
+    try:
+        a = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{owner}: {name} is a ragged sequence, expected an array of {dtype}"
+        ) from error
+    if a.dtype.kind not in "fiu":
+        raise TypeError(f"{owner}: {name} is {_kind(value)}, expected numbers ({dtype})")
+    return a.astype(dtype)
+
+
+def array(owner: str, name: str, value: Any, dtype: Any, shape: Shape, why: str = "") -> np.ndarray:
+    """Return `value` as `numeric` does, with rows that kernels can read.
+
+    A letter in `shape` stands for any size; `why` ends the sentence if the shape does not fit.
+    """
+    a = numeric(owner, name, value, dtype)
     if not _fits(a.shape, shape):
         raise ValueError(f"{owner}: {name} has shape {a.shape}, expected {_show(shape)}{why}")
     return rows_contiguous(a)
@@ -95,7 +103,7 @@ def rows(owner: str, value: Any, shape: Shape, count: int) -> np.ndarray:
     if not _fits(a.shape, shape):
         raise ValueError(f"{owner}: x has shape {a.shape}, expected {_show(shape)}")
     if a.size and not (a.min() >= 0 and a.max() < count):
-        raise ValueError(
+        raise IndexError(
             f"{owner}: x has row numbers from {a.min()} to {a.max()}, "
             f"expected 0 to {count - 1} for this embedding"
         )
@@ -133,3 +141,35 @@ def positive(owner: str, name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{owner}: {name} is {value!r}, expected a whole number of at least 1")
     return int(value)
+
+
+def probability(owner: str, name: str, value: Any) -> float:
+    """Return `value` if it is a number from 0 to 1."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.integer, np.floating))
+        or not 0 <= value <= 1
+    ):
+        raise ValueError(f"{owner}: {name} is {value!r}, expected a number from 0 to 1")
+    return float(value)
+
+
+def float_dtype(owner: str, dtype: Any) -> np.dtype:
+    """Return `dtype` if the kernels exist for it."""
+    try:
+        known = np.dtype(dtype)
+    except TypeError:
+        known = np.dtype(object)
+    if known not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"{owner}: dtype is {dtype!r}, expected float32 or float64")
+    return known
+
+
+def seeds(owner: str, seed: Any, count: int) -> list[np.random.SeedSequence]:
+    """Return independent seeds drawn from one."""
+    try:
+        return np.random.SeedSequence(seed).spawn(count)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{owner}: seed is {seed!r}, expected a whole number of at least 0, or None"
+        ) from error

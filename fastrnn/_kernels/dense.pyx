@@ -10,7 +10,7 @@ import numpy as np
 cimport numpy as cnp
 from libc.math cimport pow, sqrt
 from libc.stdint cimport int32_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.c cimport fr_adam, fr_barrier, fr_gradient, fr_product, fr_table
 from fastrnn._kernels.runtime cimport (
@@ -84,10 +84,11 @@ cdef object setup(Linear *s, dtype, R, K, N, ptrdiff_t k, ptrdiff_t n):
     return <object> s.product.panel1 * s.table.plain_vectors * s.table.lanes * s.table.itemsize
 
 
-def linear_forward(x, weight, bias=None):
-    """Return x W^T + b, (R, N), for x (R, K), weight (N, K), bias (N,)."""
+def linear_forward(x, weight, bias=None, out=None):
+    """Return x W^T + b, (R, N), in `out` if given, for x (R, K), weight (N, K), bias (N,)."""
     cdef Linear s
     cdef Buffer buffer
+    cdef char *row
     cdef int threads
     dtype = weight.dtype
     N, K = weight.shape
@@ -95,18 +96,18 @@ def linear_forward(x, weight, bias=None):
     check_flat("x", x, dtype, (R, K))
     check_flat("weight", weight, dtype, (N, K))
     width = setup(&s, dtype, R, K, N, K, N)
-    out = np.empty((R, N), dtype)
+    if out is None:
+        out = np.empty((R, N), dtype)
+    check_flat("out", out, dtype, (R, N), True)
     buffer = workspace.take(width * (K + 1))
     s.weight = cnp.PyArray_DATA(weight)
     s.pack = buffer.data
     if bias is not None:
         check_flat("bias", bias, dtype, (N,))
-        padded = np.frombuffer(buffer.owner, np.uint8)  # the row behind the panels
-        start = <object> (<size_t> buffer.data - <size_t> cnp.PyArray_DATA(buffer.owner))
-        row = padded[start + width * K:start + width * (K + 1)].view(dtype)
-        row[N:] = 0
-        row[:N] = bias
-        s.product.bias = buffer.data + <ptrdiff_t> (width * K)
+        row = buffer.data + <ptrdiff_t> (width * K)  # behind the panels
+        memset(row, 0, width)
+        memcpy(row, cnp.PyArray_DATA(bias), N * <object> s.table.itemsize)
+        s.product.bias = row
     s.product.c = rows_of(cnp.PyArray_DATA(out), R, 0, N)
     s.product.a = rows_of(cnp.PyArray_DATA(x), R, 0, K)
     s.product.b = s.pack
@@ -118,7 +119,7 @@ def linear_forward(x, weight, bias=None):
     return out
 
 
-def linear_backward(dy, x, weight, dweight, dbias=None, need_dx=True):
+def linear_backward(dy, x, weight, dweight, dbias=None, need_dx=True, dx=None):
     """Return dx (R, K), or None, for dy (R, N); add to dweight (N, K) and dbias (N,)."""
     cdef Linear s
     cdef Buffer buffer
@@ -134,7 +135,10 @@ def linear_backward(dy, x, weight, dweight, dbias=None, need_dx=True):
         check_flat("dbias", dbias, dtype, (N,), True)
     width = setup(&s, dtype, R, K, N, N, K)
     threads = threads_for(4.0 * R * K * N)
-    dx = np.empty((R, K), dtype) if need_dx else None
+    if need_dx:
+        if dx is None:
+            dx = np.empty((R, K), dtype)
+        check_flat("dx", dx, dtype, (R, K), True)
     pack = (width * N + 63) // 64 * 64
     buffer = workspace.take(pack + threads * <object> s.table.gradient_scratch)
     s.weight = cnp.PyArray_DATA(weight)
@@ -157,7 +161,7 @@ def linear_backward(dy, x, weight, dweight, dbias=None, need_dx=True):
     with nogil:
         run(walk_linear, &s, threads)
     workspace.give(buffer)
-    return dx
+    return dx if need_dx else None
 
 
 # Work over fixed blocks; a thread takes neighbouring ones.

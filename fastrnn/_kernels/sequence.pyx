@@ -29,6 +29,7 @@ cnp.import_array()
 # The order is that of fr_cell in fastrnn.h.
 CELLS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm", "gru")
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "rnn_sigmoid": 1, "lstm": 4, "gru": 3}
+CELLS_WITH_C = ("lstm",)
 
 # Input projections of this many bytes are made at once: they are still in L2 when they are used.
 cdef ptrdiff_t CHUNK_BYTES = 256 * 1024
@@ -155,7 +156,8 @@ cdef class Tape:
     cdef object kept      # the arrays that the passes point into
     cdef tuple weights
     cdef tuple reverse
-    cdef object dtype
+    cdef readonly object dtype
+    cdef readonly int kind     # index into CELLS
     cdef readonly tuple shape  # (T, B, I, H)
     cdef readonly bint used
 
@@ -172,9 +174,15 @@ cdef class Tape:
         return 0 if self.buffer is None else self.buffer.nbytes
 
     @property
-    def embedding_rows(self):
-        """Rows V of the embedding that the input was gathered from; 0 for a dense input."""
-        return self.passes[0].V
+    def biases(self):
+        """Whether forward had bias_ih and bias_hh."""
+        return self.passes[0].b_ih != NULL, self.passes[0].b_hh != NULL
+
+    @property
+    def x_shape(self):
+        """Shape of dx: (T, B, I), or (V, I) of an embedding."""
+        T, B, I, _ = self.shape
+        return (self.passes[0].V, I) if self.passes[0].index != NULL else (T, B, I)
 
 
 def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn, bint training,
@@ -219,7 +227,7 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
         check("embedding", x, dtype, (x.shape[0], I))
         check_flat("x", index, np.int32, (T, B))
         if index.size and not (0 <= index.min() and index.max() < x.shape[0]):
-            raise ValueError(f"x: row numbers from {index.min()} to {index.max()}, expected 0 to "
+            raise IndexError(f"x: row numbers from {index.min()} to {index.max()}, expected 0 to "
                              f"{x.shape[0] - 1}")
     check("y", y, dtype, (T, B, D * H), True)
     check_flat("hn", hn, dtype, (D, B, H), True)
@@ -325,6 +333,7 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
     tape.weights = weights
     tape.reverse = reverse
     tape.dtype = dtype
+    tape.kind = kind
     tape.shape = (T, B, I, H)
     return tape
 

@@ -1,0 +1,73 @@
+"""What fastrnn runs on, and the choices a process can make."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from fastrnn._kernels.runtime import (
+    cpu_limit,
+    get_flush_denormals,
+    get_isa,
+    get_num_threads,
+    isa_names,
+    set_flush_denormals,
+    set_num_threads,
+)
+
+__all__ = [
+    "get_flush_denormals",
+    "get_num_threads",
+    "set_flush_denormals",
+    "set_num_threads",
+    "show_config",
+]
+
+
+def _version() -> str:
+    try:
+        return version("fastrnn")
+    except PackageNotFoundError:  # imported from a source tree
+        return "unknown"
+
+
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+    """Print the instruction set in use, those available, threads and versions.
+
+    Parameters
+    ----------
+    mode : {"stdout", "dicts"}
+        Print, or return a dictionary instead.
+
+    Raises
+    ------
+    ValueError
+        If the mode is another.
+
+    Notes
+    -----
+    FASTRNN_ISA in the environment forces an instruction set, FASTRNN_NUM_THREADS the number of
+    threads (otherwise OMP_NUM_THREADS, and what affinity and the cgroup's quota allow, limit it).
+    """
+    names = isa_names()
+    config = {
+        "fastrnn": _version(),
+        "instruction set": get_isa(),
+        "available": [name for name, has in names.items() if has],
+        "built for": list(names),
+        "threads": get_num_threads(),
+        "CPUs allowed": cpu_limit(),
+        "denormals": "flushed to zero" if get_flush_denormals() else "kept",
+        "numpy": np.__version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+    }
+    if mode == "dicts":
+        return config
+    if mode != "stdout":
+        raise ValueError(f"show_config: mode is {mode!r}, expected 'stdout' or 'dicts'")
+    for key, value in config.items():
+        print(f"{key:16} {', '.join(value) if isinstance(value, list) else value}")
+    return None

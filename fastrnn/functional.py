@@ -1,0 +1,329 @@
+"""One layer in one direction, stateless: the kernels behind fastrnn.RNN, LSTM and GRU.
+
+The names, signatures and results are those of fastrnn.reference, which is the specification; the
+route from here is fastrnn/_kernels/sequence.pyx, then walk.pyx, then src_c/tmpl/. Each forward
+returns the tape that its backward needs, so any number of passes may be in flight.
+
+Letters: T steps, B batch, I input, H hidden, G gates, V rows of an embedding. Arrays are float32 or
+float64, all of one call alike. Rows that are contiguous are read where they lie, anything else that
+NumPy can hold is copied first; inputs are never changed. A tape refers to x, the embedding and the
+weights: leave them as they are until backward. NaN and infinities go through as arithmetic has it,
+and stay within their row of the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn._kernels import sequence
+from fastrnn._kernels.runtime import Workspace
+from fastrnn._kernels.sequence import Tape
+
+__all__ = [
+    "Tape",
+    "gru_backward",
+    "gru_forward",
+    "lstm_backward",
+    "lstm_forward",
+    "rnn_backward",
+    "rnn_forward",
+]
+
+NONLINEARITIES = ("tanh", "relu", "sigmoid")
+_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+State = np.ndarray | tuple[np.ndarray | None, np.ndarray | None] | None
+Grads = dict[str, np.ndarray]
+
+_workspace = Workspace()
+
+
+def cell_of(owner: str, nonlinearity: str) -> str:
+    """Return the kernels' name of the vanilla cell with this activation."""
+    if nonlinearity not in NONLINEARITIES:
+        raise ValueError(
+            f"{owner}: nonlinearity is {nonlinearity!r}, expected one of {list(NONLINEARITIES)}"
+        )
+    return f"rnn_{nonlinearity}"
+
+
+def _forward(
+    owner: str, cell: str, x: Any, state: Any, params: tuple[Any, ...], reverse: bool,
+    training: bool, embedding: Any,
+) -> tuple[np.ndarray, Any, Tape | None]:
+    dtype = getattr(params[1], "dtype", None)
+    if dtype is None or dtype.newbyteorder("=") not in (np.float32, np.float64):
+        came = dtype or type(params[1]).__name__
+        raise TypeError(f"{owner}: weight_hh is {came}, expected an array of float32 or float64")
+    dtype = dtype.newbyteorder("=")
+    G = sequence.GATES[cell]
+    w_hh = _checks.array(owner, "weight_hh", params[1], dtype, ("G*H", "H"))
+    H = w_hh.shape[1]
+    w_ih = _checks.array(owner, "weight_ih", params[0], dtype, (G * H, "I"))
+    I = w_ih.shape[1]  # noqa: E741
+    if H == 0 or I == 0:
+        raise ValueError(f"{owner}: the weights have H = {H} and I = {I}, expected at least 1")
+    weights = tuple(
+        None if p is None and "bias" in name
+        else np.ascontiguousarray(_checks.array(owner, name, p, dtype, (G * H, *more)))
+        for name, p, more in zip(_PARAMETERS, (w_ih, w_hh, *params[2:]), ((I,), (H,), (), ()),
+                                 strict=True)
+    )
+    if embedding is None:
+        source, index = _checks.array(owner, "x", x, dtype, ("T", "B", I)), None
+        T, B, _ = source.shape
+    else:
+        source = _checks.array(owner, "embedding", embedding, dtype, ("V", I))
+        index = _checks.rows(owner, x, ("T", "B"), len(source))
+        T, B = index.shape
+    has_c = cell in sequence.CELLS_WITH_C
+    h0, c0 = _checks.states(owner, "state" if has_c else "h0", state, has_c, dtype, (B, H))
+    y = np.empty((T, B, H), dtype)
+    hn = np.empty((1, B, H), dtype)
+    cn = np.empty((1, B, H), dtype) if has_c else None
+    tape = sequence.forward(
+        sequence.CELLS.index(cell), source, index, (weights,), (bool(reverse),),
+        None if h0 is None else h0[None], None if c0 is None else c0[None], y, hn, cn,
+        bool(training), _workspace,
+    )
+    return y, hn[0] if cn is None else (hn[0], cn[0]), tape
+
+
+def _backward(
+    owner: str, cells: tuple[str, ...], dy: Any, dstate: Any, tape: Any, need_dx: bool, grads: Any
+) -> tuple[np.ndarray | None, Any, Grads]:
+    forward = owner.replace("backward", "forward")
+    if tape is None:
+        raise TypeError(f"{owner}: tape is None, expected one of {forward} with training=True")
+    if not isinstance(tape, Tape) or sequence.CELLS[tape.kind] not in cells:
+        came = sequence.CELLS[tape.kind] if isinstance(tape, Tape) else type(tape).__name__
+        raise TypeError(f"{owner}: tape is one of {came}, expected one of {forward}")
+    if tape.used:
+        raise RuntimeError(f"{owner}: this tape has already served its one backward; "
+                           f"run {forward} again for a new one")
+    T, B, I, H = tape.shape  # noqa: E741
+    dtype, rows = tape.dtype, sequence.GATES[cells[0]] * H
+    has_c = cells[0] in sequence.CELLS_WITH_C
+    if dy is not None:
+        dy = _checks.array(owner, "dy", dy, dtype, (T, B, H))
+    dhn, dcn = _checks.states(owner, "dstate" if has_c else "dhn", dstate, has_c, dtype, (B, H))
+    shapes = dict(zip(_PARAMETERS, ((rows, I), (rows, H), (rows,), (rows,)), strict=True))
+    for name, present in zip(("bias_ih", "bias_hh"), tape.biases, strict=True):
+        if not present:
+            del shapes[name]
+    if grads is None:
+        grads = {name: np.zeros(shape, dtype) for name, shape in shapes.items()}
+    if set(grads) != set(shapes):
+        raise ValueError(f"{owner}: grads has keys {sorted(grads)}, expected {sorted(shapes)}")
+    for name, shape in shapes.items():
+        _checks.output(owner, f"grads[{name!r}]", grads[name], dtype, shape)
+    dx = np.empty(tape.x_shape, dtype) if need_dx else None
+    dh0 = np.empty((1, B, H), dtype)
+    dc0 = np.empty((1, B, H), dtype) if has_c else None
+    sequence.backward(
+        tape, dy, None if dhn is None else dhn[None], None if dcn is None else dcn[None], dx, dh0,
+        dc0, (tuple(grads.get(name) for name in _PARAMETERS),),
+    )
+    return dx, dh0[0] if dc0 is None else (dh0[0], dc0[0]), grads
+
+
+# ------------------------------------------------------------------------------------------ rnn
+
+
+def rnn_forward(
+    x: Any, h0: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, *,
+    nonlinearity: str = "tanh", reverse: bool = False, training: bool = True, embedding: Any = None,
+) -> tuple[np.ndarray, np.ndarray, Tape | None]:
+    """Run Elman's simple recurrent network over a sequence.
+
+    h(t) = phi(weight_ih x(t) + bias_ih + weight_hh h(t-1) + bias_hh)
+
+    Parameters
+    ----------
+    x : array (T, B, I), or integers (T, B) with `embedding`
+        The input; T = 0 is allowed.
+    h0 : array (B, H) or None
+        The state before the first processed step; None means zeros.
+    weight_ih : array (G*H, I)
+        Weights of the input; here G = 1.
+    weight_hh : array (G*H, H)
+        Weights of the state.
+    bias_ih, bias_hh : array (G*H,) or None
+        Biases beside either product; each may be left out.
+    nonlinearity : {"tanh", "relu", "sigmoid"}
+        The activation phi.
+    reverse : bool
+        Walk from step T-1 down to 0; y[t] still belongs to x[t].
+    training : bool
+        Whether a tape for backward is returned.
+    embedding : array (V, I) or None
+        If given, the input is ``embedding[x]``, gathered behind the input product.
+
+    Returns
+    -------
+    y : array (T, B, H)
+        The state after each step.
+    hn : array (B, H)
+        The state after the last processed step (step 0 with `reverse`), h0 if T = 0.
+    tape : Tape or None
+        What rnn_backward needs, None without `training`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not numeric, or its dtype is not that of weight_hh (float32 or float64).
+    ValueError
+        If shapes do not fit each other, or the nonlinearity is unknown.
+    IndexError
+        If x names a row that `embedding` does not have.
+    MemoryError
+        If there is no memory for the tape.
+
+    References
+    ----------
+    J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990.
+    """
+    return _forward("rnn_forward", cell_of("rnn_forward", nonlinearity), x, h0,
+                    (weight_ih, weight_hh, bias_ih, bias_hh), reverse, training, embedding)
+
+
+def rnn_backward(
+    dy: Any, dhn: Any, tape: Tape | None, *, need_dx: bool = True, grads: Grads | None = None
+) -> tuple[np.ndarray | None, np.ndarray, Grads]:
+    """Backpropagate through the steps of one rnn_forward.
+
+    Parameters
+    ----------
+    dy : array (T, B, H) or None
+        Gradient of a loss with respect to y; None means zeros.
+    dhn : array (B, H) or None
+        Gradient with respect to hn, added to what reaches that state through y.
+    tape : Tape
+        Of rnn_forward; spent by this call.
+    need_dx : bool
+        Whether the gradient of the input is wanted.
+    grads : dict of arrays or None
+        If given, the parameters' gradients are added to its arrays; otherwise to fresh zeros.
+        Keys weight_ih, weight_hh, and bias_ih and bias_hh as far as forward had them; shapes as
+        the parameters'.
+
+    Returns
+    -------
+    dx : array (T, B, I), or (V, I), or None
+        Gradient with respect to x, or to `embedding` where forward had one; None without
+        `need_dx`.
+    dh0 : array (B, H)
+        Gradient with respect to h0.
+    grads : dict of arrays
+        The parameters' gradients.
+
+    Raises
+    ------
+    RuntimeError
+        If the tape has already served a backward.
+    TypeError
+        If the tape is not one of rnn_forward, or an argument is no array of forward's dtype.
+    ValueError
+        If a shape or the keys of `grads` do not fit forward's; the tape stays unspent.
+    """
+    cells = tuple(f"rnn_{name}" for name in NONLINEARITIES)
+    return _backward("rnn_backward", cells, dy, dhn, tape, need_dx, grads)
+
+
+# ----------------------------------------------------------------------------------------- lstm
+
+
+def lstm_forward(
+    x: Any, state: State, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
+    *, reverse: bool = False, training: bool = True, embedding: Any = None,
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], Tape | None]:
+    """Run a long short-term memory with forget gates over a sequence.
+
+    i f g o = sigma sigma tanh sigma (weight_ih x(t) + bias_ih + weight_hh h(t-1) + bias_hh);
+    c(t) = f c(t-1) + i g;  h(t) = o tanh(c(t))
+
+    Parameters and errors are those of rnn_forward with G = 4 in the order i f g o, except:
+
+    Parameters
+    ----------
+    state : tuple (h0, c0) or None
+        The initial hidden and cell state, (B, H) each; None, as a whole or of one, means zeros.
+
+    Returns
+    -------
+    y : array (T, B, H)
+        The hidden state after each step.
+    (hn, cn) : tuple of arrays (B, H)
+        Hidden and cell state after the last processed step.
+    tape : Tape or None
+        What lstm_backward needs, None without `training`.
+
+    References
+    ----------
+    S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9, 1997;
+    the forget gate: F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", 2000.
+    """
+    return _forward("lstm_forward", "lstm", x, state, (weight_ih, weight_hh, bias_ih, bias_hh),
+                    reverse, training, embedding)
+
+
+def lstm_backward(
+    dy: Any, dstate: State, tape: Tape | None, *, need_dx: bool = True, grads: Grads | None = None
+) -> tuple[np.ndarray | None, tuple[np.ndarray, np.ndarray], Grads]:
+    """Backpropagate through the steps of one lstm_forward.
+
+    Parameters and errors are those of rnn_backward, except:
+
+    Parameters
+    ----------
+    dstate : tuple (dhn, dcn) or None
+        Gradients with respect to hn and cn, (B, H) each; None, as a whole or of one, means zeros.
+
+    Returns
+    -------
+    dx : array (T, B, I), or (V, I), or None
+        As of rnn_backward.
+    (dh0, dc0) : tuple of arrays (B, H)
+        Gradients with respect to h0 and c0.
+    grads : dict of arrays
+        The parameters' gradients.
+    """
+    return _backward("lstm_backward", ("lstm",), dy, dstate, tape, need_dx, grads)
+
+
+# ------------------------------------------------------------------------------------------ gru
+
+
+def gru_forward(
+    x: Any, h0: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, *,
+    reverse: bool = False, training: bool = True, embedding: Any = None,
+) -> tuple[np.ndarray, np.ndarray, Tape | None]:
+    """Run gated recurrent units over a sequence, reset after the recurrent product.
+
+    r z = sigma(weight_i x(t) + bias_i + weight_h h(t-1) + bias_h);
+    n = tanh(weight_in x(t) + bias_in + r (weight_hn h(t-1) + bias_hn));
+    h(t) = (1 - z) n + z h(t-1)
+
+    Parameters, returns and errors are those of rnn_forward with G = 3 in the order r z n, without
+    nonlinearity.
+
+    References
+    ----------
+    K. Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014, in the form
+    of cuDNN and PyTorch: r multiplies W_hn h + b_hn instead of h, and z keeps the old state.
+    """
+    return _forward("gru_forward", "gru", x, h0, (weight_ih, weight_hh, bias_ih, bias_hh),
+                    reverse, training, embedding)
+
+
+def gru_backward(
+    dy: Any, dhn: Any, tape: Tape | None, *, need_dx: bool = True, grads: Grads | None = None
+) -> tuple[np.ndarray | None, np.ndarray, Grads]:
+    """Backpropagate through the steps of one gru_forward.
+
+    Parameters, returns and errors are those of rnn_backward.
+    """
+    return _backward("gru_backward", ("gru",), dy, dhn, tape, need_dx, grads)

@@ -1,0 +1,144 @@
+"""Named parameters in one flat buffer: what layers and models have in common.
+
+`flat` holds every parameter, in the order of the names and without gaps; `parameters()` are views of
+it, and `grads` and `flat_grads` are the same for the gradients. So an optimiser, a norm or a file
+needs one array, and a model can hold its layers' parameters in its own buffer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _views(flat: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]:
+    views, start = {}, 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        views[name] = flat[start : start + size].reshape(shape)
+        start += size
+    return views
+
+
+class Parametrized:
+    """Parameters, their gradients, and the two modes: training, and evaluation with fixed weights.
+
+    Attributes
+    ----------
+    flat, flat_grads : array (P,)
+        All parameters and all gradients.
+    grads : dict of arrays
+        Gradients by name, views of `flat_grads`; backward adds to them.
+    training : bool
+        False after `eval`: then the parameters are read-only.
+    """
+
+    flat: np.ndarray
+    flat_grads: np.ndarray
+    grads: dict[str, np.ndarray]
+    training: bool
+
+    def __init__(self, shapes: Shapes, dtype: Any) -> None:
+        self._shapes = shapes
+        size = sum(map(math.prod, shapes.values()))
+        self.training = True
+        self._hold(np.zeros(size, dtype), np.zeros(size, dtype))
+
+    def _hold(self, flat: np.ndarray, flat_grads: np.ndarray) -> None:
+        """Take these buffers as the home of the parameters, whatever they hold."""
+        self.flat, self.flat_grads = flat, flat_grads
+        self._params = _views(flat, self._shapes)
+        self.grads = _views(flat_grads, self._shapes)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of parameters, inputs and outputs: float32 or float64."""
+        return self.flat.dtype
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Return the parameters by name, views of `flat`, named as torch names them."""
+        return dict(self._params)
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero."""
+        self.flat_grads.fill(0)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return a copy of every parameter by name."""
+        return {name: param.copy() for name, param in self._params.items()}
+
+    def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
+        """Copy parameters from a mapping such as state_dict() of this class or of torch's.
+
+        Parameters
+        ----------
+        mapping : mapping of names to arrays
+            Exactly this object's names and shapes; other float dtypes are converted.
+
+        Raises
+        ------
+        ValueError
+            If names are missing or unexpected, or shapes differ; the sentence lists them all, and
+            no parameter has changed.
+        TypeError
+            If a value is not an array of numbers.
+        """
+        owner = f"{type(self).__name__}.load_state_dict"
+        problems = []
+        if missing := [name for name in self._params if name not in mapping]:
+            problems.append(f"missing {missing}")
+        if unexpected := [name for name in mapping if name not in self._params]:
+            problems.append(f"unexpected {unexpected}")
+        arrays = {}
+        for name, param in self._params.items():
+            if name not in mapping:
+                continue
+            array = np.asarray(mapping[name])
+            if array.dtype.kind not in "fiu":
+                raise TypeError(f"{owner}: {name} is {array.dtype}, expected numbers")
+            if array.shape != param.shape:
+                problems.append(f"{name} has shape {array.shape}, expected {param.shape}")
+            arrays[name] = array
+        if problems:
+            raise ValueError(f"{owner}: {'; '.join(problems)}")
+        training = self.training
+        self.train()
+        for name, array in arrays.items():
+            self._params[name][...] = array
+        self.train(training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Choose training mode (or, with False, evaluation mode); return self."""
+        self._set_writeable(mode)
+        self.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """Choose evaluation mode and return self.
+
+        The weights are packed once, for all calls to come, and become read-only until `train`, so
+        that a pack that has gone stale cannot exist.
+        """
+        return self.train(False)
+
+    def _set_writeable(self, on: bool) -> None:
+        # `flat` first: a view cannot be made writeable while its base is not
+        for array in (self.flat, *self._params.values()):
+            array.flags.writeable = on
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Views would come back as copies: keep the buffers, leave out what is made of them."""
+        state = self.__dict__.copy()
+        for name in ("_params", "grads"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hold(self.flat, self.flat_grads)
+        self.train(self.training)
