@@ -93,19 +93,19 @@ def output(owner: str, name: str, value: Any, dtype: Any, shape: Shape) -> np.nd
     return value
 
 
-def rows(owner: str, value: Any, shape: Shape, count: int) -> np.ndarray:
-    """Return `value` as int32 row numbers below `count`."""
+def rows(
+    owner: str, value: Any, shape: Shape, count: int, name: str = "x", of: str = "the embedding"
+) -> np.ndarray:
+    """Return `value` as int32 row numbers below `count`, C-contiguous."""
     a = np.asarray(value)
     if a.dtype.kind not in "iu":
-        raise TypeError(
-            f"{owner}: x is {a.dtype}, expected whole numbers: rows of the embedding"
-        )
+        raise TypeError(f"{owner}: {name} is {a.dtype}, expected whole numbers: rows of {of}")
     if not _fits(a.shape, shape):
-        raise ValueError(f"{owner}: x has shape {a.shape}, expected {_show(shape)}")
+        raise ValueError(f"{owner}: {name} has shape {a.shape}, expected {_show(shape)}")
     if a.size and not (a.min() >= 0 and a.max() < count):
         raise IndexError(
-            f"{owner}: x has row numbers from {a.min()} to {a.max()}, "
-            f"expected 0 to {count - 1} for this embedding"
+            f"{owner}: {name} has numbers from {a.min()} to {a.max()}, "
+            f"expected 0 to {count - 1}: rows of {of}"
         )
     return np.ascontiguousarray(a, np.int32)
 

@@ -302,13 +302,15 @@ class Recurrent(Parametrized):
             self._packed()
         return self
 
-    def stream(self, batch_size: int = 1) -> Stream:
+    def stream(self, batch_size: int = 1, embedding: np.ndarray | None = None) -> Stream:
         """Return a preallocated single step with its own state, which starts at zero.
 
         Parameters
         ----------
         batch_size : int
             Rows B that advance together.
+        embedding : array (V, I), optional
+            If given, a step takes whole numbers (B,): rows of this array.
 
         Returns
         -------
@@ -327,7 +329,11 @@ class Recurrent(Parametrized):
         if self.bidirectional:
             raise ValueError(f"{owner}: the layer is bidirectional, a single step has no future "
                              "to walk back from")
-        return Stream(owner, [packs[0] for packs in self._packed()], batch_size, self.dtype)
+        if embedding is not None:
+            embedding = _checks.array(owner, "embedding", embedding, self.dtype,
+                                      ("V", self.input_size))
+        packs = [directions[0] for directions in self._packed()]
+        return Stream(owner, packs, batch_size, self.dtype, embedding)
 
     # ---- copies and print -------------------------------------------------------------------
 

@@ -1,0 +1,169 @@
+"""The command `fastrnn`: train, sample, info."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fastrnn
+
+HELD_OUT = 2**20  # bytes at most that the final judgement reads
+SAMPLE = 400  # characters shown after training
+PROMPT = "def "
+DEFAULT_FILE = "fastrnn-model.safetensors"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastrnn", description="Recurrent neural networks on CPUs: train and sample byte-level "
+        "language models.")
+    parser.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train", help="train a byte-level language model",
+        description="Train a byte-level language model on files, on folders, or, without any, on "
+        "the source of Python's standard library. Ctrl-C stops and saves.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    train.add_argument("paths", nargs="*", metavar="PATH", help="text files and folders")
+    train.add_argument("--cell", choices=("rnn", "lstm", "gru"), default="lstm")
+    train.add_argument("--hidden", type=int, default=256, metavar="H", help="units of a layer")
+    train.add_argument("--layers", type=int, default=1, metavar="L", help="stacked layers")
+    train.add_argument("--embedding", type=int, default=64, metavar="E", help="width of a byte's "
+                       "vector")
+    train.add_argument("--batch", type=int, default=32, metavar="B", help="rows read side by side")
+    train.add_argument("--bptt", type=int, default=64, metavar="T",
+                       help="characters that a gradient goes back")
+    train.add_argument("--lr", type=float, default=4e-3, help="Adam's first learning rate")
+    length = train.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=argparse.SUPPRESS,
+                        help="how long to train (default: 1)")
+    length.add_argument("--steps", type=int, default=argparse.SUPPRESS,
+                        help="how many steps to train instead; the result is then reproducible")
+    train.add_argument("--seed", type=int, default=0)
+    _add_threads(train)
+    train.add_argument("-o", "--output", type=Path, default=Path(DEFAULT_FILE), metavar="FILE")
+    train.set_defaults(run=_train)
+
+    sample = commands.add_parser(
+        "sample", help="continue a text", description="Continue a text with a trained model.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    sample.add_argument("model", type=Path, metavar="MODEL", help="file that train wrote")
+    sample.add_argument("--prompt", default=PROMPT)
+    sample.add_argument("--length", type=int, default=SAMPLE, help="characters to add")
+    sample.add_argument("--temperature", type=float, default=0.7,
+                        help="below 1: more cautious; 0: always the likeliest character")
+    sample.add_argument("--seed", type=int, default=0)
+    _add_threads(sample)
+    sample.set_defaults(run=_sample)
+
+    info = commands.add_parser("info", help="show instruction set, threads and versions")
+    info.set_defaults(run=lambda _: fastrnn.show_config())
+    return parser
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=argparse.SUPPRESS,
+                        help="(default: as many as this process may use)")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from fastrnn import files, text, training
+    from fastrnn.model import LanguageModel
+
+    if not args.output.parent.is_dir():
+        raise FileNotFoundError(f"-o: no folder {str(args.output.parent)!r} for the model file")
+    if args.output.is_dir():
+        raise IsADirectoryError(f"-o: {str(args.output)!r} is a folder, expected a file's name")
+    found = text.find_files(args.paths)
+    train_text, held_out = text.split(text.read(found, args.seed))
+    model = LanguageModel(
+        embedding_size=args.embedding, hidden_size=args.hidden, num_layers=args.layers,
+        cell=args.cell, seed=args.seed)
+    if len(held_out) < 2:
+        raise ValueError(f"the text has {len(train_text) + len(held_out)} bytes, expected at least "
+                         "40: the last twentieth is held out")
+    what = "Python's standard library" if not args.paths else ", ".join(args.paths)
+    print(f"{what}: {_count(len(found), 'file')}, {len(train_text):,} characters to train on, "
+          f"{len(held_out):,} held out")
+    layers = f"{args.layers} x " if args.layers > 1 else ""
+    print(f"{layers}{args.cell.upper()} {args.hidden}: {model.flat.size:,} parameters, "
+          f"{_count(fastrnn.get_num_threads(), 'thread')}, "
+          f"{fastrnn.show_config('dicts')['instruction set']}", flush=True)
+
+    limits = {"steps": getattr(args, "steps", None), "minutes": getattr(args, "minutes", None)}
+    if limits == {"steps": None, "minutes": None}:
+        limits["minutes"] = 1
+    layout = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
+    with tqdm(total=1, bar_format=layout, mininterval=0.2) as bar:
+
+        def show(now: Any) -> None:
+            bar.set_description_str(
+                f"{now.speed:,.0f} characters/s, {now.bits:.3f} bits/character", refresh=False)
+            bar.update(now.share - bar.n)
+
+        done = training.train(model, train_text, batch_size=args.batch, bptt=args.bptt, lr=args.lr,
+                              progress=show, **limits)
+    notes = {
+        "trained on": what, "steps": done.steps, "characters": done.characters,
+        "batch": args.batch, "bptt": args.bptt, "lr": args.lr, "seed": args.seed,
+        "training bits per character": round(done.bits, 4),
+    }
+    files.save_model(model, args.output, notes)  # first of all: what follows may be interrupted
+    print(f"{'stopped' if done.interrupted else 'done'} after {_count(done.steps, 'step')} and "
+          f"{done.seconds:.1f} s: {done.characters:,} characters, {done.speed:,.0f} a second")
+    print(f"saved {args.output}", flush=True)
+    bits = training.evaluate(model, held_out[:HELD_OUT], batch_size=args.batch, bptt=args.bptt)
+    print(f"held-out text: {bits:.3f} bits/character")
+    files.save_model(model, args.output, notes | {"held-out bits per character": round(bits, 4)})
+    print(f"a sample:\n\n{_continue(model, PROMPT, SAMPLE, 0.7, args.seed)}")
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from fastrnn import files
+
+    model = files.load_model(args.model)
+    if not args.prompt:
+        raise ValueError("--prompt is empty, expected at least one character")
+    print(_continue(model, args.prompt, args.length, args.temperature, args.seed))
+
+
+def _continue(model: Any, prompt: str, length: int, temperature: float, seed: int) -> str:
+    start = prompt.encode()
+    more = model.sample(list(start), length, temperature, seed)
+    return (start + bytes(more.tolist())).decode(errors="replace")
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, 1 for an error, 130 for a hard Ctrl-C."""
+    args = _parser().parse_args(argv)
+    try:
+        if hasattr(args, "threads"):
+            fastrnn.set_num_threads(args.threads)
+        args.run(args)
+    except ModuleNotFoundError as error:
+        print(f"fastrnn {args.command}: needs {error.name}, expected it to be installed: "
+              "pip install 'fastrnn[cli]'", file=sys.stderr)
+        return 1
+    except (OSError, ValueError, TypeError, IndexError, MemoryError, FloatingPointError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        name = getattr(error, "filename", None)
+        print(f"fastrnn {args.command}: {said}{f': {name}' if name else ''}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nfastrnn {args.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
