@@ -25,6 +25,7 @@ if not debug:
 
 
 def module(name, extra=()):
+    """Return the extension of one .pyx file."""
     return Extension(
         f"fastrnn._kernels.{name}",
         [f"fastrnn/_kernels/{name}.pyx", *extra],
@@ -38,11 +39,11 @@ def module(name, extra=()):
 
 # Only `runtime` is linked with the C side: one pool, one choice of instruction set in a process.
 kernels = sorted(glob("src_c/*.c") + glob("src_c/isa/*.c"))
-modules = [module("runtime", kernels), module("walk"), module("sequence"), module("stream"), module("dense")]
+modules = [module("runtime", kernels), *map(module, ("walk", "sequence", "stream", "dense"))]
 
 setup(
     ext_modules=cythonize(
-        [m for m in modules if os.path.exists(m.sources[0])],
+        modules,
         compiler_directives={
             "language_level": 3,
             "boundscheck": debug,

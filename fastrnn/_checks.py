@@ -1,8 +1,8 @@
 """Arguments made into what the kernels take, or refused with one sentence.
 
 Every error names who was called and the argument, what came, and what was expected. Nothing is
-copied that the kernels can read as it is: rows must be contiguous, aligned and native; whatever else
-NumPy can hold (strided, Fortran, big-endian) becomes a copy here.
+copied that the kernels can read as it is: rows must be contiguous, aligned and native; whatever
+else NumPy can hold (strided, Fortran, big-endian) becomes a copy here.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def probability(owner: str, name: str, value: Any) -> float:
 def float_dtype(owner: str, dtype: Any) -> np.dtype:
     """Return `dtype` if the kernels exist for it."""
     try:
-        known = np.dtype(dtype)
+        known: np.dtype = np.dtype(dtype)
     except TypeError:
         known = np.dtype(object)
     if known not in (np.dtype(np.float32), np.dtype(np.float64)):

@@ -18,8 +18,8 @@ DEFAULT_FILE = "fastrnn-model.safetensors"
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="fastrnn", description="Recurrent neural networks on CPUs: train and sample byte-level "
-        "language models.")
+        prog="fastrnn",
+        description="Recurrent networks on CPUs: train and sample byte-level language models.")
     parser.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -74,6 +74,7 @@ def _train(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from fastrnn import files, text, training
+    from fastrnn._kernels.runtime import get_isa
     from fastrnn.model import LanguageModel
 
     if not args.output.parent.is_dir():
@@ -93,12 +94,10 @@ def _train(args: argparse.Namespace) -> None:
           f"{len(held_out):,} held out")
     layers = f"{args.layers} x " if args.layers > 1 else ""
     print(f"{layers}{args.cell.upper()} {args.hidden}: {model.flat.size:,} parameters, "
-          f"{_count(fastrnn.get_num_threads(), 'thread')}, "
-          f"{fastrnn.show_config('dicts')['instruction set']}", flush=True)
+          f"{_count(fastrnn.get_num_threads(), 'thread')}, {get_isa()}", flush=True)
 
-    limits = {"steps": getattr(args, "steps", None), "minutes": getattr(args, "minutes", None)}
-    if limits == {"steps": None, "minutes": None}:
-        limits["minutes"] = 1
+    steps = getattr(args, "steps", None)
+    minutes = getattr(args, "minutes", None if steps is not None else 1)
     layout = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
     with tqdm(total=1, bar_format=layout, mininterval=0.2) as bar:
 
@@ -108,7 +107,7 @@ def _train(args: argparse.Namespace) -> None:
             bar.update(now.share - bar.n)
 
         done = training.train(model, train_text, batch_size=args.batch, bptt=args.bptt, lr=args.lr,
-                              progress=show, **limits)
+                              steps=steps, minutes=minutes, progress=show)
     notes = {
         "trained on": what, "steps": done.steps, "characters": done.characters,
         "batch": args.batch, "bptt": args.bptt, "lr": args.lr, "seed": args.seed,

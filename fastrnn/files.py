@@ -1,4 +1,4 @@
-"""Models as safetensors files: the parameters under torch's names, the configuration beside them."""
+"""Models as safetensors files: parameters under torch's names, the configuration beside them."""
 
 from __future__ import annotations
 

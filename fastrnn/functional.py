@@ -63,7 +63,7 @@ def _forward(
     w_hh = _checks.array(owner, "weight_hh", params[1], dtype, ("G*H", "H"))
     H = w_hh.shape[1]
     w_ih = _checks.array(owner, "weight_ih", params[0], dtype, (G * H, "I"))
-    I = w_ih.shape[1]  # noqa: E741
+    I = w_ih.shape[1]
     if H == 0 or I == 0:
         raise ValueError(f"{owner}: the weights have H = {H} and I = {I}, expected at least 1")
     weights = tuple(
@@ -104,7 +104,7 @@ def _backward(
     if tape.used:
         raise RuntimeError(f"{owner}: this tape has already served its one backward; "
                            f"run {forward} again for a new one")
-    T, B, I, H = tape.shape  # noqa: E741
+    T, B, I, H = tape.shape
     dtype, rows = tape.dtype, sequence.GATES[cells[0]] * H
     has_c = cells[0] in sequence.CELLS_WITH_C
     if dy is not None:

@@ -63,11 +63,11 @@ class Recurrent(Parametrized):
         self._lock = threading.Lock()
 
         D, H, GH = len(self._reverse), self.hidden_size, sequence.GATES[cell] * self.hidden_size
-        shapes = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for layer in range(self.num_layers):
-            I = self.input_size if layer == 0 else D * H  # noqa: E741
+            I = self.input_size if layer == 0 else D * H
             for direction in ("", "_reverse")[:D]:
-                named = {"weight_ih": (GH, I), "weight_hh": (GH, H)}
+                named: dict[str, tuple[int, ...]] = {"weight_ih": (GH, I), "weight_hh": (GH, H)}
                 if self.bias:
                     named |= {"bias_ih": (GH,), "bias_hh": (GH,)}
                 shapes |= {f"{k}_l{layer}{direction}": shape for k, shape in named.items()}
@@ -105,7 +105,7 @@ class Recurrent(Parametrized):
         RuntimeError
             If another thread is using this layer in training mode.
         """
-        owner, I = type(self).__name__, self.input_size  # noqa: E741
+        owner, I = type(self).__name__, self.input_size
         x = _checks.numeric(owner, "x", x, self.dtype)
         if x.ndim == 2:
             x = _checks.array(owner, "x", x, self.dtype, ("T", I), self._x_is(x))
@@ -247,7 +247,7 @@ class Recurrent(Parametrized):
             if len(tape.x_shape) == 2:
                 dx = np.empty(tape.x_shape, self.dtype)
             elif layer or need_dx:
-                dx = _rows(*tape.x_shape, self.dtype, turned)
+                dx = _rows(T, B, tape.x_shape[2], self.dtype, turned)
             sequence.backward(
                 tape, dy, None if dhn is None else dhn[own], None if dcn is None else dcn[own],
                 dx, dh0[own], None if dc0 is None else dc0[own], grads[layer],
@@ -262,7 +262,8 @@ class Recurrent(Parametrized):
     def _mask(self, y: np.ndarray) -> np.ndarray:
         """Return zeros with probability `dropout`, and elsewhere what keeps the mean."""
         keep = self._masks.random(y.shape, np.float32) >= np.float32(self.dropout)
-        return keep * self.dtype.type(1 / (1 - self.dropout) if self.dropout < 1 else 0)
+        scale = 1 / (1 - self.dropout) if self.dropout < 1 else 0
+        return np.multiply(keep, scale, dtype=self.dtype)
 
     def _drop_tapes(self) -> None:
         for tape, _ in self._tapes or ():
@@ -295,7 +296,7 @@ class Recurrent(Parametrized):
             self._packs, self._packed_for = packs, get_isa()
         return self._packs
 
-    def train(self, mode: bool = True) -> Any:  # noqa: D102, the base class says it
+    def train(self, mode: bool = True) -> Any:
         super().train(mode)
         self._packs = None
         if not mode:

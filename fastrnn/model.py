@@ -131,7 +131,7 @@ class LanguageModel(Parametrized):
         return logits, state
 
     def _head(self, y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """y (T, B, H) -> logits (T, B, V)."""
+        """Return logits (T, B, V) of y (T, B, H)."""
         T, B, H = y.shape
         weight, bias = self._params["head.weight"], self._params["head.bias"]
         flat = None if out is None else out.reshape(T * B, len(bias))
@@ -208,12 +208,13 @@ class LanguageModel(Parametrized):
             self.grads["head.weight"], self.grads["head.bias"],
         )
         self._pending = None
+        assert dy is not None  # it was asked for
         dembedding, dstate0 = self.recurrent.backward(dy.reshape(y.shape), dstate)
         self.grads["embedding.weight"] += dembedding
         return dstate0
 
     def stream(self, batch_size: int = 1) -> Stream:
-        """Return the recurrent layers' single step over symbols: step(integers (B,)) -> h (B, H)."""
+        """Return the recurrent layers' single step: it takes symbols (B,) and gives h (B, H)."""
         return self.recurrent.stream(batch_size, self._params["embedding.weight"])
 
     def sample(self, prompt: Any, length: int, temperature: float = 1.0, seed: Any = None

@@ -1,8 +1,8 @@
 """Named parameters in one flat buffer: what layers and models have in common.
 
-`flat` holds every parameter, in the order of the names and without gaps; `parameters()` are views of
-it, and `grads` and `flat_grads` are the same for the gradients. So an optimiser, a norm or a file
-needs one array, and a model can hold its layers' parameters in its own buffer.
+`flat` holds every parameter, in the order of the names and without gaps; `parameters()` are views
+of it, and `grads` and `flat_grads` are the same for the gradients. So an optimiser, a norm or a
+file needs one array, and a model can hold its layers' parameters in its own buffer.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Parametrized:
             array.flags.writeable = on
 
     def __getstate__(self) -> dict[str, Any]:
-        """Views would come back as copies: keep the buffers, leave out what is made of them."""
+        """Leave out the views: they would come back as copies."""
         state = self.__dict__.copy()
         for name in ("_params", "grads"):
             del state[name]

@@ -1,2 +1,5 @@
-"""Compiled kernels: `sequence` walks time, `stream` takes one step, `dense` is the rest of training,
-`runtime` is what they share. Private; the public names are in fastrnn and fastrnn.functional."""
+"""Compiled kernels, private: the public names are in fastrnn and fastrnn.functional.
+
+`sequence` walks time, `stream` takes one step, `dense` is the rest of training, `runtime` is what
+they share.
+"""

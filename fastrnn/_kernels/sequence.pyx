@@ -10,7 +10,7 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._kernels.c cimport fr_barrier, fr_cell_row, fr_rows, fr_table
+from fastrnn._kernels.c cimport fr_barrier, fr_rows
 from fastrnn._kernels.runtime cimport Buffer, Workspace, run
 from fastrnn._kernels.walk cimport (
     Job,

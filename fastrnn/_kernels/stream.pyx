@@ -11,7 +11,7 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._kernels.c cimport fr_forward, fr_table
+from fastrnn._kernels.c cimport fr_forward
 from fastrnn._kernels.runtime cimport Buffer, flush_denormals, pitch_of, restore
 from fastrnn._kernels.sequence cimport Packed
 from fastrnn._kernels.walk cimport Pass, forward_panels, project, rows_of, sized
@@ -211,7 +211,9 @@ cdef class Stream:
         cdef int i
         for i in range(self.num_layers):
             for b in range(self.batch_size):
-                row = <char *> (self.layers[i].step.c if c else self.layers[i].step.h_prev)
+                row = <char *> self.layers[i].step.h_prev
+                if c:
+                    row = <char *> self.layers[i].step.c
                 row += b * self.pitch * self.itemsize
                 if into:
                     memcpy(row, data, size)

@@ -77,7 +77,6 @@ cdef inline fr_rows rows_of(const void *base, ptrdiff_t count, ptrdiff_t outer,
     return rows
 
 
-
 cdef int[4] AS_IT_IS
 
 cdef Pass sized(int kind, object dtype, ptrdiff_t T, ptrdiff_t B, ptrdiff_t I,

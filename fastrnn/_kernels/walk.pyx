@@ -1,12 +1,13 @@
-"""Walks time: forward over a sequence, and backward through it, for one layer of 1 or 2 directions.
+"""Walks time: forward over a sequence, and backward through it, for a layer of 1 or 2 directions.
 
-Letters: T steps, B batch, I input, H hidden, G gates, S slots of a tape row, V rows of an embedding.
+Letters: T steps, B batch, I input, H hidden, G gates, S slots of a tape row, V rows of an
+embedding.
 A `Pass` is one direction of one layer; a direction that walks back in time is a pass whose strides
 of time are negative, so that step t of the pass is always step t of its tape.
 
 Threads: a team of threads has one pass (two directions on an even number of threads) or all of
 them, one after the other. Within a team either the rows of the batch are split, which needs no
-barrier at all, or, for few rows, the hidden units, with a barrier after every step. Either way every
+barrier at all, or, for few rows, the hidden units, with a barrier after every step. Either way a
 number is computed by one thread in one order.
 
 Nothing here holds the GIL, allocates or checks: sequence.pyx and stream.pyx do.
@@ -37,7 +38,8 @@ cdef struct Share:
     bint by_units
 
 
-cdef Pass sized(int kind, object dtype, ptrdiff_t T, ptrdiff_t B, ptrdiff_t I, ptrdiff_t H) except *:
+cdef Pass sized(int kind, object dtype, ptrdiff_t T, ptrdiff_t B, ptrdiff_t I,
+                ptrdiff_t H) except *:
     cdef Pass p
     memset(&p, 0, sizeof(p))
     p.table = table_for(dtype)
