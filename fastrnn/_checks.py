@@ -98,7 +98,7 @@ def rows(
 ) -> np.ndarray:
     """Return `value` as int32 row numbers below `count`, C-contiguous."""
     a = np.asarray(value)
-    if a.dtype.kind not in "iu":
+    if a.size and a.dtype.kind not in "iu":  # an empty list becomes an array of floats
         raise TypeError(f"{owner}: {name} is {a.dtype}, expected whole numbers: rows of {of}")
     if not _fits(a.shape, shape):
         raise ValueError(f"{owner}: {name} has shape {a.shape}, expected {_show(shape)}")

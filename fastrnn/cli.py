@@ -99,21 +99,23 @@ def _train(args: argparse.Namespace) -> None:
     steps = getattr(args, "steps", None)
     minutes = getattr(args, "minutes", None if steps is not None else 1)
     layout = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
-    with tqdm(total=1, bar_format=layout, mininterval=0.2) as bar:
+    with training.Interrupt() as interrupt:
+        with tqdm(total=1, bar_format=layout, mininterval=0.2) as bar:
 
-        def show(now: Any) -> None:
-            bar.set_description_str(
-                f"{now.speed:,.0f} characters/s, {now.bits:.3f} bits/character", refresh=False)
-            bar.update(now.share - bar.n)
+            def show(now: Any) -> None:
+                bar.set_description_str(
+                    f"{now.speed:,.0f} characters/s, {now.bits:.3f} bits/character", refresh=False)
+                bar.update(now.share - bar.n)
 
-        done = training.train(model, train_text, batch_size=args.batch, bptt=args.bptt, lr=args.lr,
-                              steps=steps, minutes=minutes, progress=show)
-    notes = {
-        "trained on": what, "steps": done.steps, "characters": done.characters,
-        "batch": args.batch, "bptt": args.bptt, "lr": args.lr, "seed": args.seed,
-        "training bits per character": round(done.bits, 4),
-    }
-    files.save_model(model, args.output, notes)  # first of all: what follows may be interrupted
+            done = training.train(
+                model, train_text, batch_size=args.batch, bptt=args.bptt, lr=args.lr, steps=steps,
+                minutes=minutes, progress=show, interrupt=interrupt)
+        notes = {
+            "trained on": what, "steps": done.steps, "characters": done.characters,
+            "batch": args.batch, "bptt": args.bptt, "lr": args.lr, "seed": args.seed,
+            "training bits per character": round(done.bits, 4),
+        }
+        files.save_model(model, args.output, notes)  # what follows may be interrupted
     print(f"{'stopped' if done.interrupted else 'done'} after {_count(done.steps, 'step')} and "
           f"{done.seconds:.1f} s: {done.characters:,} characters, {done.speed:,.0f} a second")
     print(f"saved {args.output}", flush=True)

@@ -140,5 +140,6 @@ class Parametrized:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._hold(self.flat, self.flat_grads)
+        # copies: an unpickled array may lie in a bytes object, which no flag makes writeable again
+        self._hold(self.flat.copy(), self.flat_grads.copy())
         self.train(self.training)

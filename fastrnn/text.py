@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastrnn import _checks
+
 __all__ = ["find_files", "read", "split", "windows"]
 
 
@@ -59,7 +61,7 @@ def find_files(paths: Sequence[str | Path] = ()) -> list[Path]:
 
 def read(files: Sequence[Path], seed: int = 0) -> np.ndarray:
     """Return the bytes of all files, in an order drawn from the seed, as uint8 (N,)."""
-    order = np.random.default_rng(seed).permutation(len(files))
+    order = np.random.default_rng(*_checks.seeds("read", seed, 1)).permutation(len(files))
     texts = []
     for i in order:
         text = files[i].read_bytes()

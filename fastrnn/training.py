@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -13,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from fastrnn import _checks
 from fastrnn import text as texts
 from fastrnn.functional import State
 from fastrnn.model import LanguageModel
 from fastrnn.optim import Adam, _positive
 
-__all__ = ["Progress", "evaluate", "train"]
+__all__ = ["Interrupt", "Progress", "evaluate", "train"]
 
 
 @dataclasses.dataclass
@@ -52,14 +54,16 @@ class Progress:
         return self.characters / self.seconds if self.seconds else 0.0
 
 
-class _Interrupt:
-    """While active, the first Ctrl-C only sets a flag, so that a step is never cut in half."""
+class Interrupt:
+    """While it is entered, the first Ctrl-C only sets `asked`; the second raises KeyboardInterrupt.
+
+    So a step is never cut in half. Signals reach only the main thread; elsewhere it does nothing.
+    """
 
     def __init__(self) -> None:
         self.asked = False
 
-    def __enter__(self) -> _Interrupt:
-        # only the main thread gets signals and may handle them
+    def __enter__(self) -> Interrupt:
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
             self._before = signal.signal(signal.SIGINT, self._ask)
@@ -84,6 +88,7 @@ def train(
     model: LanguageModel, text: np.ndarray, *, batch_size: int = 32, bptt: int = 64,
     lr: float = 2e-3, clip: float = 1.0, steps: int | None = None, minutes: float | None = None,
     decay: bool = True, progress: Callable[[Progress], Any] | None = None,
+    interrupt: Interrupt | None = None,
 ) -> Progress:
     """Train a model to predict a text byte by byte.
 
@@ -108,6 +113,8 @@ def train(
         Whether the learning rate falls to a twentieth along half a cosine.
     progress : callable, optional
         Called with the Progress after every step.
+    interrupt : Interrupt, optional
+        One that the caller has entered already; by default training's own.
 
     Returns
     -------
@@ -133,11 +140,13 @@ def train(
     limit = _positive("train", "steps", steps) if steps is not None else _positive(
         "train", "minutes", minutes) * 60
     _positive("train", "clip", clip)
+    _checks.positive("train", "batch_size", batch_size)
+    _checks.positive("train", "bptt", bptt)
     optimizer = Adam(model, lr)
     model.train()
     state: State = None
     now, mean = Progress(), 0.0
-    with _Interrupt() as interrupt:
+    with contextlib.nullcontext(interrupt) if interrupt else Interrupt() as interrupt:
         start = time.perf_counter()
         for symbols, targets, first in texts.windows(text, bptt, batch_size, endless=True):
             model.zero_grad()

@@ -1,0 +1,287 @@
+"""The language model, its loss and its optimiser against plain NumPy and central differences."""
+
+import copy
+import math
+import pickle
+
+import cases
+import numpy as np
+import pytest
+
+from fastrnn import optim, reference
+from fastrnn.losses import softmax_cross_entropy
+from fastrnn.model import LanguageModel
+
+STEP = 1e-5
+SIZES = {"symbols": 7, "embedding_size": 3, "hidden_size": 5}
+
+
+def model_of(cell="lstm", **options):
+    return LanguageModel(**{**SIZES, "cell": cell, "dtype": np.float64, "seed": 3, **options})
+
+
+def some_text(T=4, B=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 7, (T, B)), rng.integers(0, 7, (T, B))
+
+
+def plain_logits(model, symbols):
+    """Return what a one-layer model should say, from the reference and a product."""
+    p = model.parameters()
+    weights = [p[f"recurrent.{name}_l0"] for name in cases.PARAMETERS]
+    run = getattr(reference, model.config["cell"] + "_forward")
+    y, _, _ = run(symbols, None, *weights, embedding=p["embedding.weight"])
+    return y @ p["head.weight"].T + p["head.bias"]
+
+
+def plain_loss(logits, targets):
+    logits = logits - logits.max(-1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return -np.take_along_axis(log_p, targets[..., None], -1).mean()
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_logits_and_loss_are_the_references(cell):
+    model = model_of(cell)
+    symbols, targets = some_text()
+    expected = plain_logits(model, symbols)
+    logits, _ = model(symbols)
+    cases.assert_close("logits", logits, expected, 1e-13)
+    for mode in (True, False):
+        loss, _ = model.train(mode).loss(symbols, targets)
+        assert loss == pytest.approx(plain_loss(expected, targets), rel=1e-13)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_every_gradient_against_central_differences(cell, layers):
+    model = model_of(cell, num_layers=layers)
+    symbols, targets = some_text()
+    _, state = model(symbols)
+    model.loss(symbols, targets, state)
+    dstate = model.backward()
+    for name, param in model.parameters().items():
+        expected = np.empty_like(param)
+        for index in np.ndindex(param.shape):
+            kept, losses = param[index], []
+            for step in (STEP, -STEP):
+                param[index] = kept + step
+                losses.append(model.loss(symbols, targets, state)[0])
+            param[index] = kept
+            expected[index] = (losses[0] - losses[1]) / (2 * STEP)
+        cases.assert_close(name, model.grads[name], expected, 1e-6)
+    h = state[0] if cell == "lstm" else state
+    dh = dstate[0] if cell == "lstm" else dstate
+    expected = np.empty_like(h)
+    for index in np.ndindex(h.shape):
+        kept, losses = h[index], []
+        for step in (STEP, -STEP):
+            h[index] = kept + step
+            losses.append(model.loss(symbols, targets, state)[0])
+        h[index] = kept
+        expected[index] = (losses[0] - losses[1]) / (2 * STEP)
+    cases.assert_close("dh0", dh, expected, 1e-6)
+
+
+def test_backward_after_a_call_takes_the_logits_gradient():
+    model = model_of()
+    symbols, targets = some_text()
+    model.loss(symbols, targets)
+    model.backward()
+    expected = model.flat_grads.copy()
+    model.zero_grad()
+    logits, _ = model(symbols)
+    with pytest.raises(ValueError, match="dlogits is None after a call"):
+        model.backward()
+    model.backward(softmax_cross_entropy(logits, targets)[1])
+    np.testing.assert_array_equal(model.flat_grads, expected)
+    with pytest.raises(RuntimeError, match="no call to go back through"):
+        model.backward()
+    model.loss(symbols, targets)
+    with pytest.raises(ValueError, match="dlogits is given after loss"):
+        model.backward(np.zeros((4, 3, 7)))
+
+
+def test_all_parameters_lie_in_one_buffer():
+    model = model_of(num_layers=2)
+    names = list(model.parameters())
+    assert names[0] == "embedding.weight"
+    assert names[1] == "recurrent.weight_ih_l0"
+    assert names[-2:] == ["head.weight", "head.bias"]
+    assert sum(p.size for p in model.parameters().values()) == model.flat.size
+    before = model.recurrent.parameters()["weight_hh_l1"].copy()
+    model.flat += 1
+    np.testing.assert_array_equal(model.recurrent.parameters()["weight_hh_l1"], before + 1)
+
+
+def test_eval_mode_is_read_only_through_and_through():
+    model = model_of().eval()
+    for array in (model.flat, model.recurrent.flat, *model.parameters().values(),
+                  *model.recurrent.parameters().values()):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+    with pytest.raises(ValueError, match="expected training mode"):
+        optim.Adam(model).step()
+    model.train().flat[:] = 0
+    assert model(some_text()[0])[0].any() == 0
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_copy_is_equal_and_apart(copier, mode):
+    model = model_of(num_layers=2).train(mode)
+    other = copier(model)
+    symbols, targets = some_text()
+    assert other.training == mode
+    assert other.loss(symbols, targets)[0] == model.loss(symbols, targets)[0]
+    assert np.shares_memory(other.flat, other.recurrent.flat)
+    assert not np.shares_memory(other.flat, model.flat)
+
+
+def test_the_same_seed_is_the_same_model():
+    assert np.array_equal(model_of().flat, model_of().flat)
+    assert not np.array_equal(model_of().flat, model_of(seed=4).flat)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_a_sample_follows_the_models_own_probabilities(cell, layers):
+    model = model_of(cell, num_layers=layers)
+    model.flat *= 3  # far from uniform
+    drawn = model.sample([1, 2], 6, temperature=0)
+    text = [1, 2, *drawn.tolist()]
+    for i, symbol in enumerate(drawn, 2):
+        logits, _ = model.eval()(np.array(text[:i])[:, None])
+        assert logits[-1, 0].argmax() == symbol
+    same = [model.sample([3], 20, seed=5).tolist() for _ in range(2)]
+    assert same[0] == same[1] != model.sample([3], 20, seed=6).tolist()
+
+
+def test_sampling_frequencies_are_the_softmax():
+    model = model_of()
+    logits, _ = model.eval()(np.array([[4]]))
+    p = np.exp(logits[0, 0] / 0.5)
+    p /= p.sum()
+    draws = np.array([model.sample([4], 1, temperature=0.5, seed=s)[0] for s in range(4000)])
+    counts = np.bincount(draws, minlength=7)
+    # chi-squared with 6 degrees of freedom exceeds 22.5 once in a thousand; the seeds are fixed
+    assert ((counts - 4000 * p) ** 2 / (4000 * p)).sum() < 22.5
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda m: LanguageModel(cell="elman"), ValueError, "cell is 'elman', expected one of"),
+        (lambda m: LanguageModel(symbols=0), ValueError, "symbols is 0, expected a whole number"),
+        (lambda m: LanguageModel(hidden_size=-1), ValueError, "hidden_size is -1"),
+        (lambda m: m([[7]]), IndexError, "symbols has numbers from 7 to 7, expected 0 to 6"),
+        (lambda m: m([[0.5]]), TypeError, "symbols is float64, expected whole numbers"),
+        (lambda m: m([1]), ValueError, r"symbols has shape \(1,\), expected \(T, B\)"),
+        (lambda m: m.loss([[1]], [[1, 2]]), ValueError, r"targets has shape \(1, 2\)"),
+        (lambda m: m.loss([[1]], [[9]]), IndexError, "targets has numbers from 9 to 9"),
+        (lambda m: m.backward(), RuntimeError, "no call to go back through"),
+        (lambda m: m.sample([], 3), ValueError, "prompt is empty"),
+        (lambda m: m.sample([1], 0), ValueError, "length is 0"),
+        (lambda m: m.sample([1], 1, -1), ValueError, "temperature is -1"),
+        (lambda m: m.sample([1], 1, seed="x"), ValueError, "seed is .x."),
+        (lambda m: m.load_state_dict({}), ValueError, "missing .*embedding.weight"),
+    ],
+)
+def test_errors_name_the_argument(call, error, match):
+    model = model_of()
+    before = model.flat.copy()
+    with pytest.raises(error, match=match) as raised:
+        call(model)
+    assert "\n" not in str(raised.value)
+    np.testing.assert_array_equal(model.flat, before)
+
+
+# ------------------------------------------------------------------------------ loss, optimiser
+
+
+def test_the_loss_of_any_leading_shape_and_its_gradient():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.standard_normal((4, 3, 11)), rng.integers(0, 11, (4, 3))
+    loss, grad = softmax_cross_entropy(logits, targets)
+    assert loss == pytest.approx(plain_loss(logits, targets), rel=1e-14)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    p[np.arange(4)[:, None], np.arange(3), targets] -= 1
+    cases.assert_close("dlogits", grad, p / 12, 1e-13)
+    assert softmax_cross_entropy(logits, targets, need_grad=False) == (loss, None)
+    out = logits.copy()
+    assert softmax_cross_entropy(out, targets, out=out)[1] is out
+    np.testing.assert_array_equal(out, grad)
+    assert softmax_cross_entropy(np.empty((0, 3)), np.empty(0, int))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "error", "match"),
+    [
+        (np.zeros((2, 3), int), [0, 1], TypeError, "logits: dtype is"),
+        (np.zeros((2, 0)), [0, 1], ValueError, r"logits has shape \(2, 0\)"),
+        (np.zeros((2, 3)), [0], ValueError, r"targets has shape \(1,\), expected \(2,\)"),
+        (np.zeros((2, 3)), [0, 3], IndexError, "expected 0 to 2"),
+        (np.zeros((2, 3)), [0.0, 1.0], TypeError, "targets is float64"),
+    ],
+)
+def test_errors_of_the_loss(logits, targets, error, match):
+    with pytest.raises(error, match=match):
+        softmax_cross_entropy(logits, targets)
+
+
+def test_adam_is_the_papers_algorithm():
+    model = model_of()
+    rng = np.random.default_rng(1)
+    adam = optim.Adam(model, lr=0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
+    expected, m, v = model.flat.copy(), 0, 0
+    for t in range(1, 6):
+        g = rng.standard_normal(model.flat.size)
+        model.flat_grads[:] = g
+        norm = adam.step(clip=2.0)
+        assert norm == pytest.approx(np.linalg.norm(g))
+        np.testing.assert_array_equal(model.flat_grads, g)
+        g = g * min(1, 2.0 / np.linalg.norm(g))
+        m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g * g
+        step = 0.01 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-6)
+        expected = expected * (1 - 0.01 * 0.1) - step
+        cases.assert_close("parameters", model.flat, expected, 1e-13)
+    assert adam.steps == 5
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_adam_refuses_gradients_that_are_not_finite(bad):
+    model = model_of()
+    adam, before = optim.Adam(model), model.flat.copy()
+    model.flat_grads[5] = bad
+    with pytest.raises(FloatingPointError, match=r"norm is (nan|inf) at step 1"):
+        adam.step(1.0)
+    np.testing.assert_array_equal(model.flat, before)
+    assert adam.steps == 0
+    assert not adam.m.any()
+
+
+def test_clipping_scales_to_the_norm_and_no_further():
+    model = model_of()
+    model.flat_grads[:] = 2
+    norm = optim.clip_grad_norm(model, 1.0)
+    assert norm == pytest.approx(2 * math.sqrt(model.flat.size))
+    assert optim.grad_norm(model) == pytest.approx(1)
+    before = model.flat_grads.copy()
+    optim.clip_grad_norm(model, 5.0)
+    np.testing.assert_array_equal(model.flat_grads, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"lr": 0}, "lr is 0, expected a number above 0"),
+        ({"lr": "fast"}, "lr is 'fast'"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"betas": (1, 0.9)}, r"betas\[0\] is 1, expected a number above 0 and below 1"),
+        ({"eps": -1}, "eps is -1"),
+        ({"weight_decay": -1}, "weight_decay is -1"),
+    ],
+)
+def test_errors_of_adam(options, match):
+    with pytest.raises(ValueError, match=match):
+        optim.Adam(model_of(), **options)
