@@ -156,6 +156,8 @@ cdef class Tape:
     cdef object kept      # the arrays that the passes point into
     cdef tuple weights
     cdef tuple reverse
+    cdef ptrdiff_t embedding_rows  # V
+    cdef object used_rows          # (U,) the rows of the embedding that x names, or None
     cdef readonly object dtype
     cdef readonly int kind     # index into CELLS
     cdef readonly tuple shape  # (T, B, I, H)
@@ -182,7 +184,32 @@ cdef class Tape:
     def x_shape(self):
         """Shape of dx: (T, B, I), or (V, I) of an embedding."""
         T, B, I, _ = self.shape
-        return (self.passes[0].V, I) if self.passes[0].index != NULL else (T, B, I)
+        return (T, B, I) if self.used_rows is None else (self.embedding_rows, I)
+
+
+cdef tuple named_rows(index, ptrdiff_t V):
+    """Number the rows that `index` names from 0 to U-1; return (the new index, those rows (U,)).
+
+    All work on an embedding is then over its U rows in use: a large vocabulary costs nothing, and
+    what stands in the other rows, be it NaN, touches nothing.
+    """
+    cdef ptrdiff_t i, n = index.size, U = 0
+    numbers = np.full(V, -1, np.int32)  # (V,) -1, later the row's number among those in use
+    renumbered = np.empty_like(index)
+    cdef const int32_t *source = <const int32_t *> pointer(index)
+    cdef int32_t *target = <int32_t *> pointer(renumbered)
+    cdef int32_t *number = <int32_t *> pointer(numbers)
+    for i in range(n):
+        if not 0 <= source[i] < V:
+            raise IndexError(f"x: has the row number {source[i]}, expected 0 to {V - 1}")
+        number[source[i]] = 0
+    for i in range(V):
+        if number[i] == 0:
+            number[i] = <int32_t> U
+            U += 1
+    for i in range(n):
+        target[i] = number[source[i]]
+    return renumbered, np.flatnonzero(numbers >= 0)
 
 
 def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn, bint training,
@@ -226,9 +253,9 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
     else:
         check("embedding", x, dtype, (x.shape[0], I))
         check_flat("x", index, np.int32, (T, B))
-        if index.size and not (0 <= index.min() and index.max() < x.shape[0]):
-            raise IndexError(f"x: row numbers from {index.min()} to {index.max()}, expected 0 to "
-                             f"{x.shape[0] - 1}")
+        tape.embedding_rows = x.shape[0]
+        index, tape.used_rows = named_rows(index, x.shape[0])
+        x = x[tape.used_rows]
     check("y", y, dtype, (T, B, D * H), True)
     check_flat("hn", hn, dtype, (D, B, H), True)
     if h0 is not None:
@@ -367,8 +394,7 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads):
         if dcn is not None:
             check_flat("dcn", dcn, dtype, (D, B, H))
     if dx is not None:
-        x = tape.kept[0]
-        check("dx", dx, dtype, x.shape, True)
+        check("dx", dx, dtype, tape.x_shape, True)
     if len(grads) != D:
         raise ValueError(f"grads: {len(grads)} directions, expected {D}")
     for d in range(D):
@@ -393,6 +419,9 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads):
             carver.add(p.panels_i * width * G * H if dx is not None else 0),
         ))
     cdef Buffer buffer = tape.workspace.take(carver.total)
+    whole, used = dx, tape.used_rows
+    if dx is not None and used is not None:
+        dx = np.empty((len(used), I), dtype)
     job.scratch = buffer.data + <ptrdiff_t> scratch_at
     for d in range(D):
         p = &tape.passes[d]
@@ -412,7 +441,7 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads):
             p.dy_b = rows.inner
         p.need_dx = dx is not None
         p.add_dx = d > 0
-        if p.V and dx is not None:
+        if dx is not None and used is not None:
             p.dx = rows_of(pointer(dx), p.V, 0, dx.strides[0] // dx.itemsize)
         elif dx is not None:
             p.dx = grid(dx, 0, tape.reverse[d])
@@ -430,5 +459,8 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads):
         store_state(dh0[d], p.dh, p)
         if p.cell.has_c:
             store_state(dc0[d], p.dc, p)
+    if dx is not whole:
+        whole.fill(0)
+        whole[used] = dx
     tape.workspace.give(buffer)
     tape.release()

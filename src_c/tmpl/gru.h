@@ -47,7 +47,7 @@ FR_INLINE void gru_backward_tile(const int M, const int Q, const fr_backward *s,
       const vec n = vload(row), r = vload(row + s->pitch);
       const vec z = vload(row + 2 * s->pitch), mm = vload(row + 3 * s->pitch);
       const vec dh = dh_.v[m][v];
-      const vec dn = vmul(vfnma(dh, z, dh), v_dtanh(n));
+      const vec dn = vmul(vmul(dh, vsub(vset1(1), z)), v_dtanh(n));
       const vec dz = vmul(dh, vsub(vload((const real *)s->h_prev + cell), n));
       const vec dr = vmul(dn, mm);
       vstore(row, dn);

@@ -24,7 +24,7 @@ static const real TANH_POLY[] = {-0x1.8f8de4p-8f, 0x1.58048ep-6f, -0x1.b9258ap-5
 #else
 #define EXP_MAGIC 6755399441056767.0 /* 1.5 * 2^52 + 1023 */
 #define EXP_LOW -708.39
-#define EXP_HIGH 710.2
+#define EXP_HIGH 709.9 /* likewise; not above 710.1, where n would be 1025 and the shift overflow */
 #define LOG2_E 0x1.71547652b82fep+0
 #define LN2_HIGH 0x1.62e42fefap-1 /* 37 bits */
 #define LN2_LOW 0x1.cf79abc9e3b398p-40
