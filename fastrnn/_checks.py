@@ -7,6 +7,8 @@ else NumPy can hold (strided, Fortran, big-endian) becomes a copy here.
 
 from __future__ import annotations
 
+import contextlib
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,19 +41,31 @@ def numeric(owner: str, name: str, value: Any, dtype: Any) -> np.ndarray:
     """
     dtype = np.dtype(dtype)
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
-        a = np.asarray(value)
+        a = _as_array(owner, name, value, f"an array of {dtype}")
         if a.dtype.newbyteorder("=") != dtype:
             raise TypeError(f"{owner}: {name} is {a.dtype}, expected {dtype}")
         return a
-    try:
-        a = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(
-            f"{owner}: {name} is a ragged sequence, expected an array of {dtype}"
-        ) from error
+    return numbers(owner, name, value, str(dtype)).astype(dtype)
+
+
+def numbers(owner: str, name: str, value: Any, dtype: str = "") -> np.ndarray:
+    """Return `value` as an array of whole or real numbers, of whatever dtype it has."""
+    a = _as_array(owner, name, value, f"an array of {dtype or 'numbers'}")
     if a.dtype.kind not in "fiu":
-        raise TypeError(f"{owner}: {name} is {_kind(value)}, expected numbers ({dtype})")
-    return a.astype(dtype)
+        came = getattr(value, "dtype", kind(value))
+        raise TypeError(f"{owner}: {name} is {came}, expected numbers"
+                        + (f" ({dtype})" if dtype else ""))
+    return a
+
+
+def _as_array(owner: str, name: str, value: Any, expected: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{owner}: {name} is a ragged sequence, expected {expected}") from error
+    except RuntimeError as error:  # a tensor of torch that is part of a graph
+        came = kind(value)
+        raise TypeError(f"{owner}: {name} is {came}, expected {expected}: {error}") from error
 
 
 def array(owner: str, name: str, value: Any, dtype: Any, shape: Shape, why: str = "") -> np.ndarray:
@@ -65,7 +79,13 @@ def array(owner: str, name: str, value: Any, dtype: Any, shape: Shape, why: str 
     return rows_contiguous(a)
 
 
-def _kind(value: Any) -> str:
+def show(value: Any) -> str:
+    """Return a short repr on one line."""
+    return " ".join(reprlib.repr(value).split())
+
+
+def kind(value: Any) -> str:
+    """Return what stands for a value in a sentence."""
     return "None" if value is None else f"of type {type(value).__name__}"
 
 
@@ -84,7 +104,7 @@ def rows_contiguous(a: np.ndarray) -> np.ndarray:
 def output(owner: str, name: str, value: Any, dtype: Any, shape: Shape) -> np.ndarray:
     """Return `value` if kernels can write a C-contiguous result of this shape into it."""
     if not isinstance(value, np.ndarray) or value.dtype != dtype or not value.dtype.isnative:
-        came = value.dtype if isinstance(value, np.ndarray) else _kind(value)
+        came = value.dtype if isinstance(value, np.ndarray) else kind(value)
         raise TypeError(f"{owner}: {name} is {came}, expected an array of {np.dtype(dtype)}")
     if not _fits(value.shape, shape):
         raise ValueError(f"{owner}: {name} has shape {value.shape}, expected {_show(shape)}")
@@ -121,7 +141,10 @@ def states(
     if value is None:
         return None, None
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        came = f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else value
+        try:
+            came = f"{type(value).__name__} of {len(value)}"
+        except TypeError:  # it has no length
+            came = show(value)
         raise TypeError(f"{owner}: {name} is {came}, expected a pair (h, c)")
     h, c = value
     return (
@@ -139,7 +162,7 @@ def _state(owner: str, name: str, value: Any, dtype: Any, shape: Shape) -> np.nd
 def positive(owner: str, name: str, value: Any) -> int:
     """Return `value` if it is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{owner}: {name} is {value!r}, expected a whole number of at least 1")
+        raise ValueError(f"{owner}: {name} is {show(value)}, expected a whole number of at least 1")
     return int(value)
 
 
@@ -150,26 +173,26 @@ def probability(owner: str, name: str, value: Any) -> float:
         or not isinstance(value, (int, float, np.integer, np.floating))
         or not 0 <= value <= 1
     ):
-        raise ValueError(f"{owner}: {name} is {value!r}, expected a number from 0 to 1")
+        raise ValueError(f"{owner}: {name} is {show(value)}, expected a number from 0 to 1")
     return float(value)
 
 
 def float_dtype(owner: str, dtype: Any) -> np.dtype:
     """Return `dtype` if the kernels exist for it."""
-    try:
-        known: np.dtype = np.dtype(dtype)
-    except TypeError:
-        known = np.dtype(object)
+    known: np.dtype = np.dtype(object)
+    if dtype is not None:  # NumPy takes None for float64
+        with contextlib.suppress(TypeError, ValueError, SyntaxError):
+            known = np.dtype(dtype)
     if known not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"{owner}: dtype is {dtype!r}, expected float32 or float64")
+        raise TypeError(f"{owner}: dtype is {show(dtype)}, expected float32 or float64")
     return known
 
 
 def seeds(owner: str, seed: Any, count: int) -> list[np.random.SeedSequence]:
     """Return independent seeds drawn from one."""
-    try:
-        return np.random.SeedSequence(seed).spawn(count)
-    except (TypeError, ValueError) as error:
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0
+    if seed is not None and not whole:
         raise ValueError(
-            f"{owner}: seed is {seed!r}, expected a whole number of at least 0, or None"
-        ) from error
+            f"{owner}: seed is {show(seed)}, expected a whole number of at least 0, or None"
+        )
+    return np.random.SeedSequence(seed).spawn(count)

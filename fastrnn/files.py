@@ -104,4 +104,5 @@ def load_model(path: str | Path) -> LanguageModel:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         why = f"its metadata lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{str(path)!r} is not a model of fastrnn: {why}") from error
-    return model.eval()
+    model.eval()
+    return model

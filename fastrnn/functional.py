@@ -43,9 +43,10 @@ _workspace = Workspace()
 
 def cell_of(owner: str, nonlinearity: str) -> str:
     """Return the kernels' name of the vanilla cell with this activation."""
-    if nonlinearity not in NONLINEARITIES:
+    if not isinstance(nonlinearity, str) or nonlinearity not in NONLINEARITIES:
         raise ValueError(
-            f"{owner}: nonlinearity is {nonlinearity!r}, expected one of {list(NONLINEARITIES)}"
+            f"{owner}: nonlinearity is {_checks.show(nonlinearity)}, expected one of "
+            f"{list(NONLINEARITIES)}"
         )
     return f"rnn_{nonlinearity}"
 
@@ -99,8 +100,9 @@ def _backward(
     if tape is None:
         raise TypeError(f"{owner}: tape is None, expected one of {forward} with training=True")
     if not isinstance(tape, Tape) or sequence.CELLS[tape.kind] not in cells:
-        came = sequence.CELLS[tape.kind] if isinstance(tape, Tape) else type(tape).__name__
-        raise TypeError(f"{owner}: tape is one of {came}, expected one of {forward}")
+        known = isinstance(tape, Tape)
+        came = f"one of {sequence.CELLS[tape.kind]}" if known else _checks.kind(tape)
+        raise TypeError(f"{owner}: tape is {came}, expected one of {forward}")
     if tape.used:
         raise RuntimeError(f"{owner}: this tape has already served its one backward; "
                            f"run {forward} again for a new one")

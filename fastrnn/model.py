@@ -64,8 +64,9 @@ class LanguageModel(Parametrized):
         seed: Any = None,
     ) -> None:
         owner = type(self).__name__
-        if cell not in CELLS:
-            raise ValueError(f"{owner}: cell is {cell!r}, expected one of {list(CELLS)}")
+        if not isinstance(cell, str) or cell not in CELLS:
+            raise ValueError(f"{owner}: cell is {_checks.show(cell)}, expected one of "
+                             f"{list(CELLS)}")
         V = _checks.positive(owner, "symbols", symbols)
         E = _checks.positive(owner, "embedding_size", embedding_size)
         H = _checks.positive(owner, "hidden_size", hidden_size)
@@ -103,6 +104,11 @@ class LanguageModel(Parametrized):
         super().train(mode)
         self.recurrent.train(mode)
         return self
+
+    def eval(self, weights: str = "float32") -> Any:
+        """Choose evaluation mode; `weights` is that of the recurrent layers' eval."""
+        self.recurrent.eval(weights)
+        return self.train(False)
 
     def __call__(self, symbols: Any, state: State = None) -> tuple[np.ndarray, Any]:
         """Return the logits of the next symbols.

@@ -13,6 +13,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from fastrnn import _checks
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -47,7 +49,11 @@ class Parametrized:
         self._shapes = shapes
         size = sum(map(math.prod, shapes.values()))
         self.training = True
-        self._hold(np.zeros(size, dtype), np.zeros(size, dtype))
+        try:
+            self._hold(np.zeros(size, dtype), np.zeros(size, dtype))
+        except (MemoryError, ValueError, OverflowError) as error:
+            raise MemoryError(f"{type(self).__name__}: these sizes make {size:.3g} parameters, "
+                              "more than there is memory for") from error
 
     def _hold(self, flat: np.ndarray, flat_grads: np.ndarray) -> None:
         """Take these buffers as the home of the parameters, whatever they hold."""
@@ -89,6 +95,9 @@ class Parametrized:
             If a value is not an array of numbers.
         """
         owner = f"{type(self).__name__}.load_state_dict"
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"{owner}: got {_checks.kind(mapping)}, expected a mapping of names to "
+                            "arrays")
         problems = []
         if missing := [name for name in self._params if name not in mapping]:
             problems.append(f"missing {missing}")
@@ -98,9 +107,7 @@ class Parametrized:
         for name, param in self._params.items():
             if name not in mapping:
                 continue
-            array = np.asarray(mapping[name])
-            if array.dtype.kind not in "fiu":
-                raise TypeError(f"{owner}: {name} is {array.dtype}, expected numbers")
+            array = _checks.numbers(owner, name, mapping[name])
             if array.shape != param.shape:
                 problems.append(f"{name} has shape {array.shape}, expected {param.shape}")
             arrays[name] = array
@@ -114,15 +121,16 @@ class Parametrized:
 
     def train(self, mode: bool = True) -> Self:
         """Choose training mode (or, with False, evaluation mode); return self."""
-        self._set_writeable(mode)
-        self.training = mode
+        self._set_writeable(bool(mode))
+        self.training = bool(mode)
         return self
 
     def eval(self) -> Self:
         """Choose evaluation mode and return self.
 
-        The weights are packed once, for all calls to come, and become read-only until `train`, so
-        that a pack that has gone stale cannot exist.
+        The weights are packed once, for all calls to come, and every array of parameters becomes
+        read-only until `train`, so that no pack goes stale. (A slice that was taken of one before
+        stays writeable, as NumPy has it; what is written through it is not seen.)
         """
         return self.train(False)
 

@@ -69,6 +69,7 @@ typedef struct {
 /* One step forward of `rows` rows of a batch, hidden units of panels [panel0, panel1). */
 typedef struct {
   ptrdiff_t rows, panel0, panel1, hidden, pitch;
+  int down;               /* walk the panels from the last to the first */
   /* outputs */
   void *h, *c;            /* (rows, pitch); c may be c_prev; h must not be h_prev */
   void *y;                /* rows of H elements, y_row apart, or NULL */
@@ -89,6 +90,7 @@ typedef struct {
  * [panel0, panel1): dh = dy + carry + dG(t+1) W_hh, then the gates' gradients. */
 typedef struct {
   ptrdiff_t rows, panel0, panel1, hidden, pitch;
+  int down;               /* walk the panels from the last to the first */
   void *gates;            /* (rows, gates_row) in: activated gates; out: their gradients */
   ptrdiff_t gates_row;
   void *dh;               /* (rows, pitch) in: what reaches h(t) past the gates; out: h(t-1)'s */
@@ -118,6 +120,9 @@ typedef struct {
   int plain;              /* those vectors are neighbours (one gate), not one per gate */
   int apart;              /* torch's gate whose b_hh stays out of the start row (GRU n), or -1 */
   void (*forward)(const fr_forward *);
+  /* the same with wx and wh packed from weights of k odd alone, whose low halves are the bfloat16
+   * weights of k even; float32 only */
+  void (*forward_half)(const fr_forward *);
   void (*backward)(const fr_backward *);
 } fr_cell_row;
 

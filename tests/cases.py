@@ -8,12 +8,22 @@ other one) and return named arrays, so that a test is a loop over names.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 
+import fastrnn
+
 CELLS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm", "gru")
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "rnn_sigmoid": 1, "lstm": 4, "gru": 3}
+LAYERS = {
+    "rnn_tanh": fastrnn.RNN,
+    "rnn_relu": functools.partial(fastrnn.RNN, nonlinearity="relu"),
+    "rnn_sigmoid": functools.partial(fastrnn.RNN, nonlinearity="sigmoid"),
+    "lstm": fastrnn.LSTM,
+    "gru": fastrnn.GRU,
+}
 DTYPES = (np.float32, np.float64)
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -164,7 +174,7 @@ class Case:
         return tolerance(self.dy.dtype, K, T, backward=backward, bidirectional=bidirectional)
 
 
-def make_case(cell, T, B, I, H, dtype=np.float64, seed=0, bias=True, *, vocabulary=None):  # noqa: E741
+def make_case(cell, T, B, I, H, dtype=np.float64, seed=0, bias=True, *, vocabulary=None):
     """Draw a case: torch's uniform +-1/sqrt(H) weights, everything else normal, nothing zero.
 
     Numbers are drawn in float64 and rounded, so both dtypes of a seed agree. With a `vocabulary`

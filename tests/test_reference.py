@@ -6,10 +6,10 @@ import itertools
 import math
 import warnings
 
+import cases
 import numpy as np
 import pytest
 
-import cases
 from fastrnn import reference
 
 TOLERANCE = 1e-6  # CHECKS.md, check 1
@@ -60,10 +60,9 @@ def distance_to_kink(case, reverse):
 
 def smooth_case(cell, shape, reverse, **options):
     """Return a case; for relu one whose arguments all stay 100 steps away from its kink."""
-    for seed in itertools.count():
-        case = cases.make_case(cell, *shape, seed=seed, **options)
-        if cell != "rnn_relu" or distance_to_kink(case, reverse) > 100 * STEP:
-            return case
+    drawn = (cases.make_case(cell, *shape, seed=seed, **options) for seed in itertools.count())
+    return next(case for case in drawn
+                if cell != "rnn_relu" or distance_to_kink(case, reverse) > 100 * STEP)
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["ahead", "reverse"])

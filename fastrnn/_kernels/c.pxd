@@ -40,6 +40,7 @@ cdef extern from "fastrnn.h" nogil:
 
     ctypedef struct fr_forward:
         ptrdiff_t rows, panel0, panel1, hidden, pitch
+        int down
         void *h
         void *c
         void *y
@@ -59,6 +60,7 @@ cdef extern from "fastrnn.h" nogil:
 
     ctypedef struct fr_backward:
         ptrdiff_t rows, panel0, panel1, hidden, pitch
+        int down
         void *gates
         ptrdiff_t gates_row
         void *dh
@@ -85,6 +87,7 @@ cdef extern from "fastrnn.h" nogil:
         int slot_h[4]
         int vectors, plain, apart
         void (*forward)(const fr_forward *) noexcept nogil
+        void (*forward_half)(const fr_forward *) noexcept nogil
         void (*backward)(const fr_backward *) noexcept nogil
 
     ctypedef struct fr_table:

@@ -137,7 +137,7 @@ def _from_environment():
         text = os.environ.get(name, "").strip()
         if not text:
             continue
-        if text.isdigit() and int(text) >= 1:
+        if text.isdecimal() and int(text) >= 1:
             set_num_threads(int(text) if name == "FASTRNN_NUM_THREADS" else min(count, int(text)))
             return
         if name == "FASTRNN_NUM_THREADS":

@@ -11,6 +11,9 @@ cdef class Packed:
     cdef readonly ptrdiff_t input_size, hidden_size
     cdef void *wx      # (panels, I, vectors * lanes)
     cdef void *wh      # (panels, H, vectors * lanes)
+    cdef readonly bint half
+    cdef void *wx_half  # (panels, (I + 1) / 2, vectors * lanes): bfloat16, two in a word
+    cdef void *wh_half  # (panels, (H + 1) / 2, vectors * lanes)
     cdef void *start   # (S, pitch)
     cdef void *bias_n  # (pitch)
 

@@ -14,7 +14,9 @@ class Packed:
     kind: int
     input_size: int
     hidden_size: int
-    def __init__(self, kind: int, weights: Weights) -> None: ...
+    half: bool
+    def __init__(self, kind: int, weights: Weights,
+                 halves: tuple[np.ndarray, np.ndarray] | None = None) -> None: ...
 
 class Tape:
     dtype: np.dtype

@@ -17,6 +17,7 @@ from fastrnn._kernels.walk cimport (
     Pass,
     at,
     pack_forward,
+    pack_weights,
     plan,
     rows_of,
     sized,
@@ -123,12 +124,21 @@ cdef object packed_sizes(const Pass *p):
 
 
 cdef class Packed:
-    def __cinit__(self, int kind, tuple weights):
+    def __cinit__(self, int kind, tuple weights, tuple halves=None):
+        """`halves`: the words (G*H, (I+1)//2) and (G*H, (H+1)//2) of bfloat16.pair, or None."""
         w_ih, w_hh = weights[0], weights[1]
         cdef Pass p = sized(kind, w_hh.dtype, 0, 0, w_ih.shape[1], w_hh.shape[1])
         check_weights(weights, p.cell.gates, w_hh.dtype, p.I, p.H, False)
         carver = Carver(p.table.itemsize)
         offsets = [carver.add(size) for size in packed_sizes(&p)]
+        self.half = halves is not None
+        if self.half:
+            if p.cell.forward_half == NULL:
+                raise TypeError(f"weights: are {w_hh.dtype}, expected float32 for bfloat16 words")
+            check_flat("halves[0]", halves[0], np.float32, (p.cell.gates * p.H, (p.I + 1) // 2))
+            check_flat("halves[1]", halves[1], np.float32, (p.cell.gates * p.H, (p.H + 1) // 2))
+            offsets += [carver.add((n + 1) // 2 * int(p.panels) * p.cell.vectors * p.table.lanes)
+                        for n in (p.I, p.H)]
         self.buffer = Buffer(carver.total)
         self.table = p.table
         self.cell = p.cell
@@ -145,6 +155,14 @@ cdef class Packed:
         p.b_hh = pointer(weights[3])
         with nogil:
             pack_forward(&p, 0, p.panels, True)
+        if self.half:
+            self.wx_half = self.buffer.data + <ptrdiff_t> offsets[4]
+            self.wh_half = self.buffer.data + <ptrdiff_t> offsets[5]
+            p.w_ih = pointer(halves[0])
+            p.w_hh = pointer(halves[1])
+            with nogil:
+                pack_weights(&p, self.wx_half, p.w_ih, (p.I + 1) // 2, 0, p.panels)
+                pack_weights(&p, self.wh_half, p.w_hh, (p.H + 1) // 2, 0, p.panels)
 
 
 cdef class Tape:
@@ -308,6 +326,8 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
             p.wh = packed.wh
             p.start = packed.start
             p.bias_n = packed.bias_n
+            p.half = packed.half
+            p.wh_half = packed.wh_half
         else:
             check_weights(weights[d], p.cell.gates, dtype, I, H, False)
             p.w_ih = pointer(weights[d][0])

@@ -24,6 +24,13 @@ cdef struct Layer:
     void (*forward)(const fr_forward *) noexcept nogil
 
 
+cdef inline bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether two C-contiguous arrays share memory."""
+    cdef const char *a0 = cnp.PyArray_BYTES(a)
+    cdef const char *b0 = cnp.PyArray_BYTES(b)
+    return a0 < b0 + cnp.PyArray_NBYTES(b) and b0 < a0 + cnp.PyArray_NBYTES(a)
+
+
 cdef class Stream:
     """A stack of layers that advances one time step per call. Made by ``layer.stream()``.
 
@@ -43,7 +50,8 @@ cdef class Stream:
     cdef int typenum
     cdef bint has_c
     cdef ptrdiff_t pitch, itemsize
-    cdef ptrdiff_t V           # rows of the embedding, 0 without
+    cdef bint indexed          # x names rows of an embedding
+    cdef ptrdiff_t V           # how many it has
     cdef object embedding      # kept if it is too large for a table
     cdef Buffer symbols        # (V, S*pitch): the embedding behind the first layer's projection
     cdef bint busy
@@ -71,7 +79,8 @@ cdef class Stream:
         memset(self.buffer.data, 0, self.buffer.nbytes)
         for i in range(self.num_layers):
             packed = packs[i]
-            self.layers[i].forward = packed.cell.forward
+            self.layers[i].forward = (packed.cell.forward_half if packed.half
+                                      else packed.cell.forward)
             step = &self.layers[i].step
             step.rows = batch_size
             step.panel1 = forward_panels(packed.table, packed.cell, packed.hidden_size)
@@ -82,8 +91,8 @@ cdef class Stream:
             step.c = self.slot(i, 2)
             step.c_prev = step.c
             step.start = packed.start
-            step.wx = packed.wx
-            step.wh = packed.wh
+            step.wx = packed.wx_half if packed.half else packed.wx
+            step.wh = packed.wh_half if packed.half else packed.wh
             step.bias_n = packed.bias_n
             step.input = packed.input_size
             step.x_row = self.pitch if i else packed.input_size
@@ -100,6 +109,7 @@ cdef class Stream:
         cdef fr_forward *step = &self.layers[0].step
         cdef ptrdiff_t row
         cdef const void *data = cnp.PyArray_DATA(embedding)
+        self.indexed = True
         self.V = embedding.shape[0]
         if self.V > 4096:
             self.embedding = embedding.copy()
@@ -124,7 +134,7 @@ cdef class Stream:
         cdef fr_forward *below
         cdef unsigned state
         cdef int i
-        if self.V:
+        if self.indexed:
             x = self.rows_of_embedding(x)
         elif not (cnp.PyArray_Check(x) and cnp.PyArray_TYPE(x) == self.typenum
                   and cnp.PyArray_NDIM(x) == 2 and cnp.PyArray_ISCARRAY_RO(x)
@@ -148,6 +158,9 @@ cdef class Stream:
         self.busy = True
         source = cnp.PyArray_DATA(x)
         target = cnp.PyArray_DATA(out)
+        if overlap(<object> x, <object> out):
+            x = x.copy()
+            source = cnp.PyArray_DATA(x)
         with nogil:
             state = flush_denormals()
             self.layers[self.num_layers - 1].step.y = target
@@ -167,6 +180,7 @@ cdef class Stream:
                 target = step.h
                 step.h = <void *> step.h_prev
                 step.h_prev = target
+                step.down ^= 1  # what this step has just read is still in the cache
             restore(state)
         self.busy = False
         return out

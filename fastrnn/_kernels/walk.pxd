@@ -26,6 +26,8 @@ cdef struct Pass:
     void *wh
     void *start
     void *bias_n
+    bint half                # step with bfloat16 weights, two in a word
+    void *wh_half
     # tape; without training h and c are rings and gates holds one chunk
     char *gates              # (T or chunk, B, S*pitch)
     char *h                  # (T+1 or 2, B, pitch)
@@ -87,6 +89,8 @@ cdef ptrdiff_t part(ptrdiff_t n, int rank, int size) noexcept nogil
 cdef void project(const Pass *p, fr_rows x, fr_rows out, ptrdiff_t row0, ptrdiff_t row1,
                   ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
 cdef int plan(Job *job) noexcept nogil
+cdef void pack_weights(const Pass *p, void *panels, const void *weight, ptrdiff_t K,
+                       ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
 cdef void pack_forward(Pass *p, ptrdiff_t panel0, ptrdiff_t panel1, bint bias) noexcept nogil
 cdef void walk_forward(void *arg, int rank, int size) noexcept nogil
 cdef void walk_backward(void *arg, int rank, int size) noexcept nogil

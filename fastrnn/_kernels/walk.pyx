@@ -101,13 +101,18 @@ cdef ptrdiff_t part(ptrdiff_t n, int rank, int size) noexcept nogil:
 
 # ---- forward ------------------------------------------------------------------------------------
 
-cdef void pack_forward(Pass *p, ptrdiff_t panel0, ptrdiff_t panel1, bint bias) noexcept nogil:
+cdef void pack_weights(const Pass *p, void *panels, const void *weight, ptrdiff_t K,
+                       ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil:
+    """weight (G*H, K) into the panels of the forward products."""
     if p.cell.plain:
-        p.table.pack_plain_t(p.wx, p.w_ih, p.I, p.H, panel0, panel1)
-        p.table.pack_plain_t(p.wh, p.w_hh, p.H, p.H, panel0, panel1)
+        p.table.pack_plain_t(panels, weight, K, p.H, panel0, panel1)
     else:
-        p.table.pack_gates(p.wx, p.w_ih, p.I, p.H, p.cell.vectors, p.cell.order_x, panel0, panel1)
-        p.table.pack_gates(p.wh, p.w_hh, p.H, p.H, p.cell.vectors, p.cell.order_x, panel0, panel1)
+        p.table.pack_gates(panels, weight, K, p.H, p.cell.vectors, p.cell.order_x, panel0, panel1)
+
+
+cdef void pack_forward(Pass *p, ptrdiff_t panel0, ptrdiff_t panel1, bint bias) noexcept nogil:
+    pack_weights(p, p.wx, p.w_ih, p.I, panel0, panel1)
+    pack_weights(p, p.wh, p.w_hh, p.H, panel0, panel1)
     if bias:
         p.table.pack_bias(p.start, p.bias_n, p.b_ih, p.b_hh, p.H, p.pitch, p.cell)
 
@@ -140,6 +145,7 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
     cdef fr_forward step
     cdef ptrdiff_t b0 = 0, b1 = p.B, panel0 = 0, panel1 = p.panels
     cdef ptrdiff_t t, t0, t1, base
+    cdef void (*forward)(const fr_forward *) noexcept nogil
     if not p.packed:
         pack_forward(p, part(p.panels, s.rank, s.size), part(p.panels, s.rank + 1, s.size),
                      s.rank == 0)
@@ -165,8 +171,9 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
     step.pitch = p.pitch
     step.y_row = p.y_b
     step.gates_row = step.start_row = p.row
-    step.wh = p.wh
+    step.wh = p.wh_half if p.half else p.wh
     step.bias_n = p.bias_n
+    forward = p.cell.forward_half if p.half else p.cell.forward
     t1 = 0
     while t1 < p.T:
         t0 = t1
@@ -195,7 +202,8 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
                 step.h = at(p.h, ((t + 1) % 2 * p.B + b0) * p.pitch, p)
                 step.c_prev = step.c = at(p.c, b0 * p.pitch, p)
             step.y = at(p.y, t * p.y_t + b0 * p.y_b, p)
-            p.cell.forward(&step)
+            step.down = t & 1  # what the step before has just read is still in the cache
+            forward(&step)
             if s.by_units:
                 wait(&p.barrier, s.size)
 
@@ -272,6 +280,7 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
         step.h = at(p.h, ((t + 1) * p.B + b0) * p.pitch, p)
         step.c_prev = at(p.c, (t * p.B + b0) * p.pitch, p)
         step.c = at(p.c, ((t + 1) * p.B + b0) * p.pitch, p)
+        step.down = t & 1
         p.cell.backward(&step)
         if s.by_units:
             wait(&p.barrier, s.size)

@@ -22,21 +22,31 @@ FR_INLINE void start_chain(const int M, const int Q, const int NV, const int pla
   }
 }
 
-FR_INLINE void rows_chain(const int M, const int Q, const int NV, tile acc, const void *base,
-                          ptrdiff_t row, const void *w, ptrdiff_t k, ptrdiff_t m0, ptrdiff_t p) {
+/* `half`: the weights are bfloat16, two in a word. */
+FR_INLINE void rows_chain(const int half, const int M, const int Q, const int NV, tile acc,
+                          const void *base, ptrdiff_t row, const void *w, ptrdiff_t k,
+                          ptrdiff_t m0, ptrdiff_t p) {
   const real *a[MAX_ROWS];
   FR_UNROLL(8) for (int m = 0; m < M; m++) a[m] = (const real *)base + (m0 + m) * row;
-  chain(M, Q, NV, acc, a, (const real *)w + p * k * NV * VW, k * NV * VW, k);
+  const ptrdiff_t panel = (half ? (k + 1) / 2 : k) * NV * VW;
+  const real *b = (const real *)w + p * panel;
+#if FR_BITS == 32
+  if (half) {
+    chain_half(M, Q, NV, acc, a, b, panel, k);
+    return;
+  }
+#endif
+  chain(M, Q, NV, acc, a, b, panel, k);
 }
 
-FR_INLINE void x_chain(const int M, const int Q, const int NV, tile acc, const fr_forward *s,
-                       ptrdiff_t m0, ptrdiff_t p) {
-  if (s->input) rows_chain(M, Q, NV, acc, s->x, s->x_row, s->wx, s->input, m0, p);
+FR_INLINE void x_chain(const int half, const int M, const int Q, const int NV, tile acc,
+                       const fr_forward *s, ptrdiff_t m0, ptrdiff_t p) {
+  if (s->input) rows_chain(half, M, Q, NV, acc, s->x, s->x_row, s->wx, s->input, m0, p);
 }
 
-FR_INLINE void h_chain(const int M, const int Q, const int NV, tile acc, const fr_forward *s,
-                       ptrdiff_t m0, ptrdiff_t p) {
-  rows_chain(M, Q, NV, acc, s->h_prev, s->pitch, s->wh, s->hidden, m0, p);
+FR_INLINE void h_chain(const int half, const int M, const int Q, const int NV, tile acc,
+                       const fr_forward *s, ptrdiff_t m0, ptrdiff_t p) {
+  rows_chain(half, M, Q, NV, acc, s->h_prev, s->pitch, s->wh, s->hidden, m0, p);
 }
 
 FR_INLINE void store_user(real *row, ptrdiff_t at, vec a, ptrdiff_t hidden) {

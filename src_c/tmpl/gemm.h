@@ -14,63 +14,104 @@
 
 typedef vec tile[MAX_ROWS][MAX_VECS];
 
+/* acc[m][v] += a[m][k] * w[v], for all m and v of a tile whose weights are w(v). */
+#define TILE_FMA(M, V, k, W)                                                                 \
+  if (M < V) { /* hold a column of A, fetch B one vector at a time */                        \
+    vec am[MAX_ROWS];                                                                        \
+    FR_UNROLL(8) for (int m = 0; m < M; m++) am[m] = vset1(a[m][k]);                         \
+    FR_UNROLL(12) for (int v = 0; v < V; v++) {                                              \
+      const vec bv = W(v);                                                                   \
+      FR_UNROLL(8) for (int m = 0; m < M; m++) acc[m][v] = vfma(am[m], bv, acc[m][v]);       \
+    }                                                                                        \
+  } else { /* hold a row of B, fetch A one element at a time */                              \
+    vec bv[MAX_VECS];                                                                        \
+    FR_UNROLL(12) for (int v = 0; v < V; v++) bv[v] = W(v);                                  \
+    FR_UNROLL(8) for (int m = 0; m < M; m++) {                                               \
+      const vec am = vset1(a[m][k]);                                                         \
+      FR_UNROLL(12) for (int v = 0; v < V; v++) acc[m][v] = vfma(am, bv[v], acc[m][v]);      \
+    }                                                                                        \
+  }
+
 /* acc[m][v] += sum over k of a[m][k] * b[k][v]; panels lie `panel` elements apart. */
 FR_INLINE void chain(const int M, const int Q, const int NV, tile acc, const real *const *rows,
                      const real *b, ptrdiff_t panel, ptrdiff_t run) {
   const int V = Q * NV;
   const real *a[MAX_ROWS];
   FR_UNROLL(8) for (int m = 0; m < M; m++) a[m] = rows[m];
+#define WHOLE(v) vload(b + ((v) / NV) * panel + ((v) % NV) * VW)
   for (ptrdiff_t k = 0; k < run; k++, b += NV * VW) {
-    if (M < V) { /* hold a column of A, fetch B one vector at a time */
-      vec am[MAX_ROWS];
-      FR_UNROLL(8) for (int m = 0; m < M; m++) am[m] = vset1(a[m][k]);
-      FR_UNROLL(12) for (int v = 0; v < V; v++) {
-        const vec bv = vload(b + (v / NV) * panel + (v % NV) * VW);
-        FR_UNROLL(8) for (int m = 0; m < M; m++) acc[m][v] = vfma(am[m], bv, acc[m][v]);
-      }
-    } else { /* hold a row of B, fetch A one element at a time */
-      vec bv[MAX_VECS];
-      FR_UNROLL(12) for (int v = 0; v < V; v++)
-        bv[v] = vload(b + (v / NV) * panel + (v % NV) * VW);
-      FR_UNROLL(8) for (int m = 0; m < M; m++) {
-        const vec am = vset1(a[m][k]);
-        FR_UNROLL(12) for (int v = 0; v < V; v++) acc[m][v] = vfma(am, bv[v], acc[m][v]);
-      }
-    }
+    TILE_FMA(M, V, k, WHOLE)
   }
+#undef WHOLE
 }
 
+#if FR_BITS == 32
+/* The same with two weights in a word: those of k even are its low half, a bfloat16; those of k odd
+ * are the word itself, whose low bits were reckoned with when it was rounded (layers.py). */
+FR_INLINE void chain_half(const int M, const int Q, const int NV, tile acc,
+                          const real *const *rows, const real *b, ptrdiff_t panel, ptrdiff_t run) {
+  const int V = Q * NV;
+  const real *a[MAX_ROWS];
+  FR_UNROLL(8) for (int m = 0; m < M; m++) a[m] = rows[m];
+#define WORD(v) vload(b + ((v) / NV) * panel + ((v) % NV) * VW)
+#define LOW(v) vlow(word[v])
+#define HIGH(v) word[v]
+  ptrdiff_t k = 0;
+  for (; k + 1 < run; k += 2, b += NV * VW) {
+    vec word[MAX_VECS];
+    FR_UNROLL(12) for (int v = 0; v < V; v++) word[v] = WORD(v);
+    TILE_FMA(M, V, k, LOW)
+    TILE_FMA(M, V, k + 1, HIGH)
+  }
+  if (k < run) {
+    vec word[MAX_VECS];
+    FR_UNROLL(12) for (int v = 0; v < V; v++) word[v] = WORD(v);
+    TILE_FMA(M, V, k, LOW)
+  }
+#undef WORD
+#undef LOW
+#undef HIGH
+}
+#endif
+
 /* Walks the tiles of `rows` rows by panels [p0, p1): CALL(M, Q, m0, p) with constant M and Q.
- * Rows are cut into tiles of nearly equal height, so that no tile is left with one row. */
-#define FOR_TILES(NV, rows, p0, p1, CALL)                                           \
+ * Rows are cut into tiles of nearly equal height, so that no tile is left with one row. Few rows
+ * take several panels at once, and what is left over one by one. With `down` the panels come from
+ * the last to the first: what a walk has just read is the first that the next one wants. */
+#define FOR_TILES(NV, rows, p0, p1, down, CALL)                                     \
   do {                                                                              \
     const ptrdiff_t tiles_ = ((rows) + TILE_ROWS(NV) - 1) / TILE_ROWS(NV);          \
-    ptrdiff_t p_ = (p0);                                                            \
-    if (tiles_ == 1) switch (rows) {                                                \
-        WIDE_CASE_(1, NV, p_, p1, CALL)                                             \
-        WIDE_CASE_(2, NV, p_, p1, CALL)                                             \
-        WIDE_CASE_(3, NV, p_, p1, CALL)                                             \
-      }                                                                             \
-    for (; p_ < (p1); p_++)                                                         \
-      for (ptrdiff_t i_ = 0, m_ = 0; i_ < tiles_; i_++) {                           \
-        const ptrdiff_t n_ = ((rows)*(i_ + 1)) / tiles_ - m_;                       \
-        switch (n_) {                                                               \
-          ROW_CASE_(1, NV, CALL) ROW_CASE_(2, NV, CALL) ROW_CASE_(3, NV, CALL)      \
-          ROW_CASE_(4, NV, CALL) ROW_CASE_(5, NV, CALL) ROW_CASE_(6, NV, CALL)      \
-          ROW_CASE_(7, NV, CALL) ROW_CASE_(8, NV, CALL)                             \
+    const ptrdiff_t wide_ = tiles_ == 1 ? TILE_PANELS(rows, NV) : 1;                \
+    const ptrdiff_t groups_ = wide_ > 1 ? ((p1) - (p0)) / wide_ : 0;                \
+    const ptrdiff_t rest_ = (p0) + groups_ * wide_, singles_ = (p1)-rest_;          \
+    for (int phase_ = 0; phase_ < 2; phase_++)                                      \
+      if (phase_ == ((down) != 0)) {                                                \
+        for (ptrdiff_t i_ = 0; i_ < groups_; i_++) {                                \
+          const ptrdiff_t p_ = (p0) + ((down) ? groups_ - 1 - i_ : i_) * wide_;     \
+          switch (rows) { WIDE_CASE_(1, NV, CALL) WIDE_CASE_(2, NV, CALL) WIDE_CASE_(3, NV, CALL) } \
         }                                                                           \
-        m_ += n_;                                                                   \
+      } else {                                                                      \
+        for (ptrdiff_t i_ = 0; i_ < singles_; i_++) {                               \
+          const ptrdiff_t p_ = rest_ + ((down) ? singles_ - 1 - i_ : i_);           \
+          for (ptrdiff_t j_ = 0, m_ = 0; j_ < tiles_; j_++) {                       \
+            const ptrdiff_t n_ = ((rows) * (j_ + 1)) / tiles_ - m_;                 \
+            switch (n_) {                                                           \
+              ROW_CASE_(1, NV, CALL) ROW_CASE_(2, NV, CALL) ROW_CASE_(3, NV, CALL)  \
+              ROW_CASE_(4, NV, CALL) ROW_CASE_(5, NV, CALL) ROW_CASE_(6, NV, CALL)  \
+              ROW_CASE_(7, NV, CALL) ROW_CASE_(8, NV, CALL)                         \
+            }                                                                       \
+            m_ += n_;                                                               \
+          }                                                                         \
+        }                                                                           \
       }                                                                             \
   } while (0)
-#define ROW_CASE_(M, NV, CALL)                 \
-  case M:                                      \
+#define ROW_CASE_(M, NV, CALL)                  \
+  case M:                                       \
     if (M <= TILE_ROWS(NV)) CALL(M, 1, m_, p_); \
     break;
-#define WIDE_CASE_(M, NV, p, p1, CALL)                                              \
-  case M:                                                                           \
-    if (M <= TILE_ROWS(NV) && TILE_PANELS(M, NV) > 1)                               \
-      for (; p + TILE_PANELS(M, NV) <= (p1); p += TILE_PANELS(M, NV))               \
-        CALL(M, TILE_PANELS(M, NV), 0, p);                                          \
+#define WIDE_CASE_(M, NV, CALL)                                                              \
+  case M:                                                                                    \
+    if (M <= TILE_ROWS(NV) && TILE_PANELS(M, NV) > 1) CALL(M, TILE_PANELS(M, NV), 0, p_); \
     break;
 
 /* ---- products over all of time ------------------------------------------------------------- */
@@ -126,7 +167,7 @@ FR_INLINE void product(const int NV, const int plain, const fr_product *s) {
       c[r] = fr_row(&s->c, r0 + r);
     }
 #define CALL(M, Q, m, p) product_tile(M, Q, NV, plain, s, a + (m), c + (m), p)
-    FOR_TILES(NV, rows, s->panel0, s->panel1, CALL);
+    FOR_TILES(NV, rows, s->panel0, s->panel1, 0, CALL);
 #undef CALL
   }
 }

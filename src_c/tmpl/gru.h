@@ -2,18 +2,18 @@
  *   r, z = sigmoid(W x + b + U h'),  m = U_n h' + b_hn,  n = tanh(W_n x + b_in + r m)
  *   h = (1 - z) n + z h'             slots n r z m */
 
-FR_INLINE void gru_forward_tile(const int M, const int Q, const fr_forward *s, ptrdiff_t m0,
+FR_INLINE void gru_forward_tile(const int half, const int M, const int Q, const fr_forward *s, ptrdiff_t m0,
                                 ptrdiff_t p) {
   tile acc;
   stack_tile a, x;
   start_chain(M, Q, 3, 0, acc, s, m0, p);
-  x_chain(M, Q, 3, acc, s, m0, p);
+  x_chain(half, M, Q, 3, acc, s, m0, p);
   /* the candidate's two halves stay apart: its x half leaves, its h half starts at b_hn */
   FR_UNROLL(8) for (int m = 0; m < M; m++) FR_UNROLL(4) for (int q = 0; q < Q; q++) {
     x.v[m][q] = acc[m][3 * q];
     acc[m][3 * q] = vload((const real *)s->bias_n + (p + q) * VW);
   }
-  h_chain(M, Q, 3, acc, s, m0, p);
+  h_chain(half, M, Q, 3, acc, s, m0, p);
   FOR_TILE(M, Q * 3) a.v[m][v] = acc[m][v];
   for (int m = 0; m < M; m++)
     for (int q = 0; q < Q; q++) {
@@ -58,11 +58,20 @@ FR_INLINE void gru_backward_tile(const int M, const int Q, const fr_backward *s,
     }
 }
 
-#define CALL(M, Q, m, p) gru_forward_tile(M, Q, s, m, p)
-static void gru_forward(const fr_forward *s) { FOR_TILES(3, s->rows, s->panel0, s->panel1, CALL); }
+#define CALL(M, Q, m, p) gru_forward_tile(0, M, Q, s, m, p)
+static void gru_forward(const fr_forward *s) {
+  FOR_TILES(3, s->rows, s->panel0, s->panel1, s->down, CALL);
+}
 #undef CALL
+#if FR_BITS == 32
+#define CALL(M, Q, m, p) gru_forward_tile(1, M, Q, s, m, p)
+static void gru_forward_half(const fr_forward *s) {
+  FOR_TILES(3, s->rows, s->panel0, s->panel1, s->down, CALL);
+}
+#undef CALL
+#endif
 #define CALL(M, Q, m, p) gru_backward_tile(M, Q, s, m, p)
 static void gru_backward(const fr_backward *s) {
-  FOR_TILES(VPLAIN, s->rows, s->panel0, s->panel1, CALL);
+  FOR_TILES(VPLAIN, s->rows, s->panel0, s->panel1, s->down, CALL);
 }
 #undef CALL

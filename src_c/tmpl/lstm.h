@@ -2,12 +2,12 @@
  *   i, f, o = sigmoid(W x + b + U h'), g = tanh(...)      slots i f g o
  *   c = f c' + i g,  h = o tanh(c) */
 
-FR_INLINE void lstm_forward_tile(const int M, const int Q, const fr_forward *s, ptrdiff_t m0,
+FR_INLINE void lstm_forward_tile(const int half, const int M, const int Q, const fr_forward *s, ptrdiff_t m0,
                                  ptrdiff_t p) {
   tile acc;
   start_chain(M, Q, 4, 0, acc, s, m0, p);
-  x_chain(M, Q, 4, acc, s, m0, p);
-  h_chain(M, Q, 4, acc, s, m0, p);
+  x_chain(half, M, Q, 4, acc, s, m0, p);
+  h_chain(half, M, Q, 4, acc, s, m0, p);
   stack_tile a;
   FOR_TILE(M, Q * 4) a.v[m][v] = acc[m][v];
   for (int m = 0; m < M; m++)
@@ -58,11 +58,20 @@ FR_INLINE void lstm_backward_tile(const int M, const int Q, const fr_backward *s
     }
 }
 
-#define CALL(M, Q, m, p) lstm_forward_tile(M, Q, s, m, p)
-static void lstm_forward(const fr_forward *s) { FOR_TILES(4, s->rows, s->panel0, s->panel1, CALL); }
+#define CALL(M, Q, m, p) lstm_forward_tile(0, M, Q, s, m, p)
+static void lstm_forward(const fr_forward *s) {
+  FOR_TILES(4, s->rows, s->panel0, s->panel1, s->down, CALL);
+}
 #undef CALL
+#if FR_BITS == 32
+#define CALL(M, Q, m, p) lstm_forward_tile(1, M, Q, s, m, p)
+static void lstm_forward_half(const fr_forward *s) {
+  FOR_TILES(4, s->rows, s->panel0, s->panel1, s->down, CALL);
+}
+#undef CALL
+#endif
 #define CALL(M, Q, m, p) lstm_backward_tile(M, Q, s, m, p)
 static void lstm_backward(const fr_backward *s) {
-  FOR_TILES(VPLAIN, s->rows, s->panel0, s->panel1, CALL);
+  FOR_TILES(VPLAIN, s->rows, s->panel0, s->panel1, s->down, CALL);
 }
 #undef CALL

@@ -10,11 +10,14 @@
 #include "lstm.h"
 #include "rnn.h"
 
-#define RNN_ROW(name)                                                                         \
-  {                                                                                           \
-      .gates = 1, .slots = 1, .vectors = VPLAIN, .plain = 1, .apart = -1, .forward = name##_forward,       \
-      .backward = name##_backward                                                             \
-  }
+#if FR_BITS == 32
+#define KERNELS(cell) \
+  .forward = cell##_forward, .forward_half = cell##_forward_half, .backward = cell##_backward
+#else
+#define KERNELS(cell) .forward = cell##_forward, .backward = cell##_backward
+#endif
+#define RNN_ROW(name) \
+  {.gates = 1, .slots = 1, .vectors = VPLAIN, .plain = 1, .apart = -1, KERNELS(name)}
 
 const fr_table FR_PASTE(fr_table, FR_ISA, FR_BITS) = {
     .name = FR_STRING(FR_ISA),
@@ -26,10 +29,9 @@ const fr_table FR_PASTE(fr_table, FR_ISA, FR_BITS) = {
              [FR_RNN_RELU] = RNN_ROW(rnn_relu),
              [FR_RNN_SIGMOID] = RNN_ROW(rnn_sigmoid),
              [FR_LSTM] = {.gates = 4, .slots = 4, .has_c = 1, .order_x = {0, 1, 2, 3},
-                          .slot_h = {0, 1, 2, 3}, .vectors = 4, .apart = -1, .forward = lstm_forward,
-                          .backward = lstm_backward},
+                          .slot_h = {0, 1, 2, 3}, .vectors = 4, .apart = -1, KERNELS(lstm)},
              [FR_GRU] = {.gates = 3, .slots = 4, .order_x = {2, 0, 1}, .slot_h = {1, 2, 3},
-                         .vectors = 3, .apart = 2, .forward = gru_forward, .backward = gru_backward}},
+                         .vectors = 3, .apart = 2, KERNELS(gru)}},
     .pack_plain = pack_plain,
     .pack_plain_t = pack_plain_t,
     .pack_gates = pack_gates,

@@ -71,7 +71,7 @@ FR_INLINE vec v_tanh(vec x) {
   const vec big = vsub(one, vdiv(vadd(e, e), vadd(one, e)));
   const vec s = vmul(x, x);
   const vec small = vfma(vmul(x, s), v_poly(s, TANH_POLY, FR_COUNT(TANH_POLY)), x);
-  return vifless(a, vset1((real)0.625), small, vcopysign(big, x));
+  return vcopysign(vifless(a, vset1((real)0.625), small, big), x); /* -0 stays -0 */
 }
 
 /* The same three from a saved output y: derivatives with respect to the argument. */

@@ -32,6 +32,9 @@ FR_INLINE vec vcopysign(vec a, vec s) {
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
   return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
+FR_INLINE vec vlow(vec a) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 16));
+}
 FR_INLINE vec vshl(vec a) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
 }

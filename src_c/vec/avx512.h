@@ -29,6 +29,9 @@ FR_INLINE vec vcopysign(vec a, vec s) {
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
+FR_INLINE vec vlow(vec a) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 16));
+}
 FR_INLINE vec vshl(vec a) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
 }

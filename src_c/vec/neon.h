@@ -20,6 +20,9 @@ FR_INLINE vec vfnma(vec a, vec b, vec c) { return vfmsq_f32(c, a, b); }
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
 FR_INLINE vec vabs(vec a) { return vabsq_f32(a); }
 FR_INLINE vec vcopysign(vec a, vec s) { return vbslq_f32(vdupq_n_u32(0x80000000u), s, a); }
+FR_INLINE vec vlow(vec a) {
+  return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 16));
+}
 FR_INLINE vec vshl(vec a) {
   return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 23));
 }

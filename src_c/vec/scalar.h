@@ -37,10 +37,12 @@ FR_INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }
 FR_INLINE vec vmax(vec a, vec b) { return b < a ? a : b; }
 FR_INLINE vec vabs(vec a) { return FR_FN(fabs)(a); }
 FR_INLINE vec vcopysign(vec a, vec s) { return FR_FN(copysign)(a, s); }
-FR_INLINE vec vshl(vec a) {
+FR_INLINE vec vbits_left(vec a, int n) {
   bits_t b;
   memcpy(&b, &a, sizeof b);
-  b <<= FR_MANTISSA;
+  b <<= n;
   memcpy(&a, &b, sizeof a);
   return a;
 }
+FR_INLINE vec vshl(vec a) { return vbits_left(a, FR_MANTISSA); }
+FR_INLINE vec vlow(vec a) { return vbits_left(a, 16); }

@@ -1,0 +1,15 @@
+"""The benchmark suite of fastrnn: `python -m bench` in the root of the repository.
+
+How it measures, and why the numbers can be trusted
+---------------------------------------------------
+- A `Case` (cases.py) is one shape of one job; grids.py lists them. tests/cases.py draws its
+  numbers from a seed, so every process has the same ones.
+- Each peer (peers/) lives in a process of its own (worker.py), pinned to the same cores, and is
+  stopped (SIGSTOP) while another is being timed: no spinning thread pool can disturb a neighbour.
+- worker.py compares every output and gradient with fastrnn.reference in float64 before it times
+  anything. A peer that fails is reported as wrong and is not timed.
+- race.py runs rounds that go from peer to peer; ratios are formed within a round, and their median
+  is reported.
+- probe.py measures this machine in the same run, limits.py makes of it the least time that a case
+  can take.
+"""

@@ -1,0 +1,55 @@
+"""The peers. Each is one module that knows one library, and each is optional.
+
+A peer module has
+
+- ``version()``: what to print,
+- ``setup(threads)``: called once, before anything is loaded; the environment is set already,
+- ``load(case, arrays)``: a list of ways to run the case. A library that offers several (a module or
+  a cell, unrolled or not) gives all: each is checked, and its fastest counts.
+- ``around()``, optional: a context to run in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# name on the command line: (module here, what it imports)
+PEERS = {
+    "fastrnn": ("ours", ("fastrnn",)),
+    "torch": ("pytorch", ("torch",)),
+    "ort": ("ort", ("onnxruntime", "onnx")),
+    "openvino": ("ov", ("openvino", "onnx")),
+    "jax": ("xla", ("jax",)),
+    "numpy": ("tuned", ("numpy",)),
+    "reference": ("plain", ("fastrnn",)),
+}
+
+
+class Way(NamedTuple):
+    """One way to run a case."""
+
+    name: str
+    call: Callable[[], Any]  # what is timed
+    results: Callable[[], dict[str, np.ndarray]]  # from the start, outside of timing
+    keep: Any = None  # buffers that a library knows by address only
+
+
+class UnsupportedError(Exception):
+    """The peer does not run this case; the text says why."""
+
+
+def stream_way(
+    name: str, step: Callable[[Any], Any], reset: Callable[[], None], xs: Any,
+    to_numpy: Callable[[Any], np.ndarray] = np.array,
+) -> Way:
+    """Return the way of a stream: step(x) takes x (B, I), keeps its state, returns h (B, H)."""
+
+    def results() -> dict[str, np.ndarray]:
+        reset()
+        return {"y": np.stack([np.array(to_numpy(step(x))) for x in xs])}
+
+    return Way(name, partial(step, xs[0]), results)

@@ -1,0 +1,47 @@
+"""Weights as bfloat16, two in a 32-bit word, so that a step reads half the bytes.
+
+A word holds the weight of an even k in its low half, as a bfloat16 (the upper 16 bits of a
+float32), and that of the next, odd k in the word itself, read as a float32: its upper half is
+chosen so that the whole word, low half included, comes nearest to the weight. So one shift by 16
+bits unpacks two weights, and both are off by at most 2^-8 of themselves (2^-9 and a half more where
+rounding meets a power of two).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["pair"]
+
+_SIGN, _LARGEST = np.uint32(0x8000_0000), np.int64(0x7F7F)  # the largest finite upper half
+
+
+def _upper_half(bits: np.ndarray, below: np.ndarray | int) -> np.ndarray:
+    """Return the upper halves that, with `below` as lower halves, come nearest to float32 bits."""
+    magnitude = (bits & ~_SIGN).astype(np.int64)
+    rounded = (magnitude - below + 0x8000) >> 16
+    rounded = np.where(magnitude > _LARGEST << 16, magnitude >> 16, rounded.clip(0, _LARGEST))
+    return rounded.astype(np.uint32) | ((bits & _SIGN) >> 16)
+
+
+def pair(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round weights and pair them.
+
+    Parameters
+    ----------
+    weight : float32 (N, K)
+
+    Returns
+    -------
+    rounded : float32 (N, K)
+        The weights that a step with these words computes with.
+    words : float32 (N, (K + 1) // 2)
+        Words of columns 2j and 2j + 1; the last of an odd K has no second.
+    """
+    N, K = weight.shape
+    bits = np.zeros((N, K + K % 2), np.uint32)
+    bits[:, :K] = np.ascontiguousarray(weight).view(np.uint32)
+    low = _upper_half(bits[:, 0::2], 0)
+    words = (_upper_half(bits[:, 1::2], low.astype(np.int64)) << 16) | low
+    bits[:, 0::2], bits[:, 1::2] = low << 16, words
+    return np.ascontiguousarray(bits[:, :K]).view(np.float32), words.view(np.float32)

@@ -1,0 +1,22 @@
+"""Fixtures of several test files, and a word on which package is tested."""
+
+import pathlib
+
+import pytest
+
+import fastrnn
+from fastrnn._kernels import runtime
+
+
+def pytest_report_header():
+    return (f"fastrnn {fastrnn.__version__} from {pathlib.Path(fastrnn.__file__).parent}, "
+            f"{runtime.get_isa()}, {runtime.get_num_threads()} threads")
+
+
+@pytest.fixture(params=[name for name, has in runtime.isa_names().items() if has])
+def isa(request):
+    """Run the test once under each instruction set that this CPU has."""
+    before = runtime.get_isa()
+    runtime.set_isa(request.param)
+    yield request.param
+    runtime.set_isa(before)

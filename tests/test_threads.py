@@ -1,0 +1,448 @@
+"""Threads change no bit, survive fork, and leave the interpreter to others."""
+
+import dataclasses
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cases
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import functional
+from fastrnn._kernels import runtime
+
+COUNTS = (1, 2, 3, 4, 8)
+FUSED = [name for name, has in runtime.isa_names().items() if has and name != "scalar"]
+PATIENCE = 10  # seconds until a child counts as hanging: CHECKS.md, check 7
+HOME = Path(fastrnn.__file__).parent.parent
+
+# (T, B, I, H), all above the work that is worth a thread: few rows split the hidden units, more
+# split rows, and few rows of small steps split into pairs of rows (walk.pyx, plan)
+UNITS = [(3, 1, 40, 260), (4, 2, 33, 256), (3, 5, 30, 270)]
+ROWS = [(5, 33, 20, 70), (9, 64, 17, 33), (300, 7, 9, 20)]
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    threads, isa = runtime.get_num_threads(), runtime.get_isa()
+    yield
+    fastrnn.set_num_threads(threads)
+    runtime.set_isa(isa)
+
+
+def replace(case, **arrays):
+    return dataclasses.replace(case, **arrays)
+
+
+def run(case, **options):
+    """Return outputs and gradients by name."""
+    out, tape = cases.forward(functional, case, **options)
+    return out | cases.backward(functional, case, tape)
+
+
+def layer_of(cell, I, H, dtype, **options):
+    kind, _, nonlinearity = cell.partition("_")
+    extra = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    make = getattr(fastrnn, kind.upper())
+    return make(I, H, bidirectional=True, dtype=dtype, seed=3, **extra, **options)
+
+
+def both_ways(layer, x, dy):
+    """Return outputs and gradients of a bidirectional layer by name."""
+    layer.flat_grads.fill(0)
+    y, state = layer(x)
+    dx, dstate = layer.backward(dy)
+    states = {
+        f"{prefix}{k}": array
+        for prefix, s in (("state", state), ("dstate", dstate))
+        for k, array in enumerate(s if isinstance(s, tuple) else (s,))
+    }
+    return {"y": y, "dx": dx, **states, "grads": layer.flat_grads.copy()}
+
+
+def assert_same_bytes(got, expected, label=""):
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
+        assert got[name].tobytes() == array.tobytes(), f"{label}{name}"
+
+
+# ---------------------------------------------------------------------------------- no other bits
+
+
+@pytest.mark.parametrize("vocabulary", [None, 30], ids=["x", "embedding"])
+@pytest.mark.parametrize("shape", UNITS + ROWS, ids=str)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("cell", cases.CELLS)
+def test_one_direction_has_the_same_bits_on_any_number_of_threads(cell, dtype, shape, vocabulary):
+    case = cases.make_case(cell, *shape, dtype, vocabulary=vocabulary)
+    fastrnn.set_num_threads(1)
+    expected = run(case, reverse=True)
+    for threads in (*COUNTS, *COUNTS[::-1]):
+        fastrnn.set_num_threads(threads)
+        assert fastrnn.get_num_threads() == threads
+        assert_same_bytes(run(case, reverse=True), expected, f"{threads} threads: ")
+    assert runtime.pool_workers() >= 2, "the pool was not used"
+
+
+@pytest.mark.parametrize("shape", [*UNITS, *ROWS[:2]], ids=str)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("cell", cases.CELLS)
+def test_two_directions_have_the_same_bits_on_any_number_of_threads(cell, dtype, shape):
+    T, B, I, H = shape
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((T, B, I)).astype(dtype)
+    dy = rng.standard_normal((T, B, 2 * H)).astype(dtype)
+    layer = layer_of(cell, I, H, dtype)
+    fastrnn.set_num_threads(1)
+    expected = both_ways(layer, x, dy)
+    for threads in COUNTS:
+        fastrnn.set_num_threads(threads)
+        for _ in range(2):
+            assert_same_bytes(both_ways(layer, x, dy), expected, f"{threads} threads: ")
+    layer.eval()
+    for threads in COUNTS:
+        fastrnn.set_num_threads(threads)
+        assert layer(x)[0].tobytes() == expected["y"].tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(4, 13, 20, 37), (3, 9, 40, 130)], ids=str)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("cell", cases.CELLS)
+def test_a_row_of_a_batch_is_that_row_alone(cell, dtype, shape, threads):
+    case = cases.make_case(cell, *shape, dtype)
+    fastrnn.set_num_threads(threads)
+    whole = run(case)
+    for b in range(shape[1]):
+        names = ("x", "h0", "c0", "dy", "dhn", "dcn")
+        alone = run(replace(case, **{
+            name: array[..., b : b + 1, :]
+            for name in names if (array := getattr(case, name)) is not None
+        }))
+        for name in alone.keys() - set(cases.PARAMETERS):
+            row = whole[name][..., b : b + 1, :]
+            assert alone[name].tobytes() == row.tobytes(), f"row {b}: {name}"
+
+
+@pytest.mark.skipif(len(FUSED) < 2, reason="this CPU has one instruction set with FMA")
+@pytest.mark.parametrize("vocabulary", [None, 7], ids=["x", "embedding"])
+@pytest.mark.parametrize("shape", [*cases.SHAPES, UNITS[0], ROWS[1]], ids=str)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("cell", cases.CELLS)
+def test_instruction_sets_with_fma_have_the_same_bits(cell, dtype, shape, vocabulary):
+    case = cases.make_case(cell, *shape, dtype, vocabulary=vocabulary)
+    runtime.set_isa(FUSED[0])
+    expected = run(case)
+    for isa in FUSED[1:]:
+        runtime.set_isa(isa)
+        assert_same_bytes(run(case), expected, f"{isa}: ")
+
+
+# -------------------------------------------------------------------------------------- processes
+
+
+def work():
+    """Return the bytes of a threaded forward and backward, always of the same numbers."""
+    case = cases.make_case("lstm", 6, 24, 30, 70, np.float32)
+    return b"".join(array.tobytes() for array in run(case).values())
+
+
+def answer(pipe):
+    pipe.send_bytes(work())
+
+
+def child_status(act, patience=PATIENCE):
+    """Fork, run act() in the child, and return its exit status; a hanging child is killed."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            status = 0 if act() else 2
+        finally:
+            os._exit(status)  # pytest must not go on in the child
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "hang"
+
+
+# Python 3.12 warns of any fork beside threads: the pool's are the point here
+quiet_fork = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+@quiet_fork
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_after_the_pool_has_started():
+    fastrnn.set_num_threads(4)
+    expected = work()
+    assert runtime.pool_workers() >= 3
+
+    def act():
+        return (runtime.pool_workers() == 0 and work() == expected
+                and runtime.pool_workers() == 3  # and again, a level down
+                and child_status(lambda: work() == expected) == 0)
+
+    for _ in range(10):
+        assert child_status(act) == 0
+        assert work() == expected
+
+
+@quiet_fork
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_while_the_pool_is_at_work():
+    fastrnn.set_num_threads(3)
+    expected = work()
+    stop = threading.Event()
+    wrong = []
+
+    def keep_busy():
+        while not stop.is_set():
+            if work() != expected:
+                wrong.append("the parent's result changed")
+
+    thread = threading.Thread(target=keep_busy)
+    thread.start()
+    try:
+        for _ in range(20):
+            assert child_status(lambda: work() == expected) == 0
+    finally:
+        stop.set()
+        thread.join()
+    assert not wrong
+
+
+@quiet_fork
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_multiprocessing(method):
+    fastrnn.set_num_threads(4)
+    expected = work()
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=answer, args=(theirs,))
+    child.start()
+    theirs.close()
+    try:
+        assert ours.poll(PATIENCE), "the child hangs"
+        assert ours.recv_bytes() == expected
+        child.join(PATIENCE)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+
+
+# --------------------------------------------------------------------------------- Python's threads
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+def test_64_threads_on_one_layer_in_eval_mode(cell, threads):
+    layer = layer_of(cell, 24, 50, np.float32, num_layers=2).eval()
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((1 + k % 9, 1 + k % 5, 24)).astype(np.float32) for k in range(64)]
+    fastrnn.set_num_threads(1)
+    expected = [layer(x)[0].tobytes() for x in inputs]
+    fastrnn.set_num_threads(threads)
+    start = threading.Barrier(64)
+
+    def serve(k):
+        start.wait()
+        return [layer(inputs[(k + i) % 64])[0].tobytes() for i in range(8)]
+
+    with ThreadPoolExecutor(64) as pool:
+        for k, got in enumerate(pool.map(serve, range(64))):
+            assert got == [expected[(k + i) % 64] for i in range(8)]
+
+
+def test_64_threads_train_through_functional():
+    fastrnn.set_num_threads(2)
+    drawn = [cases.make_case(cases.CELLS[k % 5], 3, 8, 30, 40 + k % 3, seed=k) for k in range(64)]
+    expected = [run(case) for case in drawn]
+    start = threading.Barrier(64)
+
+    def serve(k):
+        start.wait()
+        return [run(drawn[k]) for _ in range(3)]
+
+    with ThreadPoolExecutor(64) as pool:
+        for k, results in enumerate(pool.map(serve, range(64))):
+            for got in results:
+                assert_same_bytes(got, expected[k], f"{drawn[k].cell}: ")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_threads_in_one_layer_in_training_mode(threads):
+    fastrnn.set_num_threads(threads)
+    T, B, I, H = 20, 8, 30, 60
+    layer = layer_of("lstm", I, H, np.float32, num_layers=2)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((T, B, I)).astype(np.float32)
+    dy = rng.standard_normal((T, B, 2 * H)).astype(np.float32)
+    expected = both_ways(layer, x, dy)
+    refused, wrong, right = [], [], []
+    end = time.monotonic() + 0.5
+
+    def train():
+        while time.monotonic() < end:
+            for name, act in (("y", lambda: layer(x)), ("dx", lambda: layer.backward(dy))):
+                try:
+                    same = act()[0].tobytes() == expected[name].tobytes()
+                except RuntimeError as error:
+                    refused.append(str(error))
+                else:
+                    (right if same else wrong).append(name)
+
+    two = [threading.Thread(target=train) for _ in range(2)]
+    for thread in two:
+        thread.start()
+    for thread in two:
+        thread.join()
+    assert not wrong
+    assert {"y", "dx"} <= set(right)
+    for message in set(refused):
+        assert re.match(
+            r"LSTM(\.backward)?: (another thread is using this layer|no call to go back through)",
+            message)
+    assert_same_bytes(both_ways(layer, x, dy), expected)
+
+
+@pytest.mark.parametrize("which", ["forward", "backward"])
+def test_a_long_call_leaves_the_interpreter_to_others(which):
+    # On a shared machine the counter may lose its core to somebody else, so the bar is low and
+    # there are three tries. A call that holds the GIL scores near zero.
+    runtime.set_isa("scalar")  # long, yet small
+    fastrnn.set_num_threads(1)
+    case = cases.make_case("lstm", 250, 16, 128, 128)
+    count, stop = [0], threading.Event()
+
+    def counter():
+        while not stop.is_set():
+            count[0] += 1
+
+    def rate(act):
+        begin, before = time.perf_counter(), count[0]
+        act()
+        return (count[0] - before) / (time.perf_counter() - begin), time.perf_counter() - begin
+
+    thread = threading.Thread(target=counter)
+    thread.start()
+    try:
+        for _ in range(3):
+            idle, _ = rate(lambda: time.sleep(0.1))
+            if which == "forward":
+                beside, seconds = rate(
+                    lambda: cases.forward(functional, case, training=False))
+            else:
+                _, tape = cases.forward(functional, case)
+                beside, seconds = rate(lambda: cases.backward(functional, case, tape))  # noqa: B023
+            assert seconds > 0.05, "the call is too short to tell"
+            if beside > 0.3 * idle:
+                return
+    finally:
+        stop.set()
+        thread.join()
+    pytest.fail(f"the counter ran at {beside / idle:.2f} of its idle rate")
+
+
+# -------------------------------------------------------------------------------------- settings
+
+
+def in_a_new_process(code, **environment):
+    clean = {
+        name: value for name, value in os.environ.items()
+        if name not in ("FASTRNN_NUM_THREADS", "FASTRNN_ISA", "OMP_NUM_THREADS")
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**clean, "PYTHONPATH": str(HOME), **environment},
+        capture_output=True, text=True, timeout=60, check=False,
+    )
+
+
+SHOW = ("import fastrnn; from fastrnn._kernels import runtime as r; "
+        "print(fastrnn.get_num_threads(), r.get_isa())")
+LIMIT = runtime.cpu_limit()
+WIDEST = [name for name, has in runtime.isa_names().items() if has][-1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (LIMIT, WIDEST)),
+        ({"FASTRNN_NUM_THREADS": "3"}, (3, WIDEST)),
+        ({"FASTRNN_NUM_THREADS": " 3 ", "OMP_NUM_THREADS": "1"}, (3, WIDEST)),
+        ({"FASTRNN_NUM_THREADS": "", "FASTRNN_ISA": ""}, (LIMIT, WIDEST)),
+        ({"FASTRNN_NUM_THREADS": "1000"}, (64, WIDEST)),
+        ({"OMP_NUM_THREADS": "1"}, (1, WIDEST)),
+        ({"OMP_NUM_THREADS": "1000"}, (LIMIT, WIDEST)),
+        ({"OMP_NUM_THREADS": "all"}, (LIMIT, WIDEST)),  # not ours to judge
+        ({"FASTRNN_ISA": "scalar"}, (LIMIT, "scalar")),
+    ],
+    ids=str,
+)
+def test_the_environment_decides(environment, expected):
+    done = in_a_new_process(SHOW, **environment)
+    assert done.stderr == ""
+    assert done.stdout.split() == [str(part) for part in expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("FASTRNN_ISA", "sse9",
+         "FASTRNN_ISA: unknown instruction set 'sse9', this build has scalar"),
+        ("FASTRNN_ISA", "AVX2", "FASTRNN_ISA: unknown instruction set 'AVX2', this build has"),
+        *(("FASTRNN_NUM_THREADS", value,
+           f"FASTRNN_NUM_THREADS is {value!r}, expected a whole number of at least 1")
+          for value in ("0", "-1", "1.5", "two", "²")),
+    ],
+)
+def test_an_environment_that_makes_no_sense_is_one_sentence(name, value, sentence):
+    done = in_a_new_process(SHOW, **{name: value})
+    assert done.returncode == 1
+    *_, last = done.stderr.strip().splitlines()
+    assert last.startswith(f"ValueError: {sentence}")
+    assert done.stderr.count("Traceback") == 1, done.stderr
+
+
+def test_an_instruction_set_can_be_missing():
+    absent = [name for name, has in runtime.isa_names().items() if not has]
+    for name in absent:
+        with pytest.raises(ValueError, match=f"^FASTRNN_ISA: this CPU does not have '{name}'"):
+            runtime.set_isa(name)
+    with pytest.raises(ValueError, match=r"^FASTRNN_ISA: unknown instruction set .sse9., "):
+        runtime.set_isa("sse9")
+    runtime.set_isa(None)
+    assert runtime.get_isa() == WIDEST
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.0, 2.5, "2", None, True, np.True_, float("nan"), [2]],
+                         ids=repr)
+def test_set_num_threads_refuses(n):
+    before = fastrnn.get_num_threads()
+    match = r"^set_num_threads: n is .*, expected a whole number of at least 1$"
+    with pytest.raises(ValueError, match=match) as caught:
+        fastrnn.set_num_threads(n)
+    assert repr(n) in str(caught.value)
+    assert fastrnn.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, 1), (np.int64(5), 5), (64, 64), (10**30, 64)])
+def test_set_num_threads_takes_whole_numbers(n, expected):
+    fastrnn.set_num_threads(n)
+    assert fastrnn.get_num_threads() == expected
+    assert type(fastrnn.get_num_threads()) is int
