@@ -31,6 +31,10 @@ AS_IT_IS[:] = [0, 1, 2, 3]
 # a barrier (about 0.3 us) after every step.
 cdef double WORTH_A_BARRIER = 1.5
 
+# A step of fewer rows waits for its weights; it begins with the panels that the step before read
+# last, which are still in the cache. With more rows it computes, and up and down only costs.
+cdef ptrdiff_t MANY_ROWS = 8
+
 
 cdef struct Share:
     int first, last          # passes of the team
@@ -202,7 +206,7 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
                 step.h = at(p.h, ((t + 1) % 2 * p.B + b0) * p.pitch, p)
                 step.c_prev = step.c = at(p.c, b0 * p.pitch, p)
             step.y = at(p.y, t * p.y_t + b0 * p.y_b, p)
-            step.down = t & 1  # what the step before has just read is still in the cache
+            step.down = t & 1 and step.rows < MANY_ROWS
             forward(&step)
             if s.by_units:
                 wait(&p.barrier, s.size)
@@ -280,7 +284,7 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
         step.h = at(p.h, ((t + 1) * p.B + b0) * p.pitch, p)
         step.c_prev = at(p.c, (t * p.B + b0) * p.pitch, p)
         step.c = at(p.c, ((t + 1) * p.B + b0) * p.pitch, p)
-        step.down = t & 1
+        step.down = t & 1 and step.rows < MANY_ROWS
         p.cell.backward(&step)
         if s.by_units:
             wait(&p.barrier, s.size)

@@ -7,14 +7,14 @@ typedef struct {
 } stack_tile;
 
 #define FOR_TILE(M, V) \
-  FR_UNROLL(8) for (int m = 0; m < M; m++) FR_UNROLL(12) for (int v = 0; v < V; v++)
+  FR_UNROLL(12) for (int m = 0; m < M; m++) FR_UNROLL(12) for (int v = 0; v < V; v++)
 
 /* acc = start, laid out as product_tile's C. */
 FR_INLINE void start_chain(const int M, const int Q, const int NV, const int plain, tile acc,
                            const fr_forward *s, ptrdiff_t m0, ptrdiff_t p) {
   const ptrdiff_t stride = plain ? VW : s->pitch, step = plain ? NV * VW : VW;
   const real *row[MAX_ROWS];
-  FR_UNROLL(8) for (int m = 0; m < M; m++)
+  FR_UNROLL(12) for (int m = 0; m < M; m++)
     row[m] = (const real *)s->start + (s->index ? s->index[m0 + m] : m0 + m) * s->start_row;
   FOR_TILE(M, Q * NV) {
     const ptrdiff_t at = (p + v / NV) * step + (v % NV) * stride;
@@ -24,29 +24,30 @@ FR_INLINE void start_chain(const int M, const int Q, const int NV, const int pla
 
 /* `half`: the weights are bfloat16, two in a word. */
 FR_INLINE void rows_chain(const int half, const int M, const int Q, const int NV, tile acc,
-                          const void *base, ptrdiff_t row, const void *w, ptrdiff_t k,
-                          ptrdiff_t m0, ptrdiff_t p) {
+                          const fr_forward *s, const void *base, ptrdiff_t row, const void *w,
+                          ptrdiff_t k, ptrdiff_t m0, ptrdiff_t p) {
   const real *a[MAX_ROWS];
-  FR_UNROLL(8) for (int m = 0; m < M; m++) a[m] = (const real *)base + (m0 + m) * row;
+  FR_UNROLL(12) for (int m = 0; m < M; m++) a[m] = (const real *)base + (m0 + m) * row;
   const ptrdiff_t panel = (half ? (k + 1) / 2 : k) * NV * VW;
   const real *b = (const real *)w + p * panel;
+  const ahead next = ahead_of(w, panel, NV * VW, p, s->panel0, s->panel1, m0, M, s->rows);
 #if FR_BITS == 32
   if (half) {
-    chain_half(M, Q, NV, acc, a, b, panel, k);
+    chain_half(M, Q, NV, acc, a, b, panel, k, next);
     return;
   }
 #endif
-  chain(M, Q, NV, acc, a, b, panel, k);
+  chain(M, Q, NV, acc, a, b, panel, k, next);
 }
 
 FR_INLINE void x_chain(const int half, const int M, const int Q, const int NV, tile acc,
                        const fr_forward *s, ptrdiff_t m0, ptrdiff_t p) {
-  if (s->input) rows_chain(half, M, Q, NV, acc, s->x, s->x_row, s->wx, s->input, m0, p);
+  if (s->input) rows_chain(half, M, Q, NV, acc, s, s->x, s->x_row, s->wx, s->input, m0, p);
 }
 
 FR_INLINE void h_chain(const int half, const int M, const int Q, const int NV, tile acc,
                        const fr_forward *s, ptrdiff_t m0, ptrdiff_t p) {
-  rows_chain(half, M, Q, NV, acc, s->h_prev, s->pitch, s->wh, s->hidden, m0, p);
+  rows_chain(half, M, Q, NV, acc, s, s->h_prev, s->pitch, s->wh, s->hidden, m0, p);
 }
 
 FR_INLINE void store_user(real *row, ptrdiff_t at, vec a, ptrdiff_t hidden) {
@@ -73,11 +74,13 @@ FR_INLINE void dh_tile(const int M, const int Q, const int gates, const int slot
   if (s->next) {
     const ptrdiff_t size = gates * s->hidden * GN;
     const real *a[MAX_ROWS];
+    ahead next = ahead_of(s->wb, size, GN, p, s->panel0, s->panel1, m0, M, s->rows);
     for (int g = 0; g < gates; g++) {
-      FR_UNROLL(8) for (int m = 0; m < M; m++)
+      FR_UNROLL(12) for (int m = 0; m < M; m++)
         a[m] = (const real *)s->next + (m0 + m) * s->gates_row + (slot0 + g) * s->pitch;
       chain(M, Q, VPLAIN, acc, a, (const real *)s->wb + p * size + g * s->hidden * GN, size,
-            s->hidden);
+            s->hidden, next);
+      next.line += s->hidden * next.step;
     }
   }
   FOR_TILE(M, Q * VPLAIN) out->v[m][v] = acc[m][v];

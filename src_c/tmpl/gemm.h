@@ -3,9 +3,9 @@
  *
  * A tile is M rows of A by Q panels of B, each panel NV vectors wide; M, Q and NV are compile-time
  * constants of the caller, so that the accumulators live in registers. Shapes: NREG = 16 registers
- * hold 12 accumulators (6x2, 4x3, 3x4), 32 hold up to 24 (8x2, 8x3, 6x4). */
+ * hold 12 accumulators (6x2, 4x3, 3x4), 32 hold up to 24 (12x2, 8x3, 6x4). */
 
-#define MAX_ROWS 8
+#define MAX_ROWS 12
 #define MAX_VECS 12
 #define TILE_ROWS(NV) (NREG >= 32 ? (24 / (NV) < MAX_ROWS ? 24 / (NV) : MAX_ROWS) : 12 / (NV))
 /* Few rows leave few chains; an FMA takes 4 cycles and two start in each, so take as many panels
@@ -18,28 +18,50 @@ typedef vec tile[MAX_ROWS][MAX_VECS];
 #define TILE_FMA(M, V, k, W)                                                                 \
   if (M < V) { /* hold a column of A, fetch B one vector at a time */                        \
     vec am[MAX_ROWS];                                                                        \
-    FR_UNROLL(8) for (int m = 0; m < M; m++) am[m] = vset1(a[m][k]);                         \
+    FR_UNROLL(12) for (int m = 0; m < M; m++) am[m] = vset1(a[m][k]);                         \
     FR_UNROLL(12) for (int v = 0; v < V; v++) {                                              \
       const vec bv = W(v);                                                                   \
-      FR_UNROLL(8) for (int m = 0; m < M; m++) acc[m][v] = vfma(am[m], bv, acc[m][v]);       \
+      FR_UNROLL(12) for (int m = 0; m < M; m++) acc[m][v] = vfma(am[m], bv, acc[m][v]);       \
     }                                                                                        \
   } else { /* hold a row of B, fetch A one element at a time */                              \
     vec bv[MAX_VECS];                                                                        \
     FR_UNROLL(12) for (int v = 0; v < V; v++) bv[v] = W(v);                                  \
-    FR_UNROLL(8) for (int m = 0; m < M; m++) {                                               \
+    FR_UNROLL(12) for (int m = 0; m < M; m++) {                                               \
       const vec am = vset1(a[m][k]);                                                         \
       FR_UNROLL(12) for (int v = 0; v < V; v++) acc[m][v] = vfma(am, bv[v], acc[m][v]);      \
     }                                                                                        \
   }
 
+/* Few rows wait for their own panel: nothing to gain by asking for the next. */
+#define FETCHES_AHEAD(M, Q) ((Q) == 1 && (M) >= 4)
+
+/* Where the panel lies that is read after this one, and how much of it to fetch with each k: while
+ * the tiles of one panel compute, they bring the next into L2, each its share. */
+typedef struct {
+  const char *line;
+  ptrdiff_t step; /* bytes for each k */
+} ahead;
+
+FR_INLINE ahead ahead_of(const void *b, ptrdiff_t panel, ptrdiff_t width, ptrdiff_t p,
+                         ptrdiff_t p0, ptrdiff_t p1, ptrdiff_t m0, ptrdiff_t M, ptrdiff_t rows) {
+  const char *next = (const char *)b + (p + 1 < p1 ? p + 1 : p0) * panel * (ptrdiff_t)sizeof(real);
+  const ahead a = {next + panel * (ptrdiff_t)sizeof(real) / rows * m0,
+                   width * (ptrdiff_t)sizeof(real) * M / rows};
+  return a;
+}
+
 /* acc[m][v] += sum over k of a[m][k] * b[k][v]; panels lie `panel` elements apart. */
 FR_INLINE void chain(const int M, const int Q, const int NV, tile acc, const real *const *rows,
-                     const real *b, ptrdiff_t panel, ptrdiff_t run) {
+                     const real *b, ptrdiff_t panel, ptrdiff_t run, ahead next) {
   const int V = Q * NV;
   const real *a[MAX_ROWS];
-  FR_UNROLL(8) for (int m = 0; m < M; m++) a[m] = rows[m];
+  FR_UNROLL(12) for (int m = 0; m < M; m++) a[m] = rows[m];
 #define WHOLE(v) vload(b + ((v) / NV) * panel + ((v) % NV) * VW)
   for (ptrdiff_t k = 0; k < run; k++, b += NV * VW) {
+    if (FETCHES_AHEAD(M, Q)) {
+      __builtin_prefetch(next.line, 0, 2);
+      next.line += next.step;
+    }
     TILE_FMA(M, V, k, WHOLE)
   }
 #undef WHOLE
@@ -49,15 +71,20 @@ FR_INLINE void chain(const int M, const int Q, const int NV, tile acc, const rea
 /* The same with two weights in a word: those of k even are its low half, a bfloat16; those of k odd
  * are the word itself, whose low bits were reckoned with when it was rounded (layers.py). */
 FR_INLINE void chain_half(const int M, const int Q, const int NV, tile acc,
-                          const real *const *rows, const real *b, ptrdiff_t panel, ptrdiff_t run) {
+                          const real *const *rows, const real *b, ptrdiff_t panel, ptrdiff_t run,
+                          ahead next) {
   const int V = Q * NV;
   const real *a[MAX_ROWS];
-  FR_UNROLL(8) for (int m = 0; m < M; m++) a[m] = rows[m];
+  FR_UNROLL(12) for (int m = 0; m < M; m++) a[m] = rows[m];
 #define WORD(v) vload(b + ((v) / NV) * panel + ((v) % NV) * VW)
 #define LOW(v) vlow(word[v])
 #define HIGH(v) word[v]
   ptrdiff_t k = 0;
   for (; k + 1 < run; k += 2, b += NV * VW) {
+    if (FETCHES_AHEAD(M, Q)) {
+      __builtin_prefetch(next.line, 0, 2);
+      next.line += next.step;
+    }
     vec word[MAX_VECS];
     FR_UNROLL(12) for (int v = 0; v < V; v++) word[v] = WORD(v);
     TILE_FMA(M, V, k, LOW)
@@ -98,7 +125,8 @@ FR_INLINE void chain_half(const int M, const int Q, const int NV, tile acc,
             switch (n_) {                                                           \
               ROW_CASE_(1, NV, CALL) ROW_CASE_(2, NV, CALL) ROW_CASE_(3, NV, CALL)  \
               ROW_CASE_(4, NV, CALL) ROW_CASE_(5, NV, CALL) ROW_CASE_(6, NV, CALL)  \
-              ROW_CASE_(7, NV, CALL) ROW_CASE_(8, NV, CALL)                         \
+              ROW_CASE_(7, NV, CALL) ROW_CASE_(8, NV, CALL) ROW_CASE_(9, NV, CALL)  \
+              ROW_CASE_(10, NV, CALL) ROW_CASE_(11, NV, CALL) ROW_CASE_(12, NV, CALL) \
             }                                                                       \
             m_ += n_;                                                               \
           }                                                                         \
@@ -122,12 +150,12 @@ enum { BLOCK_ROWS = 96 }; /* rows of A that are walked per panel of B: they stay
  * gate panel has one vector in each of the row's slots (stride `pitch`). */
 FR_INLINE void product_tile(const int M, const int Q, const int NV, const int plain,
                             const fr_product *s, const real *const *a, real *const *c,
-                            ptrdiff_t p) {
+                            ptrdiff_t m0, ptrdiff_t rows, ptrdiff_t p) {
   const ptrdiff_t size = s->runs * s->run * NV * VW; /* of a packed panel */
   const ptrdiff_t stride = plain ? VW : s->pitch, step = plain ? NV * VW : VW;
   const real *b = (const real *)s->b + p * size, *bias = (const real *)s->bias;
   tile acc;
-  FR_UNROLL(8) for (int m = 0; m < M; m++) {
+  FR_UNROLL(12) for (int m = 0; m < M; m++) {
     FR_UNROLL(12) for (int v = 0; v < Q * NV; v++) {
       const ptrdiff_t at = (p + v / NV) * step + (v % NV) * stride;
       const ptrdiff_t left = s->n - at;
@@ -138,11 +166,13 @@ FR_INLINE void product_tile(const int M, const int Q, const int NV, const int pl
     }
   }
   const real *row[MAX_ROWS];
+  ahead next = ahead_of(s->b, size, NV * VW, p, s->panel0, s->panel1, m0, M, rows);
   for (ptrdiff_t r = 0; r < s->runs; r++) {
-    FR_UNROLL(8) for (int m = 0; m < M; m++) row[m] = a[m] + r * s->run_stride;
-    chain(M, Q, NV, acc, row, b + r * s->run * NV * VW, size, s->run);
+    FR_UNROLL(12) for (int m = 0; m < M; m++) row[m] = a[m] + r * s->run_stride;
+    chain(M, Q, NV, acc, row, b + r * s->run * NV * VW, size, s->run, next);
+    next.line += s->run * next.step;
   }
-  FR_UNROLL(8) for (int m = 0; m < M; m++) {
+  FR_UNROLL(12) for (int m = 0; m < M; m++) {
     FR_UNROLL(12) for (int v = 0; v < Q * NV; v++) {
       const ptrdiff_t at = (p + v / NV) * step + (v % NV) * stride;
       const ptrdiff_t left = s->n - at;
@@ -166,7 +196,7 @@ FR_INLINE void product(const int NV, const int plain, const fr_product *s) {
       a[r] = fr_row(&s->a, r0 + r);
       c[r] = fr_row(&s->c, r0 + r);
     }
-#define CALL(M, Q, m, p) product_tile(M, Q, NV, plain, s, a + (m), c + (m), p)
+#define CALL(M, Q, m, p) product_tile(M, Q, NV, plain, s, a + (m), c + (m), m, rows, p)
     FOR_TILES(NV, rows, s->panel0, s->panel1, 0, CALL);
 #undef CALL
   }
@@ -191,17 +221,21 @@ enum { A_COLUMNS = 24 * 12, B_COLUMNS = 1024 }; /* per packed block: 288 and 102
 FR_INLINE void gradient_tile(const int M, real *c, ptrdiff_t c_pitch, const real *a, const real *b,
                              ptrdiff_t k, ptrdiff_t columns) {
   vec acc[MAX_ROWS][VPLAIN];
-  FR_UNROLL(8) for (int m = 0; m < M; m++)
+  /* C comes from afar, and is wanted only after the loop */
+  FR_UNROLL(12) for (int m = 0; m < M; m++)
+    for (int v = 0; v < VPLAIN * VW; v += 64 / (int)sizeof(real))
+      if (v < columns) __builtin_prefetch(c + m * c_pitch + v, 1, 3);
+  FR_UNROLL(12) for (int m = 0; m < M; m++)
     FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) acc[m][v] = vset1(0);
   for (; k > 0; k--, a += GM, b += GN) {
     vec bv[VPLAIN];
     FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) bv[v] = vload(b + v * VW);
-    FR_UNROLL(8) for (int m = 0; m < M; m++) {
+    FR_UNROLL(12) for (int m = 0; m < M; m++) {
       const vec am = vset1(a[m]);
       FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) acc[m][v] = vfma(am, bv[v], acc[m][v]);
     }
   }
-  FR_UNROLL(8) for (int m = 0; m < M; m++) {
+  FR_UNROLL(12) for (int m = 0; m < M; m++) {
     FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) {
       real *p = c + m * c_pitch + v * VW;
       const ptrdiff_t left = columns - v * VW;
@@ -282,6 +316,7 @@ static void gradient(const fr_gradient *s) {
     break;
                 GRADIENT_CASE(1) GRADIENT_CASE(2) GRADIENT_CASE(3) GRADIENT_CASE(4)
                 GRADIENT_CASE(5) GRADIENT_CASE(6) GRADIENT_CASE(7) GRADIENT_CASE(8)
+                GRADIENT_CASE(9) GRADIENT_CASE(10) GRADIENT_CASE(11) GRADIENT_CASE(12)
 #undef GRADIENT_CASE
               }
             }

@@ -9,7 +9,7 @@ FR_INLINE void gru_forward_tile(const int half, const int M, const int Q, const 
   start_chain(M, Q, 3, 0, acc, s, m0, p);
   x_chain(half, M, Q, 3, acc, s, m0, p);
   /* the candidate's two halves stay apart: its x half leaves, its h half starts at b_hn */
-  FR_UNROLL(8) for (int m = 0; m < M; m++) FR_UNROLL(4) for (int q = 0; q < Q; q++) {
+  FR_UNROLL(12) for (int m = 0; m < M; m++) FR_UNROLL(4) for (int q = 0; q < Q; q++) {
     x.v[m][q] = acc[m][3 * q];
     acc[m][3 * q] = vload((const real *)s->bias_n + (p + q) * VW);
   }
