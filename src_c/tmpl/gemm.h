@@ -211,12 +211,17 @@ static void product_gates(const fr_product *s, int gates) {
 /* ---- weight gradients ---------------------------------------------------------------------- */
 
 /* C += A^T B with k over all rows. A block of FR_KC rows of B is packed into panels of GN columns,
- * slivers of GM columns of A beside it; each tile's sum over the block starts at zero. */
+ * and of A into slivers of GM columns; each tile's sum over the block starts at zero. Slivers and
+ * panels lie 64 bytes more than their size apart: at a power of two they would share cache sets. */
 #define GM TILE_ROWS(VPLAIN)
 #define GN (VPLAIN * VW)
+#define GMV ((GM + VW - 1) / VW) /* vectors of a row of a sliver */
 enum { A_COLUMNS = 24 * 12, B_COLUMNS = 1024 }; /* per packed block: 288 and 1024 KB in float32 */
+#define APART (64 / (ptrdiff_t)sizeof(real))
+#define SLIVER (FR_KC * GM + APART)
+#define PANEL (FR_KC * GN + APART)
 #define GRADIENT_SCRATCH \
-  ((ptrdiff_t)sizeof(real) * (FR_KC * (B_COLUMNS + A_COLUMNS) + VW * FR_KC))
+  ((ptrdiff_t)sizeof(real) * (B_COLUMNS / GN * PANEL + A_COLUMNS / GM * SLIVER))
 
 FR_INLINE void gradient_tile(const int M, real *c, ptrdiff_t c_pitch, const real *a, const real *b,
                              ptrdiff_t k, ptrdiff_t columns) {
@@ -247,15 +252,24 @@ FR_INLINE void gradient_tile(const int M, real *c, ptrdiff_t c_pitch, const real
   }
 }
 
-/* dst (k, GM) = columns [u, u + m) of the K rows at a + row offset; missing columns stay undefined.
- * Whole vectors are copied: what spills over a row's end is overwritten by the next row. */
-FR_INLINE void pack_sliver(real *dst, const real *const *rows, ptrdiff_t k, ptrdiff_t m) {
-  if (m == GM)
-    for (ptrdiff_t i = 0; i < k; i++, dst += GM)
-      for (int v = 0; v < GM; v++) dst[v] = rows[i][v];
-  else
-    for (ptrdiff_t i = 0; i < k; i++, dst += GM)
-      for (ptrdiff_t v = 0; v < m; v++) dst[v] = rows[i][v];
+/* dst (slivers, k, GM) = columns [at, at + n) of the K rows; what is missing of the last sliver
+ * stays undefined. Whole vectors are stored: what spills over a sliver's row is overwritten by the
+ * next row. With `sums` (slivers, GMV) they are added up over the rows on the way. */
+FR_INLINE void pack_slivers(const int summing, real *dst, vec *sums, const real *const *rows,
+                            ptrdiff_t at, ptrdiff_t k, ptrdiff_t n) {
+  for (ptrdiff_t i = 0; summing && i < (n + GM - 1) / GM * GMV; i++) sums[i] = vset1(0);
+  for (ptrdiff_t i = 0; i < k; i++, dst += GM) {
+    const real *src = rows[i] + at;
+    real *d = dst;
+    vec *sum = sums;
+    for (ptrdiff_t u = 0; u < n; u += GM, d += SLIVER, sum += GMV)
+      for (int v = 0; v < GMV; v++) {
+        const ptrdiff_t left = n - u - v * VW;
+        const vec a = left >= VW ? vload(src + u + v * VW) : left > 0 ? vloadn(src + u + v * VW, left) : vset1(0);
+        vstore(d + v * VW, a);
+        if (summing) sum[v] = vadd(sum[v], a);
+      }
+  }
 }
 
 /* dst (k, GN) = columns [0, columns) of the K rows, zeros beyond. */
@@ -270,21 +284,10 @@ FR_INLINE void pack_panel(real *dst, const real *const *rows, ptrdiff_t at, ptrd
   }
 }
 
-/* The bias gradient's share of one block. */
-FR_INLINE void bias_gradient(const fr_gradient *s, const real *const *rows, ptrdiff_t k) {
-  for (int g = 0; g < s->gates; g++)
-    for (ptrdiff_t u = s->u0; u < s->u1; u += VW) {
-      const ptrdiff_t left = s->u1 - u < VW ? s->u1 - u : VW;
-      real *p = (real *)s->bias + g * s->h + u;
-      vec sum = vset1(0);
-      for (ptrdiff_t i = 0; i < k; i++) sum = vadd(sum, vloadn(rows[i] + s->slot[g] + u, left));
-      vstoren(p, vadd(vloadn(p, left), sum), left);
-    }
-}
-
 static void gradient(const fr_gradient *s) {
-  real *bp = (real *)s->scratch, *ap = bp + FR_KC * B_COLUMNS;
-  const real *arow[FR_KC], *brow[FR_KC], *slot_row[FR_KC];
+  real *bp = (real *)s->scratch, *ap = bp + B_COLUMNS / GN * PANEL;
+  const real *arow[FR_KC], *brow[FR_KC];
+  vec sums[A_COLUMNS / GM * GMV];
   for (ptrdiff_t n0 = 0; n0 < s->n; n0 += B_COLUMNS) {
     const ptrdiff_t n = s->n - n0 < B_COLUMNS ? s->n - n0 : B_COLUMNS;
     for (ptrdiff_t k0 = 0; k0 < s->k; k0 += FR_KC) {
@@ -293,26 +296,35 @@ static void gradient(const fr_gradient *s) {
         arow[i] = fr_row(&s->a, k0 + i);
         brow[i] = fr_row(&s->b, k0 + i);
       }
-      if (n0 == 0 && s->bias) bias_gradient(s, arow, k);
-      for (ptrdiff_t j = 0; j < n; j += GN) pack_panel(bp + j * k, brow, n0 + j, k, n - j);
+      for (ptrdiff_t i = 0; i < k; i++)
+        for (ptrdiff_t j = 0; j < n; j += GN)
+          pack_panel(bp + j / GN * PANEL + i * GN, brow + i, n0 + j, 1, n - j);
       for (int g = 0; g < s->gates; g++)
         for (ptrdiff_t u0 = s->u0; u0 < s->u1; u0 += A_COLUMNS) {
           const ptrdiff_t um = s->u1 - u0 < A_COLUMNS ? s->u1 - u0 : A_COLUMNS;
-          for (ptrdiff_t i = 0; i < k; i++) slot_row[i] = arow[i] + s->slot[g] + u0;
-          for (ptrdiff_t u = 0; u < um; u += GM) {
-            const ptrdiff_t m = um - u < GM ? um - u : GM;
-            pack_sliver(ap + u * k, slot_row, k, m);
-            for (ptrdiff_t i = 0; i < k; i++) slot_row[i] += GM;
+          if (n0 == 0 && s->bias) {
+            real *bias = (real *)s->bias + g * s->h + u0;
+            pack_slivers(1, ap, sums, arow, s->slot[g] + u0, k, um);
+            for (ptrdiff_t u = 0; u < um; u += GM)
+              for (int v = 0; v * VW < GM && u + v * VW < um; v++) {
+                ptrdiff_t left = um - u < GM ? um - u : GM;
+                left = left - v * VW < VW ? left - v * VW : VW;
+                real *p = bias + u + v * VW;
+                vstoren(p, vadd(vloadn(p, left), sums[u / GM * GMV + v]), left);
+              }
+          } else {
+            pack_slivers(0, ap, sums, arow, s->slot[g] + u0, k, um);
           }
           real *c = (real *)s->c + (g * s->h + u0) * s->n + n0;
           for (ptrdiff_t j = 0; j < n; j += GN)
             for (ptrdiff_t u = 0; u < um; u += GM) {
               real *ct = c + u * s->n + j;
+              const real *at = ap + u / GM * SLIVER, *bt = bp + j / GN * PANEL;
               const ptrdiff_t m = um - u < GM ? um - u : GM;
               switch (m) {
-#define GRADIENT_CASE(M)                                                        \
-  case M:                                                                       \
-    if (M <= GM) gradient_tile(M, ct, s->n, ap + u * k, bp + j * k, k, n - j);  \
+#define GRADIENT_CASE(M)                                            \
+  case M:                                                           \
+    if (M <= GM) gradient_tile(M, ct, s->n, at, bt, k, n - j);      \
     break;
                 GRADIENT_CASE(1) GRADIENT_CASE(2) GRADIENT_CASE(3) GRADIENT_CASE(4)
                 GRADIENT_CASE(5) GRADIENT_CASE(6) GRADIENT_CASE(7) GRADIENT_CASE(8)
