@@ -41,16 +41,16 @@ def numeric(owner: str, name: str, value: Any, dtype: Any) -> np.ndarray:
     """
     dtype = np.dtype(dtype)
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
-        a = _as_array(owner, name, value, f"an array of {dtype}")
+        a = _as_array(owner, name, value, dtype)
         if a.dtype.newbyteorder("=") != dtype:
             raise TypeError(f"{owner}: {name} is {a.dtype}, expected {dtype}")
         return a
-    return numbers(owner, name, value, str(dtype)).astype(dtype)
+    return numbers(owner, name, value, dtype).astype(dtype)
 
 
-def numbers(owner: str, name: str, value: Any, dtype: str = "") -> np.ndarray:
+def numbers(owner: str, name: str, value: Any, dtype: Any = "") -> np.ndarray:
     """Return `value` as an array of whole or real numbers, of whatever dtype it has."""
-    a = _as_array(owner, name, value, f"an array of {dtype or 'numbers'}")
+    a = _as_array(owner, name, value, dtype or "numbers")
     if a.dtype.kind not in "fiu":
         came = getattr(value, "dtype", kind(value))
         raise TypeError(f"{owner}: {name} is {came}, expected numbers"
@@ -58,14 +58,17 @@ def numbers(owner: str, name: str, value: Any, dtype: str = "") -> np.ndarray:
     return a
 
 
-def _as_array(owner: str, name: str, value: Any, expected: str) -> np.ndarray:
+def _as_array(owner: str, name: str, value: Any, of: Any) -> np.ndarray:
     try:
         return np.asarray(value)
     except ValueError as error:
-        raise ValueError(f"{owner}: {name} is a ragged sequence, expected {expected}") from error
+        raise ValueError(
+            f"{owner}: {name} is a ragged sequence, expected an array of {of}"
+        ) from error
     except RuntimeError as error:  # a tensor of torch that is part of a graph
-        came = kind(value)
-        raise TypeError(f"{owner}: {name} is {came}, expected {expected}: {error}") from error
+        raise TypeError(
+            f"{owner}: {name} is {kind(value)}, expected an array of {of}: {error}"
+        ) from error
 
 
 def array(owner: str, name: str, value: Any, dtype: Any, shape: Shape, why: str = "") -> np.ndarray:
@@ -73,10 +76,11 @@ def array(owner: str, name: str, value: Any, dtype: Any, shape: Shape, why: str 
 
     A letter in `shape` stands for any size; `why` ends the sentence if the shape does not fit.
     """
-    a = numeric(owner, name, value, dtype)
+    usual = type(value) is np.ndarray and value.dtype == dtype and value.flags.c_contiguous
+    a = value if usual else numeric(owner, name, value, dtype)
     if not _fits(a.shape, shape):
         raise ValueError(f"{owner}: {name} has shape {a.shape}, expected {_show(shape)}{why}")
-    return rows_contiguous(a)
+    return a if usual and a.flags.aligned else rows_contiguous(a)
 
 
 def show(value: Any) -> str:

@@ -155,7 +155,7 @@ class Recurrent(Parametrized):
         hn = np.empty((L * D, B, H), self.dtype)
         cn = np.empty_like(hn) if self._has_c else None
         training = self.training
-        weights = self._weights() if training else self._packed()
+        weights = self._weights if training else self._packed()
         tapes = []
         if training:
             self._take(owner)
@@ -237,7 +237,7 @@ class Recurrent(Parametrized):
         dhn, dcn = (None if s is None else s.reshape(L * D, B, H) for s in (dhn, dcn))
         dh0 = np.empty((L * D, B, H), self.dtype)
         dc0 = np.empty_like(dh0) if self._has_c else None
-        grads = self._weights(self.grads)
+        grads = self._grads
         dx = None
         for layer in reversed(range(L)):
             tape, mask = self._tapes[layer]
@@ -273,9 +273,12 @@ class Recurrent(Parametrized):
 
     # ---- weights ----------------------------------------------------------------------------
 
-    def _weights(self, named: dict[str, np.ndarray] | None = None) -> list[tuple[Any, ...]]:
+    def _hold(self, flat: np.ndarray, flat_grads: np.ndarray) -> None:
+        super()._hold(flat, flat_grads)
+        self._weights, self._grads = self._by_layer(self._params), self._by_layer(self.grads)
+
+    def _by_layer(self, named: dict[str, np.ndarray]) -> list[tuple[Any, ...]]:
         """Per layer, per direction: (weight_ih, weight_hh, bias_ih or None, bias_hh or None)."""
-        named = self._params if named is None else named
         return [
             tuple(
                 tuple(named.get(f"{k}_l{layer}{'_reverse' if reverse else ''}")
@@ -288,7 +291,7 @@ class Recurrent(Parametrized):
     def _packed(self) -> list[tuple[sequence.Packed, ...]]:
         """Per layer, per direction: the weights in the kernels' panels."""
         if self._packs is None or self._packed_for != get_isa():
-            packs = [tuple(map(self._pack, layer)) for layer in self._weights()]
+            packs = [tuple(map(self._pack, layer)) for layer in self._weights]
             if self.training:
                 return packs
             self._packs, self._packed_for = packs, get_isa()
@@ -373,7 +376,7 @@ class Recurrent(Parametrized):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for name in ("_tapes", "_packs", "_lock", "_workspace"):
+        for name in ("_tapes", "_packs", "_lock", "_workspace", "_weights", "_grads"):
             del state[name]
         return state
 

@@ -31,6 +31,8 @@ cnp.import_array()
 cdef ptrdiff_t LOSS_ROWS = 16      # rows per block of a loss
 cdef ptrdiff_t NORM_BLOCK = 32768  # elements per block of a sum of squares
 
+INT32 = np.dtype(np.int32)
+
 cdef Workspace workspace = Workspace()
 
 
@@ -224,7 +226,7 @@ def softmax_cross_entropy(logits, targets, double scale=1.0, grad=None):
     dtype = logits.dtype
     R, N = logits.shape
     check_flat("logits", logits, dtype, (R, N))
-    check_flat("targets", targets, np.int32, (R,))
+    check_flat("targets", targets, INT32, (R,))
     if R and not (0 <= targets.min() and targets.max() < N):
         raise ValueError(f"targets: values from {targets.min()} to {targets.max()}, expected "
                          f"0 to {N - 1}")
