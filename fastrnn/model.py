@@ -17,7 +17,6 @@ from fastrnn._kernels import dense
 from fastrnn._kernels.stream import Stream
 from fastrnn.functional import State
 from fastrnn.layers import GRU, LSTM, RNN, Recurrent
-from fastrnn.losses import softmax_cross_entropy
 from fastrnn.parameters import Parametrized
 
 __all__ = ["CELLS", "LanguageModel"]
@@ -162,16 +161,17 @@ class LanguageModel(Parametrized):
         V = self.config["symbols"]
         owner = f"{type(self).__name__}.loss"
         index = _checks.rows(owner, symbols, ("T", "B"), V, name="symbols")
-        targets = _checks.rows(owner, targets, index.shape, V, name="targets")
+        targets = _checks.rows(owner, targets, index.shape, V, name="targets").reshape(-1)
         y, state = self.recurrent.run(self._params["embedding.weight"], index, state)
         shape = (*index.shape, V)
         if self._logits is None or self._logits.shape != shape:
             self._logits = np.empty(shape, self.dtype)
         logits = self._head(y, self._logits)
-        loss, dlogits = softmax_cross_entropy(logits, targets, need_grad=self.training, out=logits)
+        flat, count = logits.reshape(-1, V), max(1, len(targets))
+        loss = dense.softmax_cross_entropy(flat, targets, 1 / count, flat if self.training else None)
         if self.training:
-            self._pending = (y, dlogits)
-        return loss, state
+            self._pending = (y, logits)  # which by now holds its own gradient
+        return loss / count, state
 
     def backward(self, dlogits: Any = None, dstate: State = None) -> Any:
         """Backpropagate the latest training-mode call or loss through time; adds to `grads`.

@@ -18,11 +18,12 @@
 #define relax() ((void)0)
 #endif
 
-/* About 20 us of spinning: longer than the gap between the calls of a training loop, shorter than
- * what a neighbour on the same core would notice. */
+/* 20 to 100 us of spinning, as long as the CPU's pause: longer than the gap between the calls of a
+ * training loop, shorter than what a neighbour on the same core would notice. */
 enum { SPINS = 2000 };
-/* Within a job the others are running; after this many looks they are probably not on a core. */
-enum { BARRIER_SPINS = 20000 };
+/* Within a job the others are running; after as many looks one of them is probably not on a core,
+ * and may be waiting for this one. */
+enum { BARRIER_SPINS = 2000 };
 
 static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER; /* held by whoever has the pool */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards sleeping */

@@ -225,11 +225,13 @@ def softmax_cross_entropy(logits, targets, double scale=1.0, grad=None):
     memset(&s, 0, sizeof(s))
     dtype = logits.dtype
     R, N = logits.shape
+    cdef ptrdiff_t r, classes = N
     check_flat("logits", logits, dtype, (R, N))
     check_flat("targets", targets, INT32, (R,))
-    if R and not (0 <= targets.min() and targets.max() < N):
-        raise ValueError(f"targets: values from {targets.min()} to {targets.max()}, expected "
-                         f"0 to {N - 1}")
+    s.target = <const int32_t *> cnp.PyArray_DATA(targets)
+    for r in range(<ptrdiff_t> R):
+        if not 0 <= s.target[r] < classes:
+            raise IndexError(f"targets: has the number {s.target[r]}, expected 0 to {N - 1}")
     if grad is not None:
         check_flat("grad", grad, dtype, (R, N), True)
         s.grad = <char *> cnp.PyArray_DATA(grad)
@@ -241,7 +243,6 @@ def softmax_cross_entropy(logits, targets, double scale=1.0, grad=None):
     partial = np.zeros(s.count)
     s.partial = <double *> cnp.PyArray_DATA(partial)
     s.logits = <const char *> cnp.PyArray_DATA(logits)
-    s.target = <const int32_t *> cnp.PyArray_DATA(targets)
     s.scale = scale
     with nogil:
         threads = threads_for(30.0 * s.n * s.N)

@@ -29,8 +29,8 @@ from fastrnn._kernels.c cimport (
 
 cnp.import_array()
 
-# Work below this many floating-point operations (about 5 us) stays on the caller's thread.
-cdef double SERIAL = 4e5
+# Work below this many floating-point operations (5 to 10 us) stays on the caller's thread.
+cdef double SERIAL = 1e6
 
 cdef int isa = -1
 cdef int threads = 1

@@ -17,8 +17,13 @@ static double softmax_loss(void *grad, const void *logits, const int32_t *target
     const real *x = (const real *)logits + r * n;
     real *g = grad ? (real *)grad + r * n : NULL;
     const double at_target = (double)x[target[r]]; /* before g, which may be x, overwrites it */
-    real top = x[0];
-    for (ptrdiff_t i = 1; i < n; i++) top = top < x[i] || x[i] != x[i] ? x[i] : top;
+    /* NaN is passed over here: it comes back through the sum */
+    vec most = vset1(-(real)__builtin_inf());
+    for (ptrdiff_t i = 0; i < whole; i += VW) most = vmax(vload(x + i), most);
+    real lane[VW], top = -(real)__builtin_inf();
+    vstore(lane, most);
+    for (int i = 0; i < VW; i++) top = lane[i] > top ? lane[i] : top;
+    for (ptrdiff_t i = whole; i < n; i++) top = x[i] > top ? x[i] : top;
     const vec shift = vset1(top);
     vec sum = vset1(0);
     double tail = 0;
