@@ -50,9 +50,11 @@ class Case:
     cell : str
         As in tests/cases.py.
     need : float or None
-        The least ratio to the best peer that issue 3 asks for.
+        The least ratio to the best peer that we aim at.
     denormal : bool
         Whether x and the initial state are denormal numbers.
+    weights : {"float32", "bfloat16"}
+        What fastrnn evaluates with; peers know only float32.
     """
 
     kind: str
@@ -68,6 +70,7 @@ class Case:
     need: float | None = None
     name: str = ""
     denormal: bool = False
+    weights: str = "float32"
 
     @property
     def G(self) -> int:
@@ -84,6 +87,7 @@ class Case:
         """The sizes in words, without the cell."""
         stack = f" L{self.L}" * (self.L > 1) + " bi" * (self.D > 1) + " nobias" * (not self.bias)
         dtype = f" {self.dtype}" * (self.dtype != "float32")
+        dtype += f" {self.weights} weights" * (self.weights != "float32")
         return f"{self.kind} {self.B} {self.T} {self.I} {self.H}{stack}{dtype}"
 
     @property
@@ -110,6 +114,8 @@ class Case:
 
     def tolerance(self) -> float:
         """Return the relative error, by norm, that rounding may cause: tests/cases.py's formula."""
+        if self.weights == "bfloat16":
+            return 2.0**-7  # each weight is rounded to 2^-8
         widths = self.I + self.H
         steps = (STREAM_STEPS if self.kind == "stream" else self.T) * self.L
         K = max(widths, self.G * self.H, self.B) if self.kind == "train" else widths

@@ -6,7 +6,7 @@ from bench.cases import Case
 
 CELLS = {"rnn": "rnn_tanh", "gru": "gru", "lstm": "lstm"}
 
-# kind, B, T, I, H, and the least ratio to the best peer for RNN, GRU, LSTM that issue 3 asks for
+# kind, B, T, I, H, and the least ratio to the best peer for RNN, GRU, LSTM that we aim at
 FULL = [
     ("stream", 1, 1, 40, 40, (9, 11, 11)),
     ("stream", 1, 1, 128, 128, (4, 3.8, 3.3)),
@@ -24,7 +24,7 @@ FULL = [
 ]
 QUICK = (0, 1, 3, 5, 9, 10)  # the small ones of FULL
 
-# SPEED.md section 9. Where a paper leaves a size open, the usual one of its code.
+# Sizes of models in use. Where a paper leaves a size open, the usual one of its code.
 REAL = [
     ("RNNoise vad", Case("stream", "gru", 1, 1, 24, 24)),
     ("RNNoise noise", Case("stream", "gru", 1, 1, 90, 48)),

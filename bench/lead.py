@@ -1,4 +1,4 @@
-"""The rest of what issue 3 asks for, each as a ratio inside one run: fastrnn against itself."""
+"""What we aim at beside the table, each as a ratio inside one run: fastrnn against itself."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def run(workers: Workers, cells: list[str], threads: int, effort: Effort, *, sho
         checks += _double(workers, cell, threads, effort)
         checks += _stacks(workers, cell, threads, effort)
         checks += _denormals(workers, cell, threads, effort)
+        if cell != "rnn_tanh":
+            checks += _bfloat16(workers, cell, threads, effort)
     return checks
 
 
@@ -97,6 +99,29 @@ def _stacks(workers: Workers, cell: str, threads: int, effort: Effort) -> list[d
         if entries:
             checks.append(_say(f"{cell}: two directions over one, {case.shape}",
                                entries[1].ratio(entries[0]), 1.2, False))
+    return checks
+
+
+def _bfloat16(workers: Workers, cell: str, threads: int, effort: Effort) -> list[dict[str, Any]]:
+    """Race bfloat16 weights against every peer's float32, and fastrnn's own."""
+    checks = []
+    for kind, T, need in (("stream", 1, 2.0), ("infer", 100, 1.4)):
+        case = Case(kind, cell, T, 1, 512, 512)
+        half = Entry("fastrnn bf16", "fastrnn", threads,
+                     dataclasses.replace(case, weights="bfloat16"), key="half")
+        others = [Entry(peer, peer, threads, case, key="whole")
+                  for peer in ("fastrnn", "torch", "ort", "openvino", "jax", "numpy")]
+        race(workers, [half, *others], effort)
+        known = [entry for entry in others if entry.ok]
+        if not half.ok or not known:
+            print(f"  {case.shape} {cell}: {half.status}")
+            continue
+        best = min((e for e in known if e.peer != "fastrnn"), key=lambda e: e.median, default=None)
+        if best is not None:
+            checks.append(_say(f"{cell}: bfloat16 weights against {best.peer}, {case.shape}",
+                               half.ratio(best), need, True))
+        checks.append(_say(f"{cell}: bfloat16 weights against float32, {case.shape}",
+                           half.ratio(others[0]), 1.0, True))
     return checks
 
 

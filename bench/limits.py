@@ -1,4 +1,4 @@
-"""The least time that a case can take on the probed machine: SPEED.md section 1.
+"""The least time that a case can take on the probed machine.
 
 A step of the recurrence takes at least the larger of its flops at the peak and the reading of its
 weights at the bandwidth of the level that holds them. What does not wait for the step before counts

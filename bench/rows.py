@@ -13,7 +13,7 @@ SLACK = 0.97  # two threads may be this much slower than one before it counts: n
 
 
 def aim(case: Case) -> float:
-    """Return the fraction of the limit that issue 3 aims at."""
+    """Return the fraction of the limit that we aim at."""
     return 0.85 if case.H >= 256 else 0.65
 
 

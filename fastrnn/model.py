@@ -168,7 +168,8 @@ class LanguageModel(Parametrized):
             self._logits = np.empty(shape, self.dtype)
         logits = self._head(y, self._logits)
         flat, count = logits.reshape(-1, V), max(1, len(targets))
-        loss = dense.softmax_cross_entropy(flat, targets, 1 / count, flat if self.training else None)
+        grad = flat if self.training else None
+        loss = dense.softmax_cross_entropy(flat, targets, 1 / count, grad)
         if self.training:
             self._pending = (y, logits)  # which by now holds its own gradient
         return loss / count, state

@@ -60,9 +60,8 @@ def tolerance(dtype, K, T, *, backward=False, bidirectional=False):
     4 (1 + backward) (1 + bidirectional) ceil(log2(K T)) eps: the formula of oneDNN's benchdnn
     (tests/benchdnn/rnn). K is the number of terms of the longest sum, T the number of steps it
     passes through, so log2(K T) is the depth of a balanced tree over all terms that meet in one
-    element; backward and a summed pair of directions double it each. CHECKS.md says when it
-    applies elementwise (one layer of one step) and when by norm (everything else); see
-    assert_close.
+    element; backward and a summed pair of directions double it each. It applies elementwise to
+    one layer of one step, and by norm to everything else; see assert_close.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ from fastrnn._kernels import runtime
 
 COUNTS = (1, 2, 3, 4, 8)
 FUSED = [name for name, has in runtime.isa_names().items() if has and name != "scalar"]
-PATIENCE = 10  # seconds until a child counts as hanging: CHECKS.md, check 7
+PATIENCE = 10  # seconds until a child counts as hanging
 HOME = Path(fastrnn.__file__).parent.parent
 
 # (T, B, I, H), all above the work that is worth a thread: few rows split the hidden units, more

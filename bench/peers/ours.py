@@ -37,9 +37,9 @@ def load(case: Case, a: Arrays) -> list[Way]:
                  dtype=case.dtype)
     layer.load_state_dict(a.params)
     if case.kind == "stream":
-        return [_stream(case, a, layer.eval())]
+        return [_stream(case, a, layer.eval(case.weights))]
     if case.kind == "infer":
-        return [_infer(a, layer.eval())]
+        return [_infer(a, layer.eval(case.weights))]
     return [_train(a, layer)]
 
 
