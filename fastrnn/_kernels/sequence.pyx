@@ -348,6 +348,7 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
             p.start = packed.start
             p.bias_n = packed.bias_n
             p.half = packed.half
+            p.wx_half = packed.wx_half
             p.wh_half = packed.wh_half
         else:
             check_weights(weights[d], p.cell.gates, dtype, I, H, False)

@@ -27,6 +27,7 @@ cdef struct Pass:
     void *start
     void *bias_n
     bint half                # step with bfloat16 weights, two in a word
+    void *wx_half
     void *wh_half
     # tape; without training h and c are rings and gates holds one chunk
     char *gates              # (T or chunk, B, S*pitch)

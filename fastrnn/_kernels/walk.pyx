@@ -35,6 +35,10 @@ cdef double WORTH_A_BARRIER = 1.5
 # last, which are still in the cache. With more rows it computes, and up and down only costs.
 cdef ptrdiff_t MANY_ROWS = 8
 
+# As many rows use weights well by themselves: a step then takes x and h in one chain. Fewer project
+# x for several steps at once, whose rows share the weights.
+cdef ptrdiff_t JOINED_ROWS = 16
+
 
 cdef struct Share:
     int first, last          # passes of the team
@@ -149,6 +153,7 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
     cdef fr_forward step
     cdef ptrdiff_t b0 = 0, b1 = p.B, panel0 = 0, panel1 = p.panels
     cdef ptrdiff_t t, t0, t1, base
+    cdef bint joined
     cdef void (*forward)(const fr_forward *) noexcept nogil
     if not p.packed:
         pack_forward(p, part(p.panels, s.rank, s.size), part(p.panels, s.rank + 1, s.size),
@@ -178,12 +183,19 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
     step.wh = p.wh_half if p.half else p.wh
     step.bias_n = p.bias_n
     forward = p.cell.forward_half if p.half else p.cell.forward
+    joined = not p.index and not s.by_units and step.rows >= JOINED_ROWS
+    if joined:
+        step.start = p.start
+        step.start_row = 0
+        step.input = p.I
+        step.wx = p.wx_half if p.half else p.wx
+        step.x_row = p.x.inner
     t1 = 0
     while t1 < p.T:
         t0 = t1
         t1 = min(t0 + p.chunk, p.T)
         base = 0 if p.training else t0  # tape row of step t: t - base
-        if not p.index:
+        if not p.index and not joined:
             project(p, rows_of(at(p.x.base, t0 * p.x.outer + b0 * p.x.inner, p), b1 - b0,
                                p.x.outer, p.x.inner),
                     rows_of(at(p.gates, ((t0 - base) * p.B + b0) * p.row, p), b1 - b0,
@@ -193,6 +205,8 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
             if p.index:
                 step.start = p.symbols
                 step.index = p.index + t * p.index_t + b0
+            elif joined:
+                step.x = at(p.x.base, t * p.x.outer + b0 * p.x.inner, p)
             else:
                 step.start = at(p.gates, ((t - base) * p.B + b0) * p.row, p)
             if p.training:
