@@ -18,7 +18,7 @@ debug = os.environ.get("FASTRNN_DEBUG", "") == "1"
 flags = ["-std=c11", "-O3", "-g0", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math"]
 link = ["-pthread"]
 if sanitize:
-    flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1"]
+    flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1", "-DFR_ROLLED"]
     link += [f"-fsanitize={sanitize}"]
 if not debug:
     flags.append("-DNDEBUG")
