@@ -1,11 +1,15 @@
 """Fixtures of several test files, and a word on which package is tested."""
 
+import os
 import pathlib
 
 import pytest
 
 import fastrnn
 from fastrnn._kernels import runtime
+
+# processes that tests start shall import the installed package too, not the folder they start in
+os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def pytest_report_header():
