@@ -27,7 +27,7 @@ HOME = Path(fastrnn.__file__).parent.parent
 
 # (T, B, I, H), all above the work that is worth a thread: few rows split the hidden units, more
 # split rows, and few rows of small steps split into pairs of rows (walk.pyx, plan)
-UNITS = [(3, 1, 40, 260), (4, 2, 33, 256), (3, 5, 30, 270)]
+UNITS = [(9, 1, 40, 260), (4, 2, 33, 256), (3, 5, 30, 270)]
 ROWS = [(5, 33, 20, 70), (9, 64, 17, 33), (300, 7, 9, 20)]
 
 
