@@ -446,3 +446,15 @@ def test_set_num_threads_takes_whole_numbers(n, expected):
     fastrnn.set_num_threads(n)
     assert fastrnn.get_num_threads() == expected
     assert type(fastrnn.get_num_threads()) is int
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+def test_a_stream_of_wide_layers_has_the_same_bits_on_any_number_of_threads(cell):
+    layer = cases.LAYERS[cell](130, 520, 2, seed=0).eval()  # past the size that is worth threads
+    x = np.random.default_rng(0).standard_normal((5, 3, 130)).astype(np.float32)
+    fastrnn.set_num_threads(1)
+    expected, _ = layer(x)
+    for threads in COUNTS:
+        fastrnn.set_num_threads(threads)
+        step = layer.stream(3)
+        np.testing.assert_array_equal(np.stack([step(frame) for frame in x]), expected)

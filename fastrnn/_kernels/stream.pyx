@@ -8,20 +8,55 @@ import numpy as np
 from fastrnn import _checks
 
 cimport numpy as cnp
+from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._kernels.c cimport fr_forward
-from fastrnn._kernels.runtime cimport Buffer, flush_denormals, pitch_of, restore
+from fastrnn._kernels.c cimport fr_barrier, fr_forward
+from fastrnn._kernels.runtime cimport (
+    Buffer,
+    flush_denormals,
+    pitch_of,
+    restore,
+    run,
+    threads_for,
+    wait,
+)
 from fastrnn._kernels.sequence cimport Packed
-from fastrnn._kernels.walk cimport Pass, forward_panels, project, rows_of, sized
+from fastrnn._kernels.walk cimport Pass, forward_panels, part, project, rows_of, sized
 
 cnp.import_array()
+
+
+# A step that reads fewer bytes of weights than this (about 30 us from a shared cache) stays on the
+# caller's thread: between two steps the others may have gone to sleep.
+cdef ptrdiff_t HEAVY = 2 * 1024 * 1024
 
 
 cdef struct Layer:
     fr_forward step
     void (*forward)(const fr_forward *) noexcept nogil
+
+
+cdef struct Stack:
+    Layer *layers
+    int count
+    fr_barrier barrier
+
+
+cdef void walk_stack(void *arg, int rank, int size) noexcept nogil:
+    """One step of all layers, the hidden units split between threads."""
+    cdef Stack *stack = <Stack *> arg
+    cdef fr_forward step
+    cdef unsigned state = flush_denormals()
+    cdef int i
+    for i in range(stack.count):
+        step = stack.layers[i].step
+        step.panel0 = part(step.panel1, rank, size)
+        step.panel1 = part(step.panel1, rank + 1, size)
+        stack.layers[i].forward(&step)
+        wait(&stack.barrier, size)
+    restore(state)
 
 
 cdef inline bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
@@ -43,6 +78,8 @@ cdef class Stream:
     cdef list packs            # keeps the packed weights alive
     cdef Buffer buffer         # layers, states
     cdef Layer *layers
+    cdef Stack stack
+    cdef bint heavy            # worth several threads
     cdef char *start           # of the states in `buffer`
     cdef readonly int num_layers
     cdef readonly ptrdiff_t batch_size, input_size, hidden_size
@@ -75,6 +112,10 @@ cdef class Stream:
         state = <object> self.pitch * self.itemsize * batch_size * self.num_layers
         self.buffer = Buffer(head + 3 * state)
         self.layers = <Layer *> self.buffer.data
+        self.stack.layers = self.layers
+        self.stack.count = self.num_layers
+        weights = sum((<object> p.input_size + p.hidden_size) * p.hidden_size for p in packs)
+        self.heavy = weights * first.cell.gates * self.itemsize // (2 if first.half else 1) >= HEAVY
         self.start = self.buffer.data + head
         memset(self.buffer.data, 0, self.buffer.nbytes)
         for i in range(self.num_layers):
@@ -131,8 +172,6 @@ cdef class Stream:
         cdef const void *source
         cdef void *target
         cdef fr_forward *step
-        cdef fr_forward *below
-        cdef unsigned state
         cdef int i
         if self.indexed:
             x = self.rows_of_embedding(x)
@@ -162,26 +201,21 @@ cdef class Stream:
             x = x.copy()
             source = cnp.PyArray_DATA(x)
         with nogil:
-            state = flush_denormals()
             self.layers[self.num_layers - 1].step.y = target
             step = &self.layers[0].step
             if step.input:
                 step.x = source
             else:
                 step.index = <const int32_t *> source
-            self.layers[0].forward(step)
             for i in range(1, self.num_layers):
-                below = step
-                step = &self.layers[i].step
-                step.x = below.h
-                self.layers[i].forward(step)
+                self.layers[i].step.x = self.layers[i - 1].step.h
+            run(walk_stack, &self.stack, threads_for(INFINITY) if self.heavy else 1)
             for i in range(self.num_layers):
                 step = &self.layers[i].step
                 target = step.h
                 step.h = <void *> step.h_prev
                 step.h_prev = target
                 step.down ^= 1  # what this step has just read is still in the cache
-            restore(state)
         self.busy = False
         return out
 
