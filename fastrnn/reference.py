@@ -203,44 +203,8 @@ def rnn_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, nonl
                 reverse=False, training=True, embedding=None):
     """Run Elman's simple recurrent network over a sequence.
 
-    Parameters
-    ----------
-    x : array (T, B, I), or integers (T, B) with `embedding`
-        The input; T = 0 is allowed.
-    h0 : array (B, H) or None
-        The state before the first processed step; None means zeros.
-    weight_ih : array (G*H, I)
-        Weights of the input; here G = 1.
-    weight_hh : array (G*H, H)
-        Weights of the state.
-    bias_ih, bias_hh : array (G*H,) or None
-        Biases beside either product; each may be left out.
-    nonlinearity : {"tanh", "relu", "sigmoid"}
-        The activation phi.
-    reverse : bool
-        Walk from step T-1 down to 0; y[t] still belongs to x[t].
-    training : bool
-        Whether a tape for backward is returned.
-    embedding : array (V, I) or None
-        If given, the input is ``embedding[x]``.
-
-    Returns
-    -------
-    y : array (T, B, H)
-        The state after each step.
-    hn : array (B, H)
-        The state after the last processed step (step 0 with `reverse`), h0 if T = 0.
-    tape : Tape or None
-        What rnn_backward needs, None without `training`.
-
-    Raises
-    ------
-    TypeError
-        If an argument is no array, or its dtype is not that of weight_hh (float32 or float64).
-    ValueError
-        If shapes do not fit each other, or the nonlinearity is unknown.
-    IndexError
-        If x names a row that `embedding` does not have.
+    h(t) = phi(weight_ih x(t) + bias_ih + weight_hh h(t-1) + bias_hh). Arguments, results and errors
+    are those of fastrnn.functional.rnn_forward.
 
     References
     ----------
@@ -261,42 +225,7 @@ def rnn_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, nonl
 
 
 def rnn_backward(dy, dhn, tape, *, need_dx=True, grads=None):
-    """Backpropagate through the steps of one rnn_forward.
-
-    Parameters
-    ----------
-    dy : array (T, B, H) or None
-        Gradient of a loss with respect to y; None means zeros.
-    dhn : array (B, H) or None
-        Gradient with respect to hn, added to what reaches that state through y.
-    tape : Tape
-        Of rnn_forward; spent by this call.
-    need_dx : bool
-        Whether the gradient of the input is wanted.
-    grads : dict of arrays or None
-        If given, the parameters' gradients are added to its arrays; otherwise to fresh zeros.
-        Keys weight_ih, weight_hh, and bias_ih and bias_hh as far as forward had them; shapes as
-        the parameters'.
-
-    Returns
-    -------
-    dx : array (T, B, I), or (V, I), or None
-        Gradient with respect to x, or to `embedding` where forward had one; None without
-        `need_dx`.
-    dh0 : array (B, H)
-        Gradient with respect to h0.
-    grads : dict of arrays
-        The parameters' gradients.
-
-    Raises
-    ------
-    RuntimeError
-        If the tape has already served a backward.
-    TypeError
-        If the tape is not one of rnn_forward, or an argument is no array of forward's dtype.
-    ValueError
-        If a shape or the keys of `grads` do not fit forward's; the tape stays unspent.
-    """
+    """Backpropagate through the steps of one rnn_forward, as fastrnn.functional.rnn_backward."""
     # da_t = phi'(a_t) (dy_t + dh_t),  dh_t-1 = W_hh^T da_t
     tape = _tape_of("rnn", tape)
     (h, dphi), dy, grads, (dh,) = tape._spend(dy, grads, dhn=dhn)  # dy (T, B, H), dh (B, H)
@@ -313,23 +242,9 @@ def rnn_backward(dy, dhn, tape, *, need_dx=True, grads=None):
 
 def lstm_forward(x, state, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, reverse=False,
                  training=True, embedding=None):
-    """Run a long short-term memory with forget gates over a sequence.
+    """Run a long short-term memory with forget gates over a sequence, gates i f g o.
 
-    Parameters and errors are those of rnn_forward with G = 4 in the order i f g o, except:
-
-    Parameters
-    ----------
-    state : tuple (h0, c0) or None
-        The initial hidden and cell state, (B, H) each; None, as a whole or of one, means zeros.
-
-    Returns
-    -------
-    y : array (T, B, H)
-        The hidden state after each step.
-    (hn, cn) : tuple of arrays (B, H)
-        Hidden and cell state after the last processed step.
-    tape : Tape or None
-        What lstm_backward needs, None without `training`.
+    Arguments, results and errors are those of fastrnn.functional.lstm_forward.
 
     References
     ----------
@@ -355,24 +270,7 @@ def lstm_forward(x, state, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, 
 
 
 def lstm_backward(dy, dstate, tape, *, need_dx=True, grads=None):
-    """Backpropagate through the steps of one lstm_forward.
-
-    Parameters and errors are those of rnn_backward, except:
-
-    Parameters
-    ----------
-    dstate : tuple (dhn, dcn) or None
-        Gradients with respect to hn and cn, (B, H) each; None, as a whole or of one, means zeros.
-
-    Returns
-    -------
-    dx : array (T, B, I), or (V, I), or None
-        As of rnn_backward.
-    (dh0, dc0) : tuple of arrays (B, H)
-        Gradients with respect to h0 and c0.
-    grads : dict of arrays
-        The parameters' gradients.
-    """
+    """Backpropagate through the steps of one lstm_forward, as fastrnn.functional.lstm_backward."""
     # do_ = sigma'(o) dh tanh(c_t)
     # dc += dh o tanh'(c_t)
     # di df dg = sigma'(i) dc g,  sigma'(f) dc c_t-1,  tanh'(g) dc i
@@ -402,10 +300,9 @@ def lstm_backward(dy, dstate, tape, *, need_dx=True, grads=None):
 
 def gru_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, reverse=False,
                 training=True, embedding=None):
-    """Run gated recurrent units over a sequence, reset after the recurrent product.
+    """Run gated recurrent units over a sequence, reset after the recurrent product, gates r z n.
 
-    Parameters, returns and errors are those of rnn_forward with G = 3 in the order r z n, without
-    nonlinearity.
+    Arguments, results and errors are those of fastrnn.functional.gru_forward.
 
     References
     ----------
@@ -430,10 +327,7 @@ def gru_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, reve
 
 
 def gru_backward(dy, dhn, tape, *, need_dx=True, grads=None):
-    """Backpropagate through the steps of one gru_forward.
-
-    Parameters, returns and errors are those of rnn_backward.
-    """
+    """Backpropagate through the steps of one gru_forward, as fastrnn.functional.gru_backward."""
     # dz = sigma'(z) dh (h_t-1 - n)
     # dn = tanh'(n) dh (1 - z)
     # dm = dn r,  dr = sigma'(r) dn m

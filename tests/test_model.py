@@ -40,6 +40,19 @@ def plain_loss(logits, targets):
     return -np.take_along_axis(log_p, targets[..., None], -1).mean()
 
 
+def differences(loss, array):
+    """Return the gradient of a loss with respect to an array that it reads."""
+    result = np.empty_like(array)
+    for index in np.ndindex(array.shape):
+        kept, ends = array[index], []
+        for step in (STEP, -STEP):
+            array[index] = kept + step
+            ends.append(loss())
+        array[index] = kept
+        result[index] = (ends[0] - ends[1]) / (2 * STEP)
+    return result
+
+
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_logits_and_loss_are_the_references(cell):
     model = model_of(cell)
@@ -60,27 +73,16 @@ def test_every_gradient_against_central_differences(cell, layers):
     _, state = model(symbols)
     model.loss(symbols, targets, state)
     dstate = model.backward()
+
+    def loss():
+        return model.loss(symbols, targets, state)[0]
+
     for name, param in model.parameters().items():
-        expected = np.empty_like(param)
-        for index in np.ndindex(param.shape):
-            kept, losses = param[index], []
-            for step in (STEP, -STEP):
-                param[index] = kept + step
-                losses.append(model.loss(symbols, targets, state)[0])
-            param[index] = kept
-            expected[index] = (losses[0] - losses[1]) / (2 * STEP)
-        cases.assert_close(name, model.grads[name], expected, 1e-6)
-    h = state[0] if cell == "lstm" else state
-    dh = dstate[0] if cell == "lstm" else dstate
-    expected = np.empty_like(h)
-    for index in np.ndindex(h.shape):
-        kept, losses = h[index], []
-        for step in (STEP, -STEP):
-            h[index] = kept + step
-            losses.append(model.loss(symbols, targets, state)[0])
-        h[index] = kept
-        expected[index] = (losses[0] - losses[1]) / (2 * STEP)
-    cases.assert_close("dh0", dh, expected, 1e-6)
+        cases.assert_close(name, model.grads[name], differences(loss, param), 1e-6)
+    lstm = cell == "lstm"
+    for name, h, dh in zip("hc", state if lstm else (state,), dstate if lstm else (dstate,),
+                           strict=False):
+        cases.assert_close(f"d{name}0", dh, differences(loss, h), 1e-6)
 
 
 def test_backward_after_a_call_takes_the_logits_gradient():
