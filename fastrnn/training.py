@@ -198,11 +198,13 @@ def evaluate(
     B = max(1, min(batch_size, (len(text) - 1) // bptt))
     T = min(bptt, (len(text) - 1) // B)
     training = model.training
-    model.eval()
+    if training:
+        model.eval()
     state: State = None
     losses = []
     for symbols, targets, _ in texts.windows(text, T, B):
         loss, state = model.loss(symbols, targets, state)
         losses.append(loss)
-    model.train(training)
+    if training:
+        model.train()
     return float(np.mean(losses)) / math.log(2)

@@ -120,6 +120,7 @@ def test_evaluation_is_the_mean_over_the_whole_text_and_changes_nothing(corpus):
     training.evaluate(model, data)
     assert model.training
     np.testing.assert_array_equal(model.flat, flat)
+    assert training.evaluate(model.eval("bfloat16"), data) != training.evaluate(model.eval(), data)
     assert np.isfinite(training.evaluate(model, data[:2]))
     with pytest.raises(ValueError, match="1 characters, expected at least 2"):
         training.evaluate(model, data[:1])
