@@ -120,6 +120,22 @@ def assert_close(name, got, expected, tol, elementwise=False, *, dtype=None):
     assert error <= tol, f"{name}: relative error {error:.3g}{place}, tolerance {tol:.3g}"
 
 
+STEP = 1e-5  # near eps^(1/3), where a central difference's truncation and rounding errors meet
+
+
+def differences(loss, array):
+    """Return the gradient of loss() with respect to an array, which is changed in place."""
+    result = np.empty_like(array)
+    for index in np.ndindex(array.shape):
+        value, ends = array[index], []
+        for step in (STEP, -STEP):
+            array[index] = value + step
+            ends.append(loss())
+        array[index] = value
+        result[index] = (ends[0] - ends[1]) / (2 * STEP)
+    return result
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """The arrays of one call; c0 and dcn are None but for lstm, embedding but on request."""

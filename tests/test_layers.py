@@ -82,20 +82,7 @@ def test_each_half_of_an_lstm_state_may_be_missing():
 
 # ------------------------------------------------------------------- against finite differences
 
-STEP, RELATIVE = 1e-5, 1e-6  # as in test_reference.py
-
-
-def differences(loss, array):
-    """Return the gradient of loss() with respect to an array, which is changed in place."""
-    result = np.empty_like(array)
-    for index in np.ndindex(array.shape):
-        value, ends = array[index], []
-        for step in (STEP, -STEP):
-            array[index] = value + step
-            ends.append(loss())
-        array[index] = value
-        result[index] = (ends[0] - ends[1]) / (2 * STEP)
-    return result
+RELATIVE = 1e-6  # as in test_reference.py
 
 
 def loss_of(layer, data):
@@ -111,7 +98,7 @@ def assert_differences(layer, data, loss):
         inputs["dc0"] = data["c0"]
     assert set(inputs) == set(gradients) - {"y", "hn", "cn"}
     for name, array in inputs.items():
-        cases.assert_close(name, gradients[name], differences(loss, array), RELATIVE)
+        cases.assert_close(name, gradients[name], cases.differences(loss, array), RELATIVE)
 
 
 @stacks.per_cell

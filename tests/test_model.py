@@ -12,7 +12,6 @@ from fastrnn import optim, reference
 from fastrnn.losses import softmax_cross_entropy
 from fastrnn.model import LanguageModel
 
-STEP = 1e-5
 SIZES = {"symbols": 7, "embedding_size": 3, "hidden_size": 5}
 
 
@@ -40,19 +39,6 @@ def plain_loss(logits, targets):
     return -np.take_along_axis(log_p, targets[..., None], -1).mean()
 
 
-def differences(loss, array):
-    """Return the gradient of a loss with respect to an array that it reads."""
-    result = np.empty_like(array)
-    for index in np.ndindex(array.shape):
-        kept, ends = array[index], []
-        for step in (STEP, -STEP):
-            array[index] = kept + step
-            ends.append(loss())
-        array[index] = kept
-        result[index] = (ends[0] - ends[1]) / (2 * STEP)
-    return result
-
-
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_logits_and_loss_are_the_references(cell):
     model = model_of(cell)
@@ -78,11 +64,11 @@ def test_every_gradient_against_central_differences(cell, layers):
         return model.loss(symbols, targets, state)[0]
 
     for name, param in model.parameters().items():
-        cases.assert_close(name, model.grads[name], differences(loss, param), 1e-6)
+        cases.assert_close(name, model.grads[name], cases.differences(loss, param), 1e-6)
     lstm = cell == "lstm"
     for name, h, dh in zip("hc", state if lstm else (state,), dstate if lstm else (dstate,),
                            strict=False):
-        cases.assert_close(f"d{name}0", dh, differences(loss, h), 1e-6)
+        cases.assert_close(f"d{name}0", dh, cases.differences(loss, h), 1e-6)
 
 
 def test_backward_after_a_call_takes_the_logits_gradient():
