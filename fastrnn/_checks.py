@@ -8,6 +8,7 @@ else NumPy can hold (strided, Fortran, big-endian) becomes a copy here.
 from __future__ import annotations
 
 import contextlib
+import math
 import reprlib
 from collections.abc import Sequence
 from typing import Any
@@ -168,6 +169,17 @@ def positive(owner: str, name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{owner}: {name} is {show(value)}, expected a whole number of at least 1")
     return int(value)
+
+
+def above(
+    owner: str, name: str, value: Any, least: float = 0, most: float = math.inf
+) -> float:
+    """Return `value` if it is a number above `least` and below `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) \
+            or not least < value < most:
+        limit = f"above {least:g}" + (f" and below {most:g}" if most < math.inf else "")
+        raise ValueError(f"{owner}: {name} is {show(value)}, expected a number {limit}")
+    return float(value)
 
 
 def probability(owner: str, name: str, value: Any) -> float:

@@ -107,7 +107,7 @@ class LanguageModel(Parametrized):
     def eval(self, weights: str = "float32") -> Any:
         """Choose evaluation mode; `weights` is that of the recurrent layers' eval."""
         self.recurrent.eval(weights)
-        return self.train(False)
+        return super().train(False)  # not self.train: it would pack the layers a second time
 
     def __call__(self, symbols: Any, state: State = None) -> tuple[np.ndarray, Any]:
         """Return the logits of the next symbols.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from fastrnn import _checks
 from fastrnn._kernels import dense
 from fastrnn.parameters import Parametrized
 
@@ -41,20 +41,12 @@ def clip_grad_norm(target: Parametrized, max_norm: float) -> float:
     R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural
     networks", ICML 2013, algorithm 1.
     """
-    _positive("clip_grad_norm", "max_norm", max_norm)
+    _checks.above("clip_grad_norm", "max_norm", max_norm)
     norm = grad_norm(target)
     scale = _scale(norm, max_norm)
     if scale != 1:
         target.flat_grads *= target.dtype.type(scale)
     return norm
-
-
-def _positive(owner: str, name: str, value: Any, least: float = 0, most: float = math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) \
-            or not least < value < most:
-        limit = f"above {least:g}" + (f" and below {most:g}" if most < math.inf else "")
-        raise ValueError(f"{owner}: {name} is {value!r}, expected a number {limit}")
-    return float(value)
 
 
 class Adam:
@@ -83,11 +75,11 @@ class Adam:
         eps: float = 1e-8, weight_decay: float = 0.0,
     ) -> None:
         self.target = target
-        self.lr = _positive("Adam", "lr", lr)
-        self.betas = (_positive("Adam", "betas[0]", betas[0], 0, 1),
-                      _positive("Adam", "betas[1]", betas[1], 0, 1))
-        self.eps = _positive("Adam", "eps", eps)
-        self.weight_decay = 0.0 if weight_decay == 0 else _positive(
+        self.lr = _checks.above("Adam", "lr", lr)
+        self.betas = (_checks.above("Adam", "betas[0]", betas[0], 0, 1),
+                      _checks.above("Adam", "betas[1]", betas[1], 0, 1))
+        self.eps = _checks.above("Adam", "eps", eps)
+        self.weight_decay = 0.0 if weight_decay == 0 else _checks.above(
             "Adam", "weight_decay", weight_decay)
         self.steps = 0
         self.m = np.zeros_like(target.flat)

@@ -18,7 +18,7 @@ from fastrnn import _checks
 from fastrnn import text as texts
 from fastrnn.functional import State
 from fastrnn.model import LanguageModel
-from fastrnn.optim import Adam, _positive
+from fastrnn.optim import Adam
 
 __all__ = ["Interrupt", "Progress", "evaluate", "train"]
 
@@ -137,9 +137,9 @@ def train(
     """
     if (steps is None) == (minutes is None):
         raise ValueError(f"train: steps is {steps} and minutes is {minutes}, expected one of them")
-    limit = _positive("train", "steps", steps) if steps is not None else _positive(
+    limit = _checks.above("train", "steps", steps) if steps is not None else _checks.above(
         "train", "minutes", minutes) * 60
-    _positive("train", "clip", clip)
+    _checks.above("train", "clip", clip)
     _checks.positive("train", "batch_size", batch_size)
     _checks.positive("train", "bptt", bptt)
     optimizer = Adam(model, lr)
