@@ -26,18 +26,19 @@ FR_INLINE void start_chain(const int M, const int Q, const int NV, const int pla
 FR_INLINE void rows_chain(const int half, const int M, const int Q, const int NV, tile acc,
                           const fr_forward *s, const void *base, ptrdiff_t row, const void *w,
                           ptrdiff_t k, ptrdiff_t m0, ptrdiff_t p) {
-  const real *a[MAX_ROWS];
-  FR_UNROLL(12) for (int m = 0; m < M; m++) a[m] = (const real *)base + (m0 + m) * row;
+  tile_rows a;
+  FR_UNROLL(12) for (int m = 0; m < M; m++) a.row[m] = (const real *)base + (m0 + m) * row;
+  a.stride = row * (ptrdiff_t)sizeof(real);
   const ptrdiff_t panel = (half ? (k + 1) / 2 : k) * NV * VW;
   const real *b = (const real *)w + p * panel;
   const ahead next = ahead_of(w, panel, NV * VW, p, s->panel0, s->panel1, m0, M, s->rows);
 #if FR_BITS == 32
   if (half) {
-    chain_half(M, Q, NV, acc, a, b, panel, k, next);
+    chain_half(NEAR, M, Q, NV, acc, &a, b, panel, k, next);
     return;
   }
 #endif
-  chain(M, Q, NV, acc, a, b, panel, k, next);
+  chain(NEAR, M, Q, NV, acc, &a, b, panel, k, next);
 }
 
 FR_INLINE void x_chain(const int half, const int M, const int Q, const int NV, tile acc,
@@ -73,14 +74,15 @@ FR_INLINE void dh_tile(const int M, const int Q, const int gates, const int slot
   }
   if (s->next) {
     const ptrdiff_t size = gates * s->hidden * GN;
-    const real *a[MAX_ROWS];
+    tile_rows a;
+    a.stride = s->gates_row * (ptrdiff_t)sizeof(real);
     ahead next = ahead_of(s->wb, size, GN, p, s->panel0, s->panel1, m0, M, s->rows);
     for (int g = 0; g < gates; g++) {
       FR_UNROLL(12) for (int m = 0; m < M; m++)
-        a[m] = (const real *)s->next + (m0 + m) * s->gates_row + (slot0 + g) * s->pitch;
-      chain(M, Q, VPLAIN, acc, a, (const real *)s->wb + p * size + g * s->hidden * GN, size,
+        a.row[m] = (const real *)s->next + (m0 + m) * s->gates_row + (slot0 + g) * s->pitch;
+      chain(NEAR, M, Q, VPLAIN, acc, &a, (const real *)s->wb + p * size + g * s->hidden * GN, size,
             s->hidden, next);
-      next.line += s->hidden * next.step;
+      next.line += s->hidden / 4 * next.step;
     }
   }
   FOR_TILE(M, Q * VPLAIN) out->v[m][v] = acc[m][v];

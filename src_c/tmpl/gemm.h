@@ -14,92 +14,136 @@
 
 typedef vec tile[MAX_ROWS][MAX_VECS];
 
-/* acc[m][v] += a[m][k] * w[v], for all m and v of a tile whose weights are w(v). */
+/* The rows of A in a tile. If they lie `stride` bytes apart, NEAR of them share a pointer (vec/):
+ * x86 has 15 for everything, and a pointer that lies on the stack costs the FMAs a turn. */
+typedef struct {
+  const real *row[MAX_ROWS];
+  ptrdiff_t stride;
+} tile_rows;
+
+/* acc[m][v] += A(m, k) * W(v), for all m and v of a tile. */
+#define A(m, k) ((const real *)((const char *)a[(m) / near * near] + (m) % near * stride))[k]
 #define TILE_FMA(M, V, k, W)                                                                 \
   if (M < V) { /* hold a column of A, fetch B one vector at a time */                        \
     vec am[MAX_ROWS];                                                                        \
-    FR_UNROLL(12) for (int m = 0; m < M; m++) am[m] = vset1(a[m][k]);                         \
+    FR_UNROLL(12) for (int m = 0; m < M; m++) am[m] = vset1(A(m, k));                         \
     FR_UNROLL(12) for (int v = 0; v < V; v++) {                                              \
       const vec bv = W(v);                                                                   \
-      FR_UNROLL(12) for (int m = 0; m < M; m++) acc[m][v] = vfma(am[m], bv, acc[m][v]);       \
+      FR_UNROLL(12) for (int m = 0; m < M; m++) vadd_product(&acc[m][v], am[m], bv);           \
     }                                                                                        \
   } else { /* hold a row of B, fetch A one element at a time */                              \
     vec bv[MAX_VECS];                                                                        \
     FR_UNROLL(12) for (int v = 0; v < V; v++) bv[v] = W(v);                                  \
     FR_UNROLL(12) for (int m = 0; m < M; m++) {                                               \
-      const vec am = vset1(a[m][k]);                                                         \
-      FR_UNROLL(12) for (int v = 0; v < V; v++) acc[m][v] = vfma(am, bv[v], acc[m][v]);      \
+      const vec am = vset1(A(m, k));                                                         \
+      FR_UNROLL(12) for (int v = 0; v < V; v++) vadd_product(&acc[m][v], am, bv[v]);          \
     }                                                                                        \
+  }
+/* The pointers move on once in n k. The compiler must not see by how much, or it would make one for
+ * each row again. */
+#define ADVANCE(M, n)                                     \
+  FR_UNROLL(12) for (int m = 0; m < M; m += near) {       \
+    a[m] += n;                                            \
+    __asm__("" : "+r"(a[m]));                             \
   }
 
 /* Few rows wait for their own panel: nothing to gain by asking for the next. */
 #define FETCHES_AHEAD(M, Q) ((Q) == 1 && (M) >= 4)
 
-/* Where the panel lies that is read after this one, and how much of it to fetch with each k: while
+/* Where the panel lies that is read after this one, and how far to move on with each four k: while
  * the tiles of one panel compute, they bring the next into L2, each its share. */
 typedef struct {
   const char *line;
-  ptrdiff_t step; /* bytes for each k */
+  ptrdiff_t step; /* bytes */
 } ahead;
 
 FR_INLINE ahead ahead_of(const void *b, ptrdiff_t panel, ptrdiff_t width, ptrdiff_t p,
                          ptrdiff_t p0, ptrdiff_t p1, ptrdiff_t m0, ptrdiff_t M, ptrdiff_t rows) {
   const char *next = (const char *)b + (p + 1 < p1 ? p + 1 : p0) * panel * (ptrdiff_t)sizeof(real);
   const ahead a = {next + panel * (ptrdiff_t)sizeof(real) / rows * m0,
-                   width * (ptrdiff_t)sizeof(real) * M / rows};
+                   4 * width * (ptrdiff_t)sizeof(real) * M / rows};
   return a;
 }
 
-/* acc[m][v] += sum over k of a[m][k] * b[k][v]; panels lie `panel` elements apart. */
-FR_INLINE void chain(const int M, const int Q, const int NV, tile acc, const real *const *rows,
-                     const real *b, ptrdiff_t panel, ptrdiff_t run, ahead next) {
+#define FETCH_AHEAD(M, Q, n) \
+  if (FETCHES_AHEAD(M, Q)) __builtin_prefetch(next.line + 64 * (n), 0, 2)
+#define CHAIN_ROWS(M)      \
+  const real *a[MAX_ROWS]; \
+  FR_UNROLL(12) for (int m = 0; m < M; m++) a[m] = rows->row[m]; \
+  const ptrdiff_t stride = rows->stride
+
+/* acc[m][v] += sum over k of A(m, k) * b[k][v]; panels lie `panel` elements apart. Four k at a time:
+ * what counts and jumps takes the FMAs' ports. */
+FR_INLINE void chain(const int near, const int M, const int Q, const int NV, tile acc,
+                     const tile_rows *rows, const real *b, ptrdiff_t panel, ptrdiff_t run,
+                     ahead next) {
   const int V = Q * NV;
-  const real *a[MAX_ROWS];
-  FR_UNROLL(12) for (int m = 0; m < M; m++) a[m] = rows[m];
-#define WHOLE(v) vload(b + ((v) / NV) * panel + ((v) % NV) * VW)
-  for (ptrdiff_t k = 0; k < run; k++, b += NV * VW) {
-    if (FETCHES_AHEAD(M, Q)) {
-      __builtin_prefetch(next.line, 0, 2);
-      next.line += next.step;
-    }
-    TILE_FMA(M, V, k, WHOLE)
+  CHAIN_ROWS(M);
+#define WHOLE(v) vload(bk + ((v) / NV) * panel + ((v) % NV) * VW)
+#define ONE_K(k)                                             \
+  {                                                          \
+    FETCH_AHEAD(M, Q, k);                                    \
+    const real *bk = b + (k) * NV * VW;                      \
+    TILE_FMA(M, V, k, WHOLE)                                 \
   }
+  for (const real *end = b + run / 4 * 4 * NV * VW; b != end; b += 4 * NV * VW) {
+    ONE_K(0) ONE_K(1) ONE_K(2) ONE_K(3)
+    next.line += next.step;
+    ADVANCE(M, 4)
+  }
+  for (run %= 4; run > 0; run--, b += NV * VW) {
+    ONE_K(0)
+    ADVANCE(M, 1)
+  }
+#undef ONE_K
 #undef WHOLE
 }
 
 #if FR_BITS == 32
 /* The same with two weights in a word: those of k even are its low half, a bfloat16; those of k odd
  * are the word itself, whose low bits were reckoned with when it was rounded (layers.py). */
-FR_INLINE void chain_half(const int M, const int Q, const int NV, tile acc,
-                          const real *const *rows, const real *b, ptrdiff_t panel, ptrdiff_t run,
+FR_INLINE void chain_half(const int near, const int M, const int Q, const int NV, tile acc,
+                          const tile_rows *rows, const real *b, ptrdiff_t panel, ptrdiff_t run,
                           ahead next) {
   const int V = Q * NV;
-  const real *a[MAX_ROWS];
-  FR_UNROLL(12) for (int m = 0; m < M; m++) a[m] = rows[m];
-#define WORD(v) vload(b + ((v) / NV) * panel + ((v) % NV) * VW)
+  CHAIN_ROWS(M);
+#define WORD(v) vload(bk + ((v) / NV) * panel + ((v) % NV) * VW)
 #define LOW(v) vlow(word[v])
 #define HIGH(v) word[v]
-  ptrdiff_t k = 0;
-  for (; k + 1 < run; k += 2, b += NV * VW) {
-    if (FETCHES_AHEAD(M, Q)) {
-      __builtin_prefetch(next.line, 0, 2);
-      next.line += next.step;
-    }
+#define TWO_K(k)                                                 \
+  {                                                              \
+    FETCH_AHEAD(M, Q, (k) / 2);                                  \
+    const real *bk = b + (k) / 2 * NV * VW;                      \
+    vec word[MAX_VECS];                                          \
+    FR_UNROLL(12) for (int v = 0; v < V; v++) word[v] = WORD(v); \
+    TILE_FMA(M, V, k, LOW)                                       \
+    TILE_FMA(M, V, k + 1, HIGH)                                  \
+  }
+  for (const real *end = b + run / 4 * 2 * NV * VW; b != end; b += 2 * NV * VW) {
+    TWO_K(0) TWO_K(2)
+    next.line += next.step / 2;
+    ADVANCE(M, 4)
+  }
+  run %= 4;
+  if (run >= 2) {
+    TWO_K(0)
+    ADVANCE(M, 2)
+    b += NV * VW;
+    run -= 2;
+  }
+  if (run) {
+    const real *bk = b;
     vec word[MAX_VECS];
     FR_UNROLL(12) for (int v = 0; v < V; v++) word[v] = WORD(v);
-    TILE_FMA(M, V, k, LOW)
-    TILE_FMA(M, V, k + 1, HIGH)
+    TILE_FMA(M, V, 0, LOW)
   }
-  if (k < run) {
-    vec word[MAX_VECS];
-    FR_UNROLL(12) for (int v = 0; v < V; v++) word[v] = WORD(v);
-    TILE_FMA(M, V, k, LOW)
-  }
+#undef TWO_K
 #undef WORD
 #undef LOW
 #undef HIGH
 }
 #endif
+#undef A
 
 /* Walks the tiles of `rows` rows by panels [p0, p1): CALL(M, Q, m0, p) with constant M and Q.
  * Rows are cut into tiles of nearly equal height, so that no tile is left with one row. Few rows
@@ -148,9 +192,9 @@ enum { BLOCK_ROWS = 96 }; /* rows of A that are walked per panel of B: they stay
 
 /* One tile of C = start + A B. A plain panel's vectors are neighbours in a row of C (stride VW); a
  * gate panel has one vector in each of the row's slots (stride `pitch`). */
-FR_INLINE void product_tile(const int M, const int Q, const int NV, const int plain,
-                            const fr_product *s, const real *const *a, real *const *c,
-                            ptrdiff_t m0, ptrdiff_t rows, ptrdiff_t p) {
+FR_INLINE void product_tile(const int near, const int M, const int Q, const int NV,
+                            const int plain, const fr_product *s, const real *const *a,
+                            real *const *c, ptrdiff_t m0, ptrdiff_t rows, ptrdiff_t p) {
   const ptrdiff_t size = s->runs * s->run * NV * VW; /* of a packed panel */
   const ptrdiff_t stride = plain ? VW : s->pitch, step = plain ? NV * VW : VW;
   const real *b = (const real *)s->b + p * size, *bias = (const real *)s->bias;
@@ -165,12 +209,13 @@ FR_INLINE void product_tile(const int M, const int Q, const int NV, const int pl
         acc[m][v] = !plain || left >= VW ? vload(c[m] + at) : left > 0 ? vloadn(c[m] + at, left) : vset1(0);
     }
   }
-  const real *row[MAX_ROWS];
+  tile_rows of;
+  of.stride = M > 1 ? (const char *)a[1] - (const char *)a[0] : 0;
   ahead next = ahead_of(s->b, size, NV * VW, p, s->panel0, s->panel1, m0, M, rows);
   for (ptrdiff_t r = 0; r < s->runs; r++) {
-    FR_UNROLL(12) for (int m = 0; m < M; m++) row[m] = a[m] + r * s->run_stride;
-    chain(M, Q, NV, acc, row, b + r * s->run * NV * VW, size, s->run, next);
-    next.line += s->run * next.step;
+    FR_UNROLL(12) for (int m = 0; m < M; m++) of.row[m] = a[m] + r * s->run_stride;
+    chain(near, M, Q, NV, acc, &of, b + r * s->run * NV * VW, size, s->run, next);
+    next.line += s->run / 4 * next.step;
   }
   FR_UNROLL(12) for (int m = 0; m < M; m++) {
     FR_UNROLL(12) for (int v = 0; v < Q * NV; v++) {
@@ -184,7 +229,7 @@ FR_INLINE void product_tile(const int M, const int Q, const int NV, const int pl
   }
 }
 
-FR_INLINE void product(const int NV, const int plain, const fr_product *s) {
+FR_INLINE void product(const int near, const int NV, const int plain, const fr_product *s) {
   const real *a[BLOCK_ROWS];
   real *c[BLOCK_ROWS];
   /* a block of A should take about 128 KB of L2 */
@@ -196,16 +241,26 @@ FR_INLINE void product(const int NV, const int plain, const fr_product *s) {
       a[r] = fr_row(&s->a, r0 + r);
       c[r] = fr_row(&s->c, r0 + r);
     }
-#define CALL(M, Q, m, p) product_tile(M, Q, NV, plain, s, a + (m), c + (m), m, rows, p)
+#define CALL(M, Q, m, p) product_tile(near, M, Q, NV, plain, s, a + (m), c + (m), m, rows, p)
     FOR_TILES(NV, rows, s->panel0, s->panel1, 0, CALL);
 #undef CALL
   }
 }
 
-static void product_plain(const fr_product *s) { product(VPLAIN, 1, s); }
+/* Whether all rows lie equally far apart. */
+FR_INLINE int is_even(const fr_rows *m) { return m->count == 1 || m->outer == m->count * m->inner; }
+
+FR_INLINE void product_near(const int NV, const int plain, const fr_product *s) {
+  if (NEAR > 1 && is_even(&s->a))
+    product(NEAR, NV, plain, s);
+  else
+    product(1, NV, plain, s);
+}
+
+static void product_plain(const fr_product *s) { product_near(VPLAIN, 1, s); }
 static void product_gates(const fr_product *s, int gates) {
-  if (gates == 4) product(4, 0, s);
-  if (gates == 3) product(3, 0, s);
+  if (gates == 4) product_near(4, 0, s);
+  if (gates == 3) product_near(3, 0, s);
 }
 
 /* ---- weight gradients ---------------------------------------------------------------------- */
@@ -232,12 +287,12 @@ FR_INLINE void gradient_tile(const int M, real *c, ptrdiff_t c_pitch, const real
       if (v < columns) __builtin_prefetch(c + m * c_pitch + v, 1, 3);
   FR_UNROLL(12) for (int m = 0; m < M; m++)
     FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) acc[m][v] = vset1(0);
-  for (; k > 0; k--, a += GM, b += GN) {
+  FR_UNROLL(4) for (; k > 0; k--, a += GM, b += GN) {
     vec bv[VPLAIN];
     FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) bv[v] = vload(b + v * VW);
     FR_UNROLL(12) for (int m = 0; m < M; m++) {
       const vec am = vset1(a[m]);
-      FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) acc[m][v] = vfma(am, bv[v], acc[m][v]);
+      FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) vadd_product(&acc[m][v], am, bv[v]);
     }
   }
   FR_UNROLL(12) for (int m = 0; m < M; m++) {

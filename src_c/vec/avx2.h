@@ -2,6 +2,7 @@
 #include <immintrin.h>
 #define NREG 16
 #define VPLAIN 2 /* vectors per panel of a plain (one-gate) product: 6 rows x 2 vectors */
+#define NEAR 3 /* rows of a tile reached from one pointer: p, p + s, p + 2s */
 
 #if FR_BITS == 32
 typedef __m256 vec;
@@ -21,6 +22,9 @@ FR_INLINE vec vmul(vec a, vec b) { return _mm256_mul_ps(a, b); }
 FR_INLINE vec vdiv(vec a, vec b) { return _mm256_div_ps(a, b); }
 FR_INLINE vec vsqrt(vec a) { return _mm256_sqrt_ps(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+FR_INLINE void vadd_product(vec *sum, vec a, vec b) {
+  __asm__("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
+}
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }
 FR_INLINE vec vmin(vec a, vec b) { return _mm256_min_ps(a, b); }
 FR_INLINE vec vmax(vec a, vec b) { return _mm256_max_ps(a, b); }
@@ -37,6 +41,10 @@ FR_INLINE vec vlow(vec a) {
 }
 FR_INLINE vec vshl(vec a) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
+}
+FR_INLINE vec vguess(vec d) {
+  const __m256i r = _mm256_set1_epi32(FR_RECIPROCAL);
+  return _mm256_castsi256_ps(_mm256_sub_epi32(r, _mm256_castps_si256(d)));
 }
 #else
 typedef __m256d vec;
@@ -55,6 +63,9 @@ FR_INLINE vec vmul(vec a, vec b) { return _mm256_mul_pd(a, b); }
 FR_INLINE vec vdiv(vec a, vec b) { return _mm256_div_pd(a, b); }
 FR_INLINE vec vsqrt(vec a) { return _mm256_sqrt_pd(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return _mm256_fmadd_pd(a, b, c); }
+FR_INLINE void vadd_product(vec *sum, vec a, vec b) {
+  __asm__("vfmadd231pd %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
+}
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return _mm256_fnmadd_pd(a, b, c); }
 FR_INLINE vec vmin(vec a, vec b) { return _mm256_min_pd(a, b); }
 FR_INLINE vec vmax(vec a, vec b) { return _mm256_max_pd(a, b); }
@@ -68,5 +79,9 @@ FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
 }
 FR_INLINE vec vshl(vec a) {
   return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(a), 52));
+}
+FR_INLINE vec vguess(vec d) {
+  const __m256i r = _mm256_set1_epi64x(FR_RECIPROCAL);
+  return _mm256_castsi256_pd(_mm256_sub_epi64(r, _mm256_castpd_si256(d)));
 }
 #endif

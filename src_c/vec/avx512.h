@@ -2,6 +2,7 @@
 #include <immintrin.h>
 #define NREG 32
 #define VPLAIN 2 /* vectors per panel of a plain (one-gate) product: 8 rows x 2 vectors */
+#define NEAR 3 /* rows of a tile reached from one pointer: p, p + s, p + 2s */
 
 #if FR_BITS == 32
 typedef __m512 vec;
@@ -18,6 +19,9 @@ FR_INLINE vec vmul(vec a, vec b) { return _mm512_mul_ps(a, b); }
 FR_INLINE vec vdiv(vec a, vec b) { return _mm512_div_ps(a, b); }
 FR_INLINE vec vsqrt(vec a) { return _mm512_sqrt_ps(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+FR_INLINE void vadd_product(vec *sum, vec a, vec b) {
+  __asm__("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+}
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
 FR_INLINE vec vmin(vec a, vec b) { return _mm512_min_ps(a, b); }
 FR_INLINE vec vmax(vec a, vec b) { return _mm512_max_ps(a, b); }
@@ -35,6 +39,10 @@ FR_INLINE vec vlow(vec a) {
 FR_INLINE vec vshl(vec a) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
 }
+FR_INLINE vec vguess(vec d) {
+  const __m512i r = _mm512_set1_epi32(FR_RECIPROCAL);
+  return _mm512_castsi512_ps(_mm512_sub_epi32(r, _mm512_castps_si512(d)));
+}
 #else
 typedef __m512d vec;
 #define VW 8
@@ -50,6 +58,9 @@ FR_INLINE vec vmul(vec a, vec b) { return _mm512_mul_pd(a, b); }
 FR_INLINE vec vdiv(vec a, vec b) { return _mm512_div_pd(a, b); }
 FR_INLINE vec vsqrt(vec a) { return _mm512_sqrt_pd(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return _mm512_fmadd_pd(a, b, c); }
+FR_INLINE void vadd_product(vec *sum, vec a, vec b) {
+  __asm__("vfmadd231pd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+}
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return _mm512_fnmadd_pd(a, b, c); }
 FR_INLINE vec vmin(vec a, vec b) { return _mm512_min_pd(a, b); }
 FR_INLINE vec vmax(vec a, vec b) { return _mm512_max_pd(a, b); }
@@ -63,5 +74,9 @@ FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
 }
 FR_INLINE vec vshl(vec a) {
   return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(a), 52));
+}
+FR_INLINE vec vguess(vec d) {
+  const __m512i r = _mm512_set1_epi64(FR_RECIPROCAL);
+  return _mm512_castsi512_pd(_mm512_sub_epi64(r, _mm512_castpd_si512(d)));
 }
 #endif

@@ -3,6 +3,7 @@
 #include <string.h>
 #define NREG 32
 #define VPLAIN 4 /* vectors per panel of a plain (one-gate) product: 6 rows x 4 vectors */
+#define NEAR 1 /* rows of a tile reached from one pointer */
 
 #if FR_BITS == 32
 typedef float32x4_t vec;
@@ -26,6 +27,9 @@ FR_INLINE vec vlow(vec a) {
 FR_INLINE vec vshl(vec a) {
   return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 23));
 }
+FR_INLINE vec vguess(vec d) {
+  return vreinterpretq_f32_u32(vsubq_u32(vdupq_n_u32(FR_RECIPROCAL), vreinterpretq_u32_f32(d)));
+}
 #else
 typedef float64x2_t vec;
 #define VW 2
@@ -45,8 +49,12 @@ FR_INLINE vec vcopysign(vec a, vec s) { return vbslq_f64(vdupq_n_u64(1ull << 63)
 FR_INLINE vec vshl(vec a) {
   return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(a), 52));
 }
+FR_INLINE vec vguess(vec d) {
+  return vreinterpretq_f64_u64(vsubq_u64(vdupq_n_u64(FR_RECIPROCAL), vreinterpretq_u64_f64(d)));
+}
 #endif
 
+FR_INLINE void vadd_product(vec *sum, vec a, vec b) { *sum = vfma(a, b, *sum); }
 FR_INLINE vec vmin(vec a, vec b) { return vifless(a, b, a, b); }
 FR_INLINE vec vmax(vec a, vec b) { return vifless(b, a, a, b); }
 /* No masked access here: the part goes through the stack. */

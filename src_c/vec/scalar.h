@@ -5,6 +5,7 @@
 #include <string.h>
 #define NREG 16
 #define VPLAIN 2
+#define NEAR 1 /* rows of a tile reached from one pointer */
 typedef real vec;
 #define VW 1
 
@@ -33,6 +34,7 @@ FR_INLINE vec vsqrt(vec a) { return FR_FN(sqrt)(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return a * b + c; }
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return c - a * b; }
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) { return a < b ? x : y; }
+FR_INLINE void vadd_product(vec *sum, vec a, vec b) { *sum = vfma(a, b, *sum); }
 FR_INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }
 FR_INLINE vec vmax(vec a, vec b) { return b < a ? a : b; }
 FR_INLINE vec vabs(vec a) { return FR_FN(fabs)(a); }
@@ -44,5 +46,6 @@ FR_INLINE vec vbits_left(vec a, int n) {
   memcpy(&a, &b, sizeof a);
   return a;
 }
+FR_INLINE vec vguess(vec d) { return 1 / d; } /* Newton's steps need a fused residual */
 FR_INLINE vec vshl(vec a) { return vbits_left(a, FR_MANTISSA); }
 FR_INLINE vec vlow(vec a) { return vbits_left(a, 16); }
