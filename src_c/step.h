@@ -6,6 +6,11 @@
 #include <assert.h>
 
 #define FR_INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define FR_ONE_COPY __attribute__((noinline))
+#else
+#define FR_ONE_COPY __attribute__((noinline, noclone))
+#endif
 #define FR_PRAGMA(text) _Pragma(#text)
 #if defined(FR_ROLLED) /* under sanitizers: unrolled checks take a quarter of an hour to compile */
 #define FR_UNROLL(n)

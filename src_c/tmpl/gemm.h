@@ -8,9 +8,10 @@
 #define MAX_ROWS 12
 #define MAX_VECS 12
 #define TILE_ROWS(NV) (NREG >= 32 ? (24 / (NV) < MAX_ROWS ? 24 / (NV) : MAX_ROWS) : 12 / (NV))
-/* Few rows leave few chains; an FMA takes 4 cycles and two start in each, so take as many panels
- * at once as make eight. */
+/* Few rows leave few chains; an FMA takes 4 cycles and two start in each, so take as many panels at
+ * once as make eight, and at most as fit into the registers. */
 #define TILE_PANELS(M, NV) ((M) * (NV) >= 8 ? 1 : (7 + (M) * (NV)) / ((M) * (NV)))
+#define MAX_PANELS(M, NV) (12 / ((M) * (NV)))
 
 typedef vec tile[MAX_ROWS][MAX_VECS];
 
@@ -67,6 +68,9 @@ FR_INLINE ahead ahead_of(const void *b, ptrdiff_t panel, ptrdiff_t width, ptrdif
 
 #define FETCH_AHEAD(M, Q, n) \
   if (FETCHES_AHEAD(M, Q)) __builtin_prefetch(next.line + 64 * (n), 0, 2)
+/* A value that the compiler may move to another register here, and nowhere in a loop. */
+#define SETTLE(M, V) \
+  FR_UNROLL(12) for (int m = 0; m < M; m++) FR_UNROLL(12) for (int v = 0; v < V; v++) vsettle(&acc[m][v])
 #define CHAIN_ROWS(M)      \
   const real *a[MAX_ROWS]; \
   FR_UNROLL(12) for (int m = 0; m < M; m++) a[m] = rows->row[m]; \
@@ -79,6 +83,7 @@ FR_INLINE void chain(const int near, const int M, const int Q, const int NV, til
                      ahead next) {
   const int V = Q * NV;
   CHAIN_ROWS(M);
+  SETTLE(M, V);
 #define WHOLE(v) vload(bk + ((v) / NV) * panel + ((v) % NV) * VW)
 #define ONE_K(k)                                             \
   {                                                          \
@@ -107,6 +112,7 @@ FR_INLINE void chain_half(const int near, const int M, const int Q, const int NV
                           ahead next) {
   const int V = Q * NV;
   CHAIN_ROWS(M);
+  SETTLE(M, V);
 #define WORD(v) vload(bk + ((v) / NV) * panel + ((v) % NV) * VW)
 #define LOW(v) vlow(word[v])
 #define HIGH(v) word[v]
@@ -145,56 +151,78 @@ FR_INLINE void chain_half(const int near, const int M, const int Q, const int NV
 #endif
 #undef A
 
-/* Walks the tiles of `rows` rows by panels [p0, p1): CALL(M, Q, m0, p) with constant M and Q.
- * Rows are cut into tiles of nearly equal height, so that no tile is left with one row. Few rows
- * take several panels at once, and what is left over one by one. With `down` the panels come from
- * the last to the first: what a walk has just read is the first that the next one wants. */
-#define FOR_TILES(NV, rows, p0, p1, down, CALL)                                     \
-  do {                                                                              \
-    const ptrdiff_t tiles_ = ((rows) + TILE_ROWS(NV) - 1) / TILE_ROWS(NV);          \
-    const ptrdiff_t wide_ = tiles_ == 1 ? TILE_PANELS(rows, NV) : 1;                \
-    const ptrdiff_t groups_ = wide_ > 1 ? ((p1) - (p0)) / wide_ : 0;                \
-    const ptrdiff_t rest_ = (p0) + groups_ * wide_, singles_ = (p1)-rest_;          \
-    for (int phase_ = 0; phase_ < 2; phase_++)                                      \
-      if (phase_ == ((down) != 0)) {                                                \
-        for (ptrdiff_t i_ = 0; i_ < groups_; i_++) {                                \
-          const ptrdiff_t p_ = (p0) + ((down) ? groups_ - 1 - i_ : i_) * wide_;     \
-          switch (rows) { WIDE_CASE_(1, NV, CALL) WIDE_CASE_(2, NV, CALL) WIDE_CASE_(3, NV, CALL) } \
-        }                                                                           \
-      } else {                                                                      \
-        for (ptrdiff_t i_ = 0; i_ < singles_; i_++) {                               \
-          const ptrdiff_t p_ = rest_ + ((down) ? singles_ - 1 - i_ : i_);           \
-          for (ptrdiff_t j_ = 0, m_ = 0; j_ < tiles_; j_++) {                       \
-            const ptrdiff_t n_ = ((rows) * (j_ + 1)) / tiles_ - m_;                 \
-            switch (n_) {                                                           \
-              ROW_CASE_(1, NV, CALL) ROW_CASE_(2, NV, CALL) ROW_CASE_(3, NV, CALL)  \
-              ROW_CASE_(4, NV, CALL) ROW_CASE_(5, NV, CALL) ROW_CASE_(6, NV, CALL)  \
-              ROW_CASE_(7, NV, CALL) ROW_CASE_(8, NV, CALL) ROW_CASE_(9, NV, CALL)  \
-              ROW_CASE_(10, NV, CALL) ROW_CASE_(11, NV, CALL) ROW_CASE_(12, NV, CALL) \
-            }                                                                       \
-            m_ += n_;                                                               \
-          }                                                                         \
-        }                                                                           \
-      }                                                                             \
-  } while (0)
-#define ROW_CASE_(M, NV, CALL)                  \
-  case M:                                       \
-    if (M <= TILE_ROWS(NV)) CALL(M, 1, m_, p_); \
-    break;
-#define WIDE_CASE_(M, NV, CALL)                                                              \
-  case M:                                                                                    \
-    if (M <= TILE_ROWS(NV) && TILE_PANELS(M, NV) > 1) CALL(M, TILE_PANELS(M, NV), 0, p_); \
-    break;
+/* ---- tiles ---------------------------------------------------------------------------------- */
+
+/* Every shape of tile is a function of its own: in one large function with all of them the compiler
+ * loses track of its registers. */
+typedef void (*tile_call)(const void *s, ptrdiff_t m0, ptrdiff_t p);
+typedef tile_call tile_table[7][MAX_ROWS + 1]; /* [Q][M] */
+
+#define FOR_SHAPES(DO, ...)                                                        \
+  DO(1, 1, __VA_ARGS__) DO(2, 1, __VA_ARGS__) DO(3, 1, __VA_ARGS__)                \
+  DO(4, 1, __VA_ARGS__) DO(5, 1, __VA_ARGS__) DO(6, 1, __VA_ARGS__)                \
+  DO(7, 1, __VA_ARGS__) DO(8, 1, __VA_ARGS__) DO(9, 1, __VA_ARGS__)                \
+  DO(10, 1, __VA_ARGS__) DO(11, 1, __VA_ARGS__) DO(12, 1, __VA_ARGS__)             \
+  DO(1, 2, __VA_ARGS__) DO(1, 3, __VA_ARGS__) DO(1, 4, __VA_ARGS__)                \
+  DO(1, 5, __VA_ARGS__) DO(1, 6, __VA_ARGS__) DO(2, 2, __VA_ARGS__)                \
+  DO(2, 3, __VA_ARGS__) DO(3, 2, __VA_ARGS__)
+#define IS_SHAPE(M, Q, NV) ((Q) == 1 ? (M) <= TILE_ROWS(NV) : (Q) <= MAX_PANELS(M, NV))
+
+/* `name`, a table of functions that are CALL(M, Q) with s, m0 and p in sight. */
+#define TILES(name, NV, type, CALL)                 \
+  FOR_SHAPES(TILE_FUNCTION_, name, NV, type, CALL)  \
+  static const tile_table name = {FOR_SHAPES(TILE_ENTRY_, name)};
+#define TILE_ENTRY_(M, Q, name) [Q][M] = name##_##M##_##Q,
+#define TILE_FUNCTION_(M, Q, name, NV, type, CALL)                                           \
+  FR_ONE_COPY static void name##_##M##_##Q(const void *of, ptrdiff_t m0, ptrdiff_t p) {      \
+    const type *s = (const type *)of;                                                        \
+    if (IS_SHAPE(M, Q, NV)) CALL(M, Q);                                                      \
+  }
+
+/* Walks the tiles of `rows` rows by panels [p0, p1). Rows are cut into tiles of nearly equal height,
+ * so that no tile is left with one row; up to three rows take several panels at once, cut likewise.
+ * With `down` the panels come from the last to the first: what a walk has just read is the first
+ * that the next one wants. */
+FR_INLINE void walk_tiles(const tile_table tiles, const int NV, const void *s, ptrdiff_t rows,
+                          ptrdiff_t p0, ptrdiff_t p1, int down) {
+  const ptrdiff_t high = (rows + TILE_ROWS(NV) - 1) / TILE_ROWS(NV), panels = p1 - p0;
+  ptrdiff_t wide = panels;
+  if (rows <= 3 && MAX_PANELS(rows, NV) > 1) {
+    const ptrdiff_t most = MAX_PANELS(rows, NV);
+    wide = panels / TILE_PANELS(rows, NV);
+    if (wide * most < panels) wide = (panels + most - 1) / most;
+  }
+  for (ptrdiff_t i = 0; i < wide; i++) {
+    const ptrdiff_t g = down ? wide - 1 - i : i;
+    const ptrdiff_t p = wide == panels ? g : panels * g / wide;
+    const ptrdiff_t q = wide == panels ? 1 : panels * (g + 1) / wide - p;
+    for (ptrdiff_t j = 0, m = 0; j < high; j++) {
+      const ptrdiff_t n = high == 1 ? rows : rows * (j + 1) / high - m;
+      tiles[q][n](s, m, p0 + p);
+      m += n;
+    }
+  }
+}
 
 /* ---- products over all of time ------------------------------------------------------------- */
 
 enum { BLOCK_ROWS = 96 }; /* rows of A that are walked per panel of B: they stay in L2 */
 
+typedef struct {
+  const fr_product *s;
+  const real *a[BLOCK_ROWS]; /* rows of a block */
+  real *c[BLOCK_ROWS];
+  ptrdiff_t rows;
+} product_block;
+
 /* One tile of C = start + A B. A plain panel's vectors are neighbours in a row of C (stride VW); a
  * gate panel has one vector in each of the row's slots (stride `pitch`). */
 FR_INLINE void product_tile(const int near, const int M, const int Q, const int NV,
-                            const int plain, const fr_product *s, const real *const *a,
-                            real *const *c, ptrdiff_t m0, ptrdiff_t rows, ptrdiff_t p) {
+                            const int plain, const product_block *block, ptrdiff_t m0,
+                            ptrdiff_t p) {
+  const fr_product *s = block->s;
+  const real *const *a = block->a + m0;
+  real *const *c = block->c + m0;
   const ptrdiff_t size = s->runs * s->run * NV * VW; /* of a packed panel */
   const ptrdiff_t stride = plain ? VW : s->pitch, step = plain ? NV * VW : VW;
   const real *b = (const real *)s->b + p * size, *bias = (const real *)s->bias;
@@ -211,7 +239,7 @@ FR_INLINE void product_tile(const int near, const int M, const int Q, const int 
   }
   tile_rows of;
   of.stride = M > 1 ? (const char *)a[1] - (const char *)a[0] : 0;
-  ahead next = ahead_of(s->b, size, NV * VW, p, s->panel0, s->panel1, m0, M, rows);
+  ahead next = ahead_of(s->b, size, NV * VW, p, s->panel0, s->panel1, m0, M, block->rows);
   for (ptrdiff_t r = 0; r < s->runs; r++) {
     FR_UNROLL(12) for (int m = 0; m < M; m++) of.row[m] = a[m] + r * s->run_stride;
     chain(near, M, Q, NV, acc, &of, b + r * s->run * NV * VW, size, s->run, next);
@@ -229,38 +257,52 @@ FR_INLINE void product_tile(const int near, const int M, const int Q, const int 
   }
 }
 
-FR_INLINE void product(const int near, const int NV, const int plain, const fr_product *s) {
-  const real *a[BLOCK_ROWS];
-  real *c[BLOCK_ROWS];
+FR_INLINE void product(const tile_table tiles, const int NV, const fr_product *s) {
+  product_block b;
+  b.s = s;
   /* a block of A should take about 128 KB of L2 */
   ptrdiff_t block = (ptrdiff_t)(128 * 1024 / sizeof(real)) / (s->runs * s->run + 1);
   block = block > BLOCK_ROWS ? BLOCK_ROWS : block < 24 ? 24 : block / 24 * 24;
   for (ptrdiff_t r0 = s->row0; r0 < s->row1; r0 += block) {
-    const ptrdiff_t rows = s->row1 - r0 < block ? s->row1 - r0 : block;
-    for (ptrdiff_t r = 0; r < rows; r++) {
-      a[r] = fr_row(&s->a, r0 + r);
-      c[r] = fr_row(&s->c, r0 + r);
+    b.rows = s->row1 - r0 < block ? s->row1 - r0 : block;
+    for (ptrdiff_t r = 0; r < b.rows; r++) {
+      b.a[r] = fr_row(&s->a, r0 + r);
+      b.c[r] = fr_row(&s->c, r0 + r);
     }
-#define CALL(M, Q, m, p) product_tile(near, M, Q, NV, plain, s, a + (m), c + (m), m, rows, p)
-    FOR_TILES(NV, rows, s->panel0, s->panel1, 0, CALL);
-#undef CALL
+    walk_tiles(tiles, NV, &b, b.rows, s->panel0, s->panel1, 0);
   }
 }
 
+#define CALL(M, Q) product_tile(NEAR, M, Q, VPLAIN, 1, s, m0, p)
+TILES(plain_tiles, VPLAIN, product_block, CALL)
+#undef CALL
+#define CALL(M, Q) product_tile(NEAR, M, Q, 4, 0, s, m0, p)
+TILES(gates4_tiles, 4, product_block, CALL)
+#undef CALL
+#define CALL(M, Q) product_tile(NEAR, M, Q, 3, 0, s, m0, p)
+TILES(gates3_tiles, 3, product_block, CALL)
+#undef CALL
+#if NEAR > 1
+#define CALL(M, Q) product_tile(1, M, Q, VPLAIN, 1, s, m0, p)
+TILES(plain_tiles_apart, VPLAIN, product_block, CALL)
+#undef CALL
+#define CALL(M, Q) product_tile(1, M, Q, 4, 0, s, m0, p)
+TILES(gates4_tiles_apart, 4, product_block, CALL)
+#undef CALL
+#define CALL(M, Q) product_tile(1, M, Q, 3, 0, s, m0, p)
+TILES(gates3_tiles_apart, 3, product_block, CALL)
+#undef CALL
 /* Whether all rows lie equally far apart. */
-FR_INLINE int is_even(const fr_rows *m) { return m->count == 1 || m->outer == m->count * m->inner; }
+#define CHOOSE(m, tiles) \
+  ((m)->count == 1 || (m)->outer == (m)->count * (m)->inner ? tiles : tiles##_apart)
+#else
+#define CHOOSE(m, tiles) tiles
+#endif
 
-FR_INLINE void product_near(const int NV, const int plain, const fr_product *s) {
-  if (NEAR > 1 && is_even(&s->a))
-    product(NEAR, NV, plain, s);
-  else
-    product(1, NV, plain, s);
-}
-
-static void product_plain(const fr_product *s) { product_near(VPLAIN, 1, s); }
+static void product_plain(const fr_product *s) { product(CHOOSE(&s->a, plain_tiles), VPLAIN, s); }
 static void product_gates(const fr_product *s, int gates) {
-  if (gates == 4) product_near(4, 0, s);
-  if (gates == 3) product_near(3, 0, s);
+  if (gates == 4) product(CHOOSE(&s->a, gates4_tiles), 4, s);
+  if (gates == 3) product(CHOOSE(&s->a, gates3_tiles), 3, s);
 }
 
 /* ---- weight gradients ---------------------------------------------------------------------- */

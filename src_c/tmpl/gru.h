@@ -15,22 +15,29 @@ FR_INLINE void gru_forward_tile(const int half, const int M, const int Q, const 
   }
   h_chain(half, M, Q, 3, acc, s, m0, p);
   FOR_TILE(M, Q * 3) a.v[m][v] = acc[m][v];
+  /* two loops: the CPU does not see far enough to start a row while it waits for tanh */
   for (int m = 0; m < M; m++)
     for (int q = 0; q < Q; q++) {
-      const ptrdiff_t at = (p + q) * VW, cell = (m0 + m) * s->pitch + at;
+      const ptrdiff_t at = (p + q) * VW;
       const vec mm = a.v[m][3 * q];
       const vec r = v_sigmoid(a.v[m][3 * q + 1]), z = v_sigmoid(a.v[m][3 * q + 2]);
-      const vec n = v_tanh(vfma(r, mm, x.v[m][q]));
-      const vec h = vfma(z, vsub(vload((const real *)s->h_prev + cell), n), n);
-      vstore((real *)s->h + cell, h);
-      if (s->y) store_user((real *)s->y + (m0 + m) * s->y_row, at, h, s->hidden);
+      a.v[m][3 * q] = vfma(r, mm, x.v[m][q]);
+      a.v[m][3 * q + 2] = z;
       if (s->gates) {
         real *row = (real *)s->gates + (m0 + m) * s->gates_row + at;
-        vstore(row, n);
         vstore(row + s->pitch, r);
         vstore(row + 2 * s->pitch, z);
         vstore(row + 3 * s->pitch, mm);
       }
+    }
+  for (int m = 0; m < M; m++)
+    for (int q = 0; q < Q; q++) {
+      const ptrdiff_t at = (p + q) * VW, cell = (m0 + m) * s->pitch + at;
+      const vec n = v_tanh(a.v[m][3 * q]), z = a.v[m][3 * q + 2];
+      const vec h = vfma(z, vsub(vload((const real *)s->h_prev + cell), n), n);
+      vstore((real *)s->h + cell, h);
+      if (s->y) store_user((real *)s->y + (m0 + m) * s->y_row, at, h, s->hidden);
+      if (s->gates) vstore((real *)s->gates + (m0 + m) * s->gates_row + at, n);
     }
 }
 
@@ -58,20 +65,23 @@ FR_INLINE void gru_backward_tile(const int M, const int Q, const fr_backward *s,
     }
 }
 
-#define CALL(M, Q, m, p) gru_forward_tile(0, M, Q, s, m, p)
+#define CALL(M, Q) gru_forward_tile(0, M, Q, s, m0, p)
+TILES(gru_forward_tiles, 3, fr_forward, CALL)
+#undef CALL
 static void gru_forward(const fr_forward *s) {
-  FOR_TILES(3, s->rows, s->panel0, s->panel1, s->down, CALL);
+  walk_tiles(gru_forward_tiles, 3, s, s->rows, s->panel0, s->panel1, s->down);
 }
-#undef CALL
 #if FR_BITS == 32
-#define CALL(M, Q, m, p) gru_forward_tile(1, M, Q, s, m, p)
+#define CALL(M, Q) gru_forward_tile(1, M, Q, s, m0, p)
+TILES(gru_half_tiles, 3, fr_forward, CALL)
+#undef CALL
 static void gru_forward_half(const fr_forward *s) {
-  FOR_TILES(3, s->rows, s->panel0, s->panel1, s->down, CALL);
+  walk_tiles(gru_half_tiles, 3, s, s->rows, s->panel0, s->panel1, s->down);
 }
-#undef CALL
 #endif
-#define CALL(M, Q, m, p) gru_backward_tile(M, Q, s, m, p)
-static void gru_backward(const fr_backward *s) {
-  FOR_TILES(VPLAIN, s->rows, s->panel0, s->panel1, s->down, CALL);
-}
+#define CALL(M, Q) gru_backward_tile(M, Q, s, m0, p)
+TILES(gru_backward_tiles, VPLAIN, fr_backward, CALL)
 #undef CALL
+static void gru_backward(const fr_backward *s) {
+  walk_tiles(gru_backward_tiles, VPLAIN, s, s->rows, s->panel0, s->panel1, s->down);
+}

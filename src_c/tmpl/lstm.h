@@ -10,16 +10,16 @@ FR_INLINE void lstm_forward_tile(const int half, const int M, const int Q, const
   h_chain(half, M, Q, 4, acc, s, m0, p);
   stack_tile a;
   FOR_TILE(M, Q * 4) a.v[m][v] = acc[m][v];
+  /* two loops: the CPU does not see far enough to start a row while it waits for tanh(c) */
   for (int m = 0; m < M; m++)
     for (int q = 0; q < Q; q++) {
       const ptrdiff_t at = (p + q) * VW, cell = (m0 + m) * s->pitch + at;
       const vec i = v_sigmoid(a.v[m][4 * q]), f = v_sigmoid(a.v[m][4 * q + 1]);
       const vec g = v_tanh(a.v[m][4 * q + 2]), o = v_sigmoid(a.v[m][4 * q + 3]);
       const vec c = vfma(f, vload((const real *)s->c_prev + cell), vmul(i, g));
-      const vec h = vmul(o, v_tanh(c));
       vstore((real *)s->c + cell, c);
-      vstore((real *)s->h + cell, h);
-      if (s->y) store_user((real *)s->y + (m0 + m) * s->y_row, at, h, s->hidden);
+      a.v[m][4 * q] = c;
+      a.v[m][4 * q + 3] = o;
       if (s->gates) {
         real *row = (real *)s->gates + (m0 + m) * s->gates_row + at;
         vstore(row, i);
@@ -27,6 +27,13 @@ FR_INLINE void lstm_forward_tile(const int half, const int M, const int Q, const
         vstore(row + 2 * s->pitch, g);
         vstore(row + 3 * s->pitch, o);
       }
+    }
+  for (int m = 0; m < M; m++)
+    for (int q = 0; q < Q; q++) {
+      const ptrdiff_t at = (p + q) * VW, cell = (m0 + m) * s->pitch + at;
+      const vec h = vmul(a.v[m][4 * q + 3], v_tanh(a.v[m][4 * q]));
+      vstore((real *)s->h + cell, h);
+      if (s->y) store_user((real *)s->y + (m0 + m) * s->y_row, at, h, s->hidden);
     }
 }
 
@@ -58,20 +65,23 @@ FR_INLINE void lstm_backward_tile(const int M, const int Q, const fr_backward *s
     }
 }
 
-#define CALL(M, Q, m, p) lstm_forward_tile(0, M, Q, s, m, p)
+#define CALL(M, Q) lstm_forward_tile(0, M, Q, s, m0, p)
+TILES(lstm_forward_tiles, 4, fr_forward, CALL)
+#undef CALL
 static void lstm_forward(const fr_forward *s) {
-  FOR_TILES(4, s->rows, s->panel0, s->panel1, s->down, CALL);
+  walk_tiles(lstm_forward_tiles, 4, s, s->rows, s->panel0, s->panel1, s->down);
 }
-#undef CALL
 #if FR_BITS == 32
-#define CALL(M, Q, m, p) lstm_forward_tile(1, M, Q, s, m, p)
+#define CALL(M, Q) lstm_forward_tile(1, M, Q, s, m0, p)
+TILES(lstm_half_tiles, 4, fr_forward, CALL)
+#undef CALL
 static void lstm_forward_half(const fr_forward *s) {
-  FOR_TILES(4, s->rows, s->panel0, s->panel1, s->down, CALL);
+  walk_tiles(lstm_half_tiles, 4, s, s->rows, s->panel0, s->panel1, s->down);
 }
-#undef CALL
 #endif
-#define CALL(M, Q, m, p) lstm_backward_tile(M, Q, s, m, p)
-static void lstm_backward(const fr_backward *s) {
-  FOR_TILES(VPLAIN, s->rows, s->panel0, s->panel1, s->down, CALL);
-}
+#define CALL(M, Q) lstm_backward_tile(M, Q, s, m0, p)
+TILES(lstm_backward_tiles, VPLAIN, fr_backward, CALL)
 #undef CALL
+static void lstm_backward(const fr_backward *s) {
+  walk_tiles(lstm_backward_tiles, VPLAIN, s, s->rows, s->panel0, s->panel1, s->down);
+}

@@ -2,17 +2,17 @@
 
 enum { TANH, RELU, SIGMOID };
 
-/* relu keeps NaN: vmax returns its second operand then. */
-FR_INLINE vec phi(const int kind, vec a) {
+/* relu keeps NaN: vmax returns its second operand then. The branch is always the same one. */
+FR_INLINE vec phi(int kind, vec a) {
   return kind == TANH ? v_tanh(a) : kind == SIGMOID ? v_sigmoid(a) : vmax(vset1(0), a);
 }
-FR_INLINE vec dphi(const int kind, vec y) {
+FR_INLINE vec dphi(int kind, vec y) {
   return kind == TANH      ? v_dtanh(y)
          : kind == SIGMOID ? v_dsigmoid(y)
                            : vifless(vset1(0), y, vset1(1), vset1(0));
 }
 
-FR_INLINE void rnn_forward_tile(const int half, const int kind, const int M, const int Q,
+FR_INLINE void rnn_forward_tile(const int half, int kind, const int M, const int Q,
                                 const fr_forward *s, ptrdiff_t m0, ptrdiff_t p) {
   tile acc;
   start_chain(M, Q, VPLAIN, 1, acc, s, m0, p);
@@ -31,7 +31,7 @@ FR_INLINE void rnn_forward_tile(const int half, const int kind, const int M, con
 }
 
 /* da = phi'(h) dh */
-FR_INLINE void rnn_backward_tile(const int kind, const int M, const int Q, const fr_backward *s,
+FR_INLINE void rnn_backward_tile(int kind, const int M, const int Q, const fr_backward *s,
                                  ptrdiff_t m0, ptrdiff_t p) {
   stack_tile dh;
   dh_tile(M, Q, 1, 0, &dh, s, m0, p);
@@ -45,28 +45,43 @@ FR_INLINE void rnn_backward_tile(const int kind, const int M, const int Q, const
     }
 }
 
-#define WALK(CALL) FOR_TILES(VPLAIN, s->rows, s->panel0, s->panel1, s->down, CALL)
-#define RNN_KIND(name, kind)                                                             \
-  static void name##_forward(const fr_forward *s) { WALK(RNN_FORWARD_##kind); }          \
-  static void name##_backward(const fr_backward *s) { WALK(RNN_BACKWARD_##kind); }
-#define RNN_FORWARD_TANH(M, Q, m, p) rnn_forward_tile(0, TANH, M, Q, s, m, p)
-#define RNN_FORWARD_RELU(M, Q, m, p) rnn_forward_tile(0, RELU, M, Q, s, m, p)
-#define RNN_FORWARD_SIGMOID(M, Q, m, p) rnn_forward_tile(0, SIGMOID, M, Q, s, m, p)
-#define RNN_BACKWARD_TANH(M, Q, m, p) rnn_backward_tile(TANH, M, Q, s, m, p)
-#define RNN_BACKWARD_RELU(M, Q, m, p) rnn_backward_tile(RELU, M, Q, s, m, p)
-#define RNN_BACKWARD_SIGMOID(M, Q, m, p) rnn_backward_tile(SIGMOID, M, Q, s, m, p)
+/* One set of tiles for the three of them: it is the tiles that take space. */
+typedef struct {
+  const fr_forward *step;
+  int kind;
+} rnn_step;
+typedef struct {
+  const fr_backward *step;
+  int kind;
+} rnn_step_back;
+
+#define CALL(M, Q) rnn_forward_tile(0, s->kind, M, Q, s->step, m0, p)
+TILES(rnn_forward_tiles, VPLAIN, rnn_step, CALL)
+#undef CALL
+#define CALL(M, Q) rnn_backward_tile(s->kind, M, Q, s->step, m0, p)
+TILES(rnn_backward_tiles, VPLAIN, rnn_step_back, CALL)
+#undef CALL
+#define RNN_WALK(tiles, type, s, kind)                                               \
+  {                                                                                  \
+    const type step = {s, kind};                                                     \
+    walk_tiles(tiles, VPLAIN, &step, s->rows, s->panel0, s->panel1, s->down);        \
+  }
+#define RNN_KIND(name, kind)                                                         \
+  static void name##_forward(const fr_forward *s)                                    \
+      RNN_WALK(rnn_forward_tiles, rnn_step, s, kind)                                 \
+  static void name##_backward(const fr_backward *s)                                  \
+      RNN_WALK(rnn_backward_tiles, rnn_step_back, s, kind)
 RNN_KIND(rnn_tanh, TANH)
 RNN_KIND(rnn_relu, RELU)
 RNN_KIND(rnn_sigmoid, SIGMOID)
 
 #if FR_BITS == 32
+#define CALL(M, Q) rnn_forward_tile(1, s->kind, M, Q, s->step, m0, p)
+TILES(rnn_half_tiles, VPLAIN, rnn_step, CALL)
+#undef CALL
 #define RNN_HALF(name, kind) \
-  static void name##_forward_half(const fr_forward *s) { WALK(RNN_HALF_##kind); }
-#define RNN_HALF_TANH(M, Q, m, p) rnn_forward_tile(1, TANH, M, Q, s, m, p)
-#define RNN_HALF_RELU(M, Q, m, p) rnn_forward_tile(1, RELU, M, Q, s, m, p)
-#define RNN_HALF_SIGMOID(M, Q, m, p) rnn_forward_tile(1, SIGMOID, M, Q, s, m, p)
+  static void name##_forward_half(const fr_forward *s) RNN_WALK(rnn_half_tiles, rnn_step, s, kind)
 RNN_HALF(rnn_tanh, TANH)
 RNN_HALF(rnn_relu, RELU)
 RNN_HALF(rnn_sigmoid, SIGMOID)
 #endif
-#undef WALK

@@ -22,8 +22,9 @@ FR_INLINE vec vmul(vec a, vec b) { return _mm256_mul_ps(a, b); }
 FR_INLINE vec vdiv(vec a, vec b) { return _mm256_div_ps(a, b); }
 FR_INLINE vec vsqrt(vec a) { return _mm256_sqrt_ps(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+FR_INLINE void vsettle(vec *a) { __asm__ volatile("" : "+x"(*a)); }
 FR_INLINE void vadd_product(vec *sum, vec a, vec b) {
-  __asm__("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
+  __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
 }
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }
 FR_INLINE vec vmin(vec a, vec b) { return _mm256_min_ps(a, b); }
@@ -63,8 +64,9 @@ FR_INLINE vec vmul(vec a, vec b) { return _mm256_mul_pd(a, b); }
 FR_INLINE vec vdiv(vec a, vec b) { return _mm256_div_pd(a, b); }
 FR_INLINE vec vsqrt(vec a) { return _mm256_sqrt_pd(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return _mm256_fmadd_pd(a, b, c); }
+FR_INLINE void vsettle(vec *a) { __asm__ volatile("" : "+x"(*a)); }
 FR_INLINE void vadd_product(vec *sum, vec a, vec b) {
-  __asm__("vfmadd231pd %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
+  __asm__ volatile("vfmadd231pd %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
 }
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return _mm256_fnmadd_pd(a, b, c); }
 FR_INLINE vec vmin(vec a, vec b) { return _mm256_min_pd(a, b); }

@@ -19,8 +19,9 @@ FR_INLINE vec vmul(vec a, vec b) { return _mm512_mul_ps(a, b); }
 FR_INLINE vec vdiv(vec a, vec b) { return _mm512_div_ps(a, b); }
 FR_INLINE vec vsqrt(vec a) { return _mm512_sqrt_ps(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+FR_INLINE void vsettle(vec *a) { __asm__ volatile("" : "+v"(*a)); }
 FR_INLINE void vadd_product(vec *sum, vec a, vec b) {
-  __asm__("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+  __asm__ volatile("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
 }
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
 FR_INLINE vec vmin(vec a, vec b) { return _mm512_min_ps(a, b); }
@@ -58,8 +59,9 @@ FR_INLINE vec vmul(vec a, vec b) { return _mm512_mul_pd(a, b); }
 FR_INLINE vec vdiv(vec a, vec b) { return _mm512_div_pd(a, b); }
 FR_INLINE vec vsqrt(vec a) { return _mm512_sqrt_pd(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return _mm512_fmadd_pd(a, b, c); }
+FR_INLINE void vsettle(vec *a) { __asm__ volatile("" : "+v"(*a)); }
 FR_INLINE void vadd_product(vec *sum, vec a, vec b) {
-  __asm__("vfmadd231pd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+  __asm__ volatile("vfmadd231pd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
 }
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return _mm512_fnmadd_pd(a, b, c); }
 FR_INLINE vec vmin(vec a, vec b) { return _mm512_min_pd(a, b); }

@@ -54,6 +54,7 @@ FR_INLINE vec vguess(vec d) {
 }
 #endif
 
+FR_INLINE void vsettle(vec *a) { __asm__ volatile("" : "+w"(*a)); }
 FR_INLINE void vadd_product(vec *sum, vec a, vec b) { *sum = vfma(a, b, *sum); }
 FR_INLINE vec vmin(vec a, vec b) { return vifless(a, b, a, b); }
 FR_INLINE vec vmax(vec a, vec b) { return vifless(b, a, a, b); }

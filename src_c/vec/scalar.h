@@ -34,6 +34,7 @@ FR_INLINE vec vsqrt(vec a) { return FR_FN(sqrt)(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return a * b + c; }
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return c - a * b; }
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) { return a < b ? x : y; }
+FR_INLINE void vsettle(vec *a) { (void)a; }
 FR_INLINE void vadd_product(vec *sum, vec a, vec b) { *sum = vfma(a, b, *sum); }
 FR_INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }
 FR_INLINE vec vmax(vec a, vec b) { return b < a ? a : b; }
