@@ -99,7 +99,9 @@ typedef struct {
   const void *wb;         /* packed W_hh, (panels, G * H, vectors * lanes) */
   const void *dy;         /* rows of H elements, dy_row apart, or NULL: zero */
   ptrdiff_t dy_row;
-  const void *h, *h_prev, *c, *c_prev; /* (rows, pitch) */
+  const void *h, *h_prev; /* (rows, pitch); LSTM: unused */
+  void *c;                /* LSTM: (rows, pitch) in: c(t); out: h(t) */
+  const void *c_prev;     /* LSTM: (rows, pitch) */
 } fr_backward;
 
 /* Adam with decoupled weight decay (Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019).

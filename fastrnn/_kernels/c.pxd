@@ -71,7 +71,7 @@ cdef extern from "fastrnn.h" nogil:
         ptrdiff_t dy_row
         const void *h
         const void *h_prev
-        const void *c
+        void *c
         const void *c_prev
 
     ctypedef struct fr_adam:

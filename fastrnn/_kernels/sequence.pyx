@@ -16,6 +16,7 @@ from fastrnn._kernels.walk cimport (
     Job,
     Pass,
     at,
+    h_at,
     pack_forward,
     pack_weights,
     plan,
@@ -310,9 +311,10 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
                 -(-24 // max(1, B)))
     like.chunk = chunk
     like.training = training
+    like.keeps_h = training and not like.cell.has_c
     like.V = 0 if index is None else x.shape[0]
     steps = T if training else (min(T, chunk) if index is None else 0)
-    slots_h = T + 1 if training else 2
+    slots_h = T + 1 if like.keeps_h else 3
     slots_c = T + 1 if training else 1
     tape_part = Carver(like.table.itemsize)
     pack_part = Carver(like.table.itemsize)
@@ -390,7 +392,7 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
         workspace.give(packs)
     for d in range(D):
         p = &tape.passes[d]
-        store_state(hn[d], at(p.h, (T if training else T % 2) * B * p.pitch, p), p)
+        store_state(hn[d], h_at(p, T, 0), p)
         if p.cell.has_c:
             store_state(cn[d], at(p.c, (T if training else 0) * B * p.pitch, p), p)
     if not training:

@@ -12,6 +12,7 @@ cdef struct Pass:
     ptrdiff_t panels         # of the forward products
     ptrdiff_t panels_h, panels_i  # of plain products with H and with I columns
     bint training
+    bint keeps_h             # the tape has h of all steps; without, backward puts it in c's place
     # input: x (T, B, I), or x (V, I) and index (T, B)
     fr_rows x
     const int32_t *index
@@ -29,9 +30,9 @@ cdef struct Pass:
     bint half                # step with bfloat16 weights, two in a word
     void *wx_half
     void *wh_half
-    # tape; without training h and c are rings and gates holds one chunk
+    # tape; without training gates holds one chunk and c one step
     char *gates              # (T or chunk, B, S*pitch)
-    char *h                  # (T+1 or 2, B, pitch)
+    char *h                  # (T+1, or h0 and two in turn, B, pitch)
     char *c                  # (T+1 or 1, B, pitch)
     char *symbols            # (V, S*pitch): projected embedding; going back, its gradient
     ptrdiff_t chunk
@@ -64,6 +65,12 @@ cdef struct Job:
 
 cdef inline char *at(const void *base, ptrdiff_t elements, const Pass *p) noexcept nogil:
     return <char *> base + elements * p.table.itemsize
+
+
+cdef inline char *h_at(const Pass *p, ptrdiff_t t, ptrdiff_t b) noexcept nogil:
+    """Row b of h(t); h(0) is h0."""
+    cdef ptrdiff_t slot = t if p.keeps_h or t == 0 else 1 + (t - 1) % 2
+    return at(p.h, (slot * p.B + b) * p.pitch, p)
 
 
 cdef inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) noexcept nogil:

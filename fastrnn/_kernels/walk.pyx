@@ -13,7 +13,7 @@ number is computed by one thread in one order.
 Nothing here holds the GIL, allocates or checks: sequence.pyx and stream.pyx do.
 """
 
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.c cimport fr_backward, fr_forward, fr_gradient, fr_product, fr_rows, fr_table
 from fastrnn._kernels.runtime cimport (
@@ -211,14 +211,12 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
                 step.start = at(p.gates, ((t - base) * p.B + b0) * p.row, p)
             if p.training:
                 step.gates = at(p.gates, (t * p.B + b0) * p.row, p)
-                step.h_prev = at(p.h, (t * p.B + b0) * p.pitch, p)
-                step.h = at(p.h, ((t + 1) * p.B + b0) * p.pitch, p)
                 step.c_prev = at(p.c, (t * p.B + b0) * p.pitch, p)
                 step.c = at(p.c, ((t + 1) * p.B + b0) * p.pitch, p)
             else:
-                step.h_prev = at(p.h, (t % 2 * p.B + b0) * p.pitch, p)
-                step.h = at(p.h, ((t + 1) % 2 * p.B + b0) * p.pitch, p)
                 step.c_prev = step.c = at(p.c, b0 * p.pitch, p)
+            step.h_prev = h_at(p, t, b0)
+            step.h = h_at(p, t + 1, b0)
             step.y = at(p.y, t * p.y_t + b0 * p.y_b, p)
             step.down = t & 1 and step.rows < MANY_ROWS
             forward(&step)
@@ -294,14 +292,20 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
         step.gates = at(p.gates, (t * p.B + b0) * p.row, p)
         if p.dy != NULL:
             step.dy = at(p.dy, t * p.dy_t + b0 * p.dy_b, p)
-        step.h_prev = at(p.h, (t * p.B + b0) * p.pitch, p)
-        step.h = at(p.h, ((t + 1) * p.B + b0) * p.pitch, p)
+        step.h_prev = h_at(p, t, b0)
+        step.h = h_at(p, t + 1, b0)
         step.c_prev = at(p.c, (t * p.B + b0) * p.pitch, p)
         step.c = at(p.c, ((t + 1) * p.B + b0) * p.pitch, p)
         step.down = t & 1 and step.rows < MANY_ROWS
         p.cell.backward(&step)
         if s.by_units:
             wait(&p.barrier, s.size)
+    if not p.keeps_h:
+        # backward has put h(t) in the place of c(t); h0 is what is missing
+        k = p.table.lanes * p.table.plain_vectors
+        for t in range(b0, b1):
+            memcpy(at(p.c, t * p.pitch + panel0 * k, p), at(p.h, t * p.pitch + panel0 * k, p),
+                   (min(panel1 * k, p.pitch) - panel0 * k) * p.table.itemsize)
     if p.T > 0:
         g = plain_product(p, rows_of(p.dh, p.B, 0, p.pitch),
                           rows_of(at(p.gates, p.cell.slot_h[0] * p.pitch, p), p.B, 0, p.row),
@@ -359,7 +363,7 @@ cdef void parameter_gradients(Pass *p, Job *job, int rank, int size) noexcept no
     w.c = p.dw_hh
     w.bias = p.db_hh
     w.a = gates
-    w.b = rows_of(p.h, p.T * p.B, 0, p.pitch)
+    w.b = rows_of(p.h if p.keeps_h else p.c, p.T * p.B, 0, p.pitch)
     w.k = p.T * p.B
     w.n = p.H
     for i in range(p.cell.gates):

@@ -38,7 +38,8 @@ FR_INLINE void lstm_forward_tile(const int half, const int M, const int Q, const
 }
 
 /* do = dh tanh(c), dc += dh o (1 - tanh(c)^2), di = dc g, dg = dc i, df = dc c', dc' = dc f;
- * each gate's gradient then goes through its activation. */
+ * each gate's gradient then goes through its activation. h, which the weight gradients want and the
+ * tape leaves out, takes c's place. */
 FR_INLINE void lstm_backward_tile(const int M, const int Q, const fr_backward *s, ptrdiff_t m0,
                                   ptrdiff_t p) {
   stack_tile dh_;
@@ -51,6 +52,7 @@ FR_INLINE void lstm_backward_tile(const int M, const int Q, const fr_backward *s
       const vec i = vload(row), f = vload(row + s->pitch);
       const vec g = vload(row + 2 * s->pitch), o = vload(row + 3 * s->pitch);
       const vec tc = v_tanh(vload((const real *)s->c + cell));
+      vstore((real *)s->c + cell, vmul(o, tc));
       const vec dh = dh_.v[m][v];
       const vec do_ = vmul(dh, tc);
       const vec dc = vfma(vmul(dh, o), v_dtanh(tc), vload((const real *)s->dc + cell));
