@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,12 @@ def _show(shape: Shape) -> str:
 
 
 def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
-    return len(shape) == len(expected) and all(
-        isinstance(e, str) or n == e for n, e in zip(shape, expected, strict=True)
-    )
+    if len(shape) != len(expected):
+        return False
+    for n, e in zip(shape, expected, strict=True):  # noqa: SIM110 (twice as fast as all())
+        if n != e and type(e) is not str:
+            return False
+    return True
 
 
 def numeric(owner: str, name: str, value: Any, dtype: Any) -> np.ndarray:
@@ -40,6 +43,8 @@ def numeric(owner: str, name: str, value: Any, dtype: Any) -> np.ndarray:
     ValueError
         If it is a ragged sequence.
     """
+    if type(value) is np.ndarray and value.dtype == dtype and value.dtype.isnative:
+        return value
     dtype = np.dtype(dtype)
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
         a = _as_array(owner, name, value, dtype)
@@ -72,15 +77,20 @@ def _as_array(owner: str, name: str, value: Any, of: Any) -> np.ndarray:
         ) from error
 
 
-def array(owner: str, name: str, value: Any, dtype: Any, shape: Shape, why: str = "") -> np.ndarray:
+def array(
+    owner: str, name: str, value: Any, dtype: Any, shape: Shape,
+    why: Callable[[np.ndarray], str] | None = None,
+) -> np.ndarray:
     """Return `value` as `numeric` does, with rows that kernels can read.
 
-    A letter in `shape` stands for any size; `why` ends the sentence if the shape does not fit.
+    A letter in `shape` stands for any size; what `why` says of the array ends the sentence if the
+    shape does not fit.
     """
     usual = type(value) is np.ndarray and value.dtype == dtype and value.flags.c_contiguous
     a = value if usual else numeric(owner, name, value, dtype)
     if not _fits(a.shape, shape):
-        raise ValueError(f"{owner}: {name} has shape {a.shape}, expected {_show(shape)}{why}")
+        raise ValueError(f"{owner}: {name} has shape {a.shape}, expected {_show(shape)}"
+                         + (why(a) if why else ""))
     return a if usual and a.flags.aligned else rows_contiguous(a)
 
 

@@ -109,11 +109,11 @@ class Recurrent(Parametrized):
         owner, I = type(self).__name__, self.input_size
         x = _checks.numeric(owner, "x", x, self.dtype)
         if x.ndim == 2:
-            x = _checks.array(owner, "x", x, self.dtype, ("T", I), self._x_is(x))
+            x = _checks.array(owner, "x", x, self.dtype, ("T", I), self._x_is)
             y, state = self.run(x[:, None], None, state, batched=False)
             return y[:, 0], state
         shape = ("B", "T", I) if self.batch_first else ("T", "B", I)
-        x = _checks.array(owner, "x", x, self.dtype, shape, self._x_is(x))
+        x = _checks.array(owner, "x", x, self.dtype, shape, self._x_is)
         if not self.batch_first:
             return self.run(x, None, state)
         y, state = self.run(x.transpose(1, 0, 2), None, state, turned=True)

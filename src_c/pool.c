@@ -18,9 +18,9 @@
 #define relax() ((void)0)
 #endif
 
-/* 20 to 100 us of spinning, as long as the CPU's pause: longer than the gap between the calls of a
- * training loop, shorter than what a neighbour on the same core would notice. */
-enum { SPINS = 2000 };
+/* About 100 us of spinning: longer than the gaps between the calls of a training loop, which cost a
+ * small model 9% of its time if the worker sleeps in them; far shorter than what others spin. */
+enum { SPINS = 10000 };
 /* Within a job the others are running; after as many looks one of them is probably not on a core,
  * and may be waiting for this one. */
 enum { BARRIER_SPINS = 2000 };

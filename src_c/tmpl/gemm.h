@@ -292,17 +292,19 @@ TILES(gates4_tiles_apart, 4, product_block, CALL)
 #define CALL(M, Q) product_tile(1, M, Q, 3, 0, s, m0, p)
 TILES(gates3_tiles_apart, 3, product_block, CALL)
 #undef CALL
-/* Whether all rows lie equally far apart. */
-#define CHOOSE(m, tiles) \
-  ((m)->count == 1 || (m)->outer == (m)->count * (m)->inner ? tiles : tiles##_apart)
+/* Whether all rows of A lie equally far apart. */
+FR_INLINE int is_even(const fr_product *s) {
+  return s->row1 <= s->a.count || s->a.count == 1 || s->a.outer == s->a.count * s->a.inner;
+}
+#define CHOOSE(s, tiles) (is_even(s) ? tiles : tiles##_apart)
 #else
-#define CHOOSE(m, tiles) tiles
+#define CHOOSE(s, tiles) tiles
 #endif
 
-static void product_plain(const fr_product *s) { product(CHOOSE(&s->a, plain_tiles), VPLAIN, s); }
+static void product_plain(const fr_product *s) { product(CHOOSE(s, plain_tiles), VPLAIN, s); }
 static void product_gates(const fr_product *s, int gates) {
-  if (gates == 4) product(CHOOSE(&s->a, gates4_tiles), 4, s);
-  if (gates == 3) product(CHOOSE(&s->a, gates3_tiles), 3, s);
+  if (gates == 4) product(CHOOSE(s, gates4_tiles), 4, s);
+  if (gates == 3) product(CHOOSE(s, gates3_tiles), 3, s);
 }
 
 /* ---- weight gradients ---------------------------------------------------------------------- */
@@ -447,17 +449,30 @@ static void pack_plain(void *dst, const void *src, ptrdiff_t k, ptrdiff_t n, int
       }
 }
 
+/* r[i][j] and r[j][i] change places: log2(VW) times, the rows of both halves are zipped. */
+FR_INLINE void transpose(vec *r) {
+  vec t[VW];
+  FR_UNROLL(4) for (int stage = 1; stage < VW; stage *= 2) {
+    FR_UNROLL(8) for (int i = 0; i < VW / 2; i++) {
+      t[2 * i] = vzip_low(r[i], r[i + VW / 2]);
+      t[2 * i + 1] = vzip_high(r[i], r[i + VW / 2]);
+    }
+    FR_UNROLL(16) for (int i = 0; i < VW; i++) r[i] = t[i];
+  }
+}
+
 /* One vector column of a panel from VW rows of src, zeros in the lanes beyond `lanes`. */
-FR_INLINE void pack_lanes(real *dst, ptrdiff_t width, const real *src, ptrdiff_t k,
-                          ptrdiff_t lanes) {
-  enum { BLOCK = 64 }; /* keeps the block of dst in L1 while its lanes are filled */
-  for (ptrdiff_t k0 = 0; k0 < k; k0 += BLOCK) {
-    const ptrdiff_t k1 = k0 + BLOCK < k ? k0 + BLOCK : k;
-    for (ptrdiff_t u = 0; u < VW; u++)
-      if (u < lanes)
-        for (ptrdiff_t i = k0; i < k1; i++) dst[i * width + u] = src[u * k + i];
-      else
-        for (ptrdiff_t i = k0; i < k1; i++) dst[i * width + u] = 0;
+static void pack_lanes(real *dst, ptrdiff_t width, const real *src, ptrdiff_t k, ptrdiff_t lanes) {
+  for (ptrdiff_t k0 = 0; k0 < k; k0 += VW) {
+    const ptrdiff_t n = k - k0 < VW ? k - k0 : VW;
+    vec r[VW];
+    FR_UNROLL(16) for (int u = 0; u < VW; u++) {
+      const real *from = src + u * k + k0;
+      r[u] = u >= lanes ? vset1(0) : n == VW ? vload(from) : vloadn(from, n);
+    }
+    transpose(r);
+    FR_UNROLL(16) for (int i = 0; i < VW; i++)
+      if (i < n) vstore(dst + (k0 + i) * width, r[i]);
   }
 }
 

@@ -43,6 +43,12 @@ FR_INLINE vec vlow(vec a) {
 FR_INLINE vec vshl(vec a) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
 }
+FR_INLINE vec vzip_low(vec a, vec b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+}
+FR_INLINE vec vzip_high(vec a, vec b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+}
 FR_INLINE vec vguess(vec d) {
   const __m256i r = _mm256_set1_epi32(FR_RECIPROCAL);
   return _mm256_castsi256_ps(_mm256_sub_epi32(r, _mm256_castps_si256(d)));
@@ -81,6 +87,12 @@ FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
 }
 FR_INLINE vec vshl(vec a) {
   return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(a), 52));
+}
+FR_INLINE vec vzip_low(vec a, vec b) {
+  return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x20);
+}
+FR_INLINE vec vzip_high(vec a, vec b) {
+  return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x31);
 }
 FR_INLINE vec vguess(vec d) {
   const __m256i r = _mm256_set1_epi64x(FR_RECIPROCAL);

@@ -40,6 +40,14 @@ FR_INLINE vec vlow(vec a) {
 FR_INLINE vec vshl(vec a) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
 }
+FR_INLINE vec vzip_low(vec a, vec b) {
+  const __m512i at = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  return _mm512_permutex2var_ps(a, at, b);
+}
+FR_INLINE vec vzip_high(vec a, vec b) {
+  const __m512i at = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  return _mm512_permutex2var_ps(a, at, b);
+}
 FR_INLINE vec vguess(vec d) {
   const __m512i r = _mm512_set1_epi32(FR_RECIPROCAL);
   return _mm512_castsi512_ps(_mm512_sub_epi32(r, _mm512_castps_si512(d)));
@@ -76,6 +84,12 @@ FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
 }
 FR_INLINE vec vshl(vec a) {
   return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(a), 52));
+}
+FR_INLINE vec vzip_low(vec a, vec b) {
+  return _mm512_permutex2var_pd(a, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), b);
+}
+FR_INLINE vec vzip_high(vec a, vec b) {
+  return _mm512_permutex2var_pd(a, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), b);
 }
 FR_INLINE vec vguess(vec d) {
   const __m512i r = _mm512_set1_epi64(FR_RECIPROCAL);

@@ -27,6 +27,8 @@ FR_INLINE vec vlow(vec a) {
 FR_INLINE vec vshl(vec a) {
   return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 23));
 }
+FR_INLINE vec vzip_low(vec a, vec b) { return vzip1q_f32(a, b); }
+FR_INLINE vec vzip_high(vec a, vec b) { return vzip2q_f32(a, b); }
 FR_INLINE vec vguess(vec d) {
   return vreinterpretq_f32_u32(vsubq_u32(vdupq_n_u32(FR_RECIPROCAL), vreinterpretq_u32_f32(d)));
 }
@@ -49,6 +51,8 @@ FR_INLINE vec vcopysign(vec a, vec s) { return vbslq_f64(vdupq_n_u64(1ull << 63)
 FR_INLINE vec vshl(vec a) {
   return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(a), 52));
 }
+FR_INLINE vec vzip_low(vec a, vec b) { return vzip1q_f64(a, b); }
+FR_INLINE vec vzip_high(vec a, vec b) { return vzip2q_f64(a, b); }
 FR_INLINE vec vguess(vec d) {
   return vreinterpretq_f64_u64(vsubq_u64(vdupq_n_u64(FR_RECIPROCAL), vreinterpretq_u64_f64(d)));
 }

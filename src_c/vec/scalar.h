@@ -47,6 +47,8 @@ FR_INLINE vec vbits_left(vec a, int n) {
   memcpy(&a, &b, sizeof a);
   return a;
 }
+FR_INLINE vec vzip_low(vec a, vec b) { (void)b; return a; } /* never called: one lane has no pairs */
+FR_INLINE vec vzip_high(vec a, vec b) { (void)a; return b; }
 FR_INLINE vec vguess(vec d) { return 1 / d; } /* Newton's steps need a fused residual */
 FR_INLINE vec vshl(vec a) { return vbits_left(a, FR_MANTISSA); }
 FR_INLINE vec vlow(vec a) { return vbits_left(a, 16); }
