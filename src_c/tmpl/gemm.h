@@ -331,14 +331,20 @@ FR_INLINE void gradient_tile(const int M, real *c, ptrdiff_t c_pitch, const real
       if (v < columns) __builtin_prefetch(c + m * c_pitch + v, 1, 3);
   FR_UNROLL(12) for (int m = 0; m < M; m++)
     FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) acc[m][v] = vset1(0);
-  FR_UNROLL(4) for (; k > 0; k--, a += GM, b += GN) {
-    vec bv[VPLAIN];
-    FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) bv[v] = vload(b + v * VW);
-    FR_UNROLL(12) for (int m = 0; m < M; m++) {
-      const vec am = vset1(a[m]);
-      FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) vadd_product(&acc[m][v], am, bv[v]);
-    }
+#define ONE_K(k)                                                                      \
+  {                                                                                   \
+    vec bv[VPLAIN];                                                                   \
+    FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) bv[v] = vload(b + (k) * GN + v * VW); \
+    FR_UNROLL(12) for (int m = 0; m < M; m++) {                                       \
+      const vec am = vset1(a[(k) * GM + m]);                                          \
+      FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) vadd_product(&acc[m][v], am, bv[v]); \
+    }                                                                                 \
   }
+  for (; k >= 4; k -= 4, a += 4 * GM, b += 4 * GN) {
+    ONE_K(0) ONE_K(1) ONE_K(2) ONE_K(3)
+  }
+  for (; k > 0; k--, a += GM, b += GN) ONE_K(0)
+#undef ONE_K
   FR_UNROLL(12) for (int m = 0; m < M; m++) {
     FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) {
       real *p = c + m * c_pitch + v * VW;
