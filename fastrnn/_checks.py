@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,26 +181,69 @@ def positive(owner: str, name: str, value: Any) -> int:
     return int(value)
 
 
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
 def above(
     owner: str, name: str, value: Any, least: float = 0, most: float = math.inf
 ) -> float:
     """Return `value` if it is a number above `least` and below `most`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) \
-            or not least < value < most:
+    if not _is_real(value) or not least < value < most:
         limit = f"above {least:g}" + (f" and below {most:g}" if most < math.inf else "")
         raise ValueError(f"{owner}: {name} is {show(value)}, expected a number {limit}")
     return float(value)
 
 
+def at_least(
+    owner: str, name: str, value: Any, least: float = 0, most: float = math.inf
+) -> float:
+    """Return `value` if it is a number of at least `least` and below `most`."""
+    if not _is_real(value) or not least <= value < most:
+        limit = f"at least {least:g}" + (f" and below {most:g}" if most < math.inf else "")
+        raise ValueError(f"{owner}: {name} is {show(value)}, expected a number of {limit}")
+    return float(value)
+
+
 def probability(owner: str, name: str, value: Any) -> float:
     """Return `value` if it is a number from 0 to 1."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float, np.integer, np.floating))
-        or not 0 <= value <= 1
-    ):
+    if not _is_real(value) or not 0 <= value <= 1:
         raise ValueError(f"{owner}: {name} is {show(value)}, expected a number from 0 to 1")
     return float(value)
+
+
+def writeable(owner: str, training: bool) -> None:
+    """Refuse to change parameters in evaluation mode."""
+    if not training:
+        raise ValueError(f"{owner}: the parameters are read-only in evaluation mode, expected "
+                         "training mode: call train() first")
+
+
+def named_arrays(
+    owner: str, mapping: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of a mapping if it has exactly these names and shapes.
+
+    Raises
+    ------
+    ValueError
+        If names are missing or unexpected, or shapes differ; the sentence lists them all.
+    TypeError
+        If it is no mapping, or a value is not an array of numbers.
+    """
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"{owner}: got {kind(mapping)}, expected a mapping of names to arrays")
+    problems = []
+    if missing := [name for name in shapes if name not in mapping]:
+        problems.append(f"missing {missing}")
+    if unexpected := [name for name in mapping if name not in shapes]:
+        problems.append(f"unexpected {unexpected}")
+    arrays = {name: numbers(owner, name, mapping[name]) for name in shapes if name in mapping}
+    problems += [f"{name} has shape {array.shape}, expected {shapes[name]}"
+                 for name, array in arrays.items() if array.shape != shapes[name]]
+    if problems:
+        raise ValueError(f"{owner}: {'; '.join(problems)}")
+    return arrays
 
 
 def float_dtype(owner: str, dtype: Any) -> np.dtype:
@@ -212,6 +255,13 @@ def float_dtype(owner: str, dtype: Any) -> np.dtype:
     if known not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise TypeError(f"{owner}: dtype is {show(dtype)}, expected float32 or float64")
     return known
+
+
+def one_of(owner: str, name: str, value: Any, known: Any) -> str:
+    """Return `value` if it is one of the known words."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{owner}: {name} is {show(value)}, expected one of {list(known)}")
+    return value
 
 
 def seeds(owner: str, seed: Any, count: int) -> list[np.random.SeedSequence]:

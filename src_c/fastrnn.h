@@ -104,13 +104,23 @@ typedef struct {
   const void *c_prev;     /* LSTM: (rows, pitch) */
 } fr_backward;
 
-/* Adam with decoupled weight decay (Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019).
- * lr, eps already hold the bias corrections; see dense.pyx. */
+/* A step of an optimiser on p = param, with g = grad limited to +-limit, times grad_scale:
+ *
+ *   sgd       g += decay p;  m = beta1 m + g;  p -= step_size (nesterov ? g + beta1 m : m)
+ *   rmsprop   g += decay p;  v = beta2 v + (1 - beta2) g^2;  m = beta1 m + g / (sqrt v + eps);
+ *             p -= step_size m
+ *   adam      m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
+ *             p = (1 - decay) p - step_size m / (sqrt v + eps)
+ *
+ * sgd and rmsprop without m (NULL) take m for what beta1 = 0 makes it. Adam's step_size and eps hold
+ * the bias corrections; see dense.pyx. */
 typedef struct {
   void *param, *m, *v;
   const void *grad;
-  double grad_scale, beta1, beta2, step_size, eps, decay;
-} fr_adam;
+  double limit, grad_scale, step_size, beta1, beta2, eps, decay;
+  int nesterov;
+} fr_update;
+typedef void (*fr_optimizer)(const fr_update *, ptrdiff_t begin, ptrdiff_t end);
 
 /* What a cell needs; one row per fr_cell. */
 typedef struct {
@@ -153,12 +163,13 @@ typedef struct {
   /* dst[index[r]][columns] += src[r][columns] for the rows in ascending order, columns [c0, c1) */
   void (*scatter_add)(void *dst, const void *src, ptrdiff_t row, const int32_t *index,
                       ptrdiff_t rows, ptrdiff_t c0, ptrdiff_t c1);
-  /* rows of N logits in place: softmax - onehot(target), times scale, into grad (may be logits;
-   * NULL: none); returns the sum of -log softmax[target], accumulated in double */
-  double (*softmax_loss)(void *grad, const void *logits, const int32_t *target, ptrdiff_t rows,
-                         ptrdiff_t n, double scale);
-  double (*sum_squares)(const void *x, ptrdiff_t n);
-  void (*adam)(const fr_adam *, ptrdiff_t begin, ptrdiff_t end);
+  /* rows of N logits: weight * (softmax - onehot(target)) * scale into grad (may be logits; NULL:
+   * none); returns the sum of weight * -log softmax[target], accumulated in double. weights (rows)
+   * or NULL: 1. A row of weight 0 is not looked at. */
+  double (*softmax_loss)(void *grad, const void *logits, const int32_t *target,
+                         const double *weights, ptrdiff_t rows, ptrdiff_t n, double scale);
+  double (*sum_squares)(const void *x, ptrdiff_t n, double limit); /* of x limited to +-limit */
+  fr_optimizer sgd, rmsprop, adam;
   /* elementwise, for tests: op 0 sigmoid, 1 tanh, 2 exp of x <= 0 */
   void (*activate)(void *y, const void *x, ptrdiff_t n, int op);
 } fr_table;

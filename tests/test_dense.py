@@ -223,6 +223,25 @@ def test_sum_of_squares(isa, dtype, n):
                                 rel=cases.tolerance(dtype, 16, 1), abs=0)
 
 
+@pytest.mark.parametrize("limit", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_sums_of_squares_also_of_limited_elements(isa, dtype, limit):
+    x = drawer(dtype)(65_537)
+    x[::3] *= 3
+    whole, limited = dense.sums_of_squares(x, limit)
+    assert whole == dense.sum_of_squares(x)
+    expected = np.square(np.clip(x.astype(np.float64), -limit, limit)).sum()
+    # of many equal terms the errors are alike and add up
+    assert limited == pytest.approx(expected, rel=cases.tolerance(dtype, x.size, 1), abs=0)
+    assert dense.sums_of_squares(x) == (whole, whole)
+    x[777] = np.nan
+    assert np.isnan(dense.sums_of_squares(x, limit)).all()
+    x[777] = np.inf
+    whole, limited = dense.sums_of_squares(x, limit)
+    assert math.isinf(whole)
+    assert math.isfinite(limited)
+
+
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_sum_of_squares_of_what_is_not_finite(isa, dtype):
     x = drawer(dtype)(1000)
@@ -289,6 +308,50 @@ def test_adam_of_nothing():
     dense.adam_step(nothing, nothing, nothing, nothing, step=1, weight_decay=0, **SETTINGS)
 
 
+# -------------------------------------------------------------------------------- SGD, RMSProp
+
+
+def sgd(param, grad, m, *, lr, momentum, nesterov, weight_decay):
+    """torch.optim.SGD's equations, as its page has them."""
+    g = grad + weight_decay * param
+    m = momentum * m + g
+    return param - lr * (g + momentum * m if nesterov else m), m
+
+
+def rmsprop(param, grad, v, m, *, lr, alpha, eps, momentum, weight_decay):
+    """torch.optim.RMSprop's equations, not centred, as its page has them."""
+    g = grad + weight_decay * param
+    v = alpha * v + (1 - alpha) * g * g
+    m = momentum * m + g / (np.sqrt(v) + eps)
+    return param - lr * m, v, m
+
+
+@pytest.mark.parametrize("n", [1, 3, 17, 31, 255, 257])
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+@pytest.mark.parametrize("rule", [sgd, rmsprop], ids=["sgd", "rmsprop"])
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_sgd_and_rmsprop_over_several_steps(isa, dtype, rule, momentum, n):
+    draw = drawer(dtype)
+    options = {"lr": 0.02, "momentum": momentum, "weight_decay": 0.1}
+    options |= {"nesterov": momentum > 0} if rule is sgd else {"alpha": 0.9, "eps": 1e-6}
+    buffers = [np.zeros(n, dtype) for _ in range(1 if rule is sgd else 2)]
+    given = buffers if momentum else buffers[:-1]  # without momentum it keeps no m
+    param = draw(n)
+    expected = wide(param, *buffers)
+    for step in range(1, 8):
+        grad, scale = draw(n), 0.7**step
+        kept = grad.copy()
+        step_of = dense.sgd_step if rule is sgd else dense.rmsprop_step
+        done = step_of(param, grad, *given, **options, limit=0.5, grad_scale=scale)
+        assert done is None
+        assert grad.tobytes() == kept.tobytes()
+        g = scale * np.clip(grad.astype(np.float64), -0.5, 0.5)
+        expected = rule(expected[0], g, *expected[1:], **options)
+        for name, got, right in zip(("param", "a", "b"), (param, *given), expected, strict=False):
+            cases.assert_close(f"{name} of step {step}", got, right, cases.tolerance(dtype, 8, 8),
+                               dtype=dtype)
+
+
 # ------------------------------------------------------------------------------ bits and threads
 
 
@@ -303,10 +366,13 @@ def everything(dtype):
     loss = dense.softmax_cross_entropy(logits, targets, 0.1, grad)
     dx = dense.linear_backward(grad, x, weight, dweight, dbias)
     flat, m, v, step = draw(300_001), draw(300_001), abs(draw(300_001)), draw(300_001)
-    norm = dense.sum_of_squares(flat)
+    norms = dense.sums_of_squares(flat, 0.3)
     dense.adam_step(flat, step, m, v, step=3, weight_decay=0.1, **SETTINGS)
+    dense.sgd_step(flat, step, m, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1)
+    dense.rmsprop_step(flat, step, v, m, lr=0.1, alpha=0.9, eps=1e-8, momentum=0.9,
+                       weight_decay=0.1, limit=0.3)
     results = {"logits": logits, "grad": grad, "dx": dx, "dweight": dweight, "dbias": dbias,
-               "param": flat, "m": m, "v": v, "loss and norm": np.array([loss, norm])}
+               "param": flat, "m": m, "v": v, "loss and norms": np.array([loss, *norms])}
     return {name: array.tobytes() for name, array in results.items()}
 
 
@@ -341,7 +407,7 @@ def test_a_row_is_that_row_alone(isa, dtype):
 
 @pytest.mark.skipif(len(FUSED) < 2, reason="this CPU has one instruction set with FMA")
 @pytest.mark.parametrize("dtype", cases.DTYPES)
-def test_linear_and_adam_have_the_same_bits_with_fma(dtype):
+def test_linear_and_optimizers_have_the_same_bits_with_fma(dtype):
     # softmax and the norm add up lanes, as many as a vector has: the same to rounding only
     before = runtime.get_isa()
     results = {}
@@ -354,6 +420,9 @@ def test_linear_and_adam_have_the_same_bits_with_fma(dtype):
             dx = dense.linear_backward(y, x, weight, dweight, bias)
             flat = draw(777), draw(777), draw(777), abs(draw(777))
             dense.adam_step(*flat, step=3, weight_decay=0.1, **SETTINGS)
+            dense.sgd_step(*flat[:3], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1)
+            dense.rmsprop_step(flat[0], flat[1], flat[3], flat[2], lr=0.1, alpha=0.9, eps=1e-8,
+                               momentum=0.9, weight_decay=0.1)
             results[name] = [a.tobytes() for a in (y, dx, dweight, bias, *flat)]
     finally:
         runtime.set_isa(before)
@@ -375,6 +444,11 @@ def call(name, **changed):
         "softmax_cross_entropy": {"logits": draw(R, N), "targets": np.zeros(R, np.int32),
                                   "grad": draw(R, N)},
         "sum_of_squares": {"flat": draw(N)},
+        "sgd_step": {"param": draw(N), "grad": draw(N), "m": draw(N), "lr": 0.1, "momentum": 0.9,
+                     "nesterov": False, "weight_decay": 0.0},
+        "rmsprop_step": {"param": draw(N), "grad": draw(N), "v": abs(draw(N)), "m": draw(N),
+                         "lr": 0.1, "alpha": 0.9, "eps": 1e-8, "momentum": 0.9,
+                         "weight_decay": 0.0},
         "adam_step": {"param": draw(N), "grad": draw(N), "m": draw(N), "v": draw(N), "step": 1,
                       "weight_decay": 0.0, **SETTINGS},
     }[name]
@@ -427,6 +501,12 @@ def read_only(array):
         ("sum_of_squares", {"flat": np.ones((2, 2))}, ValueError, r"flat: has shape \(2, 2\)"),
         ("sum_of_squares", {"flat": np.ones(6)[::2]}, ValueError, "flat: has strides"),
         ("sum_of_squares", {"flat": np.ones(6, int)}, TypeError, "dtype is int64, expected float"),
+        ("sgd_step", {"m": np.ones(4)}, ValueError, r"m: has shape \(4,\), expected \(5,\)"),
+        ("sgd_step", {"grad": np.ones(5, np.float32)}, TypeError, "grad: expected a native float"),
+        ("rmsprop_step", {"v": np.ones(4)}, ValueError, r"v: has shape \(4,\), expected \(5,\)"),
+        ("rmsprop_step", {"v": None}, TypeError, "v: expected a native float64 array"),
+        ("rmsprop_step", {"m": read_only(np.ones(5))}, ValueError, "m: is read-only"),
+        ("adam_step", {"m": None}, TypeError, "m: expected a native float64 array"),
         ("adam_step", {"grad": np.ones(4)}, ValueError, r"grad: has shape \(4,\), expected \(5,"),
         ("adam_step", {"grad": np.ones(5, np.float32)}, TypeError, "grad: expected a native floa"),
         ("adam_step", {"param": read_only(np.ones(5))}, ValueError, "param: is read-only"),
@@ -447,6 +527,6 @@ def test_errors_name_the_argument(name, changed, error, match):
 
 
 @pytest.mark.parametrize("name", ["linear_forward", "linear_backward", "softmax_cross_entropy",
-                                  "sum_of_squares", "adam_step"])
+                                  "sum_of_squares", "sgd_step", "rmsprop_step", "adam_step"])
 def test_what_the_error_table_changes_is_otherwise_accepted(name):
     call(name)

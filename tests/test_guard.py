@@ -148,8 +148,13 @@ def head(put, R, K, N, dtype):
     losses = [dense.softmax_cross_entropy(out, targets, 0.5, grad),
               dense.softmax_cross_entropy(dy, targets),
               dense.softmax_cross_entropy(dy, targets, 0.5, dy),
-              dense.sum_of_squares(bias)]
+              dense.sum_of_squares(bias), *dense.sums_of_squares(bias, 0.5)]
     flat = [draw(R * K), draw(R * K), draw(R * K), put(rng.uniform(size=R * K).astype(dtype))]
+    dense.sgd_step(*flat[:3], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1, limit=0.5)
+    dense.sgd_step(*flat[:2], lr=0.1, momentum=0, nesterov=False, weight_decay=0.1)
+    for m in (None, flat[2]):
+        dense.rmsprop_step(flat[0], flat[1], flat[3], m, lr=0.1, alpha=0.9, eps=1e-8, momentum=0.9,
+                           weight_decay=0.1)
     dense.adam_step(*flat, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, step=1)
     y = [runtime.activate(bias, op) for op in ("sigmoid", "tanh", "exp")]
     results = [out, dweight, dbias, dx, grad, dy, *flat, *y, np.array(losses)]

@@ -74,12 +74,15 @@ cdef extern from "fastrnn.h" nogil:
         void *c
         const void *c_prev
 
-    ctypedef struct fr_adam:
+    ctypedef struct fr_update:
         void *param
         void *m
         void *v
         const void *grad
-        double grad_scale, beta1, beta2, step_size, eps, decay
+        double limit, grad_scale, step_size, beta1, beta2, eps, decay
+        int nesterov
+
+    ctypedef void (*fr_optimizer)(const fr_update *, ptrdiff_t, ptrdiff_t) noexcept nogil
 
     ctypedef struct fr_cell_row:
         int gates, slots, has_c
@@ -107,10 +110,10 @@ cdef extern from "fastrnn.h" nogil:
         void (*gradient)(const fr_gradient *) noexcept nogil
         void (*scatter_add)(void *, const void *, ptrdiff_t, const int32_t *, ptrdiff_t,
                             ptrdiff_t, ptrdiff_t) noexcept nogil
-        double (*softmax_loss)(void *, const void *, const int32_t *, ptrdiff_t, ptrdiff_t,
-                               double) noexcept nogil
-        double (*sum_squares)(const void *, ptrdiff_t) noexcept nogil
-        void (*adam)(const fr_adam *, ptrdiff_t, ptrdiff_t) noexcept nogil
+        double (*softmax_loss)(void *, const void *, const int32_t *, const double *,
+                               ptrdiff_t, ptrdiff_t, double) noexcept nogil
+        double (*sum_squares)(const void *, ptrdiff_t, double) noexcept nogil
+        fr_optimizer sgd, rmsprop, adam
         void (*activate)(void *, const void *, ptrdiff_t, int) noexcept nogil
 
     ctypedef void (*fr_work)(void *, int, int) noexcept nogil

@@ -1,5 +1,5 @@
 """Training's other pieces, fused and threaded: the linear head, softmax cross-entropy, the norm of
-the gradient, Adam.
+the gradient, the optimisers.
 
 Letters: R rows, K inputs, N outputs. Sums over all rows run over fixed blocks, so that results are
 the same bits for any number of threads. Arrays are C-contiguous, float32 or float64.
@@ -8,11 +8,18 @@ the same bits for any number of threads. Arrays are C-contiguous, float32 or flo
 import numpy as np
 
 cimport numpy as cnp
-from libc.math cimport pow, sqrt
+from libc.math cimport INFINITY, pow, sqrt
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._kernels.c cimport fr_adam, fr_barrier, fr_gradient, fr_product, fr_table
+from fastrnn._kernels.c cimport (
+    fr_barrier,
+    fr_gradient,
+    fr_optimizer,
+    fr_product,
+    fr_table,
+    fr_update,
+)
 from fastrnn._kernels.runtime cimport (
     Buffer,
     Workspace,
@@ -32,6 +39,7 @@ cdef ptrdiff_t LOSS_ROWS = 16      # rows per block of a loss
 cdef ptrdiff_t NORM_BLOCK = 32768  # elements per block of a sum of squares
 
 INT32 = np.dtype(np.int32)
+FLOAT64 = np.dtype(np.float64)
 
 cdef Workspace workspace = Workspace()
 
@@ -175,50 +183,62 @@ cdef struct Blocks:
     char *grad
     const char *logits
     const int32_t *target
+    const double *weights
     ptrdiff_t N
     double scale
     # norm
     const char *x
-    # adam
-    const fr_adam *adam
+    double limit
+    # optimisers
+    fr_optimizer optimizer
+    const fr_update *update
 
 
 cdef void walk_softmax(void *arg, int rank, int size) noexcept nogil:
     cdef Blocks *s = <Blocks *> arg
+    cdef const double *weights = s.weights
     cdef unsigned state = flush_denormals()
     cdef ptrdiff_t i, r, offset
     for i in range(part(s.count, rank, size), part(s.count, rank + 1, size)):
         r = i * s.block
         offset = r * s.N * s.table.itemsize
+        if s.weights != NULL:
+            weights = s.weights + r
         s.partial[i] = s.table.softmax_loss(
             NULL if s.grad == NULL else s.grad + offset, s.logits + offset, s.target + r,
-            min(s.block, s.n - r), s.N, s.scale)
+            weights, min(s.block, s.n - r), s.N, s.scale)
     restore(state)
 
 
 cdef void walk_squares(void *arg, int rank, int size) noexcept nogil:
     cdef Blocks *s = <Blocks *> arg
     cdef unsigned state = flush_denormals()
-    cdef ptrdiff_t i, r
+    cdef ptrdiff_t i, r, n
+    cdef const char *x
     for i in range(part(s.count, rank, size), part(s.count, rank + 1, size)):
         r = i * s.block
-        s.partial[i] = s.table.sum_squares(s.x + r * s.table.itemsize, min(s.block, s.n - r))
+        x = s.x + r * s.table.itemsize
+        n = min(s.block, s.n - r)
+        s.partial[i] = s.table.sum_squares(x, n, INFINITY)
+        if s.limit < INFINITY:  # the block is still in a cache
+            s.partial[s.count + i] = s.table.sum_squares(x, n, s.limit)
     restore(state)
 
 
-cdef void walk_adam(void *arg, int rank, int size) noexcept nogil:
+cdef void walk_update(void *arg, int rank, int size) noexcept nogil:
     cdef Blocks *s = <Blocks *> arg
     cdef unsigned state = flush_denormals()
-    s.table.adam(s.adam, part(s.count, rank, size) * s.block,
-                 min(s.n, part(s.count, rank + 1, size) * s.block))
+    s.optimizer(s.update, part(s.count, rank, size) * s.block,
+                min(s.n, part(s.count, rank + 1, size) * s.block))
     restore(state)
 
 
-def softmax_cross_entropy(logits, targets, double scale=1.0, grad=None):
+def softmax_cross_entropy(logits, targets, double scale=1.0, grad=None, weights=None):
     """Return the sum over rows of -log softmax(logits)[target], in nats.
 
-    logits (R, N); targets (R,) int32 in [0, N). With `grad` (R, N), which may be `logits` itself,
-    also write (softmax - onehot) * scale there.
+    logits (R, N); targets (R,) int32 in [0, N); weights (R,) float64: of each row's term, where 0
+    leaves it out. With `grad` (R, N), which may be `logits` itself, also write
+    weight * (softmax - onehot) * scale there.
     """
     cdef Blocks s
     cdef int threads
@@ -228,6 +248,9 @@ def softmax_cross_entropy(logits, targets, double scale=1.0, grad=None):
     cdef ptrdiff_t r, classes = N
     check_flat("logits", logits, dtype, (R, N))
     check_flat("targets", targets, INT32, (R,))
+    if weights is not None:
+        check_flat("weights", weights, FLOAT64, (R,))
+        s.weights = <const double *> cnp.PyArray_DATA(weights)
     s.target = <const int32_t *> cnp.PyArray_DATA(targets)
     for r in range(<ptrdiff_t> R):
         if not 0 <= s.target[r] < classes:
@@ -252,6 +275,14 @@ def softmax_cross_entropy(logits, targets, double scale=1.0, grad=None):
 
 def sum_of_squares(flat):
     """Return the sum of the squares of a 1-D array, accumulated in float64."""
+    return sums_of_squares(flat)[0]
+
+
+def sums_of_squares(flat, double limit=INFINITY):
+    """Return the sum of the squares of a 1-D array, and that of its elements limited to +-limit.
+
+    One pass gives both.
+    """
     cdef Blocks s
     cdef int threads
     memset(&s, 0, sizeof(s))
@@ -260,48 +291,97 @@ def sum_of_squares(flat):
     s.n = flat.size
     s.block = NORM_BLOCK
     s.count = ceil_div(s.n, s.block)
-    partial = np.zeros(s.count)
+    partial = np.zeros((2, s.count))
     s.partial = <double *> cnp.PyArray_DATA(partial)
     s.x = <const char *> cnp.PyArray_DATA(flat)
+    s.limit = limit
     with nogil:
         threads = threads_for(2.0 * s.n)
         run(walk_squares, &s, threads)
-    return float(partial.sum())
+    whole, limited = (float(sums.sum()) for sums in partial)
+    return whole, limited if limit < INFINITY else whole
+
+
+cdef object check_update(fr_update *u, param, grad, dict buffers, double limit, double grad_scale):
+    """Fill in what all optimisers share; buffers has m and v, each if it is kept."""
+    memset(u, 0, sizeof(fr_update))
+    for name, array in (("param", param), *buffers.items()):
+        check_flat(name, array, param.dtype, param.shape, True)
+    check_flat("grad", grad, param.dtype, param.shape)
+    m, v = buffers.get("m"), buffers.get("v")
+    u.param = cnp.PyArray_DATA(param)
+    u.grad = cnp.PyArray_DATA(grad)
+    u.m = NULL if m is None else cnp.PyArray_DATA(m)
+    u.v = NULL if v is None else cnp.PyArray_DATA(v)
+    u.limit = limit
+    u.grad_scale = grad_scale
+
+
+cdef object run_update(const fr_table *table, fr_optimizer optimizer, const fr_update *u, n):
+    cdef Blocks s
+    cdef int threads
+    memset(&s, 0, sizeof(s))
+    s.table = table
+    s.n = n
+    s.block = 256
+    s.count = ceil_div(s.n, s.block)
+    s.optimizer = optimizer
+    s.update = u
+    with nogil:
+        threads = threads_for(20.0 * s.n)
+        run(walk_update, &s, threads)
+
+
+def sgd_step(param, grad, m=None, *, double lr, double momentum, bint nesterov,
+             double weight_decay, double limit=INFINITY, double grad_scale=1.0):
+    """Update 1-D `param`, and `m` if given, in place by one step of gradient descent.
+
+    Without `m` there is no momentum. `limit` bounds each element of the gradient first, then
+    `grad_scale` multiplies it: clipping costs no pass of its own. torch.optim.SGD's equations.
+    """
+    cdef fr_update u
+    cdef const fr_table *table = table_for(param.dtype)
+    check_update(&u, param, grad, {} if m is None else {"m": m}, limit, grad_scale)
+    u.step_size = lr
+    u.beta1 = momentum
+    u.nesterov = nesterov
+    u.decay = weight_decay
+    run_update(table, table.sgd, &u, param.size)
+
+
+def rmsprop_step(param, grad, v, m=None, *, double lr, double alpha, double eps, double momentum,
+                 double weight_decay, double limit=INFINITY, double grad_scale=1.0):
+    """Update 1-D `param`, `v`, and `m` if given, in place by one step of RMSProp.
+
+    The rest is as in sgd_step. torch.optim.RMSprop's equations, not centred.
+    """
+    cdef fr_update u
+    cdef const fr_table *table = table_for(param.dtype)
+    check_update(&u, param, grad, {"v": v} if m is None else {"v": v, "m": m}, limit, grad_scale)
+    u.step_size = lr
+    u.beta1 = momentum
+    u.beta2 = alpha
+    u.eps = eps
+    u.decay = weight_decay
+    run_update(table, table.rmsprop, &u, param.size)
 
 
 def adam_step(param, grad, m, v, *, double lr, double beta1, double beta2, double eps,
-              double weight_decay, int step, double grad_scale=1.0):
+              double weight_decay, ptrdiff_t step, double limit=INFINITY, double grad_scale=1.0):
     """Update 1-D `param`, `m` and `v` in place by one step of Adam, with decoupled weight decay.
 
-    `step` counts from 1. `grad_scale` multiplies the gradient first: clipping costs no pass of its
-    own. Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019.
+    `step` counts from 1; `limit` and `grad_scale` are as in sgd_step. Kingma & Ba 2015,
+    algorithm 1; Loshchilov & Hutter 2019.
     """
-    cdef Blocks s
-    cdef fr_adam a
-    cdef int threads
-    memset(&s, 0, sizeof(s))
-    dtype = param.dtype
-    for name, array in (("param", param), ("m", m), ("v", v)):
-        check_flat(name, array, dtype, param.shape, True)
-    check_flat("grad", grad, dtype, param.shape)
+    cdef fr_update u
+    cdef const fr_table *table = table_for(param.dtype)
+    check_update(&u, param, grad, {"m": m, "v": v}, limit, grad_scale)
     if step < 1:
         raise ValueError(f"step is {step}, expected at least 1")
     cdef double correction = sqrt(1 - pow(beta2, step))
-    a.param = cnp.PyArray_DATA(param)
-    a.grad = cnp.PyArray_DATA(grad)
-    a.m = cnp.PyArray_DATA(m)
-    a.v = cnp.PyArray_DATA(v)
-    a.grad_scale = grad_scale
-    a.beta1 = beta1
-    a.beta2 = beta2
-    a.step_size = lr * correction / (1 - pow(beta1, step))
-    a.eps = eps * correction
-    a.decay = lr * weight_decay
-    s.table = table_for(dtype)
-    s.n = param.size
-    s.block = 256
-    s.count = ceil_div(s.n, s.block)
-    s.adam = &a
-    with nogil:
-        threads = threads_for(20.0 * s.n)
-        run(walk_adam, &s, threads)
+    u.step_size = lr * correction / (1 - pow(beta1, step))
+    u.beta1 = beta1
+    u.beta2 = beta2
+    u.eps = eps * correction
+    u.decay = lr * weight_decay
+    run_update(table, table.adam, &u, param.size)

@@ -42,6 +42,8 @@ const fr_table FR_PASTE(fr_table, FR_ISA, FR_BITS) = {
     .scatter_add = scatter_add,
     .softmax_loss = softmax_loss,
     .sum_squares = sum_squares,
+    .sgd = sgd,
+    .rmsprop = rmsprop,
     .adam = adam,
     .activate = activate,
 };
