@@ -34,7 +34,7 @@ def parameters(case: Case) -> dict[str, np.ndarray]:
     bound = case.H**-0.5
     return {
         "embedding.weight": rng.standard_normal((VOCABULARY, case.I)).astype(case.dtype),
-        **{f"recurrent.{p}_l0": getattr(drawn, p) for p in PARAMETERS},
+        **{f"layers.0.{p}_l0": getattr(drawn, p) for p in PARAMETERS},
         "head.weight": rng.uniform(-bound, bound, (VOCABULARY, case.H)).astype(case.dtype),
         "head.bias": rng.uniform(-bound, bound, VOCABULARY).astype(case.dtype),
     }
@@ -157,7 +157,7 @@ def _loss(
     targets: np.ndarray, state: Any,
 ) -> tuple[float, dict[str, np.ndarray], Any]:
     kind = case.cell.partition("_")[0]
-    cell = [params[f"recurrent.{p}_l0"] for p in PARAMETERS]
+    cell = [params[f"layers.0.{p}_l0"] for p in PARAMETERS]
     y, state, tape = getattr(reference, f"{kind}_forward")(
         symbols, state, *cell, embedding=params["embedding.weight"])
     logits = y @ params["head.weight"].T + params["head.bias"]  # (T, B, V)
@@ -169,7 +169,7 @@ def _loss(
     dlogits /= targets.size
     dx, _, grads = getattr(reference, f"{kind}_backward")(
         dlogits @ params["head.weight"], None, tape)
-    named = {f"recurrent.{name}_l0": g for name, g in grads.items()}
+    named = {f"layers.0.{name}_l0": g for name, g in grads.items()}
     named |= {"embedding.weight": dx, "head.bias": dlogits.sum(axis=(0, 1)),
               "head.weight": np.tensordot(dlogits, y, axes=((0, 1), (0, 1)))}
     return float(-np.log(chosen).mean()), named, state

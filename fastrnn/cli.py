@@ -107,17 +107,19 @@ def _train(args: argparse.Namespace) -> None:
                     f"{now.speed:,.0f} characters/s, {now.bits:.3f} bits/character", refresh=False)
                 bar.update(now.share - bar.n)
 
-            done = training.train(
+            history = training.train(
                 model, train_text, batch_size=args.batch, bptt=args.bptt, lr=args.lr, steps=steps,
                 minutes=minutes, progress=show, interrupt=interrupt)
+        done = history.progress
         notes = {
-            "trained on": what, "steps": done.steps, "characters": done.characters,
+            "trained on": what, "steps": done.steps, "characters": done.seen,
             "batch": args.batch, "bptt": args.bptt, "lr": args.lr, "seed": args.seed,
             "training bits per character": round(done.bits, 4),
         }
         files.save_model(model, args.output, notes)  # what follows may be interrupted
-    print(f"{'stopped' if done.interrupted else 'done'} after {_count(done.steps, 'step')} and "
-          f"{done.seconds:.1f} s: {done.characters:,} characters, {done.speed:,.0f} a second")
+    how = "stopped" if history.stopped == "interrupted" else "done"
+    print(f"{how} after {_count(done.steps, 'step')} and "
+          f"{done.seconds:.1f} s: {done.seen:,} characters, {done.speed:,.0f} a second")
     print(f"saved {args.output}", flush=True)
     bits = training.evaluate(model, held_out[:HELD_OUT], batch_size=args.batch, bptt=args.bptt)
     print(f"held-out text: {bits:.3f} bits/character")

@@ -19,7 +19,7 @@ from fastrnn._kernels import sequence
 from fastrnn._kernels.runtime import Workspace, get_isa
 from fastrnn._kernels.stream import Stream
 from fastrnn.functional import cell_of
-from fastrnn.parameters import Parametrized
+from fastrnn.parameters import UNSET, Parametrized
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
@@ -73,9 +73,10 @@ class Recurrent(Parametrized):
                     named |= {"bias_ih": (GH,), "bias_hh": (GH,)}
                 shapes |= {f"{k}_l{layer}{direction}": shape for k, shape in named.items()}
         super().__init__(shapes, _checks.float_dtype(owner, dtype))
-        weights, masks = _checks.seeds(owner, seed, 2)
+        weights, masks = _checks.seeds(owner, None if seed is UNSET else seed, 2)
         bound = 1 / math.sqrt(H)
-        self.flat[:] = np.random.default_rng(weights).uniform(-bound, bound, self.flat.size)
+        if seed is not UNSET:
+            self.flat[:] = np.random.default_rng(weights).uniform(-bound, bound, self.flat.size)
         self._masks = np.random.default_rng(masks)
 
     # ---- calls ------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ class Recurrent(Parametrized):
 
     def run(
         self, x: np.ndarray, index: np.ndarray | None, state: Any, *, batched: bool = True,
-        turned: bool = False,
+        turned: bool = False, keep: bool = True,
     ) -> tuple[np.ndarray, Any]:
         """Run the layers over checked input: what `__call__` and a model with an embedding share.
 
@@ -139,6 +140,8 @@ class Recurrent(Parametrized):
         state : as for a call; without `batched` its arrays have no B
         turned : bool
             Whether y shall lie in memory as (B, T, D*H).
+        keep : bool
+            Whether training mode keeps what backward needs.
 
         Returns
         -------
@@ -154,8 +157,8 @@ class Recurrent(Parametrized):
         h0, c0 = (None if s is None else s.reshape(L * D, B, H) for s in (h0, c0))
         hn = np.empty((L * D, B, H), self.dtype)
         cn = np.empty_like(hn) if self._has_c else None
-        training = self.training
-        weights = self._weights if training else self._packed()
+        training = self.training and keep
+        weights = self._weights if self.training else self._packed()
         tapes = []
         if training:
             self._take(owner)
@@ -171,7 +174,7 @@ class Recurrent(Parametrized):
                     None if cn is None else cn[own], training, self._workspace,
                 )
                 mask = None
-                if training and self.dropout and layer < L - 1:
+                if self.training and self.dropout and layer < L - 1:
                     mask = self._mask(y)
                     y *= mask
                 tapes.append((tape, mask))
@@ -372,6 +375,24 @@ class Recurrent(Parametrized):
         packs = [directions[0] for directions in self._packed()]
         return Stream(owner, packs, batch_size, self.dtype, embedding)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make a layer of the same shapes, and which class takes them."""
+        names = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout",
+                 "bidirectional"]
+        names += ["nonlinearity"] if isinstance(self, RNN) else []
+        return {"layer": type(self).__name__, **{name: getattr(self, name) for name in names},
+                "dtype": self.dtype.name}
+
+    @property
+    def masks(self) -> dict[str, Any]:
+        """The state of the generator that draws dropout's masks; a checkpoint keeps it."""
+        return dict(self._masks.bit_generator.state)
+
+    @masks.setter
+    def masks(self, state: dict[str, Any]) -> None:
+        self._masks.bit_generator.state = state
+
     # ---- copies and print -------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
@@ -492,3 +513,5 @@ for _layer, _extra, _words in (
     (GRU, "", ("gru", "GRU", "hn", "dh0")),
 ):
     _layer.__doc__ = str(_layer.__doc__) + _PARAMETERS % (_extra, _EXAMPLE.format(*_words))
+
+LAYERS: dict[str, type[Recurrent]] = {layer.__name__: layer for layer in (RNN, LSTM, GRU)}

@@ -1,5 +1,8 @@
 """Named parameters in one flat buffer: what layers and models have in common.
 
+A `Composite` is made of parts that have such parameters, and of some of its own: the parts' buffers
+become slices of its buffer.
+
 `flat` holds every parameter, in the order of the names and without gaps; `parameters()` are views
 of it, and `grads` and `flat_grads` are the same for the gradients. So an optimiser, a norm or a
 file needs one array, and a model can hold its layers' parameters in its own buffer.
@@ -16,6 +19,16 @@ import numpy as np
 from fastrnn import _checks
 
 Shapes = dict[str, tuple[int, ...]]
+
+# In place of a seed: parameters that a file will bring stay zero, and take no memory until then.
+UNSET = np.random.SeedSequence(0)
+
+
+def seeds_of(owner: str, seed: Any, count: int) -> list[Any]:
+    """Return seeds for the parts of a model."""
+    if seed is UNSET:
+        return [UNSET] * count
+    return [int(s.generate_state(1, np.uint64)[0]) for s in _checks.seeds(owner, seed, count)]
 
 
 def _views(flat: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]:
@@ -94,25 +107,8 @@ class Parametrized:
         TypeError
             If a value is not an array of numbers.
         """
-        owner = f"{type(self).__name__}.load_state_dict"
-        if not isinstance(mapping, Mapping):
-            raise TypeError(f"{owner}: got {_checks.kind(mapping)}, expected a mapping of names to "
-                            "arrays")
-        problems = []
-        if missing := [name for name in self._params if name not in mapping]:
-            problems.append(f"missing {missing}")
-        if unexpected := [name for name in mapping if name not in self._params]:
-            problems.append(f"unexpected {unexpected}")
-        arrays = {}
-        for name, param in self._params.items():
-            if name not in mapping:
-                continue
-            array = _checks.numbers(owner, name, mapping[name])
-            if array.shape != param.shape:
-                problems.append(f"{name} has shape {array.shape}, expected {param.shape}")
-            arrays[name] = array
-        if problems:
-            raise ValueError(f"{owner}: {'; '.join(problems)}")
+        arrays = _checks.named_arrays(f"{type(self).__name__}.load_state_dict", mapping,
+                                      self._shapes)
         training = self.training
         self.train()
         for name, array in arrays.items():
@@ -125,7 +121,7 @@ class Parametrized:
         self.training = bool(mode)
         return self
 
-    def eval(self) -> Self:
+    def eval(self, weights: str = "float32") -> Self:
         """Choose evaluation mode and return self.
 
         The weights are packed once, for all calls to come, and every array of parameters becomes
@@ -151,3 +147,52 @@ class Parametrized:
         # copies: an unpickled array may lie in a bytes object, which no flag makes writeable again
         self._hold(self.flat.copy(), self.flat_grads.copy())
         self.train(self.training)
+
+
+class Composite(Parametrized):
+    """Parts with parameters, and some of its own, in one buffer: a model of layers.
+
+    The parts' parameters come first, in their order, named "part.name"; then the own ones.
+
+    Parameters
+    ----------
+    parts : dict of Parametrized
+        They keep the values that they have; from now on their buffers are slices of this one's.
+    own : dict of shapes
+        Of parameters that start at zero.
+    dtype : float32 or float64
+    """
+
+    def __init__(self, parts: Mapping[str, Parametrized], own: Shapes, dtype: Any) -> None:
+        self._parts = dict(parts)
+        shapes = {f"{name}.{k}": shape for name, part in parts.items()
+                  for k, shape in part._shapes.items()}
+        initial = [part.flat for part in parts.values()]
+        super().__init__(shapes | own, dtype)
+        start = 0
+        for values in initial:
+            if values.any():
+                self.flat[start : start + values.size] = values
+            start += values.size
+
+    def _hold(self, flat: np.ndarray, flat_grads: np.ndarray) -> None:
+        super()._hold(flat, flat_grads)
+        start = 0
+        for part in self._parts.values():
+            stop = start + sum(map(math.prod, part._shapes.values()))
+            part._hold(flat[start:stop], flat_grads[start:stop])
+            start = stop
+
+    def train(self, mode: bool = True) -> Self:  # noqa: D102, the base class says it
+        super().train(mode)
+        for part in self._parts.values():
+            part.train(mode)
+        return self
+
+    def eval(self, weights: str = "float32") -> Self:
+        """Choose evaluation mode; `weights` is that of the recurrent layers' eval."""
+        self._set_writeable(False)
+        self.training = False
+        for part in self._parts.values():
+            part.eval(weights)
+        return self

@@ -7,14 +7,14 @@ side.
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fastrnn import _checks
 
-__all__ = ["find_files", "read", "split", "windows"]
+__all__ = ["find_files", "read", "split"]
 
 
 def _standard_library() -> list[Path]:
@@ -73,44 +73,3 @@ def split(text: np.ndarray, share: float = 0.05) -> tuple[np.ndarray, np.ndarray
     """Return (training text, held-out text): the last `share` of it is held out."""
     cut = len(text) - int(len(text) * share)
     return text[:cut], text[cut:]
-
-
-def windows(
-    text: np.ndarray, T: int, B: int, *, endless: bool = False
-) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """Cut a text into B rows and walk along them in windows of T steps.
-
-    Parameters
-    ----------
-    text : uint8 (N,)
-        Row b begins at byte b N/B, so that a state carried from window to window stays with its
-        text.
-    T, B : int
-    endless : bool
-        Whether to begin again at the end; otherwise the rows are walked once.
-
-    Yields
-    ------
-    symbols, targets : int32 (T, B)
-        The bytes, and those that follow them.
-    first : bool
-        Whether this is the first window of a walk: the carried state does not belong to it.
-
-    Raises
-    ------
-    ValueError
-        If a row is shorter than one window.
-    """
-    per = (len(text) - 1) // B
-    if per < T:
-        raise ValueError(
-            f"the text has {len(text)} bytes, expected at least {B * T + 1} for {B} rows of {T} "
-            "steps; give more text or a smaller batch or window"
-        )
-    rows = np.ascontiguousarray(text[: per * B].reshape(B, per).T)  # (per, B)
-    after = np.ascontiguousarray(text[1 : per * B + 1].reshape(B, per).T)
-    while True:
-        for t in range(0, per - T + 1, T):
-            yield rows[t : t + T].astype(np.int32), after[t : t + T].astype(np.int32), t == 0
-        if not endless:
-            return

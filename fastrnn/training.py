@@ -1,57 +1,34 @@
-"""Training a language model by truncated backpropagation through time, and judging it."""
+"""Training: a loop over batches with everything around it, and what judges a model.
+
+Truncated backpropagation through time: a batch that goes on where the one before ended gets its
+final state; the gradient is not carried.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn import text as texts
-from fastrnn.functional import State
+from fastrnn.batches import Batch, Windows
+from fastrnn.history import History, Progress
 from fastrnn.model import LanguageModel
-from fastrnn.optim import Adam
+from fastrnn.optim import Adam, Optimizer
+from fastrnn.schedules import cosine
 
-__all__ = ["Interrupt", "Progress", "evaluate", "train"]
+__all__ = ["History", "Interrupt", "Progress", "evaluate", "fit", "judge", "train"]
 
-
-@dataclasses.dataclass
-class Progress:
-    """Where a training stands.
-
-    Attributes
-    ----------
-    steps, characters : int
-        Steps taken, and characters read in them.
-    seconds : float
-        Since the first step.
-    bits : float
-        Training loss in bits per character, a mean that forgets (time constant 100 steps).
-    share : float
-        Of the run that is done, 0 to 1.
-    interrupted : bool
-        Whether Ctrl-C ended it.
-    """
-
-    steps: int = 0
-    characters: int = 0
-    seconds: float = 0.0
-    bits: float = math.nan
-    share: float = 0.0
-    interrupted: bool = False
-
-    @property
-    def speed(self) -> float:
-        """Characters per second."""
-        return self.characters / self.seconds if self.seconds else 0.0
+Data = Callable[[int], Batch]
+LATEST, BEST = "latest.safetensors", "best.safetensors"
 
 
 class Interrupt:
@@ -79,38 +56,46 @@ class Interrupt:
             signal.signal(signal.SIGINT, self._before)
 
 
-def _rate(share: float) -> float:
-    """Learning rate as a part of the first one: half a cosine down to a twentieth."""
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-
-def train(
-    model: LanguageModel, text: np.ndarray, *, batch_size: int = 32, bptt: int = 64,
-    lr: float = 2e-3, clip: float = 1.0, steps: int | None = None, minutes: float | None = None,
-    decay: bool = True, progress: Callable[[Progress], Any] | None = None,
-    interrupt: Interrupt | None = None,
-) -> Progress:
-    """Train a model to predict a text byte by byte.
-
-    The text is read in `batch_size` rows side by side. Each step backpropagates through a window of
-    `bptt` characters; the state is carried on to the next window, the gradient is not.
+def fit(
+    model: Any, data: Data, optimizer: Optimizer, *, steps: int | None = None,
+    minutes: float | None = None, schedule: Callable[[int, float], float] | None = None,
+    clip: float | None = 1.0, clip_value: float | None = None,
+    validate: Callable[[], float] | None = None, validate_every: int = 1000,
+    patience: int | None = None, segment: int | None = None,
+    folder: str | Path | None = None, save_every: int = 1000, resume: bool = False,
+    progress: Callable[[Progress], Any] | None = None, interrupt: Interrupt | None = None,
+) -> History:
+    """Train a model.
 
     Parameters
     ----------
-    model : LanguageModel
+    model : SequenceModel, EncoderDecoder or LanguageModel
         Changed in place and left in training mode.
-    text : uint8 (N,)
-    batch_size, bptt : int
-        Rows B and steps T of a window.
-    lr : float
-        Adam's first learning rate.
-    clip : float
-        Greatest global norm of the gradients.
+    data : callable
+        The batch of a step, which counts from 0: see fastrnn.batches.
+    optimizer : Optimizer
+        Of this model.
     steps, minutes : int or float
         When to stop; exactly one of them. With `steps` the result is the same bits for the same
-        model and text, on any number of threads.
-    decay : bool
-        Whether the learning rate falls to a twentieth along half a cosine.
+        model, data and optimizer, on any number of threads.
+    schedule : callable, optional
+        Takes the step and the share of the run that is done, and gives what the optimizer's first
+        learning rate is multiplied with: see fastrnn.schedules.
+    clip : float or None
+        Greatest global norm of the gradients.
+    clip_value : float or None
+        Greatest size of each of their elements, before that.
+    validate : callable, optional
+        Judges the model, less is better; called every `validate_every` steps and at the end.
+    patience : int, optional
+        Stop after as many validations that brought nothing better.
+    segment : int, optional
+        Keep activations of so many steps only and run the rest anew: see SequenceModel.loss.
+    folder : path, optional
+        Where `latest.safetensors` is written, every `save_every` steps and at the end, and
+        `best.safetensors`, the best validation's. Both are models, and latest is a checkpoint too.
+    resume : bool
+        Go on from the folder's latest, if there is one: bitwise as if it had never stopped.
     progress : callable, optional
         Called with the Progress after every step.
     interrupt : Interrupt, optional
@@ -118,16 +103,17 @@ def train(
 
     Returns
     -------
-    Progress
-        The last one. After Ctrl-C `interrupted` is set and the model is that of the last whole
-        step; a second Ctrl-C raises KeyboardInterrupt at once.
+    History
+        After Ctrl-C `stopped` is "interrupted" and the model is that of the last whole step; a
+        second Ctrl-C raises KeyboardInterrupt at once.
 
     Raises
     ------
     ValueError
-        If an option is out of its range, or the text is shorter than one window of every row.
+        If an option is out of its range, or the checkpoint is of another model or optimizer.
     FloatingPointError
-        If the loss or the gradients' norm is not finite; the model is that of the step before.
+        If the loss or the gradients' norm is not finite; it names the step and where it began. The
+        model is that of the step before, and the files in the folder stay as they are.
 
     References
     ----------
@@ -136,41 +122,135 @@ def train(
     time.
     """
     if (steps is None) == (minutes is None):
-        raise ValueError(f"train: steps is {steps} and minutes is {minutes}, expected one of them")
-    limit = _checks.above("train", "steps", steps) if steps is not None else _checks.above(
-        "train", "minutes", minutes) * 60
-    _checks.above("train", "clip", clip)
-    _checks.positive("train", "batch_size", batch_size)
-    _checks.positive("train", "bptt", bptt)
-    optimizer = Adam(model, lr)
+        raise ValueError(f"fit: steps is {steps} and minutes is {minutes}, expected one of them")
+    limit = _checks.above("fit", "steps", steps) if steps is not None else _checks.above(
+        "fit", "minutes", minutes) * 60
+    for name, value in (("clip", clip), ("clip_value", clip_value)):
+        if value is not None:
+            _checks.above("fit", name, value)
+    for name, count in (("validate_every", validate_every), ("save_every", save_every),
+                        ("patience", 1 if patience is None else patience)):
+        _checks.positive("fit", name, count)
+    target: Any = optimizer.target
+    if target is not model:
+        raise ValueError("fit: optimizer is of another model, expected one of this model")
+    if patience is not None and validate is None:
+        raise ValueError("fit: patience is given without validate, expected both")
+    history, state = History(clip=clip), None
+    run = None if folder is None else Path(folder)
+    if run is not None:
+        from fastrnn import checkpoint, files  # safetensors
+
+        run.mkdir(parents=True, exist_ok=True)
+        if resume and (run / LATEST).exists():
+            history, state = checkpoint.load(run / LATEST, model, optimizer)
+            history.stopped, history.clip = "done", clip
     model.train()
-    state: State = None
-    now, mean = Progress(), 0.0
+    now, lr = history.progress, optimizer.lr
+    now.share = min(1.0, (now.steps if steps is not None else now.seconds) / limit)
+    best = min((loss for _, loss in history.validations), default=math.inf)
     with contextlib.nullcontext(interrupt) if interrupt else Interrupt() as interrupt:
+        before = now.seconds
         start = time.perf_counter()
-        for symbols, targets, first in texts.windows(text, bptt, batch_size, endless=True):
+        while now.share < 1 and history.stopped == "done":
+            batch = data(now.steps)
             model.zero_grad()
-            loss, state = model.loss(symbols, targets, None if first else state)
+            loss, state = _loss(model, batch, state, segment)
             if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f"train: the loss is {loss} at step {now.steps + 1}, expected a finite "
-                    "number; try a smaller lr"
-                )
+                    f"fit: the loss is {loss} at step {now.steps + 1}, {_where(model, state)}; "
+                    "expected a finite number: try a smaller lr, or clip")
             model.backward()
-            optimizer.lr = lr * _rate(now.share) if decay else lr
-            optimizer.step(clip)
-            mean = 0.99 * mean + 0.01 * loss
+            if schedule is not None:
+                optimizer.lr = lr * schedule(now.steps, now.share)
+            try:
+                norm = optimizer.step(clip, clip_value)
+            except FloatingPointError:
+                raise FloatingPointError(
+                    f"fit: the gradients' norm is not finite at step {now.steps + 1}, "
+                    f"{_where(model, state)}; no parameter has changed: try clip, or a smaller lr"
+                ) from None
+            history.losses.append(loss)
+            history.norms.append(norm)
+            history.rates.append(optimizer.lr)
             now.steps += 1
-            now.characters += symbols.size
-            now.seconds = time.perf_counter() - start
-            now.bits = mean / (1 - 0.99**now.steps) / math.log(2)
+            now.seen += batch.size
+            now.seconds = before + time.perf_counter() - start
+            # a mean over the last 100 steps or so, and from the first one on
+            now.loss = loss if now.steps == 1 else now.loss + max(0.01, 1 / now.steps) * (
+                loss - now.loss)
             now.share = min(1.0, (now.steps if steps is not None else now.seconds) / limit)
-            now.interrupted = interrupt.asked
             if progress is not None:
                 progress(now)
-            if now.share >= 1 or interrupt.asked:
-                break
-    return now
+            if interrupt.asked:
+                history.stopped = "interrupted"
+            over = now.share >= 1 or history.stopped != "done"
+            if validate is not None and (now.share >= 1 or now.steps % validate_every == 0):
+                judged = float(validate())
+                model.train()
+                history.validations.append((now.steps, judged))
+                if judged < best:
+                    best = judged
+                    if run is not None:
+                        files.save_model(model, run / BEST)
+                worse = len(history.validations) - 1 - min(
+                    range(len(history.validations)), key=lambda i: history.validations[i][1])
+                if patience is not None and worse >= patience and not over:
+                    history.stopped, over = "patience", True
+            if run is not None and (over or now.steps % save_every == 0):
+                checkpoint.save(run / LATEST, model, optimizer, lr, state, history)
+    optimizer.lr = lr
+    return history
+
+
+def _loss(
+    model: Any, batch: Batch, state: Any, segment: int | None = None
+) -> tuple[float, Any]:
+    """Return the loss of a batch and the state after it."""
+    options = {"weights": batch.weights, "vector": batch.vector, "segment": segment,
+               "state": None if batch.first else state}
+    given = {name: value for name, value in options.items() if value is not None}
+    loss, state = model.loss(*batch.inputs, batch.targets, **given)
+    return loss, state
+
+
+def _where(model: Any, state: Any) -> str:
+    """Say where the first number is that is not finite."""
+    places = [(f"parameter {name}", p) for name, p in model.parameters().items()]
+    places += [(f"the state of layers.{i}", a) for i, of in enumerate(state)
+               for a in (of if isinstance(of, tuple) else (of,))]
+    places += [(f"the gradient of {name}", g) for name, g in model.grads.items()]
+    return next((f"first in {name}" for name, a in places if not np.isfinite(a).all()),
+                "in the outputs or the targets")
+
+
+# ---- judging -------------------------------------------------------------------------------------
+
+
+def judge(model: Any, data: Data, count: int) -> float:
+    """Return a model's mean loss over `count` batches, in evaluation mode.
+
+    Parameters
+    ----------
+    model : SequenceModel, EncoderDecoder or LanguageModel
+        Its mode is the same afterwards.
+    data : callable
+        The batch of a step, 0 to count - 1; the state is carried where a batch goes on.
+    count : int
+    """
+    count = _checks.positive("judge", "count", count)
+    training = model.training
+    if training:
+        model.eval()
+    state, losses = None, []
+    try:
+        for step in range(count):
+            loss, state = _loss(model, data(step), state)
+            losses.append(loss)
+    finally:
+        if training:
+            model.train()
+    return float(np.mean(losses))
 
 
 def evaluate(
@@ -196,15 +276,39 @@ def evaluate(
     if len(text) < 2:
         raise ValueError(f"evaluate: the text has {len(text)} characters, expected at least 2")
     B = max(1, min(batch_size, (len(text) - 1) // bptt))
-    T = min(bptt, (len(text) - 1) // B)
-    training = model.training
-    if training:
-        model.eval()
-    state: State = None
-    losses = []
-    for symbols, targets, _ in texts.windows(text, T, B):
-        loss, state = model.loss(symbols, targets, state)
-        losses.append(loss)
-    if training:
-        model.train()
-    return float(np.mean(losses)) / math.log(2)
+    windows = Windows(text, min(bptt, (len(text) - 1) // B), B)
+    return judge(model, windows, windows.count) / math.log(2)
+
+
+# ---- the main job --------------------------------------------------------------------------------
+
+
+def train(
+    model: LanguageModel, text: np.ndarray, *, batch_size: int = 32, bptt: int = 64,
+    lr: float = 2e-3, decay: bool = True, **options: Any,
+) -> History:
+    """Train a model to predict a text byte by byte: `fit` with Windows of the text and Adam.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    text : uint8 (N,)
+    batch_size, bptt : int
+        Rows B and steps T of a window.
+    lr : float
+        Adam's first learning rate.
+    decay : bool
+        Whether the learning rate falls to a twentieth along half a cosine.
+    options
+        As of fit.
+
+    Raises
+    ------
+    ValueError
+        If the text is shorter than one window of every row, or an option is out of its range.
+    """
+    _checks.positive("train", "batch_size", batch_size)
+    _checks.positive("train", "bptt", bptt)
+    data = Windows(text, bptt, batch_size)
+    return fit(model, data, Adam(model, lr), schedule=cosine(final=0.05) if decay else None,
+               **options)

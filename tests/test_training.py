@@ -13,6 +13,7 @@ import pytest
 
 import fastrnn
 from fastrnn import cli, files, text, training
+from fastrnn.batches import Windows
 from fastrnn.model import LanguageModel
 
 SMALL = ["--hidden", "32", "--embedding", "8", "--batch", "8", "--bptt", "16"]
@@ -58,18 +59,19 @@ def test_reading_joins_all_files_in_an_order_of_the_seed(corpus):
 
 def test_windows_walk_every_row_once_and_targets_follow():
     data = np.arange(101, dtype=np.uint8)
-    seen = list(text.windows(data, 7, 4))
-    assert len(seen) == 3  # rows of 25
-    for i, (symbols, targets, first) in enumerate(seen):
+    windows = Windows(data, 7, 4)
+    assert windows.count == 3  # rows of 25
+    for i in range(3):
+        batch = windows(i)
+        (symbols,), targets, first = batch.inputs, batch.targets, batch.first
         assert symbols.dtype == targets.dtype == np.int32
         expected = np.arange(7)[:, None] + 7 * i + 25 * np.arange(4)
         np.testing.assert_array_equal(symbols, expected)
         np.testing.assert_array_equal(targets, expected + 1)
         assert first == (i == 0)
-    endless = text.windows(data, 7, 4, endless=True)
-    assert [next(endless)[2] for _ in range(7)] == [True, False, False] * 2 + [True]
-    with pytest.raises(ValueError, match="has 101 bytes, expected at least 105"):
-        next(text.windows(data, 26, 4))
+    assert [windows(k).first for k in range(7)] == [True, False, False] * 2 + [True]
+    with pytest.raises(ValueError, match="has 101 elements, expected at least 105"):
+        Windows(data, 26, 4)
 
 
 # ----------------------------------------------------------------------------------- training
@@ -86,10 +88,11 @@ def test_training_lowers_the_loss_on_text_not_seen(corpus, cell):
     before = training.evaluate(model, held_out)
     assert 7.5 < before < 8.5  # log2(256)
     done = training.train(model, train, batch_size=8, bptt=16, lr=1e-2, steps=300)
-    assert done.steps == 300
-    assert done.characters == 300 * 8 * 16
-    assert done.share == 1
-    assert done.bits < 3
+    assert done.stopped == "done"
+    assert done.progress.steps == len(done.losses) == 300
+    assert done.progress.seen == 300 * 8 * 16
+    assert done.progress.share == 1
+    assert done.progress.bits < 3
     assert training.evaluate(model, held_out) < 2
 
 
@@ -137,7 +140,7 @@ def test_evaluation_is_the_mean_over_the_whole_text_and_changes_nothing(corpus):
         ({"steps": 1, "lr": -1}, "lr is -1"),
         ({"steps": 1, "batch_size": 0}, "batch_size is 0"),
         ({"steps": 1, "bptt": 0}, "bptt is 0"),
-        ({"steps": 1, "batch_size": 1000}, "give more text or a smaller batch"),
+        ({"steps": 1, "batch_size": 1000}, "give more or smaller windows"),
     ],
 )
 def test_errors_of_training(options, match):
@@ -206,13 +209,13 @@ def test_hostile_model_files_are_one_clear_error(tmp_path):
             header["__metadata__"]["fastrnn"] = json.dumps(known)
         return change_header(data, change)
 
-    def format_2(header):
-        header["__metadata__"]["fastrnn"] = json.dumps({"config": {}, "format": 2})
+    def format_3(header):
+        header["__metadata__"]["fastrnn"] = json.dumps({"config": {}, "format": 3})
 
     hostile = {
         "huge": about(hidden_size=10**9), "cell": about(cell="elman"), "more": about(more=1),
         "text": about(symbols="5"), "layers": about(num_layers=10**9),
-        "format": change_header(data, format_2),
+        "format": change_header(data, format_3),
         "no metadata": change_header(data, lambda h: h.pop("__metadata__")),
         "not ours": change_header(data, lambda h: h["__metadata__"].pop("fastrnn")),
         "renamed": data.replace(b"head.bias", b"head.bios"),
@@ -282,7 +285,7 @@ def test_ctrl_c_stops_cleanly_and_saves(corpus, tmp_path, after):
         (["train", "nowhere"], "no file or folder 'nowhere'"),
         (["train", "EMPTY"], "has 1 bytes, expected at least 40"),
         (["train", "EMPTYDIR"], "no text files in"),
-        (["train", "SHORT"], "give more text or a smaller batch"),
+        (["train", "SHORT"], "give more or smaller windows"),
         (["train", "--hidden", "0"], "hidden_size is 0, expected a whole number of at least 1"),
         (["train", "--batch", "0"], "batch_size is 0"),
         (["train", "--lr", "-1"], "lr is -1"),

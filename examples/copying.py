@@ -1,0 +1,75 @@
+"""Copying memory: say again, after T blanks, the ten symbols that were read first.
+
+Eight symbols, a blank and a mark that asks for them (Hochreiter and Schmidhuber 1997; Arjovsky,
+Shah and Bengio 2016). Without a memory the best is to say blanks and then guess: 10 ln 8 / (T + 20)
+nats a step.
+"""
+
+import argparse
+import math
+
+import numpy as np
+from common import chart, record
+
+from fastrnn import GRU, LSTM, RNN, init, optim, training
+from fastrnn.batches import Batch, Drawn
+from fastrnn.model import SequenceModel
+
+SYMBOLS, SAID = 10, 10  # 8 symbols, blank, mark; how many are said
+BLANK, MARK = 8, 9
+
+
+def problem(T, B):
+    """Return the function that draws a batch of sequences of T + 20 steps."""
+
+    def draw(rng):
+        said = rng.integers(0, 8, (SAID, B))
+        x = np.full((T + 2 * SAID, B), BLANK)
+        x[:SAID], x[T + SAID - 1] = said, MARK
+        targets = np.full_like(x, BLANK)
+        targets[-SAID:] = said
+        return Batch((x,), targets)
+
+    return draw
+
+
+def cells(T):
+    """Return how each cell begins."""
+    return {
+        "RNN tanh": lambda H, seed: RNN(SYMBOLS, H, seed=seed),
+        "GRU": lambda H, seed: init.chrono(GRU(SYMBOLS, H, seed=seed), T, seed=seed),
+        "LSTM": lambda H, seed: init.chrono(LSTM(SYMBOLS, H, seed=seed), T, seed=seed),
+    }
+
+
+def main(argv=None):
+    """Return {cell: [(step, loss)]} and the baseline."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="half a minute: T = 10")
+    args = parser.parse_args(argv)
+    T, H, steps, every = (10, 64, 1500, 100) if args.quick else (100, 128, 6000, 100)
+    baseline = SAID * math.log(8) / (T + 2 * SAID)
+    found = {}
+    for name, make in cells(T).items():
+        model = SequenceModel(make(H, 0), SYMBOLS, symbols=SYMBOLS, one_hot=True, seed=0)
+        test = Drawn(problem(T, 200), 12345)
+        history = training.fit(
+            model, Drawn(problem(T, 32), 0), optim.Adam(model, 2e-3), steps=steps,
+            validate=lambda: training.judge(model, test, 1), validate_every=every)  # noqa: B023
+        found[name] = history.validations
+        print(f"T = {T}, {name:9}: {found[name][-1][1]:.5f} nats a step; without a memory "
+              f"{baseline:.5f}", flush=True)
+    if not args.quick:
+        record("copying", {"T": T, "H": H, "steps": steps, "batch": 32, "lr": 2e-3},
+               found | {"baseline": baseline})
+        with chart("copying") as axes:
+            for name, curve in found.items():
+                axes.semilogy(*zip(*curve, strict=True), label=name)
+            axes.axhline(baseline, color="k", lw=0.8, ls="--", label="without a memory")
+            axes.set(title=f"copying memory, T = {T}", xlabel="step", ylabel="nats a step")
+            axes.legend()
+    return found, baseline
+
+
+if __name__ == "__main__":
+    main()

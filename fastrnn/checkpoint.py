@@ -1,0 +1,76 @@
+"""A training as a file: model, optimiser, carried state, masks and history, to go on bitwise."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastrnn import files
+from fastrnn.history import History, Progress
+from fastrnn.layers import Recurrent
+from fastrnn.optim import Optimizer
+from fastrnn.parameters import Composite
+
+__all__ = ["load", "save"]
+
+_CURVES = ("losses", "norms", "rates")  # of a History: arrays
+
+
+def _recurrent(model: Any) -> list[Recurrent]:
+    """Return all recurrent layers of a model, in order."""
+    if isinstance(model, Recurrent):
+        return [model]
+    return [layer for part in model._parts.values() for layer in _recurrent(part)] if isinstance(
+        model, Composite) else []
+
+
+def save(
+    path: Path, model: Any, optimizer: Optimizer, lr: float, state: Any, history: History
+) -> None:
+    """Write everything that a training needs to go on; `lr` is the optimizer's first."""
+    tensors = model.state_dict()
+    tensors |= {f"optimizer.{k}": a for k, a in optimizer.state_dict().items()}
+    for i, of in enumerate(state):
+        tensors |= {f"state.{i}.{j}": np.ascontiguousarray(a)
+                    for j, a in enumerate(of if isinstance(of, tuple) else (of,))}
+    tensors |= {f"history.{k}": np.array(getattr(history, k), np.float64) for k in _CURVES}
+    told = {k: v for k, v in dataclasses.asdict(history).items() if k not in _CURVES}
+    files.write(path, tensors, files.describe(model) | {
+        "notes": {}, "optimizer": optimizer.config | {"lr": lr}, "history": told,
+        "dropout": [layer.masks for layer in _recurrent(model)]})
+
+
+def load(path: Path, model: Any, optimizer: Optimizer) -> tuple[History, Any]:
+    """Bring model and optimizer to where a checkpoint left them; return its history and state."""
+    tensors, about = files.read(path, "checkpoint")
+    mine = files.describe(model)
+    for what, theirs, own in (
+        ("model", {k: about.get(k) for k in mine}, mine),
+        ("optimizer", about.get("optimizer"), optimizer.config),
+    ):
+        if theirs != own:
+            raise ValueError(f"fit: {str(path)!r} is a checkpoint of another {what}: {theirs}, "
+                             f"expected {own}")
+    with files.refusing(path, "checkpoint"):
+        parts: dict[str, dict[str, np.ndarray]] = {
+            "optimizer": {}, "state": {}, "history": {}, "": {}}
+        for name, tensor in tensors.items():
+            head, _, rest = name.partition(".")
+            parts[head if head in parts else ""][rest if head in parts else name] = tensor
+        history = History(**about["history"],
+                          **{k: parts["history"][k].tolist() for k in _CURVES})
+        history.progress = Progress(**about["history"]["progress"])
+        history.validations = [(int(step), loss) for step, loss in history.validations]
+        state: list[list[np.ndarray]] = []
+        for name in sorted(parts["state"], key=lambda n: [*map(int, n.split("."))]):
+            i, j = map(int, name.split("."))
+            state += [[]] if j == 0 else []
+            state[i].append(parts["state"][name])
+        optimizer.load_state_dict(parts["optimizer"])
+        model.load_state_dict(parts[""])
+        for layer, masks in zip(_recurrent(model), about["dropout"], strict=True):
+            layer.masks = masks
+    return history, tuple(tuple(of) if len(of) > 1 else of[0] for of in state)
