@@ -105,7 +105,7 @@ def torch_step(case: Case, fused: bool) -> Build:
     def build() -> Callable[[Any, Any], Any]:
         model = torch.nn.ModuleDict({
             "embedding": torch.nn.Embedding(VOCABULARY, case.I),
-            "recurrent": make(case.I, case.H),
+            "layers": torch.nn.ModuleList([make(case.I, case.H)]),
             "head": torch.nn.Linear(case.H, VOCABULARY),
         }).to(getattr(torch, case.dtype))
         model.load_state_dict({k: torch.tensor(p) for k, p in parameters(case).items()})
@@ -116,7 +116,7 @@ def torch_step(case: Case, fused: bool) -> Build:
         def step(symbols: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             nonlocal state
             optimizer.zero_grad()
-            y, state = model["recurrent"](model["embedding"](symbols), state)
+            y, state = model["layers"][0](model["embedding"](symbols), state)
             loss = cross_entropy(model["head"](y).view(-1, VOCABULARY), targets.view(-1))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, CLIP)
