@@ -216,14 +216,49 @@ class Recurrent(Parametrized):
         TypeError, ValueError
             If a gradient is not one of y or of the state; the call can then be repeated.
         """
-        owner = f"{type(self).__name__}.backward"
+        return self._backward("backward", dy, dstate, need_dx)[:2]
+
+    def flow(
+        self, names: tuple[str, ...], dy: Any = None, dstate: Any = None
+    ) -> list[dict[str, np.ndarray]]:
+        """Go back as `backward` does and return what that computes on its way, layer by layer.
+
+        Parameters
+        ----------
+        names : tuple of str
+            Any of "dh", "dc" (of an LSTM), "gates", "dgates_x", "dgates_h", "x" and "h".
+        dy, dstate : as of `backward`
+
+        Returns
+        -------
+        list of L dicts
+            The arrays named, time-major, in the order of time for both directions:
+            dh, dc (T, B, D, H), the whole derivatives with respect to h(t) and c(t), through y(t),
+            the gates and later steps; gates (T, B, D, G, H), the activated gates; dgates_x and
+            dgates_h (T, B, D, G, H), the gradients of W_ih x(t) + b_ih and of W_hh h(t-1) + b_hh,
+            which differ for n of a GRU alone; x (T, B, I), the layer's input; h (T, B, D, H), the
+            state that a step began with.
+
+        Raises
+        ------
+        RuntimeError, TypeError, ValueError
+            As `backward`, or if a name is another; the call can then be repeated.
+        """
+        return self._backward("flow", dy, dstate, False, names)[2]
+
+    def _backward(
+        self, name: str, dy: Any, dstate: Any, need_dx: bool, flow: tuple[str, ...] = ()
+    ) -> tuple[Any, Any, list[dict[str, np.ndarray]]]:
+        owner = f"{type(self).__name__}.{name}"
         self._take(owner)
         try:
-            return self._backward(owner, dy, dstate, need_dx)
+            return self._walk_back(owner, dy, dstate, need_dx, flow)
         finally:
             self._lock.release()
 
-    def _backward(self, owner: str, dy: Any, dstate: Any, need_dx: bool) -> tuple[Any, Any]:
+    def _walk_back(
+        self, owner: str, dy: Any, dstate: Any, need_dx: bool, flow: tuple[str, ...]
+    ) -> tuple[Any, Any, list[dict[str, np.ndarray]]]:
         if self._tapes is None:
             raise RuntimeError(f"{owner}: no call to go back through: each training-mode call "
                                "serves one backward, and eval-mode calls none")
@@ -241,7 +276,7 @@ class Recurrent(Parametrized):
         dh0 = np.empty((L * D, B, H), self.dtype)
         dc0 = np.empty_like(dh0) if self._has_c else None
         grads = self._grads
-        dx = None
+        dx, flows = None, []
         for layer in reversed(range(L)):
             tape, mask = self._tapes[layer]
             if mask is not None and dy is not None:
@@ -252,16 +287,16 @@ class Recurrent(Parametrized):
                 dx = np.empty(tape.x_shape, self.dtype)
             elif layer or need_dx:
                 dx = _rows(T, B, tape.x_shape[2], self.dtype, turned)
-            sequence.backward(
+            flows.append(sequence.backward(
                 tape, dy, None if dhn is None else dhn[own], None if dcn is None else dcn[own],
-                dx, dh0[own], None if dc0 is None else dc0[own], grads[layer],
-            )
+                dx, dh0[own], None if dc0 is None else dc0[own], grads[layer], flow,
+            ))
             dy = dx
         self._tapes = None
         if dx is not None and dx.ndim == 3:
             dx = dx.transpose(1, 0, 2) if turned else dx if batched else dx[:, 0]
         dh0 = dh0.reshape(shape)
-        return dx, dh0 if dc0 is None else (dh0, dc0.reshape(shape))
+        return dx, dh0 if dc0 is None else (dh0, dc0.reshape(shape)), flows[::-1]
 
     def _mask(self, y: np.ndarray) -> np.ndarray:
         """Return zeros with probability `dropout`, and elsewhere what keeps the mean."""

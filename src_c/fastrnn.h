@@ -95,6 +95,8 @@ typedef struct {
   ptrdiff_t gates_row;
   void *dh;               /* (rows, pitch) in: what reaches h(t) past the gates; out: h(t-1)'s */
   void *dc;               /* LSTM: (rows, pitch) in and out likewise */
+  void *dh_out, *dc_out;  /* rows of H elements, out_row apart: dL/dh(t), dL/dc(t); or NULL */
+  ptrdiff_t out_row;
   const void *next;       /* gates of step t+1, already gradients; NULL at the last step */
   const void *wb;         /* packed W_hh, (panels, G * H, vectors * lanes) */
   const void *dy;         /* rows of H elements, dy_row apart, or NULL: zero */

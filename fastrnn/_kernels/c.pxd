@@ -65,6 +65,9 @@ cdef extern from "fastrnn.h" nogil:
         ptrdiff_t gates_row
         void *dh
         void *dc
+        void *dh_out
+        void *dc_out
+        ptrdiff_t out_row
         const void *next
         const void *wb
         const void *dy

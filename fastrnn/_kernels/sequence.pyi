@@ -7,6 +7,7 @@ from fastrnn._kernels.runtime import Workspace
 CELLS: tuple[str, ...]
 GATES: dict[str, int]
 CELLS_WITH_C: tuple[str, ...]
+FLOW: tuple[str, ...]
 
 Weights = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
 
@@ -36,4 +37,5 @@ def forward(
 def backward(
     tape: Tape, dy: np.ndarray | None, dhn: np.ndarray | None, dcn: np.ndarray | None,
     dx: np.ndarray | None, dh0: np.ndarray, dc0: np.ndarray | None, grads: tuple[Any, ...],
-) -> None: ...
+    flow: tuple[str, ...] = (),
+) -> dict[str, np.ndarray]: ...

@@ -33,6 +33,9 @@ CELLS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm", "gru")
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "rnn_sigmoid": 1, "lstm": 4, "gru": 3}
 CELLS_WITH_C = ("lstm",)
 
+# What backward can hand out of its way; see there.
+FLOW = ("dh", "dc", "gates", "dgates_x", "dgates_h", "x", "h")
+
 # Input projections of this many bytes are made at once: they are still in L2 when they are used.
 cdef ptrdiff_t CHUNK_BYTES = 256 * 1024
 
@@ -409,7 +412,34 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
     return tape
 
 
-def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads):
+cdef object padded(const char *data, const Pass *p, object dtype, ptrdiff_t steps,
+                   ptrdiff_t slots):
+    """A view (steps, B, slots, H) of rows of `pitch` elements."""
+    cdef cnp.npy_intp[4] shape = [steps, p.B, slots, p.pitch]
+    rows = cnp.PyArray_SimpleNewFromData(4, shape, dtype.num, <void *> data)
+    return rows[..., :p.H]
+
+
+cdef object from_tape(Tape tape, str name):
+    """Copy an array (T, B, D, G, H), or h (T, B, D, H), in torch's order of time and gates."""
+    cdef int d
+    cdef const Pass *p
+    parts = []
+    for d in range(tape.count):
+        p = &tape.passes[d]
+        if name == "h":
+            rows = padded(p.h if p.keeps_h else p.c, p, tape.dtype, p.T, 1)[:, :, 0]
+        elif name == "gates" and p.cell.plain:  # the one gate is h
+            rows = padded(p.h, p, tape.dtype, p.T + 1, 1)[1:]
+        else:
+            slots = ([p.cell.slot_h[i] for i in range(p.cell.gates)] if name == "dgates_h"
+                     else np.argsort([p.cell.order_x[i] for i in range(p.cell.gates)]))
+            rows = padded(p.gates, p, tape.dtype, p.T, p.cell.slots)[:, :, slots]
+        parts.append(rows[::-1] if tape.reverse[d] else rows)
+    return np.stack(parts, axis=2)
+
+
+def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple flow=()):
     """Backpropagate one forward call through time; the tape is used up.
 
     Parameters
@@ -420,6 +450,17 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads):
     dx : out, like forward's x, or None: not wanted
     dh0, dc0 : out (D, B, H); dc0 is None for cells without c
     grads : per direction (weight_ih, weight_hh, bias_ih, bias_hh), which accumulate
+    flow : names of FLOW: what to hand out besides
+
+    Returns
+    -------
+    dict of the arrays named in `flow`, in torch's order of time, also of the reverse direction
+        dh, dc : (T, B, D, H), the whole derivatives with respect to h(t) and c(t)
+        gates : (T, B, D, G, H), after their activations
+        dgates_x, dgates_h : (T, B, D, G, H), gradients of W_ih x(t) + b_ih and of
+            W_hh h(t-1) + b_hh; they differ for n of a GRU alone, where r comes between
+        x : forward's, no copy
+        h : (T, B, D, H), the state that step t began with: h(t-1), in reverse h(t+1)
     """
     cdef int D = tape.count, d, G
     cdef Pass *p
@@ -443,6 +484,13 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads):
         raise ValueError(f"grads: {len(grads)} directions, expected {D}")
     for d in range(D):
         check_weights(grads[d], G, dtype, I, H, True)
+    for name in flow:
+        if name not in FLOW or name == "dc" and not tape.passes[0].cell.has_c:
+            raise ValueError(f"flow: has {name!r}, expected names out of {FLOW}, dc of an LSTM "
+                             "alone")
+    out = {name: np.empty((T, B, D * H), dtype) for name in flow if name in ("dh", "dc")}
+    if "gates" in flow:
+        out["gates"] = from_tape(tape, "gates")  # the walk overwrites them
 
     cdef Job job
     memset(&job, 0, sizeof(job))
@@ -483,6 +531,16 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads):
             p.dy = <char *> rows.base
             p.dy_t = rows.outer
             p.dy_b = rows.inner
+        if "dh" in out:
+            rows = grid(out["dh"], d * H, tape.reverse[d])
+            p.dh_out = <char *> rows.base
+            p.out_t = rows.outer
+            p.out_b = rows.inner
+        if "dc" in out:
+            rows = grid(out["dc"], d * H, tape.reverse[d])
+            p.dc_out = <char *> rows.base
+            p.out_t = rows.outer
+            p.out_b = rows.inner
         p.need_dx = dx is not None
         p.add_dx = d > 0
         if dx is not None and used is not None:
@@ -506,5 +564,13 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads):
     if dx is not whole:
         whole.fill(0)
         whole[used] = dx
+    for name in flow:
+        if name in ("dh", "dc"):
+            out[name] = out[name].reshape(T, B, D, H)
+        elif name == "x":
+            out["x"] = tape.kept[0]
+        elif name != "gates":
+            out[name] = from_tape(tape, name)
     tape.workspace.give(buffer)
     tape.release()
+    return out

@@ -43,6 +43,9 @@ cdef struct Pass:
     ptrdiff_t dy_t, dy_b
     char *dh                 # (B, pitch) carries
     char *dc
+    char *dh_out             # (T, B) grids of rows of H, of like strides, or NULL
+    char *dc_out
+    ptrdiff_t out_t, out_b
     void *wb                 # packed W_hh, (panels_h, G*H, ...)
     void *wi                 # packed W_ih, (panels_i, G*H, ...)
     fr_rows dx

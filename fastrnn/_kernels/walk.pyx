@@ -284,6 +284,7 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
     step.pitch = p.pitch
     step.gates_row = p.row
     step.dy_row = p.dy_b
+    step.out_row = p.out_b
     step.wb = p.wb
     step.dh = at(p.dh, b0 * p.pitch, p)
     step.dc = at(p.dc, b0 * p.pitch, p)
@@ -292,6 +293,10 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
         step.gates = at(p.gates, (t * p.B + b0) * p.row, p)
         if p.dy != NULL:
             step.dy = at(p.dy, t * p.dy_t + b0 * p.dy_b, p)
+        if p.dh_out != NULL:
+            step.dh_out = at(p.dh_out, t * p.out_t + b0 * p.out_b, p)
+        if p.dc_out != NULL:
+            step.dc_out = at(p.dc_out, t * p.out_t + b0 * p.out_b, p)
         step.h_prev = h_at(p, t, b0)
         step.h = h_at(p, t + 1, b0)
         step.c_prev = at(p.c, (t * p.B + b0) * p.pitch, p)

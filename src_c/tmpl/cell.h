@@ -86,4 +86,11 @@ FR_INLINE void dh_tile(const int M, const int Q, const int gates, const int slot
     }
   }
   FOR_TILE(M, Q * VPLAIN) out->v[m][v] = acc[m][v];
+  if (s->dh_out)
+    for (int m = 0; m < M; m++)
+      for (int v = 0; v < Q * VPLAIN; v++) {
+        const ptrdiff_t at = (p * VPLAIN + v) * VW;
+        if (at >= s->hidden) break;
+        store_user((real *)s->dh_out + (m0 + m) * s->out_row, at, out->v[m][v], s->hidden);
+      }
 }

@@ -56,6 +56,8 @@ FR_INLINE void lstm_backward_tile(const int M, const int Q, const fr_backward *s
       const vec dh = dh_.v[m][v];
       const vec do_ = vmul(dh, tc);
       const vec dc = vfma(vmul(dh, o), v_dtanh(tc), vload((const real *)s->dc + cell));
+      if (s->dc_out)
+        store_user((real *)s->dc_out + (m0 + m) * s->out_row, at, dc, s->hidden);
       const vec di = vmul(dc, g), df = vmul(dc, vload((const real *)s->c_prev + cell));
       const vec dg = vmul(dc, i);
       vstore(row, vmul(di, v_dsigmoid(i)));
