@@ -181,6 +181,15 @@ def positive(owner: str, name: str, value: Any) -> int:
     return int(value)
 
 
+def below(owner: str, name: str, value: Any, count: int) -> int:
+    """Return `value` if it is a whole number from 0 on and below `count`."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not 0 <= value < count:
+        raise ValueError(f"{owner}: {name} is {show(value)}, expected a whole number from 0 to "
+                         f"{count - 1}")
+    return int(value)
+
+
 def _is_real(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 

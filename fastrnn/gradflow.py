@@ -1,0 +1,497 @@
+"""How gradients flow back through time: their norms, what each step adds, and what stops them.
+
+`gradient_flow` looks at one backward of a layer, `jacobians` at how much one state still depends
+on an earlier one, and `verdict` puts either into words. They work on copies of the layer: its
+gradients, its tape, its mode and its dropout stay as they are. Letters: T steps, B batch, I input,
+H hidden, G gates, L layers, D directions.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn.layers import Recurrent
+
+__all__ = ["GradientFlow", "Jacobians", "gradient_flow", "growth", "jacobians", "verdict"]
+
+PARTS = ("norms", "units", "shares", "saturation")
+
+# Of every cell the activated gates, in torch's order, and how they saturate.
+GATES = {
+    "rnn_tanh": {"h": "tanh"},
+    "rnn_relu": {"h": "relu"},
+    "rnn_sigmoid": {"h": "sigmoid"},
+    "lstm": {"i": "sigmoid", "f": "sigmoid", "g": "tanh", "o": "sigmoid"},
+    "gru": {"r": "sigmoid", "z": "sigmoid", "n": "tanh"},
+}
+LIMITS = {"tanh": (-0.95, 0.95), "sigmoid": (0.05, 0.95), "relu": (0.0, math.inf)}
+
+# The largest slope of the activation; the gated cells have no such bound.
+SLOPES = {"rnn_tanh": 1.0, "rnn_relu": 1.0, "rnn_sigmoid": 0.25}
+
+# What to try, by cell: sources as in `verdict`.
+VANISHING = {
+    "rnn_tanh": "orthogonal recurrent weights, or an LSTM or GRU",
+    "rnn_relu": "recurrent weights that begin as the identity, or an LSTM or GRU",
+    "rnn_sigmoid": "tanh, whose slope is four times as large, or an LSTM or GRU",
+    "lstm": "a bias of 1 or more at the forget gate",
+    "gru": "a positive bias at the gate z, which keeps the old state",
+}
+EXPLODING = "smaller or orthogonal recurrent weights, and clipping the gradient's norm"
+
+# What a norm may be multiplied by over all steps and still be called healthy.
+HEALTHY = (1e-2, 1e2)
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientFlow:
+    """What `gradient_flow` found; of a part that was not asked for, None.
+
+    Time runs as that of x, also in a reverse direction. Everything is float64.
+
+    Attributes
+    ----------
+    cell : str
+        "rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm" or "gru".
+    norms : array (L, D, T, B)
+        2-norm of dL/dh(t), the whole derivative, of every sequence.
+    c_norms : array (L, D, T, B)
+        Likewise of dL/dc(t); of an LSTM alone.
+    units : array (L, D, T, H)
+        2-norm of dL/dh(t) of every unit, over the batch.
+    terms_ih, terms_hh : array (L, D, T)
+        Frobenius norm of what step t adds to the gradient of weight_ih, dG(t)^T x(t), and of
+        weight_hh, dG(t)^T h(t-1), with dG (B, G*H) the gradients of the gates' arguments.
+    shares_ih, shares_hh : array (L, D, T)
+        The same terms' components along the whole gradient, divided by its norm: they sum to 1, and
+        a step below 0 works against the others. All are 0 where the whole gradient is 0.
+    saturation : array (L, D, T, G, 2)
+        Share of a gate's values, over batch and units, at its lower and at its upper end: at most
+        0.05 and at least 0.95 of a sigmoid, -0.95 and 0.95 of a tanh; at most 0 of a relu.
+    dead : array (L, D)
+        Share of relu units that are 0 at every step of every sequence; None for other cells.
+    """
+
+    cell: str
+    norms: np.ndarray | None = None
+    c_norms: np.ndarray | None = None
+    units: np.ndarray | None = None
+    terms_ih: np.ndarray | None = None
+    terms_hh: np.ndarray | None = None
+    shares_ih: np.ndarray | None = None
+    shares_hh: np.ndarray | None = None
+    saturation: np.ndarray | None = None
+    dead: np.ndarray | None = None
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Names of the G gates of `saturation`."""
+        return tuple(GATES[self.cell])
+
+    @property
+    def batch_norms(self) -> np.ndarray | None:
+        """(L, D, T): 2-norm of dL/dh(t) over the whole batch."""
+        return None if self.norms is None else _norm(self.norms, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Jacobians:
+    """What `jacobians` found. n is the number of distances, index and distance d = t - k are one.
+
+    Attributes
+    ----------
+    cell : str
+    matrices : array (n, H, H)
+        dh(t)/dh(k), of the layer's dtype: row i is the gradient of h_i(t). Of an LSTM, with c(k)
+        held.
+    norms : array (n,)
+        Their 2-norms.
+    c_norms : array (n,) or None
+        Of an LSTM, those of dh(t)/dc(k): memory lives there.
+    bounds : array (n,) or None
+        (||W_hh||_2 gamma)^d, which no norm exceeds; None for gated cells.
+    singular_values, spectral_radii : array (G,)
+        The largest singular value and the largest absolute eigenvalue of each gate's part of W_hh.
+    threshold : float or None
+        1/gamma: gradients must vanish if the singular value is below, and can explode only if it is
+        above. 1 for tanh and relu, 4 for sigmoid, None for gated cells.
+    """
+
+    cell: str
+    matrices: np.ndarray
+    norms: np.ndarray
+    c_norms: np.ndarray | None
+    bounds: np.ndarray | None
+    singular_values: np.ndarray
+    spectral_radii: np.ndarray
+    threshold: float | None
+
+    def memory(self, level: float = 1 / math.e) -> int | None:
+        """Return the effective length of memory in steps.
+
+        Parameters
+        ----------
+        level : float
+            In (0, 1).
+
+        Returns
+        -------
+        int or None
+            The first distance whose norm is below `level` times that of distance 1; None if all
+            that were looked at are above.
+        """
+        level = _checks.above("memory", "level", level, 0, 1)
+        below = np.flatnonzero(self.norms[1:] < level * self.norms[1:2])
+        return int(below[0]) + 1 if below.size else None
+
+
+def gradient_flow(
+    layer: Recurrent, x: Any, dy: Any = None, dstate: Any = None, state: Any = None, *,
+    parts: tuple[str, ...] = PARTS,
+) -> GradientFlow:
+    """Run a layer over a batch and back, and measure what flows back through time.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+        Any number of layers and both directions; of a model, its recurrent layers. It runs in
+        training mode, with the dropout that its next call would draw.
+    x, state : as of a call of the layer
+    dy, dstate : as of the layer's backward
+        Where the loss enters. Without both it is the sum of the last layer's final states h. A loss
+        at the last step alone shows best how far a gradient reaches.
+    parts : tuple of str
+        What to compute: "norms" costs little beside backward itself; "units"; "shares"; and
+        "saturation", which copies the gates.
+
+    Returns
+    -------
+    GradientFlow
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the layer's call and backward, or if `layer` or a part is something else.
+    """
+    owner = "gradient_flow"
+    _check_layer(owner, layer)
+    if not isinstance(parts, (tuple, list)) or any(part not in PARTS for part in parts):
+        raise ValueError(f"{owner}: parts is {_checks.show(parts)}, expected a tuple of names out "
+                         f"of {PARTS}")
+    twin = copy.deepcopy(layer).train()
+    twin.zero_grad()
+    _, final = twin(x, state)
+    D, lstm = 1 + twin.bidirectional, twin.cell == "lstm"
+    if dy is None and dstate is None:
+        dhn = np.zeros_like(final[0] if lstm else final)
+        dhn[-D:] = 1
+        dstate = (dhn, None) if lstm else dhn
+    wanted = {"norms": ("dh", "dc") if lstm else ("dh",), "units": ("dh",),
+              "shares": ("dgates_x", "dgates_h", "x", "h"), "saturation": ("gates",)}
+    flows = twin.flow(tuple({name for part in parts for name in wanted[part]}), dy, dstate)
+    with np.errstate(over="ignore", invalid="ignore"):  # exploding gradients are a result too
+        layers = [_measured(twin, number, flow, parts) for number, flow in enumerate(flows)]
+    return GradientFlow(twin.cell, **{k: np.stack([m[k] for m in layers]) for k in layers[0]})
+
+
+def _measured(
+    layer: Recurrent, number: int, flow: dict[str, np.ndarray], parts: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of a GradientFlow for one layer of the stack, without their axis L."""
+    found: dict[str, np.ndarray] = {}
+    if "norms" in parts:
+        for name, of in (("norms", "dh"), ("c_norms", "dc")):
+            if of in flow:
+                found[name] = _norm(flow[of], 3).transpose(2, 0, 1)
+    if "units" in parts:
+        found["units"] = _norm(flow["dh"], 1).swapaxes(0, 1)
+    if "shares" in parts:
+        T, B, D, _ = flow["h"].shape
+        for side, dgates in (("ih", "dgates_x"), ("hh", "dgates_h")):
+            pairs = [
+                _terms(flow[dgates][:, :, d].reshape(T, B, -1),
+                       flow["h"][:, :, d] if side == "hh" else flow["x"],
+                       layer.grads[f"weight_{side}_l{number}{'_reverse' * d}"])
+                for d in range(D)
+            ]
+            terms, shares = zip(*pairs, strict=True)
+            found |= {f"terms_{side}": np.stack(terms), f"shares_{side}": np.stack(shares)}
+    if "saturation" in parts:
+        gates = flow["gates"]  # (T, B, D, G, H)
+        low, high = np.array([LIMITS[kind] for kind in GATES[layer.cell].values()], gates.dtype).T
+        ends = [(gates <= low[:, None]).mean((1, 4)), (gates >= high[:, None]).mean((1, 4))]
+        found["saturation"] = np.stack(ends, -1).swapaxes(0, 1)
+        if layer.cell == "rnn_relu":
+            found["dead"] = (gates <= 0).all((0, 1, 3)).mean(-1)
+    return found
+
+
+def _norm(a: np.ndarray, axis: int) -> np.ndarray:
+    """Return 2-norms in float64; vanished gradients are far below the root of the least number."""
+    largest = np.abs(a).max(axis, keepdims=True, initial=0)
+    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1)
+    norms: np.ndarray = np.linalg.norm(a / scale, axis=axis)
+    return norms * scale.squeeze(axis).astype(np.float64)
+
+
+def _terms(
+    dgates: np.ndarray, source: np.ndarray, gradient: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each step's Frobenius norm and share (T,) of a weight gradient (N, K).
+
+    dgates (T, B, N), source (T, B, K). For few rows no step's term is formed, but the smaller Gram
+    matrices of its rows: ||sum_b g_b a_b^T||^2 = sum_bc (g_b . g_c) (a_b . a_c).
+    """
+    T, B, N = dgates.shape
+    K = source.shape[2]
+    whole = gradient.astype(np.float64)
+    size = float(_norm(whole.reshape(-1), 0))
+    norms, shares = np.zeros(T), np.zeros(T)
+    steps = max(1, 2**20 // max(1, min(B * B, N * K)))  # 8 MB of products at once
+    for t in range(0, T, steps):
+        now = slice(t, t + steps)
+        g, a = dgates[now].astype(np.float64), source[now].astype(np.float64)
+        if B * B < N * K:
+            squares = np.einsum("tbc,tbc->t", g @ g.swapaxes(1, 2), a @ a.swapaxes(1, 2))
+            norms[now] = np.sqrt(np.maximum(squares, 0))  # rounding may leave less than nothing
+        else:
+            norms[now] = np.linalg.norm(g.swapaxes(1, 2) @ a, axis=(1, 2))
+        if size > 0:
+            shares[now] = np.einsum("tbk,tbk->t", g @ (whole / size), a) / size
+    return norms, shares
+
+
+def jacobians(
+    layer: Recurrent, x: Any, state: Any = None, *, t: int | None = None, sequence: int = 0,
+    distance: int = 100, number: int = 0, reverse: bool = False,
+) -> Jacobians:
+    """Compute how a state depends on earlier ones, dh(t)/dh(k), for one sequence.
+
+    One backward gives them all: its batch is H copies of the sequence, and the gradient of the
+    final states the identity. Dropout is left out.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+    x, state : as of a call of the layer
+    t : int, optional
+        The step whose state is differentiated, from 0; by default the last that is walked.
+    sequence : int
+        Row of the batch.
+    distance : int
+        The largest t - k to look at; fewer if the sequence begins before.
+    number : int
+        The layer of the stack, from 0.
+    reverse : bool
+        The reverse direction of a bidirectional layer, whose earlier states are those of later
+        steps: distance is k - t then.
+
+    Returns
+    -------
+    Jacobians
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit the layer or is out of its range.
+
+    References
+    ----------
+    R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural
+    networks", ICML 2013, equations 5 to 7: the product of Jacobians and its bound.
+    """
+    owner = "jacobians"
+    _check_layer(owner, layer)
+    L, D, H = layer.num_layers, 1 + layer.bidirectional, layer.hidden_size
+    x = _checks.numeric(owner, "x", x, layer.dtype)
+    batched = x.ndim != 2
+    if not batched:
+        x = x[:, None]
+    elif layer.batch_first and x.ndim == 3:
+        x = x.swapaxes(0, 1)
+    x = _checks.array(owner, "x", x, layer.dtype, ("T", "B", layer.input_size))
+    T, B, _ = x.shape
+    if not x.size:
+        raise ValueError(f"{owner}: x has {T} steps of {B} sequences, expected at least one")
+    lstm = layer.cell == "lstm"
+    h0, c0 = _checks.states(owner, "state", state, lstm, layer.dtype,
+                            (L * D, B, H) if batched else (L * D, H))
+    b = _checks.below(owner, "sequence", sequence, B)
+    number, reverse = _checks.below(owner, "number", number, L), bool(reverse)
+    distance = _checks.positive(owner, "distance", distance)
+    t = (0 if reverse else T - 1) if t is None else _checks.below(owner, "t", t, T)
+    if reverse and D == 1:
+        raise ValueError(f"{owner}: reverse is True, expected False: the layer has one direction")
+
+    def initial(k: int, d: int) -> Any:
+        own = [None if s is None else s.reshape(L * D, B, H)[k * D + d, b][None, None]
+               for s in (h0, c0)]
+        return own if lstm else own[0]
+
+    x = x[:, b : b + 1]
+    for k in range(number):  # the layers below give the input
+        ys = [_single(layer, k, d)(x[:: 1 - 2 * d], initial(k, d))[0][:: 1 - 2 * d]
+              for d in range(D)]
+        x = np.concatenate(ys, 2)
+    one = _single(layer, number, reverse)
+    w_hh = one.parameters()["weight_hh_l0"].astype(np.float64).reshape(-1, H, H)  # (G, H, H)
+    if not np.isfinite(w_hh).all():
+        raise ValueError(f"{owner}: weight_hh_l{number} has values that are not finite")
+    if reverse:
+        x, t = x[::-1], T - 1 - t
+    start = max(0, t - distance)
+    _, before = one(x[:start], initial(number, reverse))
+    before = [s.repeat(H, 1) for s in before] if lstm else before.repeat(H, 1)
+    one(x[start : t + 1].repeat(H, 1), before)
+    identity = np.eye(H, dtype=layer.dtype)[None]
+    (flow,) = one.flow(("dh", "dc") if lstm else ("dh",), None,
+                       (identity, None) if lstm else identity)
+    matrices = flow["dh"][::-1, :, 0]
+    singular_values = np.linalg.norm(w_hh, 2, axis=(1, 2))
+    slope = SLOPES.get(layer.cell)
+    with np.errstate(over="ignore", under="ignore"):
+        bounds = None if slope is None else (singular_values * slope) ** np.arange(len(matrices))
+    return Jacobians(
+        layer.cell, matrices, _matrix_norms(matrices),
+        _matrix_norms(flow["dc"][::-1, :, 0]) if lstm else None, bounds, singular_values,
+        np.abs(np.linalg.eigvals(w_hh)).max(1), None if slope is None else 1 / slope,
+    )
+
+
+def _single(layer: Recurrent, number: int, reverse: int) -> Recurrent:
+    """Return a copy of one direction of one layer of a stack, as a layer that walks upwards."""
+    suffix = f"_l{number}{'_reverse' * reverse}"
+    params = layer.parameters()
+    I = params["weight_ih" + suffix].shape[1]
+    one = Recurrent(layer.cell, I, layer.hidden_size, 1, layer.bias, False, 0.0, False,
+                    layer.dtype, 0)
+    for name, param in one.parameters().items():
+        param[...] = params[name.replace("_l0", suffix)]
+    return one
+
+
+def _matrix_norms(a: np.ndarray) -> np.ndarray:
+    """Return the 2-norms (n,) of matrices (n, H, H); infinite where a value is not finite.
+
+    Of H above 128 by power iteration on J^T J, from below, to about 1e-4.
+    """
+    norms = np.full(len(a), np.inf)
+    finite = np.isfinite(a).all((1, 2))
+    a = a[finite].astype(np.float64)
+    if a.shape[1] <= 128:
+        norms[finite] = np.linalg.norm(a, 2, axis=(1, 2))
+        return norms
+    scale = np.abs(a).max((1, 2))
+    a /= np.where(scale > 0, scale, 1)[:, None, None]
+    v = np.random.default_rng(0).standard_normal((*a.shape[:2], 1))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    square, before = np.zeros(len(a)), np.full(len(a), -1.0)
+    for _ in range(300):
+        v = a.swapaxes(1, 2) @ (a @ v)
+        square = np.linalg.norm(v, axis=1)[:, 0]
+        v /= np.where(square > 0, square, 1)[:, None, None]
+        if (square - before <= 1e-7 * square).all():
+            break
+        before = square
+    norms[finite] = np.sqrt(square) * scale
+    return norms
+
+
+def _check_layer(owner: str, layer: Any) -> None:
+    if not isinstance(layer, Recurrent):
+        raise TypeError(f"{owner}: layer is {_checks.kind(layer)}, expected an RNN, LSTM or GRU")
+
+
+def growth(norms: np.ndarray) -> float:
+    """Return the factor per step of a line fitted to log norms; NaN for fewer than two norms.
+
+    Parameters
+    ----------
+    norms : array (n,)
+        In the order of backward; what is 0 or not finite is left out.
+    """
+    usable = np.flatnonzero((norms > 0) & np.isfinite(norms))
+    if usable.size < 2:
+        return math.nan
+    return math.exp(np.polyfit(usable, np.log(norms[usable]), 1)[0])
+
+
+def verdict(of: GradientFlow | Jacobians) -> str:
+    """Say in words whether gradients vanish, explode or live, and what to try.
+
+    `growth` fits a factor per step to the logarithm of the norms, of an LSTM those of c, where its
+    memory lives. To the power of the number of steps, they vanish below 0.01 and explode above 100.
+    Where the loss enters at every step, its newer parts cover what reaches back from the last.
+
+    Parameters
+    ----------
+    of : GradientFlow or Jacobians
+
+    Returns
+    -------
+    str
+        One line for each layer and direction.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `of` is something else, or a flow without norms.
+
+    References
+    ----------
+    Clipping: Pascanu, Mikolov and Bengio, ICML 2013; identity weights of relu units: Q. V. Le,
+    N. Jaitly and G. E. Hinton, "A simple way to initialize recurrent networks of rectified linear
+    units", 2015; the forget gate's bias: R. Jozefowicz, W. Zaremba and I. Sutskever, "An empirical
+    exploration of recurrent network architectures", ICML 2015.
+    """
+    if not isinstance(of, (GradientFlow, Jacobians)):
+        raise TypeError(f"verdict: of is {_checks.kind(of)}, expected a GradientFlow or Jacobians")
+    state = "c" if of.cell == "lstm" else "h"
+    norms: np.ndarray | None = of.norms if of.c_norms is None else of.c_norms
+    if norms is None:
+        raise ValueError("verdict: of is a GradientFlow without norms, expected parts with 'norms'")
+    if isinstance(of, Jacobians):
+        said = _judged(f"||dh(t)/d{state}(k)||", of.cell, norms[1:], 1)
+        if of.threshold is None:
+            return said
+        value = of.singular_values[0]
+        bound = "below {}: gradients must vanish" if value < of.threshold else "not below {}"
+        return (f"{said}; the largest singular value of W_hh is {value:.3g}, "
+                + bound.format(f"{of.threshold:g}"))
+    walks = _norm(norms, 3)  # (L, D, T)
+    L, D, _ = walks.shape
+    names = ("forward", "reverse") if D == 2 else ("",)
+    return "\n".join(
+        f"layer {layer} {name}".rstrip() + ": "
+        + _judged(f"|dL/d{state}|", of.cell, walks[layer, d, :: 2 * d - 1], 0)
+        for layer in range(L) for d, name in enumerate(names)
+    )
+
+
+def _judged(what: str, cell: str, norms: np.ndarray, first: int) -> str:
+    """Judge norms in the order of backward, the first of them `first` steps back."""
+    unbounded = np.flatnonzero(~np.isfinite(norms))
+    if unbounded.size:
+        return f"exploding: {what} is not finite {first + unbounded[0]} steps back; try {EXPLODING}"
+    if norms.size and not norms.any():
+        return f"vanishing: {what} is 0 at every step; try {VANISHING[cell]}"
+    if norms.size and norms[-1] == 0:
+        zero = first + np.flatnonzero(norms)[-1] + 1
+        return f"vanishing: {what} is 0 from {zero} steps back on; try {VANISHING[cell]}"
+    rate = growth(norms)
+    if math.isnan(rate):
+        return f"healthy: {what} has too few steps to grow or shrink"
+    steps = len(norms) - 1
+    factor = math.exp(min(700.0, steps * math.log(rate)))
+    said = f"{what} changes by a factor of {rate:.4g} a step, {factor:.2g} over {steps} steps"
+    if factor < HEALTHY[0]:
+        return f"vanishing: {said}; try {VANISHING[cell]}"
+    if factor > HEALTHY[1]:
+        return f"exploding: {said}; try {EXPLODING}"
+    return f"healthy: {said}"
