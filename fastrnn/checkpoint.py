@@ -10,21 +10,12 @@ import numpy as np
 
 from fastrnn import files
 from fastrnn.history import History, Progress
-from fastrnn.layers import Recurrent
 from fastrnn.optim import Optimizer
-from fastrnn.parameters import Composite
+from fastrnn.stack import recurrent_layers
 
 __all__ = ["load", "save"]
 
 _CURVES = ("losses", "norms", "rates")  # of a History: arrays
-
-
-def _recurrent(model: Any) -> list[Recurrent]:
-    """Return all recurrent layers of a model, in order."""
-    if isinstance(model, Recurrent):
-        return [model]
-    return [layer for part in model._parts.values() for layer in _recurrent(part)] if isinstance(
-        model, Composite) else []
 
 
 def save(
@@ -40,7 +31,7 @@ def save(
     told = {k: v for k, v in dataclasses.asdict(history).items() if k not in _CURVES}
     files.write(path, tensors, files.describe(model) | {
         "notes": {}, "optimizer": optimizer.config | {"lr": lr}, "history": told,
-        "dropout": [layer.masks for layer in _recurrent(model)]})
+        "dropout": [layer.masks for layer in recurrent_layers(model)]})
 
 
 def load(path: Path, model: Any, optimizer: Optimizer) -> tuple[History, Any]:
@@ -71,6 +62,6 @@ def load(path: Path, model: Any, optimizer: Optimizer) -> tuple[History, Any]:
             state[i].append(parts["state"][name])
         optimizer.load_state_dict(parts["optimizer"])
         model.load_state_dict(parts[""])
-        for layer, masks in zip(_recurrent(model), about["dropout"], strict=True):
+        for layer, masks in zip(recurrent_layers(model), about["dropout"], strict=True):
             layer.masks = masks
     return history, tuple(tuple(of) if len(of) > 1 else of[0] for of in state)

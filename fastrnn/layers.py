@@ -58,6 +58,9 @@ class Recurrent(Parametrized):
         self._workspace = Workspace()
         self._tapes: list[tuple[sequence.Tape, np.ndarray | None]] | None = None
         self._taped = (True, False)  # batched, turned
+        # what each backward leaves in `seen`, as `flow` would return it
+        self.watch: tuple[str, ...] = ()
+        self.seen: list[dict[str, np.ndarray]] = []
         self._packs: list[tuple[sequence.Packed, ...]] | None = None
         self._packed_for = ""
         self._half = False
@@ -216,7 +219,9 @@ class Recurrent(Parametrized):
         TypeError, ValueError
             If a gradient is not one of y or of the state; the call can then be repeated.
         """
-        return self._backward("backward", dy, dstate, need_dx)[:2]
+        dx, dstate0, flows = self._backward("backward", dy, dstate, need_dx, self.watch)
+        self.seen = flows if self.watch else []
+        return dx, dstate0
 
     def flow(
         self, names: tuple[str, ...], dy: Any = None, dstate: Any = None
@@ -432,12 +437,13 @@ class Recurrent(Parametrized):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for name in ("_tapes", "_packs", "_lock", "_workspace", "_weights", "_grads"):
+        for name in ("_tapes", "_packs", "_lock", "_workspace", "_weights", "_grads", "seen"):
             del state[name]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._tapes = self._packs = None
+        self.seen = []
         self._lock, self._workspace = threading.Lock(), Workspace()
         super().__setstate__(state)
 

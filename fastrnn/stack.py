@@ -56,6 +56,14 @@ def _width(layer: Recurrent) -> int:
     return layer.hidden_size * (2 if layer.bidirectional else 1)
 
 
+def recurrent_layers(model: Any) -> list[Recurrent]:
+    """Return all recurrent layers of a model, in order."""
+    if isinstance(model, Recurrent):
+        return [model]
+    parts = model._parts.values() if isinstance(model, Composite) else ()
+    return [layer for part in parts for layer in recurrent_layers(part)]
+
+
 class Stack(Composite):
     """Recurrent layers, one above the other, over real vectors or over symbols.
 

@@ -11,19 +11,21 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from fastrnn import _checks
+from fastrnn import _checks, regularisers
 from fastrnn.batches import Batch, Windows
 from fastrnn.history import History, Progress
+from fastrnn.layers import RNN
 from fastrnn.model import LanguageModel
 from fastrnn.optim import Adam, Optimizer
 from fastrnn.schedules import cosine
+from fastrnn.stack import recurrent_layers
 
 __all__ = ["History", "Interrupt", "Progress", "evaluate", "fit", "judge", "train"]
 
@@ -59,7 +61,7 @@ class Interrupt:
 def fit(
     model: Any, data: Data, optimizer: Optimizer, *, steps: int | None = None,
     minutes: float | None = None, schedule: Callable[[int, float], float] | None = None,
-    clip: float | None = 1.0, clip_value: float | None = None,
+    clip: float | None = 1.0, clip_value: float | None = None, omega: float = 0.0,
     validate: Callable[[], float] | None = None, validate_every: int = 1000,
     patience: int | None = None, segment: int | None = None,
     folder: str | Path | None = None, save_every: int = 1000, resume: bool = False,
@@ -85,6 +87,9 @@ def fit(
         Greatest global norm of the gradients.
     clip_value : float or None
         Greatest size of each of their elements, before that.
+    omega : float
+        Weight of the regulariser of Pascanu et al. on every RNN layer: see fastrnn.regularisers. It
+        is in the gradients, not in the losses told.
     validate : callable, optional
         Judges the model, less is better; called every `validate_every` steps and at the end.
     patience : int, optional
@@ -131,6 +136,12 @@ def fit(
     for name, count in (("validate_every", validate_every), ("save_every", save_every),
                         ("patience", 1 if patience is None else patience)):
         _checks.positive("fit", name, count)
+    omega = _checks.at_least("fit", "omega", omega)
+    layers = [layer for layer in recurrent_layers(model) if isinstance(layer, RNN)] if omega else []
+    if omega and (not layers or segment is not None):
+        raise ValueError(f"fit: omega is {omega} for a model {'in segments' if layers else ''}"
+                         f"{'without an RNN' if not layers else ''}, expected one with an RNN and "
+                         "whole windows")
     target: Any = optimizer.target
     if target is not model:
         raise ValueError("fit: optimizer is of another model, expected one of this model")
@@ -149,7 +160,8 @@ def fit(
     now, lr = history.progress, optimizer.lr
     now.share = min(1.0, (now.steps if steps is not None else now.seconds) / limit)
     best = min((loss for _, loss in history.validations), default=math.inf)
-    with contextlib.nullcontext(interrupt) if interrupt else Interrupt() as interrupt:
+    with _watching(layers), contextlib.nullcontext(interrupt) if interrupt else Interrupt() \
+            as interrupt:
         before = now.seconds
         start = time.perf_counter()
         while now.share < 1 and history.stopped == "done":
@@ -161,6 +173,8 @@ def fit(
                     f"fit: the loss is {loss} at step {now.steps + 1}, {_where(model, state)}; "
                     "expected a finite number: try a smaller lr, or clip")
             model.backward()
+            for layer in layers:
+                regularisers.omega(layer, omega)
             if schedule is not None:
                 optimizer.lr = lr * schedule(now.steps, now.share)
             try:
@@ -201,6 +215,18 @@ def fit(
                 checkpoint.save(run / LATEST, model, optimizer, lr, state, history)
     optimizer.lr = lr
     return history
+
+
+@contextlib.contextmanager
+def _watching(layers: list[RNN]) -> Iterator[None]:
+    """While it is entered, backward leaves what omega needs."""
+    for layer in layers:
+        layer.watch = regularisers.OMEGA_NEEDS
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.watch, layer.seen = (), []
 
 
 def _loss(
