@@ -1,4 +1,4 @@
-"""The command `fastrnn`: train, sample, info."""
+"""The command `fastrnn`: train, sample, gradflow, info."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import fastrnn
 
@@ -59,6 +61,19 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0)
     _add_threads(sample)
     sample.set_defaults(run=_sample)
+
+    flow = commands.add_parser(
+        "gradflow", help="see how a model's gradient flows back through time",
+        description="Send the loss of the last of many characters back through a trained model, "
+        "say whether its gradient vanishes or explodes, and draw it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    flow.add_argument("model", type=Path, metavar="MODEL", help="file that train wrote")
+    flow.add_argument("paths", nargs="*", metavar="PATH", help="text files and folders")
+    flow.add_argument("--bptt", type=int, default=100, metavar="T", help="characters to go back")
+    flow.add_argument("--batch", type=int, default=16, metavar="B", help="rows side by side")
+    _add_threads(flow)
+    flow.add_argument("-o", "--output", type=Path, default=Path("gradflow"), metavar="FOLDER")
+    flow.set_defaults(run=_gradflow)
 
     info = commands.add_parser("info", help="show instruction set, threads and versions")
     info.set_defaults(run=lambda _: fastrnn.show_config())
@@ -134,6 +149,45 @@ def _sample(args: argparse.Namespace) -> None:
     if not args.prompt:
         raise ValueError("--prompt is empty, expected at least one character")
     print(_continue(model, args.prompt, args.length, args.temperature, args.seed))
+
+
+def _gradflow(args: argparse.Namespace) -> None:
+    import matplotlib
+
+    from fastrnn import files, gradflow, plot, text
+    from fastrnn.batches import Windows
+
+    model = files.load_model(args.model)
+    if getattr(model, "symbols", None) != 256:
+        raise ValueError(f"{str(args.model)!r} is a {type(model).__name__}, expected a model of "
+                         "bytes, as train writes them")
+    batch = Windows(text.read(text.find_files(args.paths)), args.bptt, args.batch)(0)
+    weights = np.zeros((args.bptt, args.batch))
+    weights[-1] = 1
+    flows = gradflow.model_flow(
+        model, lambda m: m.loss(*batch.inputs, batch.targets, weights=weights))
+    print(f"the loss of character {args.bptt}, back through the {args.bptt} before it:")
+    args.output.mkdir(parents=True, exist_ok=True)
+    matplotlib.use("agg")
+    pictures = {"unfolded": plot.unfolded(model.layers[0])}
+    for i, (layer, flow) in enumerate(zip(model.layers, flows, strict=True)):
+        print(gradflow.verdict(flow))
+        pictures[f"layers.{i}.norms"] = plot.gradient_norms(flow)
+        for number in range(layer.num_layers):
+            for kind, draw in (("heatmap", plot.gradient_heatmap), ("shares", plot.shares),
+                               ("saturation", plot.saturation)):
+                pictures[f"layers.{i}.{number}.{kind}"] = draw(flow, number)
+    x = model.parameters()["embedding.weight"][batch.inputs[0]]
+    found = gradflow.jacobians(model.layers[0], x, distance=args.bptt - 1)
+    print(gradflow.verdict(found))
+    memory = found.memory()
+    print("effective memory: " + (f"{memory} steps" if memory else f"over {args.bptt - 1} steps"))
+    pictures["layers.0.jacobians"] = plot.jacobian_norms(found)
+    for name, axes in pictures.items():
+        figure = axes.get_figure(root=True)
+        assert figure is not None  # it has just been drawn
+        figure.savefig(args.output / f"{name}.png", dpi=120)
+    print(f"drawn in {args.output}")
 
 
 def _continue(model: Any, prompt: str, length: int, temperature: float, seed: int) -> str:

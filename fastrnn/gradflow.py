@@ -1,8 +1,8 @@
 """How gradients flow back through time: their norms, what each step adds, and what stops them.
 
-`gradient_flow` looks at one backward of a layer, `jacobians` at how much one state still depends
-on an earlier one, and `verdict` puts either into words. They work on copies of the layer: its
-gradients, its tape, its mode and its dropout stay as they are. Letters: T steps, B batch, I input,
+`gradient_flow` looks at one backward of a layer, `model_flow` at one of a model, `jacobians` at how
+much one state still depends on an earlier one, and `verdict` puts any of them into words. They work
+on copies: gradients, tapes, modes and dropout stay as they are. Letters: T steps, B batch, I input,
 H hidden, G gates, L layers, D directions.
 """
 
@@ -11,14 +11,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fastrnn import _checks
 from fastrnn.layers import Recurrent
+from fastrnn.stack import recurrent_layers
 
-__all__ = ["GradientFlow", "Jacobians", "gradient_flow", "growth", "jacobians", "verdict"]
+__all__ = ["GradientFlow", "Jacobians", "gradient_flow", "growth", "jacobians", "model_flow",
+           "verdict"]
 
 PARTS = ("norms", "units", "shares", "saturation")
 
@@ -181,9 +184,7 @@ def gradient_flow(
     """
     owner = "gradient_flow"
     _check_layer(owner, layer)
-    if not isinstance(parts, (tuple, list)) or any(part not in PARTS for part in parts):
-        raise ValueError(f"{owner}: parts is {_checks.show(parts)}, expected a tuple of names out "
-                         f"of {PARTS}")
+    _check_parts(owner, parts)
     twin = copy.deepcopy(layer).train()
     twin.zero_grad()
     _, final = twin(x, state)
@@ -192,12 +193,69 @@ def gradient_flow(
         dhn = np.zeros_like(final[0] if lstm else final)
         dhn[-D:] = 1
         dstate = (dhn, None) if lstm else dhn
-    wanted = {"norms": ("dh", "dc") if lstm else ("dh",), "units": ("dh",),
+    return _flow(twin, twin.flow(_names(twin, parts), dy, dstate), parts)
+
+
+def model_flow(
+    model: Any, run: Callable[[Any], Any], *, parts: tuple[str, ...] = PARTS
+) -> list[GradientFlow]:
+    """Measure what flows back through the recurrent layers of a model.
+
+    Parameters
+    ----------
+    model : SequenceModel, EncoderDecoder or LanguageModel
+    run : callable
+        Takes a copy of the model, in training mode, and computes a loss:
+        ``lambda m: m.loss(x, targets)``. Weights that are 0 but at the last step show best how far
+        a gradient reaches.
+    parts : tuple of str
+        As of gradient_flow.
+
+    Returns
+    -------
+    list of GradientFlow
+        One for each of the model's layers, the encoder's first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `run` and backward, or if the model has no recurrent layer or a part is something else.
+    """
+    owner = "model_flow"
+    _check_parts(owner, parts)
+    if isinstance(model, Recurrent) or not recurrent_layers(model):
+        raise TypeError(f"{owner}: model is {_checks.kind(model)}, expected a model of recurrent "
+                        "layers")
+    twin = copy.deepcopy(model).train()
+    twin.zero_grad()
+    layers = recurrent_layers(twin)
+    for layer in layers:
+        layer.watch = _names(layer, parts)
+    run(twin)
+    twin.backward()
+    return [_flow(layer, layer.seen, parts) for layer in layers]
+
+
+def _check_parts(owner: str, parts: Any) -> None:
+    if not isinstance(parts, (tuple, list)) or any(p not in PARTS for p in parts):
+        raise ValueError(f"{owner}: parts is {_checks.show(parts)}, expected a tuple of names out "
+                         f"of {PARTS}")
+
+
+def _names(layer: Recurrent, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what backward must hand out for these parts."""
+    wanted = {"norms": ("dh", "dc") if layer.cell == "lstm" else ("dh",), "units": ("dh",),
               "shares": ("dgates_x", "dgates_h", "x", "h"), "saturation": ("gates",)}
-    flows = twin.flow(tuple({name for part in parts for name in wanted[part]}), dy, dstate)
+    return tuple({name for part in parts for name in wanted[part]})
+
+
+def _flow(
+    layer: Recurrent, flows: list[dict[str, np.ndarray]], parts: tuple[str, ...]
+) -> GradientFlow:
     with np.errstate(over="ignore", invalid="ignore"):  # exploding gradients are a result too
-        layers = [_measured(twin, number, flow, parts) for number, flow in enumerate(flows)]
-    return GradientFlow(twin.cell, **{k: np.stack([m[k] for m in layers]) for k in layers[0]})
+        layers = [_measured(layer, number, flow, parts) for number, flow in enumerate(flows)]
+    names = layers[0] if layers else ()
+    return GradientFlow(layer.cell, **{k: np.stack([m[k] for m in layers]) for k in names})
 
 
 def _measured(

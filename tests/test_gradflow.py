@@ -9,9 +9,11 @@ import pytest
 import stacks
 
 import fastrnn
-from fastrnn import gradflow, reference
+from fastrnn import GRU, LSTM, gradflow, reference
 from fastrnn._kernels import runtime
 from fastrnn.gradflow import gradient_flow, jacobians, verdict
+from fastrnn.losses import softmax_cross_entropy
+from fastrnn.model import SequenceModel
 
 NAMES = ("dh", "gates", "dgates_x", "dgates_h", "x", "h")
 
@@ -461,3 +463,46 @@ def test_weights_that_are_not_finite_have_no_jacobians():
     layer.parameters()["weight_hh_l0"][0, 0] = np.nan
     with pytest.raises(ValueError, match="weight_hh_l0 has values that are not finite"):
         jacobians(layer, X)
+
+
+# -------------------------------------------------------------------------------------- models
+
+
+def test_a_models_flow_is_that_of_its_layers():
+    layers = [LSTM(3, 4, 2, bidirectional=True, seed=1, dtype=np.float64),
+              GRU(8, 5, seed=2, dtype=np.float64)]
+    model = SequenceModel(layers, 6, symbols=7, seed=3)
+    rng = np.random.default_rng(0)
+    symbols, targets, weights = (rng.integers(0, 7, (6, 3)), rng.integers(0, 6, (6, 3)),
+                                 rng.random((6, 3)))
+    before = model.flat_grads.copy()
+    flows = gradflow.model_flow(model, lambda m: m.loss(symbols, targets, weights=weights))
+    np.testing.assert_array_equal(model.flat_grads, before)
+
+    p = model.parameters()
+    x = p["embedding.weight"][symbols]
+    y, _ = layers[0](x)
+    z, _ = layers[1](y)
+    _, dlogits = softmax_cross_entropy(z @ p["head.weight"].T + p["head.bias"], targets, weights)
+    dz = dlogits @ p["head.weight"]
+    dy, _ = layers[1].backward(dz)
+    for flow, expected in zip(flows, (gradflow.gradient_flow(layers[0], x, dy),
+                                      gradflow.gradient_flow(layers[1], y, dz)), strict=True):
+        assert flow.cell == expected.cell
+        for field in ("norms", "c_norms", "units", "terms_ih", "shares_hh", "saturation"):
+            if getattr(expected, field) is not None:
+                cases.assert_close(field, getattr(flow, field), getattr(expected, field), 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda m: gradflow.model_flow(m, lambda m: None, parts=("all",)), ValueError, "parts is"),
+        (lambda m: gradflow.model_flow(m.layers[0], lambda m: None), TypeError, "model is of type"),
+        (lambda m: gradflow.model_flow(3, lambda m: None), TypeError, "model is of type int"),
+        (lambda m: gradflow.model_flow(m, lambda m: None), RuntimeError, "no call to go back"),
+    ],
+)
+def test_errors_of_a_models_flow(call, error, match):
+    with pytest.raises(error, match=match):
+        call(SequenceModel(GRU(2, 3, seed=0), 2, seed=0))

@@ -316,6 +316,22 @@ def test_errors_of_the_command_line_are_one_sentence(args, match, tmp_path, monk
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+def test_gradflow_says_and_draws_what_the_gradient_does(corpus, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    model = tmp_path / "m.safetensors"
+    files.save_model(small_model(num_layers=2, cell="gru"), model)
+    args = ["gradflow", str(model), str(corpus), "--bptt", "30", "-o", str(tmp_path / "drawn")]
+    assert cli.main(args) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^layer [01]: \w+: \|dL/dh\| changes by", out, re.M)) == 2
+    assert re.search(r"^effective memory: ", out, re.M)
+    drawn = {p.name for p in (tmp_path / "drawn").iterdir()}
+    assert drawn == {"unfolded.png", "layers.0.norms.png", "layers.0.jacobians.png"} | {
+        f"layers.0.{n}.{kind}.png" for n in (0, 1) for kind in ("heatmap", "shares", "saturation")}
+    assert cli.main([*args[:3], "--bptt", "100000"]) == 1
+    assert "expected at least" in capsys.readouterr().err
+
+
 def test_info_prints_the_configuration(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out

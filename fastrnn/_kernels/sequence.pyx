@@ -568,7 +568,8 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple flow=()):
         if name in ("dh", "dc"):
             out[name] = out[name].reshape(T, B, D, H)
         elif name == "x":
-            out["x"] = tape.kept[0]
+            x, index = tape.kept
+            out["x"] = x if index is None else x[index]
         elif name != "gates":
             out[name] = from_tape(tape, name)
     tape.workspace.give(buffer)
