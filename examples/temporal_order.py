@@ -1,0 +1,96 @@
+"""The temporal order problem of Pascanu, Mikolov and Bengio (2013): what clipping and Omega do.
+
+Among L - 2 distractors stand two symbols, A or B, the first in [0.1 L, 0.2 L), the second in
+[0.5 L, 0.6 L); the class says which, and in which order. A tanh RNN of 50 units learns it by plain
+SGD, by SGD with the gradient's norm clipped, and by that with the regulariser Omega. A run succeeds
+when under 1% of 10,000 test sequences are wrong.
+"""
+
+import argparse
+
+import numpy as np
+from common import chart, record
+
+from fastrnn import RNN, init, optim, training
+from fastrnn.batches import Batch, Drawn
+from fastrnn.model import SequenceModel
+
+SYMBOLS, UNITS, BATCH, RATE, CLIP, OMEGA = 6, 50, 20, 0.01, 1.0, 4.0
+METHODS = {
+    "SGD": {"clip": None, "omega": 0.0},
+    "SGD, clipped": {"clip": CLIP, "omega": 0.0},
+    "SGD, clipped, Omega": {"clip": CLIP, "omega": OMEGA},
+}
+
+
+def problem(L, B):
+    """Return the function that draws a batch: symbols 0 and 1 are A and B."""
+
+    def draw(rng):
+        x = rng.integers(2, SYMBOLS, (L, B))
+        first, second = rng.integers(0, 2, (2, B))
+        x[rng.integers(L // 10, max(L // 5, L // 10 + 1), B), np.arange(B)] = first
+        x[rng.integers(L // 2, max(6 * L // 10, L // 2 + 1), B), np.arange(B)] = second
+        return Batch((x,), 2 * first + second)
+
+    return draw
+
+
+def run(L, method, seed, steps, every, test_size):
+    """Train until it succeeds, fails or the steps are over; return (share wrong, steps)."""
+    layer = init.normal(RNN(SYMBOLS, UNITS, seed=seed), 0.1, seed=seed)
+    model = SequenceModel(layer, 4, symbols=SYMBOLS, one_hot=True, readout="last", seed=seed)
+    (x,), classes = (batch := Drawn(problem(L, test_size), 12345)(0)).inputs, batch.targets
+    solved, wrong = training.Interrupt(), 1.0
+
+    def validate():
+        nonlocal wrong
+        outputs, _ = model.eval()(x)
+        wrong = float((outputs.argmax(-1) != classes).mean())
+        solved.asked = wrong < 0.01
+        return wrong
+
+    try:
+        history = training.fit(
+            model, Drawn(problem(L, BATCH), seed), optim.SGD(model, RATE), steps=steps,
+            validate=validate, validate_every=every, interrupt=solved, **METHODS[method])
+    except FloatingPointError:  # it exploded
+        return 1.0, steps
+    return wrong, history.progress.steps
+
+
+def main(argv=None):
+    """Return {(method, L): [(share wrong, steps) of each seed]}."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="seconds: L = 20, one seed")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[20, 50, 100, 150, 200])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30_000)
+    args = parser.parse_args(argv)
+    lengths, seeds, steps = ([20], 1, 3_000) if args.quick else (
+        args.lengths, args.seeds, args.steps)
+    found = {}
+    for L in lengths:
+        for method in METHODS:
+            found[method, L] = [run(L, method, seed, steps, 1000, 2000 if args.quick else 10_000)
+                                for seed in range(seeds)]
+            print(f"L = {L}, {method:20}: "
+                  f"{sum(wrong < 0.01 for wrong, _ in found[method, L])} of {seeds} succeed; "
+                  + ", ".join(f"{100 * wrong:.1f}% wrong after {n}"
+                              for wrong, n in found[method, L]), flush=True)
+    if not args.quick:
+        record("temporal_order", {"units": UNITS, "batch": BATCH, "lr": RATE, "clip": CLIP,
+                                  "omega": OMEGA, "steps": steps, "seeds": seeds},
+               {f"{method}, L = {L}": runs for (method, L), runs in found.items()})
+        with chart("temporal_order") as axes:
+            for method in METHODS:
+                axes.plot(lengths, [np.mean([wrong < 0.01 for wrong, _ in found[method, L]])
+                                    for L in lengths], "o-", label=method)
+            axes.set(xlabel="length L", ylabel="share of runs that succeed", ylim=(-0.05, 1.05),
+                     title=f"temporal order, {seeds} seeds, at most {steps:,} steps")
+            axes.legend()
+    return found
+
+
+if __name__ == "__main__":
+    main()
