@@ -61,20 +61,6 @@ def arrays(state):
     return [a for of in state for a in (of if isinstance(of, tuple) else (of,))]
 
 
-def plain_loss(name, outputs, targets, weights):
-    """Return the weighted mean in plain NumPy."""
-    if name == "softmax":
-        logits = outputs - outputs.max(-1, keepdims=True)
-        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        rows = -np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
-    elif name == "mse":
-        rows = ((outputs - targets) ** 2).mean(-1)
-    else:
-        p = 1 / (1 + np.exp(-outputs))
-        rows = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean(-1)
-    return (rows * weights).sum() / weights.sum()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_and_loss_are_those_of_layers_and_plain_numpy(kind):
     model = model_of(kind)
@@ -103,7 +89,7 @@ def test_outputs_and_loss_are_those_of_layers_and_plain_numpy(kind):
     cases.assert_close("outputs", outputs, y @ p["head.weight"].T + p["head.bias"], 1e-13)
     for mode in (True, False):
         loss, _ = model.train(mode).loss(x, targets, weights=weights, vector=vector)
-        expected = plain_loss(model.loss_name, outputs, targets, weights)
+        expected = cases.plain_loss(model.loss_name, outputs, targets, weights)
         assert loss == pytest.approx(expected, rel=1e-12)
 
 
