@@ -63,3 +63,18 @@ def test_omega_solves_what_clipping_alone_does_not(example):
     assert wrong["SGD, clipped, Omega"] < 0.01, wrong
     assert wrong["SGD"] > 0.3, wrong
     assert wrong["SGD, clipped"] > 0.1, wrong
+
+
+def test_characters_of_unseen_files_are_tagged(example):
+    right, by_tag = example("tagging").main(["--quick"])
+    assert right > 0.9
+    assert by_tag["name"] > 0.9
+
+
+def test_digits_are_drawn_from_their_names(example):
+    pytest.importorskip("sklearn")
+    assert example("drawing").main(["--quick"]) >= 0.8
+
+
+def test_an_encoder_and_a_decoder_begin_to_add(example):
+    assert example("sums").main(["--quick"]) > 0.03  # a guess is right once in two hundred
