@@ -8,7 +8,7 @@ classifier that has seen real images only (k nearest neighbours, k = 3).
 import argparse
 
 import numpy as np
-from common import RESULTS, chart, record
+from common import chart, record
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -47,7 +47,6 @@ def main(argv=None):
             for i, ax in enumerate(axes):
                 ax.imshow(drawn[:, i], cmap="gray_r", vmin=0, vmax=1)
                 ax.set(title=str(i), xticks=[], yticks=[])
-        print(f"drawn in {RESULTS / 'drawing.png'}")
     return right
 
 
