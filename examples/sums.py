@@ -21,11 +21,15 @@ SYMBOLS = "0123456789+ "  # a blank ends and fills
 
 
 def problem(B, digits, seen):
-    """Return the function that draws sums; every fifth pair of numbers is for judging alone."""
+    """Return the function that draws sums; about every fifth pair is for judging alone.
+
+    Which ones must have nothing to do with their last digits: a model that never sees a pair whose
+    digits are alike learns that there are none.
+    """
 
     def draw(rng):
         a, b = rng.integers(0, 10**digits, (2, 8 * B + 200))
-        use = ((7 * a + 3 * b) % 5 != 0) == seen
+        use = ((7919 * a + 104729 * b) % 1009 % 5 != 0) == seen
         a, b = a[use][:B], b[use][:B]
         source = _lines([f"{i}+{j}"[::-1] for i, j in zip(a, b, strict=True)], 2 * digits + 1)
         target = _lines([str(i + j) for i, j in zip(a, b, strict=True)], digits + 2)
