@@ -83,9 +83,9 @@ def main(argv=None):
                                   "omega": OMEGA, "steps": steps, "seeds": seeds},
                {f"{method}, L = {L}": runs for (method, L), runs in found.items()})
         with chart("temporal_order") as axes:
-            for method in METHODS:
+            for method, style in zip(METHODS, ("s-", "o--", "^-"), strict=True):
                 axes.plot(lengths, [np.mean([wrong < 0.01 for wrong, _ in found[method, L]])
-                                    for L in lengths], "o-", label=method)
+                                    for L in lengths], style, label=method)
             axes.set(xlabel="length L", ylabel="share of runs that succeed", ylim=(-0.05, 1.05),
                      title=f"temporal order, {seeds} seeds, at most {steps:,} steps")
             axes.legend()
