@@ -6,10 +6,9 @@ Schmidhuber 1997, in the form of Bai, Kolter and Koltun 2018). Whoever always sa
 identity (IRNN: Le, Jaitly and Hinton 2015), GRU, LSTM.
 """
 
-import argparse
 
 import numpy as np
-from common import chart, record
+from common import chart, parser, record
 
 from fastrnn import GRU, LSTM, RNN, init, optim, training
 from fastrnn.batches import Batch, Drawn
@@ -58,9 +57,7 @@ def run(cell, T, H, B, steps, seed, every):
 
 def main(argv=None):
     """Return {(cell, T): [(step, test error)]}."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="half a minute: T = 30")
-    args = parser.parse_args(argv)
+    args = parser(__doc__, "half a minute: T = 30").parse_args(argv)
     settings = ({"H": 32, "B": 32, "steps": 1500, "every": 100} if args.quick
                 else {"H": 100, "B": 50, "steps": 8000, "every": 200})
     found = {}

@@ -1,10 +1,18 @@
-"""Where the examples write what they found: docs/results, as numbers and as a chart."""
+"""What the examples share: their --quick, and docs/results, for numbers and charts."""
 
+import argparse
 import contextlib
 import json
 from pathlib import Path
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+def parser(doc, quick):
+    """Return the parser of a script's arguments: its first line, and what --quick means."""
+    made = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    made.add_argument("--quick", action="store_true", help=quick)
+    return made
 
 
 def record(name, settings, outcome):

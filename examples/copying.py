@@ -5,11 +5,10 @@ Shah and Bengio 2016). Without a memory the best is to say blanks and then guess
 nats a step.
 """
 
-import argparse
 import math
 
 import numpy as np
-from common import chart, record
+from common import chart, parser, record
 
 from fastrnn import GRU, LSTM, RNN, init, optim, training
 from fastrnn.batches import Batch, Drawn
@@ -44,9 +43,7 @@ def cells(T):
 
 def main(argv=None):
     """Return {cell: [(step, loss)]} and the baseline."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="seconds: T = 5")
-    args = parser.parse_args(argv)
+    args = parser(__doc__, "seconds: T = 5").parse_args(argv)
     T, H, lr, steps, every = (5, 100, 5e-3, 1500, 500) if args.quick else (
         100, 128, 2e-3, 6000, 100)
     baseline = SAID * math.log(8) / (T + 2 * SAID)

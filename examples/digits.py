@@ -4,10 +4,9 @@ Many to one: eight steps of eight pixels, the class read from the final state. T
 fifth of the images, the same share of each class, and is looked at once, after the last pass.
 """
 
-import argparse
 
 import numpy as np
-from common import chart, record
+from common import chart, parser, record
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -47,9 +46,7 @@ def accuracy(make, seed, passes):
 
 def main(argv=None):
     """Return {cell: accuracies}."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="seconds: fewer passes, one seed")
-    args = parser.parse_args(argv)
+    args = parser(__doc__, "seconds: fewer passes, one seed").parse_args(argv)
     passes, seeds = (15, [0]) if args.quick else (100, [0, 1, 2, 3, 4])
     found = {}
     for name, make in CELLS.items():

@@ -5,11 +5,10 @@ as it begins and after training on that problem. Vanishing is a line that falls,
 rises, memory one that stays (Bengio, Simard and Frasconi 1994; Pascanu, Mikolov and Bengio 2013).
 """
 
-import argparse
 
 import numpy as np
 from adding import problem
-from common import chart, record
+from common import chart, parser, record
 
 from fastrnn import GRU, LSTM, RNN, gradflow, init, optim, training
 from fastrnn.batches import Drawn
@@ -34,9 +33,7 @@ def reach(model, batch):
 
 def main(argv=None):
     """Return {cell: (before, after)}: curves over the distance."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="seconds: few units, little training")
-    args = parser.parse_args(argv)
+    args = parser(__doc__, "seconds: few units, little training").parse_args(argv)
     T, H, steps = (60, 16, 30) if args.quick else (100, 64, 2000)
     test = Drawn(problem(T, 64), 12345)(0)
     found = {}

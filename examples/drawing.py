@@ -5,10 +5,9 @@ predicted from those above, and when drawing freely each drawn row is the next i
 classifier that has seen real images only (k nearest neighbours, k = 3).
 """
 
-import argparse
 
 import numpy as np
-from common import chart, record
+from common import chart, parser, record
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -19,9 +18,7 @@ from fastrnn.model import SequenceModel
 
 def main(argv=None):
     """Return the share of drawn digits that are taken for what they should be."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="seconds: little training")
-    args = parser.parse_args(argv)
+    args = parser(__doc__, "seconds: little training").parse_args(argv)
     H, steps = (64, 600) if args.quick else (128, 6000)
     data = load_digits()
     images = (data.images / 16).astype(np.float32)  # (N, rows, columns)

@@ -5,10 +5,9 @@ three digits. The teacher is forced in training; when judged the decoder runs fr
 read from its end, as Sutskever, Vinyals and Le (2014) found better.
 """
 
-import argparse
 
 import numpy as np
-from common import chart, record
+from common import chart, parser, record
 
 from fastrnn import LSTM, optim, training
 from fastrnn.batches import Batch, Drawn
@@ -46,9 +45,7 @@ def _lines(words, length):
 
 def main(argv=None):
     """Return the share of unseen sums that are written right from the first digit to the last."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="seconds: numbers of two digits")
-    args = parser.parse_args(argv)
+    args = parser(__doc__, "seconds: numbers of two digits").parse_args(argv)
     digits, H, steps = (2, 128, 2500) if args.quick else (3, 256, 12_000)
     N = len(SYMBOLS)
     model = EncoderDecoder(

@@ -5,13 +5,12 @@ number, string, comment, operator, space. A bidirectional GRU reads windows of 1
 of the test set were never read in training.
 """
 
-import argparse
 import io
 import keyword
 import tokenize
 
 import numpy as np
-from common import chart, record
+from common import chart, parser, record
 
 from fastrnn import GRU, optim, text, training
 from fastrnn.batches import Samples
@@ -52,9 +51,7 @@ def windows(files):
 
 def main(argv=None):
     """Return the share of characters of the test set that are tagged right, and by tag."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="seconds: 20 files, few units")
-    args = parser.parse_args(argv)
+    args = parser(__doc__, "seconds: 20 files, few units").parse_args(argv)
     files = [f for f in text.find_files() if f.stat().st_size < 200_000]
     files = [files[i] for i in np.random.default_rng(0).permutation(len(files))]
     train, test = (files[:20], files[20:25]) if args.quick else (files[:400], files[400:480])

@@ -6,10 +6,9 @@ SGD, by SGD with the gradient's norm clipped, and by that with the regulariser O
 when under 1% of 10,000 test sequences are wrong.
 """
 
-import argparse
 
 import numpy as np
-from common import chart, record
+from common import chart, parser, record
 
 from fastrnn import RNN, init, optim, training
 from fastrnn.batches import Batch, Drawn
@@ -61,12 +60,11 @@ def run(L, method, seed, steps, every, test_size):
 
 def main(argv=None):
     """Return {(method, L): [(share wrong, steps) of each seed]}."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="seconds: L = 20, one seed")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[20, 50, 100, 150, 200])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=30_000)
-    args = parser.parse_args(argv)
+    options = parser(__doc__, "seconds: L = 20, one seed")
+    options.add_argument("--lengths", type=int, nargs="+", default=[20, 50, 100, 150, 200])
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--steps", type=int, default=30_000)
+    args = options.parse_args(argv)
     lengths, seeds, steps = ([20], 1, 3_000) if args.quick else (
         args.lengths, args.seeds, args.steps)
     found = {}
