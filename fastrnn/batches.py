@@ -125,12 +125,15 @@ class Samples:
                 raise ValueError(f"Samples: {name} has {np.shape(a)[axis]} sequences, expected {N}")
         self.x, self.targets, self.weights, self.axis = x, targets, weights, axis
         self.batch_size, self.seed, self.per_pass = B, seed, N // B
+        self._turn, self._order = -1, np.empty(0, int)  # of the latest pass: drawn once for each
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step."""
         turn, k = divmod(step, self.per_pass)
-        order = np.random.default_rng([self.seed, turn]).permutation(self.x.shape[1])
-        at = order[k * self.batch_size : (k + 1) * self.batch_size]
+        if turn != self._turn:
+            rng = np.random.default_rng([self.seed, turn])
+            self._turn, self._order = turn, rng.permutation(self.x.shape[1])
+        at = self._order[k * self.batch_size : (k + 1) * self.batch_size]
         return Batch((self.x[:, at],), np.take(self.targets, at, self.axis),
                      None if self.weights is None else np.take(self.weights, at, self.axis))
 

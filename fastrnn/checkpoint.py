@@ -11,7 +11,7 @@ import numpy as np
 from fastrnn import files
 from fastrnn.history import History, Progress
 from fastrnn.optim import Optimizer
-from fastrnn.stack import recurrent_layers
+from fastrnn.stack import arrays_of, recurrent_layers
 
 __all__ = ["load", "save"]
 
@@ -26,7 +26,7 @@ def save(
     tensors |= {f"optimizer.{k}": a for k, a in optimizer.state_dict().items()}
     for i, of in enumerate(state):
         tensors |= {f"state.{i}.{j}": np.ascontiguousarray(a)
-                    for j, a in enumerate(of if isinstance(of, tuple) else (of,))}
+                    for j, a in enumerate(arrays_of(of))}
     tensors |= {f"history.{k}": np.array(getattr(history, k), np.float64) for k in _CURVES}
     told = {k: v for k, v in dataclasses.asdict(history).items() if k not in _CURVES}
     files.write(path, tensors, files.describe(model) | {

@@ -188,7 +188,7 @@ def gradient_flow(
     twin = copy.deepcopy(layer).train()
     twin.zero_grad()
     _, final = twin(x, state)
-    D, lstm = 1 + twin.bidirectional, twin.cell == "lstm"
+    D, lstm = twin.directions, twin.cell == "lstm"
     if dy is None and dstate is None:
         dhn = np.zeros_like(final[0] if lstm else final)
         dhn[-D:] = 1
@@ -366,7 +366,7 @@ def jacobians(
     """
     owner = "jacobians"
     _check_layer(owner, layer)
-    L, D, H = layer.num_layers, 1 + layer.bidirectional, layer.hidden_size
+    L, D, H = layer.num_layers, layer.directions, layer.hidden_size
     x = _checks.numeric(owner, "x", x, layer.dtype)
     batched = x.ndim != 2
     if not batched:

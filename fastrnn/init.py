@@ -183,7 +183,7 @@ def identity(layer: Target, scale: float = 1.0, seed: Any = None) -> Target:
 
     Parameters
     ----------
-    layer : RNN with nonlinearity "relu", or a model of one
+    layer : RNN with nonlinearity "relu"
     scale : float
         Above 0; below 1 the network forgets.
     seed : as of torch_uniform
@@ -261,7 +261,7 @@ def forget_bias(layer: Target, value: float = 1.0) -> Target:
 
     Parameters
     ----------
-    layer : LSTM, or a model of one
+    layer : LSTM
     value : float
         1 or 2 is usual: gates begin open.
 
@@ -299,7 +299,7 @@ def chrono(layer: Target, T_max: float, seed: Any = None) -> Target:
 
     Parameters
     ----------
-    layer : LSTM or GRU, or a model of one
+    layer : LSTM or GRU
     T_max : float
         Longest expected dependency in steps; at least 2.
     seed : as of torch_uniform

@@ -288,10 +288,9 @@ class Recurrent(Parametrized):
                 dy *= mask
             own = slice(layer * D, (layer + 1) * D)
             dx = None
-            if len(tape.x_shape) == 2:
-                dx = np.empty(tape.x_shape, self.dtype)
-            elif layer or need_dx:
-                dx = _rows(T, B, tape.x_shape[2], self.dtype, turned)
+            if layer or need_dx:
+                dx = (np.empty(tape.x_shape, self.dtype) if len(tape.x_shape) == 2
+                      else _rows(T, B, tape.x_shape[2], self.dtype, turned))
             flows.append(sequence.backward(
                 tape, dy, None if dhn is None else dhn[own], None if dcn is None else dcn[own],
                 dx, dh0[own], None if dc0 is None else dc0[own], grads[layer], flow,
@@ -414,6 +413,11 @@ class Recurrent(Parametrized):
                                       ("V", self.input_size))
         packs = [directions[0] for directions in self._packed()]
         return Stream(owner, packs, batch_size, self.dtype, embedding)
+
+    @property
+    def directions(self) -> int:
+        """How many there are: D."""
+        return len(self._reverse)
 
     @property
     def config(self) -> dict[str, Any]:

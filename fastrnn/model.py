@@ -19,7 +19,7 @@ from fastrnn._kernels.stream import Stream
 from fastrnn.layers import GRU, LSTM, RNN
 from fastrnn.losses import LOSSES
 from fastrnn.parameters import UNSET, seeds_of
-from fastrnn.stack import Stack, States
+from fastrnn.stack import Stack, States, arrays_of
 
 __all__ = ["CELLS", "LanguageModel", "SequenceModel"]
 
@@ -99,7 +99,7 @@ class SequenceModel(Stack):
             self._params["start.weight"][...] = rng.uniform(-bound, bound,
                                                             self._shapes["start.weight"])
 
-    def _own(self, owner: str) -> dict[str, tuple[int, ...]]:
+    def _own(self) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {
             "head.weight": (self.output_size, self.width), "head.bias": (self.output_size,)}
         if self.vector_size is not None:
@@ -118,7 +118,7 @@ class SequenceModel(Stack):
 
     def _state_shapes(self, B: int) -> list[list[tuple[int, int, int]]]:
         """Return, per layer, the shapes of its h and, of an LSTM, its c."""
-        return [[(layer.num_layers * (2 if layer.bidirectional else 1), B, layer.hidden_size)]
+        return [[(layer.num_layers * layer.directions, B, layer.hidden_size)]
                 * (2 if isinstance(layer, LSTM) else 1) for layer in self.layers]
 
     def _start(self, owner: str, state: Any, vector: Any) -> tuple[Any, np.ndarray | None]:
@@ -147,7 +147,7 @@ class SequenceModel(Stack):
     def _start_back(self, vector: np.ndarray, dstate: States) -> np.ndarray:
         """Return the vector's gradient (B, C), and add to the map's."""
         parts = [d.swapaxes(0, 1).reshape(len(vector), -1)
-                 for of in dstate for d in (of if isinstance(of, tuple) else (of,))]
+                 for of in dstate for d in arrays_of(of)]
         dvector = dense.linear_backward(
             np.ascontiguousarray(np.concatenate(parts, 1)), vector, self._params["start.weight"],
             self.grads["start.weight"], self.grads["start.bias"])
@@ -194,9 +194,8 @@ class SequenceModel(Stack):
         if self.readout == "every":
             return y
         last = self.layers[-1]
-        h = state[-1][0] if isinstance(last, LSTM) else state[-1]
-        D = 2 if last.bidirectional else 1
-        return np.ascontiguousarray(h[-D:].swapaxes(0, 1)).reshape(h.shape[1], self.width)
+        h = arrays_of(state[-1])[0][-last.directions :]  # (D, B, H)
+        return np.ascontiguousarray(h.swapaxes(0, 1)).reshape(h.shape[1], self.width)
 
     def _head(self, read: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Return outputs (..., N) of what is read (..., D*H)."""
@@ -382,7 +381,7 @@ class SequenceModel(Stack):
     def _read_back(self, dread: Any, dstate: States) -> States:
         """Return dstate with the gradient dread (B, D*H) of the last layer's final h added."""
         last = self.layers[-1]
-        D, H = (2 if last.bidirectional else 1), last.hidden_size
+        D, H = last.directions, last.hidden_size
         dh = np.zeros((last.num_layers * D, len(dread), H), self.dtype)
         dh[-D:] = dread.reshape(len(dread), D, H).swapaxes(0, 1)
         has_c = isinstance(last, LSTM)

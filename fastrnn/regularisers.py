@@ -58,7 +58,7 @@ def omega(layer: RNN, weight: float) -> float:
                          f"watch = {OMEGA_NEEDS} first")
     total = 0.0
     for number, seen in enumerate(layer.seen):
-        for direction, suffix in enumerate(("", "_reverse")[: 1 + layer.bidirectional]):
+        for direction, suffix in enumerate(("", "_reverse")[: layer.directions]):
             name = f"weight_hh_l{number}{suffix}"
             order = slice(None, None, -1 if suffix else 1)  # as the direction walks
             g = seen["dgates_h"][order, :, direction, 0]  # (T, B, H)

@@ -53,7 +53,12 @@ def _layers(owner: str, layers: Any, seed: Any) -> list[Recurrent]:
 
 def _width(layer: Recurrent) -> int:
     """Return how many features a layer gives: D*H."""
-    return layer.hidden_size * (2 if layer.bidirectional else 1)
+    return layer.directions * layer.hidden_size
+
+
+def arrays_of(state: Any) -> tuple[Any, ...]:
+    """Return (h,) or (h, c) of a layer's state."""
+    return state if isinstance(state, tuple) else (state,)
 
 
 def recurrent_layers(model: Any) -> list[Recurrent]:
@@ -95,6 +100,7 @@ class Stack(Composite):
         self.layers = _layers(owner, layers, inner)
         self.symbols = None if symbols is None else _checks.positive(owner, "symbols", symbols)
         self.one_hot = bool(one_hot)
+        self._identity: np.ndarray | None = None
         first = self.layers[0]
         own = {}
         if self.one_hot and self.symbols != first.input_size:
@@ -103,12 +109,12 @@ class Stack(Composite):
         if self.symbols is not None and not self.one_hot:
             own["embedding.weight"] = (self.symbols, first.input_size)
         super().__init__({f"layers.{i}": layer for i, layer in enumerate(self.layers)},
-                         own | self._own(owner), first.dtype)
+                         own | self._own(), first.dtype)
         if own and seed is not UNSET:
             rng = np.random.default_rng(table)
             self._params["embedding.weight"][...] = rng.standard_normal(own["embedding.weight"])
 
-    def _own(self, owner: str) -> dict[str, tuple[int, ...]]:
+    def _own(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of parameters beside the layers' and the embedding."""
         return {}
 
@@ -126,9 +132,11 @@ class Stack(Composite):
     @property
     def _table(self) -> np.ndarray:
         """The symbols' vectors (V, I)."""
-        if self.one_hot and self.symbols:
-            return np.eye(self.symbols, dtype=self.dtype)
-        return self._params["embedding.weight"]
+        if not self.one_hot:
+            return self._params["embedding.weight"]
+        if self._identity is None:  # made when it is needed: a file may claim any size
+            self._identity = np.eye(self.layers[0].input_size, dtype=self.dtype)
+        return self._identity
 
     def run(
         self, owner: str, x: Any, state: States | None, keep: bool = True
@@ -192,4 +200,4 @@ class Stack(Composite):
         return self.back(f"{type(self).__name__}.backward", dy, dstate, need_dx)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_pending": None}
+        return super().__getstate__() | {"_identity": None}

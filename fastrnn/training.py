@@ -25,7 +25,7 @@ from fastrnn.layers import RNN
 from fastrnn.model import LanguageModel
 from fastrnn.optim import Adam, Optimizer
 from fastrnn.schedules import cosine
-from fastrnn.stack import recurrent_layers
+from fastrnn.stack import arrays_of, recurrent_layers
 
 __all__ = ["History", "Interrupt", "Progress", "evaluate", "fit", "judge", "train"]
 
@@ -244,7 +244,7 @@ def _where(model: Any, state: Any) -> str:
     """Say where the first number is that is not finite."""
     places = [(f"parameter {name}", p) for name, p in model.parameters().items()]
     places += [(f"the state of layers.{i}", a) for i, of in enumerate(state)
-               for a in (of if isinstance(of, tuple) else (of,))]
+               for a in arrays_of(of)]
     places += [(f"the gradient of {name}", g) for name, g in model.grads.items()]
     return next((f"first in {name}" for name, a in places if not np.isfinite(a).all()),
                 "in the outputs or the targets")
