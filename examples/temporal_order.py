@@ -40,22 +40,18 @@ def run(L, method, seed, steps, every, test_size):
     layer = init.normal(RNN(SYMBOLS, UNITS, seed=seed), 0.1, seed=seed)
     model = SequenceModel(layer, 4, symbols=SYMBOLS, one_hot=True, readout="last", seed=seed)
     (x,), classes = (batch := Drawn(problem(L, test_size), 12345)(0)).inputs, batch.targets
-    solved, wrong = training.Interrupt(), 1.0
 
-    def validate():
-        nonlocal wrong
+    def wrong():
         outputs, _ = model.eval()(x)
-        wrong = float((outputs.argmax(-1) != classes).mean())
-        solved.asked = wrong < 0.01
-        return wrong
+        return float((outputs.argmax(-1) != classes).mean())
 
     try:
         history = training.fit(
             model, Drawn(problem(L, BATCH), seed), optim.SGD(model, RATE), steps=steps,
-            validate=validate, validate_every=every, interrupt=solved, **METHODS[method])
+            validate=wrong, validate_every=every, target=0.01, **METHODS[method])
     except FloatingPointError:  # it exploded
         return 1.0, steps
-    return wrong, history.progress.steps
+    return history.validations[-1][1], history.progress.steps
 
 
 def main(argv=None):
@@ -63,7 +59,7 @@ def main(argv=None):
     options = parser(__doc__, "seconds: L = 20, one seed")
     options.add_argument("--lengths", type=int, nargs="+", default=[20, 50, 100, 150, 200])
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--steps", type=int, default=30_000)
+    options.add_argument("--steps", type=int, default=100_000)
     args = options.parse_args(argv)
     lengths, seeds, steps = ([20], 1, 3_000) if args.quick else (
         args.lengths, args.seeds, args.steps)

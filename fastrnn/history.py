@@ -56,7 +56,7 @@ class History:
         Norms above it were clipped.
     validations : list of (step, loss)
     stopped : str
-        Why it ended: "done", "patience" or "interrupted".
+        Why it ended: "done", "target", "patience" or "interrupted".
     progress : Progress
         The last one.
     """

@@ -63,7 +63,7 @@ def fit(
     minutes: float | None = None, schedule: Callable[[int, float], float] | None = None,
     clip: float | None = 1.0, clip_value: float | None = None, omega: float = 0.0,
     validate: Callable[[], float] | None = None, validate_every: int = 1000,
-    patience: int | None = None, segment: int | None = None,
+    patience: int | None = None, target: float | None = None, segment: int | None = None,
     folder: str | Path | None = None, save_every: int = 1000, resume: bool = False,
     progress: Callable[[Progress], Any] | None = None, interrupt: Interrupt | None = None,
 ) -> History:
@@ -94,6 +94,8 @@ def fit(
         Judges the model, less is better; called every `validate_every` steps and at the end.
     patience : int, optional
         Stop after as many validations that brought nothing better.
+    target : float, optional
+        Stop after a validation below it.
     segment : int, optional
         Keep activations of so many steps only and run the rest anew: see SequenceModel.loss.
     folder : path, optional
@@ -142,11 +144,14 @@ def fit(
         raise ValueError(f"fit: omega is {omega} for a model {'in segments' if layers else ''}"
                          f"{'without an RNN' if not layers else ''}, expected one with an RNN and "
                          "whole windows")
-    target: Any = optimizer.target
-    if target is not model:
+    trained: Any = optimizer.target
+    if trained is not model:
         raise ValueError("fit: optimizer is of another model, expected one of this model")
-    if patience is not None and validate is None:
-        raise ValueError("fit: patience is given without validate, expected both")
+    for name, given in (("patience", patience), ("target", target)):
+        if given is not None and validate is None:
+            raise ValueError(f"fit: {name} is given without validate, expected both")
+    if target is not None:
+        _checks.above("fit", "target", target, -math.inf)
     history, state = History(clip=clip), None
     run = None if folder is None else Path(folder)
     if run is not None:
@@ -160,8 +165,8 @@ def fit(
     now, lr = history.progress, optimizer.lr
     now.share = min(1.0, (now.steps if steps is not None else now.seconds) / limit)
     best = min((loss for _, loss in history.validations), default=math.inf)
-    with _watching(layers), contextlib.nullcontext(interrupt) if interrupt else Interrupt() \
-            as interrupt:
+    with _watching(layers), _restoring(optimizer), \
+            contextlib.nullcontext(interrupt) if interrupt else Interrupt() as interrupt:
         before = now.seconds
         start = time.perf_counter()
         while now.share < 1 and history.stopped == "done":
@@ -209,11 +214,12 @@ def fit(
                         files.save_model(model, run / BEST)
                 worse = len(history.validations) - 1 - min(
                     range(len(history.validations)), key=lambda i: history.validations[i][1])
+                if target is not None and judged < target and not over:
+                    history.stopped, over = "target", True
                 if patience is not None and worse >= patience and not over:
                     history.stopped, over = "patience", True
             if run is not None and (over or now.steps % save_every == 0):
                 checkpoint.save(run / LATEST, model, optimizer, lr, state, history)
-    optimizer.lr = lr
     return history
 
 
@@ -227,6 +233,16 @@ def _watching(layers: list[RNN]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.watch, layer.seen = (), []
+
+
+@contextlib.contextmanager
+def _restoring(optimizer: Optimizer) -> Iterator[None]:
+    """Give an optimizer its own learning rate back after a schedule, also after an error."""
+    lr = optimizer.lr
+    try:
+        yield
+    finally:
+        optimizer.lr = lr
 
 
 def _loss(

@@ -1,5 +1,6 @@
 """The training loop: resuming, stopping, judging, and what it refuses."""
 
+import contextlib
 import dataclasses
 import signal
 
@@ -127,6 +128,31 @@ def test_the_best_model_is_kept_and_patience_ends_the_run(tmp_path):
                                   weights[-1])
 
 
+def test_a_run_ends_when_a_validation_is_below_the_target(tmp_path):
+    judged = iter([3.0, 1.0, 0.9, 0.0])
+    model = model_of()
+    history = training.fit(model, Windows(sine(), 7, 3), optim.Adam(model, 1e-2), steps=100,
+                           validate=lambda: next(judged), validate_every=4, target=1.0,
+                           folder=tmp_path)
+    assert history.validations == [(4, 3.0), (8, 1.0), (12, 0.9)]
+    assert history.stopped == "target"
+    assert files.load_model(tmp_path / "latest.safetensors").flat.tobytes() == model.flat.tobytes()
+
+
+def test_a_schedule_leaves_the_optimizer_its_own_rate_also_after_an_error():
+    def fail(now):
+        if now.steps == 6:
+            raise OSError("full")
+
+    model = model_of()
+    optimizer = optim.SGD(model, 0.1)
+    for options in ({}, {"progress": fail}):
+        with pytest.raises(OSError, match="full") if options else contextlib.nullcontext():
+            training.fit(model, Windows(sine(), 7, 3), optimizer, steps=8, schedule=cosine(),
+                         **options)
+        assert optimizer.lr == 0.1
+
+
 def test_the_history_tells_what_happened():
     model = model_of()
     history = training.fit(model, Windows(sine(), 7, 3), optim.SGD(model, 0.1), steps=20, clip=0.2,
@@ -238,6 +264,8 @@ def test_a_vector_and_an_encoder_train():
         ({"steps": 1, "clip": -1}, "clip is -1"),
         ({"steps": 1, "clip_value": 0}, "clip_value is 0"),
         ({"steps": 1, "patience": 2}, "patience is given without validate"),
+        ({"steps": 1, "target": 2.0}, "target is given without validate"),
+        ({"steps": 1, "target": "low", "validate": float}, "target is 'low', expected a number"),
         ({"steps": 1, "validate_every": 0}, "validate_every is 0"),
         ({"steps": 1, "save_every": 0}, "save_every is 0"),
         ({"steps": 1, "segment": 0}, "segment is 0"),

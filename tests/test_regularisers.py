@@ -12,17 +12,17 @@ SLOPES = {"tanh": lambda h: 1 - h**2, "sigmoid": lambda h: h * (1 - h),
           "relu": lambda h: 1.0 * (h > 0)}
 
 
-def layer_of(nonlinearity="tanh", layers=1, both=False):
-    layer = RNN(3, 4, layers, nonlinearity, bidirectional=both, dtype=np.float64, seed=1)
+def layer_of(nonlinearity="tanh", layers=1, both=False, dtype=np.float64):
+    layer = RNN(3, 4, layers, nonlinearity, bidirectional=both, dtype=dtype, seed=1)
     layer.watch = regularisers.OMEGA_NEEDS
     return layer
 
 
 def go_back(layer, T=6, B=3):
     rng = np.random.default_rng(0)
-    y, _ = layer(rng.standard_normal((T, B, 3)))
+    y, _ = layer(rng.standard_normal((T, B, 3)).astype(layer.dtype))
     layer.zero_grad()
-    layer.backward(rng.standard_normal(y.shape))
+    layer.backward(rng.standard_normal(y.shape).astype(layer.dtype))
 
 
 def plain(layer):
@@ -85,6 +85,18 @@ def test_a_matrix_that_leaves_norms_as_they_are_costs_nothing():
     layer.parameters()["bias_ih_l0"][...] = 9  # all units live
     go_back(layer)
     assert regularisers.omega(layer, 1.0) == pytest.approx(0, abs=1e-20)
+
+
+def test_gradients_as_small_as_floats_count_like_any_other():
+    layer = layer_of(dtype=np.float32)
+    go_back(layer)
+    found = []
+    for size in (1.0, 2.0**-110):
+        layer.seen[0]["dgates_h"] *= size
+        layer.zero_grad()
+        found.append((regularisers.omega(layer, 1.0), layer.grads["weight_hh_l0"].copy()))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5, atol=1e-7)
 
 
 def test_training_with_omega_keeps_gradients_from_vanishing():
