@@ -303,18 +303,24 @@ def _terms(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each step's Frobenius norm and share (T,) of a weight gradient (N, K).
 
-    dgates (T, B, N), source (T, B, K). For few rows no step's term is formed, but the smaller Gram
-    matrices of its rows: ||sum_b g_b a_b^T||^2 = sum_bc (g_b . g_c) (a_b . a_c).
+    dgates (T, B, N), source (T, B, K), or (T, B), where the 1 of one-hot rows is. For few rows no
+    step's term is formed, but the smaller Gram matrices of its rows:
+    ||sum_b g_b a_b^T||^2 = sum_bc (g_b . g_c) (a_b . a_c).
     """
     T, B, N = dgates.shape
-    K = source.shape[2]
+    if one_hot := source.ndim == 2:
+        used, source = np.unique(source, return_inverse=True)
+        source, gradient = source.reshape(T, B), gradient[:, used]
+    K = gradient.shape[1]
     whole = gradient.astype(np.float64)
     size = float(_norm(whole.reshape(-1), 0))
     norms, shares = np.zeros(T), np.zeros(T)
-    steps = max(1, 2**20 // max(1, min(B * B, N * K)))  # 8 MB of products at once
+    steps = max(1, 2**20 // max(1, min(B * B, N * K), B * K))  # 8 MB of products at once
     for t in range(0, T, steps):
         now = slice(t, t + steps)
-        g, a = dgates[now].astype(np.float64), source[now].astype(np.float64)
+        g, a = dgates[now].astype(np.float64), source[now]
+        a = a[..., None] == np.arange(K) if one_hot else a
+        a = a.astype(np.float64)
         if B * B < N * K:
             squares = np.einsum("tbc,tbc->t", g @ g.swapaxes(1, 2), a @ a.swapaxes(1, 2))
             norms[now] = np.sqrt(np.maximum(squares, 0))  # rounding may leave less than nothing

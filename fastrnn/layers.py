@@ -131,15 +131,15 @@ class Recurrent(Parametrized):
         return ""
 
     def run(
-        self, x: np.ndarray, index: np.ndarray | None, state: Any, *, batched: bool = True,
+        self, x: Any, index: np.ndarray | None, state: Any, *, batched: bool = True,
         turned: bool = False, keep: bool = True,
     ) -> tuple[np.ndarray, Any]:
-        """Run the layers over checked input: what `__call__` and a model with an embedding share.
+        """Run the layers over checked input: what `__call__` and a model of symbols share.
 
         Parameters
         ----------
-        x : array (T, B, I); with `index` an embedding (V, I)
-        index : None, or int32 (T, B): the rows of x that are the input
+        x : array (T, B, I); with `index` an embedding (V, I), or None: one-hot rows
+        index : None, or int32 (T, B): the rows of x that are the input, or where their 1 is
         state : as for a call; without `batched` its arrays have no B
         turned : bool
             Whether y shall lie in memory as (B, T, D*H).
@@ -381,7 +381,9 @@ class Recurrent(Parametrized):
         self._half = weights == "bfloat16"
         return self.train(False)
 
-    def stream(self, batch_size: int = 1, embedding: np.ndarray | None = None) -> Stream:
+    def stream(
+        self, batch_size: int = 1, embedding: np.ndarray | None = None, *, one_hot: bool = False
+    ) -> Stream:
         """Return a preallocated single step with its own state, which starts at zero.
 
         Parameters
@@ -390,6 +392,8 @@ class Recurrent(Parametrized):
             Rows B that advance together.
         embedding : array (V, I), optional
             If given, a step takes whole numbers (B,): rows of this array.
+        one_hot : bool
+            Whether a step takes whole numbers (B,) below I, for a row with its 1 there.
 
         Returns
         -------
@@ -401,18 +405,22 @@ class Recurrent(Parametrized):
         Raises
         ------
         ValueError
-            If the layer is bidirectional: the reverse direction needs the whole sequence.
+            If the layer is bidirectional: the reverse direction needs the whole sequence. If an
+            embedding is given and `one_hot` too.
         """
         owner = f"{type(self).__name__}.stream"
         batch_size = _checks.positive(owner, "batch_size", batch_size)
         if self.bidirectional:
             raise ValueError(f"{owner}: the layer is bidirectional, a single step has no future "
                              "to walk back from")
+        if embedding is not None and one_hot:
+            raise ValueError(f"{owner}: embedding is given and one_hot is True, expected one of "
+                             "them")
         if embedding is not None:
             embedding = _checks.array(owner, "embedding", embedding, self.dtype,
                                       ("V", self.input_size))
         packs = [directions[0] for directions in self._packed()]
-        return Stream(owner, packs, batch_size, self.dtype, embedding)
+        return Stream(owner, packs, batch_size, self.dtype, embedding, bool(one_hot))
 
     @property
     def directions(self) -> int:

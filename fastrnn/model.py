@@ -484,7 +484,7 @@ class ModelStream:
     def __init__(self, model: SequenceModel, batch_size: int) -> None:
         self._model = model
         self._streams: list[Stream] = [
-            layer.stream(batch_size, model._table if i == 0 and model.symbols else None)
+            layer.stream(batch_size, None if i else model._table, one_hot=not i and model.one_hot)
             for i, layer in enumerate(model.layers)]
 
     def __call__(self, x: Any) -> np.ndarray:

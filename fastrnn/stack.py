@@ -1,8 +1,8 @@
 """A stack of recurrent layers over real vectors or symbols: the body of every model.
 
-An embedding is a gather behind the first layer's input product (a table of the symbols in use, made
-once per call), never a product with one-hot rows. Letters: T steps, B batch, I input, H hidden, D
-directions, V symbols.
+Symbols are a gather behind the first layer's input product (a table of those in use, made once per
+call, from the rows of an embedding or the columns of the input weights), never a product with
+one-hot rows. Letters: T steps, B batch, I input, H hidden, D directions, V symbols.
 """
 
 from __future__ import annotations
@@ -100,7 +100,6 @@ class Stack(Composite):
         self.layers = _layers(owner, layers, inner)
         self.symbols = None if symbols is None else _checks.positive(owner, "symbols", symbols)
         self.one_hot = bool(one_hot)
-        self._identity: np.ndarray | None = None
         first = self.layers[0]
         own = {}
         if self.one_hot and self.symbols != first.input_size:
@@ -130,24 +129,20 @@ class Stack(Composite):
         return _width(self.layers[-1])
 
     @property
-    def _table(self) -> np.ndarray:
-        """The symbols' vectors (V, I)."""
-        if not self.one_hot:
-            return self._params["embedding.weight"]
-        if self._identity is None:  # made when it is needed: a file may claim any size
-            self._identity = np.eye(self.layers[0].input_size, dtype=self.dtype)
-        return self._identity
+    def _table(self) -> np.ndarray | None:
+        """The symbols' vectors (V, I), if they are learned."""
+        return self._params.get("embedding.weight")
 
     def run(
         self, owner: str, x: Any, state: States | None, keep: bool = True
     ) -> tuple[np.ndarray, States]:
         """Return y (T, B, D*H) of the last layer, and the state; `keep` what backward needs."""
+        index: np.ndarray | None = None
+        y: Any = self._table
         if self.symbols is None:
-            index = None
             y = _checks.array(owner, "x", x, self.dtype, ("T", "B", self.layers[0].input_size))
         else:
             index = _checks.rows(owner, x, ("T", "B"), self.symbols, name="symbols")
-            y = self._table
         after = []
         for layer, before in zip(self.layers, self._states(owner, state), strict=True):
             y, final = layer.run(y, index, before, keep=keep)
@@ -167,7 +162,7 @@ class Stack(Composite):
         """Return dx (None for symbols) and the gradient of the initial state; adds to `grads`."""
         before = []
         dx = dy
-        learned = self.symbols is not None and not self.one_hot
+        learned = self._table is not None
         pairs = list(zip(self.layers, self._states(owner, dstate, "dstate"), strict=True))
         for i, (layer, d) in reversed(list(enumerate(pairs))):
             dx, d0 = layer.backward(dx, d, need_dx=i > 0 or learned or
@@ -198,6 +193,3 @@ class Stack(Composite):
     ) -> tuple[Any, States]:
         """Backpropagate the latest training-mode call; return dx, dstate0 and add to `grads`."""
         return self.back(f"{type(self).__name__}.backward", dy, dstate, need_dx)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_identity": None}

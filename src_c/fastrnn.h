@@ -165,6 +165,15 @@ typedef struct {
   /* dst[index[r]][columns] += src[r][columns] for the rows in ascending order, columns [c0, c1) */
   void (*scatter_add)(void *dst, const void *src, ptrdiff_t row, const int32_t *index,
                       ptrdiff_t rows, ptrdiff_t c0, ptrdiff_t c1);
+  /* The input product and its gradient for one-hot x, which has a 1 in column[r]; rows of dst and src
+   * are tape rows. Row r of dst, rows [r0, r1) = start + that column of W_ih (G * H, k). */
+  void (*gather_columns)(void *dst, const void *start, const void *w_ih, const int32_t *column,
+                         ptrdiff_t r0, ptrdiff_t r1, ptrdiff_t k, ptrdiff_t h, ptrdiff_t pitch,
+                         ptrdiff_t row, const fr_cell_row *);
+  /* dw_ih's columns (no two rows name the same) and db_ih (or NULL) += src, units [u0, u1) */
+  void (*scatter_columns)(void *dw_ih, void *db_ih, const void *src, const int32_t *column,
+                          ptrdiff_t rows, ptrdiff_t k, ptrdiff_t h, ptrdiff_t pitch, ptrdiff_t row,
+                          ptrdiff_t u0, ptrdiff_t u1, const fr_cell_row *);
   /* rows of N logits: weight * (softmax - onehot(target)) * scale into grad (may be logits; NULL:
    * none); returns the sum of weight * -log softmax[target], accumulated in double. weights (rows)
    * or NULL: 1. A row of weight 0 is not looked at. */

@@ -106,8 +106,10 @@ def layer(put, cell, T, B, I, H, dtype, D, V, bias):
     def weights():
         return (draw(GH, I), draw(GH, H), draw(GH, wanted=bias), draw(GH, wanted=bias))
 
-    index = put(rng.integers(V, size=(T, B), dtype=np.int32)) if V else None
-    x = draw(V, I, rows=True) if V else draw(T, B, I, rows=True)
+    # V is None of one-hot symbols, 0 of real vectors
+    one_hot = V is None
+    index = put(rng.integers(I if one_hot else V, size=(T, B), dtype=np.int32)) if V != 0 else None
+    x = None if one_hot else draw(V, I, rows=True) if V else draw(T, B, I, rows=True)
     params = tuple(weights() for _ in range(D))
     h0, c0 = draw(D, B, H), draw(D, B, H, wanted=has_c)
     dhn, dcn = draw(D, B, H), draw(D, B, H, wanted=has_c)
@@ -121,14 +123,14 @@ def layer(put, cell, T, B, I, H, dtype, D, V, bias):
                                 training, workspace)
         results += [y, hn, cn]
     grads = tuple(weights() for _ in range(D))
-    dx = draw(*x.shape, rows=True)
+    dx = None if one_hot else draw(*x.shape, rows=True)
     dh0, dc0 = draw(D, B, H), draw(D, B, H, wanted=has_c)
     sequence.backward(tape, dy, dhn, dcn, dx, dh0, dc0, grads)
     results += [dx, dh0, dc0, *itertools.chain(*grads)]
     packs = [sequence.Packed(kind, params[0])]
-    step = Stream("stream", packs, B, np.dtype(dtype), put(x) if V else None)
+    step = Stream("stream", packs, B, np.dtype(dtype), put(x) if V else None, one_hot)
     out = draw(B, H)
-    step(index[0] if V else put(x[0]), out)
+    step(put(x[0]) if V == 0 else index[0], out)
     results.append(out)
     return [array.tobytes() for array in results if array is not None]
 
@@ -186,7 +188,7 @@ def sweep(isa, dtype):
 
     for cell in sequence.CELLS:
         for k, shape in enumerate(shapes()):
-            for D, V in ((2, 3), (1, 0)) if k % 2 else ((2, 0), (1, 3)):
+            for D, V in ((2, 3), (1, 0), (1, None)) if k % 2 else ((2, 0), (1, 3), (2, None)):
                 compare(f"{cell}:", layer, cell, *shape, dtype, D, V, k % 3 != 0)
     for n in tails:
         for shape in ((3, 5, n), (3, n, 5), (n, 5, 3), (n, n, n)):

@@ -113,6 +113,12 @@ cdef extern from "fastrnn.h" nogil:
         void (*gradient)(const fr_gradient *) noexcept nogil
         void (*scatter_add)(void *, const void *, ptrdiff_t, const int32_t *, ptrdiff_t,
                             ptrdiff_t, ptrdiff_t) noexcept nogil
+        void (*gather_columns)(void *, const void *, const void *, const int32_t *, ptrdiff_t,
+                               ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                               const fr_cell_row *) noexcept nogil
+        void (*scatter_columns)(void *, void *, const void *, const int32_t *, ptrdiff_t,
+                                ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                                const fr_cell_row *) noexcept nogil
         double (*softmax_loss)(void *, const void *, const int32_t *, const double *,
                                ptrdiff_t, ptrdiff_t, double) noexcept nogil
         double (*sum_squares)(const void *, ptrdiff_t, double) noexcept nogil

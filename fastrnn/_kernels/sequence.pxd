@@ -5,6 +5,7 @@ from fastrnn._kernels.runtime cimport Buffer
 cdef class Packed:
     """The weights of one direction of one layer in the kernels' panels, for forward only."""
     cdef Buffer buffer
+    cdef object w_ih   # (G*H, I), as it came
     cdef const fr_table *table
     cdef const fr_cell_row *cell
     cdef readonly int kind

@@ -30,7 +30,7 @@ class Tape:
     def release(self) -> None: ...
 
 def forward(
-    kind: int, x: np.ndarray, index: np.ndarray | None, weights: tuple[Any, ...],
+    kind: int, x: np.ndarray | None, index: np.ndarray | None, weights: tuple[Any, ...],
     reverse: tuple[bool, ...], h0: np.ndarray | None, c0: np.ndarray | None, y: np.ndarray,
     hn: np.ndarray, cn: np.ndarray | None, training: bool, workspace: Workspace,
 ) -> Tape: ...  # None without training

@@ -165,6 +165,7 @@ cdef class Packed:
             offsets += [carver.add((n + 1) // 2 * int(p.panels) * p.cell.vectors * p.table.lanes)
                         for n in (p.I, p.H)]
         self.buffer = Buffer(carver.total)
+        self.w_ih = w_ih
         self.table = p.table
         self.cell = p.cell
         self.kind = kind
@@ -200,7 +201,7 @@ cdef class Tape:
     cdef tuple weights
     cdef tuple reverse
     cdef ptrdiff_t embedding_rows  # V
-    cdef object used_rows          # (U,) the rows of the embedding that x names, or None
+    cdef object used_rows          # (U,) the rows of the embedding, or symbols, that x names
     cdef readonly object dtype
     cdef readonly int kind     # index into CELLS
     cdef readonly tuple shape  # (T, B, I, H)
@@ -225,15 +226,17 @@ cdef class Tape:
 
     @property
     def x_shape(self):
-        """Shape of dx: (T, B, I), or (V, I) of an embedding."""
+        """Shape of dx: (T, B, I), or (V, I) of an embedding; () of one-hot symbols."""
         T, B, I, _ = self.shape
-        return (T, B, I) if self.used_rows is None else (self.embedding_rows, I)
+        if self.used_rows is None:
+            return (T, B, I)
+        return (self.embedding_rows, I) if self.embedding_rows else ()
 
 
 cdef tuple named_rows(index, ptrdiff_t V):
     """Number the rows that `index` names from 0 to U-1; return (the new index, those rows (U,)).
 
-    All work on an embedding is then over its U rows in use: a large vocabulary costs nothing, and
+    All work on symbols is then over the U of them in use: a large vocabulary costs nothing, and
     what stands in the other rows, be it NaN, touches nothing.
     """
     cdef ptrdiff_t i, n = index.size, U = 0
@@ -252,7 +255,7 @@ cdef tuple named_rows(index, ptrdiff_t V):
             U += 1
     for i in range(n):
         target[i] = number[source[i]]
-    return renumbered, np.flatnonzero(numbers >= 0)
+    return renumbered, np.flatnonzero(numbers >= 0).astype(np.int32)
 
 
 def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn, bint training,
@@ -262,8 +265,8 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
     Parameters
     ----------
     kind : index into CELLS
-    x : (T, B, I), contiguous rows; with `index`, the embedding (V, I)
-    index : None, or int32 (T, B): rows of x
+    x : (T, B, I), contiguous rows; with `index`, the embedding (V, I), or None: one-hot rows
+    index : None, or int32 (T, B): rows of x, or where the 1 is among I
     weights : per direction (weight_ih, weight_hh, bias_ih, bias_hh) or a Packed
     reverse : per direction, whether it walks from T-1 to 0
     h0, c0 : (D, B, H) or None
@@ -277,28 +280,30 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
     """
     cdef int D = len(weights), d
     cdef Packed packed
-    dtype = x.dtype
+    dtype = y.dtype
     first = weights[0]
     if isinstance(first, Packed):
-        H = first.hidden_size
+        I, H = first.input_size, first.hidden_size
     else:
-        H = first[1].shape[1]
+        I, H = first[0].shape[1], first[1].shape[1]
     T, B = x.shape[:2] if index is None else index.shape
-    I = x.shape[x.ndim - 1]
+    cdef bint one_hot = x is None
 
     cdef Tape tape = Tape()
     cdef Pass *p
-    cdef Pass like = sized(kind, dtype, T, B, I, H)
+    cdef Pass like = sized(kind, dtype, T, B, 0 if one_hot else I, H)
     if D not in (1, 2) or len(reverse) != D:
         raise ValueError(f"weights: {D} directions, expected 1 or 2")
     if index is None:
         check("x", x, dtype, (T, B, I))
     else:
-        check("embedding", x, dtype, (x.shape[0], I))
         check_flat("x", index, INT32, (T, B))
-        tape.embedding_rows = x.shape[0]
-        index, tape.used_rows = named_rows(index, x.shape[0])
-        x = x[tape.used_rows]
+        if not one_hot:
+            check("embedding", x, dtype, (x.shape[0], I))
+            tape.embedding_rows = x.shape[0]
+        index, tape.used_rows = named_rows(index, I if one_hot else tape.embedding_rows)
+        if not one_hot:
+            x = x[tape.used_rows]
     check("y", y, dtype, (T, B, D * H), True)
     check_flat("hn", hn, dtype, (D, B, H), True)
     if h0 is not None:
@@ -315,7 +320,8 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
     like.chunk = chunk
     like.training = training
     like.keeps_h = training and not like.cell.has_c
-    like.V = 0 if index is None else x.shape[0]
+    like.V = 0 if index is None else len(tape.used_rows)
+    like.columns = I
     steps = T if training else (min(T, chunk) if index is None else 0)
     slots_h = T + 1 if like.keeps_h else 3
     slots_c = T + 1 if training else 1
@@ -348,6 +354,7 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
                     or packed.hidden_size != H):
                 raise ValueError("weights: packed for another cell, dtype, size or instruction set")
             p.packed = True
+            p.w_ih = pointer(packed.w_ih)
             p.wx = packed.wx
             p.wh = packed.wh
             p.start = packed.start
@@ -368,7 +375,10 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
         if index is None:
             p.x = grid(x, 0, reverse[d])
         else:
-            p.x = rows_of(pointer(x), x.shape[0], 0, x.strides[0] // x.itemsize)
+            if one_hot:
+                p.column = <const int32_t *> pointer(tape.used_rows)
+            else:
+                p.x = rows_of(pointer(x), p.V, 0, x.strides[0] // x.itemsize)
             p.index = <const int32_t *> pointer(index)
             p.index_t = p.B
             if reverse[d]:
@@ -447,7 +457,7 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple flow=()):
     tape : of a forward call with training
     dy : (T, B, D*H), contiguous rows, or None: zero
     dhn, dcn : (D, B, H) or None: zero
-    dx : out, like forward's x, or None: not wanted
+    dx : out, like forward's x, or None: not wanted, or one-hot
     dh0, dc0 : out (D, B, H); dc0 is None for cells without c
     grads : per direction (weight_ih, weight_hh, bias_ih, bias_hh), which accumulate
     flow : names of FLOW: what to hand out besides
@@ -459,7 +469,7 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple flow=()):
         gates : (T, B, D, G, H), after their activations
         dgates_x, dgates_h : (T, B, D, G, H), gradients of W_ih x(t) + b_ih and of
             W_hh h(t-1) + b_hh; they differ for n of a GRU alone, where r comes between
-        x : forward's, no copy
+        x : forward's, no copy; of one-hot rows the index (T, B)
         h : (T, B, D, H), the state that step t began with: h(t-1), in reverse h(t+1)
     """
     cdef int D = tape.count, d, G
@@ -479,6 +489,8 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple flow=()):
         if dcn is not None:
             check_flat("dcn", dcn, dtype, (D, B, H))
     if dx is not None:
+        if not tape.x_shape:
+            raise ValueError("dx: is an array, expected None: x was one-hot")
         check("dx", dx, dtype, tape.x_shape, True)
     if len(grads) != D:
         raise ValueError(f"grads: {len(grads)} directions, expected {D}")
@@ -569,7 +581,7 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple flow=()):
             out[name] = out[name].reshape(T, B, D, H)
         elif name == "x":
             x, index = tape.kept
-            out["x"] = x if index is None else x[index]
+            out["x"] = x if index is None else (used if x is None else x)[index]
         elif name != "gates":
             out[name] = from_tape(tape, name)
     tape.workspace.give(buffer)

@@ -1,6 +1,6 @@
 """One step at a time, everything allocated beforehand: what `layer.stream()` returns.
 
-Letters: L layers, B batch, I input, H hidden, V rows of an embedding.
+Letters: L layers, B batch, I input, H hidden, V symbols.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ from fastrnn._kernels.runtime cimport (
     wait,
 )
 from fastrnn._kernels.sequence cimport Packed
-from fastrnn._kernels.walk cimport Pass, forward_panels, part, project, rows_of, sized
+from fastrnn._kernels.walk cimport Pass, forward_panels, part, project_symbols, rows_of, sized
 
 cnp.import_array()
 
@@ -87,13 +87,14 @@ cdef class Stream:
     cdef int typenum
     cdef bint has_c
     cdef ptrdiff_t pitch, itemsize
-    cdef bint indexed          # x names rows of an embedding
-    cdef ptrdiff_t V           # how many it has
+    cdef bint indexed          # x is symbols
+    cdef ptrdiff_t V           # how many there are
     cdef object embedding      # kept if it is too large for a table
-    cdef Buffer symbols        # (V, S*pitch): the embedding behind the first layer's projection
+    cdef Buffer symbols        # (V, S*pitch): the symbols behind the first layer's projection
     cdef bint busy
 
-    def __init__(self, str owner, list packs, ptrdiff_t batch_size, dtype, embedding=None):
+    def __init__(self, str owner, list packs, ptrdiff_t batch_size, dtype, embedding=None,
+                 bint one_hot=False):
         cdef Packed first = packs[0], packed
         cdef fr_forward *step
         cdef int i
@@ -138,31 +139,37 @@ cdef class Stream:
             step.input = packed.input_size
             step.x_row = self.pitch if i else packed.input_size
         self.layers[self.num_layers - 1].step.y_row = self.hidden_size
-        if embedding is not None:
-            self.set_embedding(embedding, first)
+        if embedding is not None or one_hot:
+            self.set_symbols(embedding, first)
 
     cdef char *slot(self, int layer, int which) noexcept:
         """One of a layer's three (B, pitch) states: h, the other h, c."""
         return self.start + (layer * 3 + which) * self.batch_size * self.pitch * self.itemsize
 
-    cdef set_embedding(self, embedding, Packed first):
-        cdef Pass p
+    cdef set_symbols(self, embedding, Packed first):
+        """Make the table of the rows of an embedding, or, without, of one-hot rows."""
+        cdef Pass p = sized(first.kind, self.dtype, 1, 1, first.input_size, first.hidden_size)
         cdef fr_forward *step = &self.layers[0].step
-        cdef ptrdiff_t row
-        cdef const void *data = cnp.PyArray_DATA(embedding)
         self.indexed = True
-        self.V = embedding.shape[0]
-        if self.V > 4096:
+        self.V = first.input_size if embedding is None else embedding.shape[0]
+        if self.V > 4096 and embedding is not None:
             self.embedding = embedding.copy()
             return
-        p = sized(first.kind, self.dtype, 1, 1, first.input_size, first.hidden_size)
+        p.V = self.V
         p.wx = first.wx
+        p.w_ih = cnp.PyArray_DATA(first.w_ih)
         p.start = first.start
         self.symbols = Buffer(<object> self.V * p.row * self.itemsize)
-        row = embedding.strides[0] // self.itemsize
+        p.symbols = self.symbols.data
+        every = np.arange(self.V, dtype=np.int32)
+        if embedding is None:
+            p.column = <const int32_t *> cnp.PyArray_DATA(every)
+            p.columns = self.V
+        else:
+            p.x = rows_of(cnp.PyArray_DATA(embedding), self.V, 0,
+                          embedding.strides[0] // self.itemsize)
         with nogil:
-            project(&p, rows_of(data, self.V, 0, row),
-                    rows_of(self.symbols.data, self.V, 0, p.row), 0, self.V, 0, p.panels)
+            project_symbols(&p, 0, self.V)
         step.start = self.symbols.data
         step.start_row = p.row
         step.input = 0

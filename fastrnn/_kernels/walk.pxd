@@ -7,16 +7,19 @@ cdef struct Pass:
     const fr_table *table
     const fr_cell_row *cell
     ptrdiff_t T, B, I, H
-    ptrdiff_t V              # rows of the embedding; 0: x is dense
+    ptrdiff_t V              # rows of the embedding, or symbols, in use; 0: x is dense
     ptrdiff_t pitch, row     # of a state row; of a tape row (S * pitch)
     ptrdiff_t panels         # of the forward products
     ptrdiff_t panels_h, panels_i  # of plain products with H and with I columns
     bint training
     bint keeps_h             # the tape has h of all steps; without, backward puts it in c's place
-    # input: x (T, B, I), or x (V, I) and index (T, B)
+    # input: x (T, B, I), or x (V, I) and index (T, B), or index and column: I is then 0, and row v
+    # of x would have a 1 in column[v] of `columns`
     fr_rows x
     const int32_t *index
     ptrdiff_t index_t
+    const int32_t *column
+    ptrdiff_t columns
     # weights, torch's layout, and their packs
     const void *w_ih         # (G*H, I)
     const void *w_hh         # (G*H, H)
@@ -34,7 +37,7 @@ cdef struct Pass:
     char *gates              # (T or chunk, B, S*pitch)
     char *h                  # (T+1, or h0 and two in turn, B, pitch)
     char *c                  # (T+1 or 1, B, pitch)
-    char *symbols            # (V, S*pitch): projected embedding; going back, its gradient
+    char *symbols            # (V, S*pitch): projected symbols; going back, their gradients
     ptrdiff_t chunk
     char *y                  # (T, B) grid of rows of H
     ptrdiff_t y_t, y_b
@@ -99,6 +102,7 @@ cdef ptrdiff_t forward_panels(const fr_table *table, const fr_cell_row *cell,
 cdef ptrdiff_t part(ptrdiff_t n, int rank, int size) noexcept nogil
 cdef void project(const Pass *p, fr_rows x, fr_rows out, ptrdiff_t row0, ptrdiff_t row1,
                   ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
+cdef void project_symbols(const Pass *p, ptrdiff_t row0, ptrdiff_t row1) noexcept nogil
 cdef int plan(Job *job) noexcept nogil
 cdef void pack_weights(const Pass *p, void *panels, const void *weight, ptrdiff_t K,
                        ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil

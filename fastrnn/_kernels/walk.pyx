@@ -149,6 +149,15 @@ cdef void project(const Pass *p, fr_rows x, fr_rows out, ptrdiff_t row0, ptrdiff
         p.table.product_gates(&g, p.cell.vectors)
 
 
+cdef void project_symbols(const Pass *p, ptrdiff_t row0, ptrdiff_t row1) noexcept nogil:
+    """symbols = x W_ih + b for rows [row0, row1) of the embedding, or of one-hot x."""
+    if p.column:
+        p.table.gather_columns(p.symbols, p.start, p.w_ih, p.column, row0, row1, p.columns, p.H,
+                               p.pitch, p.row, p.cell)
+    else:
+        project(p, p.x, rows_of(p.symbols, p.V, 0, p.row), row0, row1, 0, p.panels)
+
+
 cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
     cdef fr_forward step
     cdef ptrdiff_t b0 = 0, b1 = p.B, panel0 = 0, panel1 = p.panels
@@ -160,8 +169,7 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
                      s.rank == 0)
         wait(&p.barrier, s.size)
     if p.index:
-        project(p, p.x, rows_of(p.symbols, p.V, 0, p.row), part(p.V, s.rank, s.size),
-                part(p.V, s.rank + 1, s.size), 0, p.panels)
+        project_symbols(p, part(p.V, s.rank, s.size), part(p.V, s.rank + 1, s.size))
         wait(&p.barrier, s.size)
     if s.by_units:
         panel0 = part(p.panels, s.rank, s.size)
@@ -330,7 +338,7 @@ cdef void parameter_gradients(Pass *p, Job *job, int rank, int size) noexcept no
     cdef fr_product g
     cdef int i
     if p.index:
-        # all rows with one symbol count as one row of the embedding
+        # all rows with one symbol count as one row
         per = ceil_div(ceil_div(p.row, size), 16) * 16
         c0 = min(rank * per, p.row)
         c1 = min(c0 + per, p.row)
@@ -355,15 +363,19 @@ cdef void parameter_gradients(Pass *p, Job *job, int rank, int size) noexcept no
     w.u1 = part(p.H, rank + 1, size)
     w.scratch = job.scratch + rank * job.scratch_size
 
-    w.c = p.dw_ih
-    w.bias = p.db_ih
-    w.a = inputs
-    w.b = p.x
-    w.k = n
-    w.n = p.I
-    for i in range(p.cell.gates):
-        w.slot[p.cell.order_x[i]] = i * p.pitch
-    p.table.gradient(&w)
+    if p.column:
+        p.table.scatter_columns(p.dw_ih, p.db_ih, p.symbols, p.column, n, p.columns, p.H, p.pitch,
+                                p.row, w.u0, w.u1, p.cell)
+    else:
+        w.c = p.dw_ih
+        w.bias = p.db_ih
+        w.a = inputs
+        w.b = p.x
+        w.k = n
+        w.n = p.I
+        for i in range(p.cell.gates):
+            w.slot[p.cell.order_x[i]] = i * p.pitch
+        p.table.gradient(&w)
 
     w.c = p.dw_hh
     w.bias = p.db_hh
