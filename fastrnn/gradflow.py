@@ -185,8 +185,7 @@ def gradient_flow(
     owner = "gradient_flow"
     _check_layer(owner, layer)
     _check_parts(owner, parts)
-    twin = copy.deepcopy(layer).train()
-    twin.zero_grad()
+    twin = _twin(layer)
     _, final = twin(x, state)
     D, lstm = twin.directions, twin.cell == "lstm"
     if dy is None and dstate is None:
@@ -226,14 +225,22 @@ def model_flow(
     if isinstance(model, Recurrent) or not recurrent_layers(model):
         raise TypeError(f"{owner}: model is {_checks.kind(model)}, expected a model of recurrent "
                         "layers")
-    twin = copy.deepcopy(model).train()
-    twin.zero_grad()
+    twin = _twin(model)
     layers = recurrent_layers(twin)
     for layer in layers:
         layer.watch = _names(layer, parts)
     run(twin)
     twin.backward()
     return [_flow(layer, layer.seen, parts) for layer in layers]
+
+
+def _twin(of: Any) -> Any:
+    """Return a copy in training mode, without gradients, that takes turns at the same memory."""
+    twin = copy.deepcopy(of).train()
+    twin.zero_grad()
+    for layer, original in zip(recurrent_layers(twin), recurrent_layers(of), strict=True):
+        layer._workspace = original._workspace  # its pages are there already
+    return twin
 
 
 def _check_parts(owner: str, parts: Any) -> None:
@@ -292,6 +299,8 @@ def _measured(
 
 def _norm(a: np.ndarray, axis: int) -> np.ndarray:
     """Return 2-norms in float64; vanished gradients are far below the root of the least number."""
+    if a.dtype == np.float32:  # whose squares float64 holds
+        return np.asarray(np.sqrt(np.square(a, dtype=np.float64).sum(axis)))
     largest = np.abs(a).max(axis, keepdims=True, initial=0)
     scale = np.where((largest > 0) & np.isfinite(largest), largest, 1)
     norms: np.ndarray = np.linalg.norm(a / scale, axis=axis)
