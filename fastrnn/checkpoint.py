@@ -13,7 +13,7 @@ from fastrnn.history import History, Progress
 from fastrnn.optim import Optimizer
 from fastrnn.stack import arrays_of, recurrent_layers
 
-__all__ = ["load", "save"]
+__all__ = ["history", "load", "save"]
 
 _CURVES = ("losses", "norms", "rates")  # of a History: arrays
 
@@ -51,10 +51,7 @@ def load(path: Path, model: Any, optimizer: Optimizer) -> tuple[History, Any]:
         for name, tensor in tensors.items():
             head, _, rest = name.partition(".")
             parts[head if head in parts else ""][rest if head in parts else name] = tensor
-        history = History(**about["history"],
-                          **{k: parts["history"][k].tolist() for k in _CURVES})
-        history.progress = Progress(**about["history"]["progress"])
-        history.validations = [(int(step), loss) for step, loss in history.validations]
+        told = _history(about["history"], parts["history"])
         state: list[list[np.ndarray]] = []
         for name in sorted(parts["state"], key=lambda n: [*map(int, n.split("."))]):
             i, j = map(int, name.split("."))
@@ -64,4 +61,29 @@ def load(path: Path, model: Any, optimizer: Optimizer) -> tuple[History, Any]:
         model.load_state_dict(parts[""])
         for layer, masks in zip(recurrent_layers(model), about["dropout"], strict=True):
             layer.masks = masks
-    return history, tuple(tuple(of) if len(of) > 1 else of[0] for of in state)
+    return told, tuple(tuple(of) if len(of) > 1 else of[0] for of in state)
+
+
+def history(path: str | Path) -> History | None:
+    """Return the history of a checkpoint; None for a model without one.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is not a file of fastrnn.
+    """
+    tensors, about = files.read(path)
+    if "history" not in about:
+        return None
+    with files.refusing(path, "checkpoint"):
+        return _history(about["history"], {k.removeprefix("history."): a for k, a in tensors.items()
+                                           if k.startswith("history.")})
+
+
+def _history(told: dict[str, Any], curves: dict[str, np.ndarray]) -> History:
+    made = History(**told, **{k: curves[k].tolist() for k in _CURVES})
+    made.progress = Progress(**told["progress"])
+    made.validations = [(int(step), loss) for step, loss in made.validations]
+    return made

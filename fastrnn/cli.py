@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import fastrnn
 
 HELD_OUT = 2**20  # bytes at most that the final judgement reads
+JUDGED = 2**16  # bytes of them that are read while it trains
 SAMPLE = 400  # characters shown after training
 PROMPT = "def "
 DEFAULT_FILE = "fastrnn-model.safetensors"
@@ -46,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     length.add_argument("--steps", type=int, default=argparse.SUPPRESS,
                         help="how many steps to train instead; the result is then reproducible")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--folder", type=Path, default=argparse.SUPPRESS, metavar="FOLDER",
+                       help="keep checkpoints here: the latest, and the best on held-out text")
+    train.add_argument("--save-every", type=int, default=1000, metavar="N",
+                       help="steps between checkpoints")
+    train.add_argument("--resume", action="store_true",
+                       help="go on from the folder's latest, as if there had been no stop")
     _add_threads(train)
     train.add_argument("-o", "--output", type=Path, default=Path(DEFAULT_FILE), metavar="FILE")
     train.set_defaults(run=_train)
@@ -113,6 +121,15 @@ def _train(args: argparse.Namespace) -> None:
 
     steps = getattr(args, "steps", None)
     minutes = getattr(args, "minutes", None if steps is not None else 1)
+    folder: dict[str, Any] = {}
+    if hasattr(args, "folder"):
+        few = held_out[:JUDGED]
+        folder = {
+            "folder": args.folder, "resume": args.resume, "save_every": args.save_every,
+            "validate_every": args.save_every, "validate": lambda: math.log(2) * training.evaluate(
+                model, few, batch_size=args.batch, bptt=args.bptt)}
+    elif args.resume:
+        raise ValueError("--resume is given without --folder, expected both")
     layout = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
     with training.Interrupt() as interrupt:
         with tqdm(total=1, bar_format=layout, mininterval=0.2) as bar:
@@ -124,7 +141,7 @@ def _train(args: argparse.Namespace) -> None:
 
             history = training.train(
                 model, train_text, batch_size=args.batch, bptt=args.bptt, lr=args.lr, steps=steps,
-                minutes=minutes, progress=show, interrupt=interrupt)
+                minutes=minutes, progress=show, interrupt=interrupt, **folder)
         done = history.progress
         notes = {
             "trained on": what, "steps": done.steps, "characters": done.seen,
@@ -154,7 +171,7 @@ def _sample(args: argparse.Namespace) -> None:
 def _gradflow(args: argparse.Namespace) -> None:
     import matplotlib
 
-    from fastrnn import files, gradflow, plot, text
+    from fastrnn import checkpoint, files, gradflow, plot, text
     from fastrnn.batches import Windows
 
     model = files.load_model(args.model)
@@ -183,6 +200,10 @@ def _gradflow(args: argparse.Namespace) -> None:
     memory = found.memory()
     print("effective memory: " + (f"{memory} steps" if memory else f"over {args.bptt - 1} steps"))
     pictures["layers.0.jacobians"] = plot.jacobian_norms(found)
+    history = checkpoint.history(args.model)
+    if history is not None and history.norms:
+        print(f"training: {gradflow.verdict(history)}")
+        pictures["training"] = history.plot()[0]
     for name, axes in pictures.items():
         figure = axes.get_figure(root=True)
         assert figure is not None  # it has just been drawn

@@ -1,9 +1,10 @@
 """How gradients flow back through time: their norms, what each step adds, and what stops them.
 
 `gradient_flow` looks at one backward of a layer, `model_flow` at one of a model, `jacobians` at how
-much one state still depends on an earlier one, and `verdict` puts any of them into words. They work
-on copies: gradients, tapes, modes and dropout stay as they are. Letters: T steps, B batch, I input,
-H hidden, G gates, L layers, D directions.
+much one state still depends on an earlier one, and `verdict` puts any of them into words, and the
+history of a training with its clipped steps. They work on copies: gradients, tapes, modes and
+dropout stay as they are. Letters: T steps, B batch, I input, H hidden, G gates, L layers, D
+directions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
+from fastrnn.history import History
 from fastrnn.layers import Recurrent
 from fastrnn.stack import recurrent_layers
 
@@ -495,26 +497,28 @@ def growth(norms: np.ndarray) -> float:
     return math.exp(np.polyfit(usable, np.log(norms[usable]), 1)[0])
 
 
-def verdict(of: GradientFlow | Jacobians) -> str:
+def verdict(of: GradientFlow | Jacobians | History) -> str:
     """Say in words whether gradients vanish, explode or live, and what to try.
 
     `growth` fits a factor per step to the logarithm of the norms, of an LSTM those of c, where its
     memory lives. To the power of the number of steps, they vanish below 0.01 and explode above 100.
-    Where the loss enters at every step, its newer parts cover what reaches back from the last.
+    Where the loss enters at every step, its newer parts cover what reaches back from the last. Of a
+    History the norms are those of whole gradients, step by step of the training: they explode where
+    one is above 100 times their median.
 
     Parameters
     ----------
-    of : GradientFlow or Jacobians
+    of : GradientFlow, Jacobians or History
 
     Returns
     -------
     str
-        One line for each layer and direction.
+        One line for each layer and direction; of a History one, with the steps that were clipped.
 
     Raises
     ------
     TypeError, ValueError
-        If `of` is something else, or a flow without norms.
+        If `of` is something else, a flow without norms, or a history without steps.
 
     References
     ----------
@@ -523,8 +527,11 @@ def verdict(of: GradientFlow | Jacobians) -> str:
     units", 2015; the forget gate's bias: R. Jozefowicz, W. Zaremba and I. Sutskever, "An empirical
     exploration of recurrent network architectures", ICML 2015.
     """
+    if isinstance(of, History):
+        return _trained(of)
     if not isinstance(of, (GradientFlow, Jacobians)):
-        raise TypeError(f"verdict: of is {_checks.kind(of)}, expected a GradientFlow or Jacobians")
+        raise TypeError(f"verdict: of is {_checks.kind(of)}, expected a GradientFlow, Jacobians or "
+                        "History")
     state = "c" if of.cell == "lstm" else "h"
     norms: np.ndarray | None = of.norms if of.c_norms is None else of.c_norms
     if norms is None:
@@ -545,6 +552,24 @@ def verdict(of: GradientFlow | Jacobians) -> str:
         + _judged(f"|dL/d{state}|", of.cell, walks[layer, d, :: 2 * d - 1], 0)
         for layer in range(L) for d, name in enumerate(names)
     )
+
+
+def _trained(history: History) -> str:
+    """Judge the norms of a training's gradients, and what clipping did."""
+    norms, n = np.array(history.norms), len(history.norms)
+    if not n:
+        raise ValueError("verdict: of is a History without steps, expected at least one")
+    middle, at = float(np.median(norms)), int(norms.argmax())
+    said = (f"the gradient's norm has a median of {middle:.3g} and is at most {norms[at]:.3g}, at "
+            f"step {at + 1}")
+    clipped = len(history.clipped)
+    acted = ("no limit was set" if history.clip is None else
+             f"clipped above {history.clip:g} at {clipped} of {n} steps")
+    if norms[at] > HEALTHY[1] * middle:
+        advice = EXPLODING if history.clip is None else "a smaller learning rate if the loss jumps"
+        return f"exploding: {said}; {acted}; try {advice}"
+    often = "; so often it acts as a smaller learning rate" if 2 * clipped > n else ""
+    return f"healthy: {said}; {acted}{often}"
 
 
 def _judged(what: str, cell: str, norms: np.ndarray, first: int) -> str:

@@ -12,6 +12,7 @@ import fastrnn
 from fastrnn import GRU, LSTM, gradflow, reference
 from fastrnn._kernels import runtime
 from fastrnn.gradflow import gradient_flow, jacobians, verdict
+from fastrnn.history import History
 from fastrnn.losses import softmax_cross_entropy
 from fastrnn.model import SequenceModel
 
@@ -364,6 +365,21 @@ def test_the_verdict_on_constructed_layers(factor, word, said):
         assert f"{factor:.4g} a step" in text
     np.testing.assert_allclose(jacobian.norms, factor ** np.arange(60.0), rtol=1e-12)
     assert gradflow.growth(flow.batch_norms[0, 0, ::-1]) == pytest.approx(factor, rel=1e-9)
+
+
+def test_the_verdict_on_a_training_counts_what_was_clipped():
+    norms = [1.0, 2.0, 3.0, 0.5, 4.0]
+    assert verdict(History(norms=norms, clip=2.5)) == (
+        "healthy: the gradient's norm has a median of 2 and is at most 4, at step 5; clipped above "
+        "2.5 at 2 of 5 steps")
+    assert "no limit was set" in verdict(History(norms=norms))
+    assert verdict(History(norms=norms, clip=0.75)).endswith(
+        "at 4 of 5 steps; so often it acts as a smaller learning rate")
+    spiked = verdict(History(norms=[*norms, 251.0]))
+    assert spiked.startswith("exploding: ")
+    assert "at most 251, at step 6; no limit was set; try smaller" in spiked
+    with pytest.raises(ValueError, match="of is a History without steps"):
+        verdict(History())
 
 
 def test_the_verdict_on_gradients_that_are_zero_or_not_finite():

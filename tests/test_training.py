@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn import cli, files, text, training
+from fastrnn import checkpoint, cli, files, text, training
 from fastrnn.batches import Windows
 from fastrnn.model import LanguageModel
 
@@ -263,6 +263,36 @@ def test_steps_and_seed_make_the_same_file(corpus, tmp_path):
     assert made[0] == made[1]
 
 
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(corpus, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    args = ["train", str(corpus), *SMALL, "--steps", "300", "-o"]
+    run = ["--folder", str(tmp_path / "run"), "--save-every", "100"]
+    whole, rest = tmp_path / "whole.safetensors", tmp_path / "rest.safetensors"
+    assert cli.main([*args, str(whole)]) == 0
+    process = subprocess.Popen([sys.executable, "-u", "-m", "fastrnn.cli", *args, str(rest), *run],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert "stopped after" in out
+    assert cli.main([*args, str(rest), *run, "--resume"]) == 0
+    assert "done after 300 steps" in capsys.readouterr().out
+    assert files.load_model(rest).flat.tobytes() == files.load_model(whole).flat.tobytes()
+
+    latest = tmp_path / "run" / "latest.safetensors"
+    assert (tmp_path / "run" / "best.safetensors").exists()
+    history = checkpoint.history(latest)
+    assert [step for step, _ in history.validations][-3:] == [100, 200, 300]
+    assert len(history.losses) == 300
+    assert checkpoint.history(whole) is None
+    assert cli.main(["gradflow", str(latest), str(corpus), "--bptt", "30",
+                     "-o", str(tmp_path / "drawn")]) == 0
+    assert re.search(r"^training: \w+: the gradient's norm has a median of .* clipped above 1 at "
+                     r"\d+ of 300 steps", capsys.readouterr().out, re.M)
+    assert (tmp_path / "drawn" / "training.png").exists()
+
+
 @pytest.mark.parametrize("after", [0.0, 0.5])
 def test_ctrl_c_stops_cleanly_and_saves(corpus, tmp_path, after):
     model = tmp_path / "m.safetensors"
@@ -294,6 +324,9 @@ def test_ctrl_c_stops_cleanly_and_saves(corpus, tmp_path, after):
         (["train", "--seed", "-1"], "seed"),
         (["train", "-o", "no/folder/m"], "no folder 'no/folder'"),
         (["train", "-o", "."], "is a folder"),
+        (["train", "--resume"], "--resume is given without --folder"),
+        (["train", "--folder", "SHORT"], "File exists: .*SHORT"),
+        (["train", "--folder", "x", "--save-every", "0"], "every is 0, expected a whole number"),
         (["sample", "nowhere"], "No such file or directory: nowhere"),
         (["sample", "SHORT"], "is not a safetensors file"),
         (["sample", "MODEL", "--prompt", ""], "--prompt is empty"),
