@@ -94,8 +94,6 @@ def _add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from fastrnn import files, text, training
     from fastrnn._kernels.runtime import get_isa
     from fastrnn.model import LanguageModel
@@ -130,18 +128,11 @@ def _train(args: argparse.Namespace) -> None:
                 model, few, batch_size=args.batch, bptt=args.bptt)}
     elif args.resume:
         raise ValueError("--resume is given without --folder, expected both")
-    layout = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
     with training.Interrupt() as interrupt:
-        with tqdm(total=1, bar_format=layout, mininterval=0.2) as bar:
-
-            def show(now: Any) -> None:
-                bar.set_description_str(
-                    f"{now.speed:,.0f} characters/s, {now.bits:.3f} bits/character", refresh=False)
-                bar.update(now.share - bar.n)
-
+        with training.bar("{0.speed:,.0f} characters/s, {0.bits:.3f} bits/character".format) as bar:
             history = training.train(
                 model, train_text, batch_size=args.batch, bptt=args.bptt, lr=args.lr, steps=steps,
-                minutes=minutes, progress=show, interrupt=interrupt, **folder)
+                minutes=minutes, progress=bar, interrupt=interrupt, **folder)
         done = history.progress
         notes = {
             "trained on": what, "steps": done.steps, "characters": done.seen,

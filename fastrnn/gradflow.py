@@ -454,27 +454,23 @@ def _single(layer: Recurrent, number: int, reverse: int) -> Recurrent:
 def _matrix_norms(a: np.ndarray) -> np.ndarray:
     """Return the 2-norms (n,) of matrices (n, H, H); infinite where a value is not finite.
 
-    Of H above 128 by power iteration on J^T J, from below, to about 1e-4.
+    Of H above 128 by power iteration on J J^T with 8 vectors at once, from below, to about 1e-5.
     """
     norms = np.full(len(a), np.inf)
     finite = np.isfinite(a).all((1, 2))
-    a = a[finite].astype(np.float64)
     if a.shape[1] <= 128:
-        norms[finite] = np.linalg.norm(a, 2, axis=(1, 2))
+        norms[finite] = np.linalg.norm(a[finite].astype(np.float64), 2, axis=(1, 2))
         return norms
-    scale = np.abs(a).max((1, 2))
-    a /= np.where(scale > 0, scale, 1)[:, None, None]
-    v = np.random.default_rng(0).standard_normal((*a.shape[:2], 1))
-    v /= np.linalg.norm(v, axis=1, keepdims=True)
-    square, before = np.zeros(len(a)), np.full(len(a), -1.0)
-    for _ in range(300):
-        v = a.swapaxes(1, 2) @ (a @ v)
-        square = np.linalg.norm(v, axis=1)[:, 0]
-        v /= np.where(square > 0, square, 1)[:, None, None]
-        if (square - before <= 1e-7 * square).all():
-            break
-        before = square
-    norms[finite] = np.sqrt(square) * scale
+    u = np.random.default_rng(0).standard_normal((a.shape[1], 8))
+    for i in np.flatnonzero(finite):
+        scale = float(np.abs(a[i]).max()) or 1.0
+        j = a[i] / np.float64(scale)  # one after the other: each stays in the cache
+        value, before = 0.0, -1.0
+        while value - before > 1e-6 * value:
+            # where the last matrix was stretched most: one step further back changes that little
+            u = np.linalg.qr(j @ (j.T @ u))[0]
+            before, value = value, float(np.linalg.norm(j.T @ u, 2))
+        norms[i] = value * scale
     return norms
 
 

@@ -30,6 +30,7 @@ from fastrnn.stack import arrays_of, recurrent_layers
 __all__ = ["History", "Interrupt", "Progress", "evaluate", "fit", "judge", "train"]
 
 Data = Callable[[int], Batch]
+Show = Callable[[Progress], Any]
 LATEST, BEST = "latest.safetensors", "best.safetensors"
 
 
@@ -65,7 +66,7 @@ def fit(
     validate: Callable[[], float] | None = None, validate_every: int = 1000,
     patience: int | None = None, target: float | None = None, segment: int | None = None,
     folder: str | Path | None = None, save_every: int = 1000, resume: bool = False,
-    progress: Callable[[Progress], Any] | None = None, interrupt: Interrupt | None = None,
+    progress: bool | Show = False, interrupt: Interrupt | None = None,
 ) -> History:
     """Train a model.
 
@@ -103,8 +104,8 @@ def fit(
         `best.safetensors`, the best validation's. Both are models, and latest is a checkpoint too.
     resume : bool
         Go on from the folder's latest, if there is one: bitwise as if it had never stopped.
-    progress : callable, optional
-        Called with the Progress after every step.
+    progress : bool or callable
+        True for a progress bar (extra [cli]), or what is called with the Progress after every step.
     interrupt : Interrupt, optional
         One that the caller has entered already; by default training's own.
 
@@ -165,7 +166,7 @@ def fit(
     now, lr = history.progress, optimizer.lr
     now.share = min(1.0, (now.steps if steps is not None else now.seconds) / limit)
     best = min((loss for _, loss in history.validations), default=math.inf)
-    with _watching(layers), _restoring(optimizer), \
+    with _watching(layers), _restoring(optimizer), _shown(progress) as show, \
             contextlib.nullcontext(interrupt) if interrupt else Interrupt() as interrupt:
         before = now.seconds
         start = time.perf_counter()
@@ -199,8 +200,8 @@ def fit(
             now.loss = loss if now.steps == 1 else now.loss + max(0.01, 1 / now.steps) * (
                 loss - now.loss)
             now.share = min(1.0, (now.steps if steps is not None else now.seconds) / limit)
-            if progress is not None:
-                progress(now)
+            if show is not None:
+                show(now)
             if interrupt.asked:
                 history.stopped = "interrupted"
             over = now.share >= 1 or history.stopped != "done"
@@ -243,6 +244,29 @@ def _restoring(optimizer: Optimizer) -> Iterator[None]:
         yield
     finally:
         optimizer.lr = lr
+
+
+@contextlib.contextmanager
+def bar(
+    say: Callable[[Progress], str] = "loss {0.loss:.4g}, {0.speed:,.0f}/s".format
+) -> Iterator[Show]:
+    """Give what draws a progress bar (tqdm), with what `say` makes of a Progress before it."""
+    from tqdm import tqdm
+
+    layout = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
+    with tqdm(total=1, bar_format=layout, mininterval=0.2) as drawn:
+
+        def show(now: Progress) -> None:
+            drawn.set_description_str(say(now), refresh=False)
+            drawn.update(now.share - drawn.n)
+
+        yield show
+
+
+def _shown(progress: bool | Show) -> contextlib.AbstractContextManager[Show | None]:
+    if isinstance(progress, bool):
+        return bar() if progress else contextlib.nullcontext()
+    return contextlib.nullcontext(progress)
 
 
 def _loss(

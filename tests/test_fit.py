@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import signal
 
 import numpy as np
@@ -151,6 +152,13 @@ def test_a_schedule_leaves_the_optimizer_its_own_rate_also_after_an_error():
             training.fit(model, Windows(sine(), 7, 3), optimizer, steps=8, schedule=cosine(),
                          **options)
         assert optimizer.lr == 0.1
+
+
+def test_a_progress_bar_tells_loss_and_speed(capsys):
+    run(steps=3, progress=True)
+    assert re.search(r"100%\|.*\| loss [\d.]+, [\d,]+/s \[", capsys.readouterr().err)
+    run(steps=3)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_history_tells_what_happened():
