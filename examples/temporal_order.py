@@ -6,6 +6,9 @@ SGD, by SGD with the gradient's norm clipped, and by that with the regulariser O
 when under 1% of 10,000 test sequences are wrong.
 """
 
+import functools
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 from common import chart, parser, record
@@ -35,7 +38,7 @@ def problem(L, B):
     return draw
 
 
-def run(L, method, seed, steps, every, test_size):
+def run(L, method, seed, steps, test_size):
     """Train until it succeeds, fails or the steps are over; return (share wrong, steps)."""
     layer = init.normal(RNN(SYMBOLS, UNITS, seed=seed), 0.1, seed=seed)
     model = SequenceModel(layer, 4, symbols=SYMBOLS, one_hot=True, readout="last", seed=seed)
@@ -48,7 +51,7 @@ def run(L, method, seed, steps, every, test_size):
     try:
         history = training.fit(
             model, Drawn(problem(L, BATCH), seed), optim.SGD(model, RATE), steps=steps,
-            validate=wrong, validate_every=every, target=0.01, **METHODS[method])
+            validate=wrong, validate_every=1000, target=0.01, **METHODS[method])
     except FloatingPointError:  # it exploded
         return 1.0, steps
     return history.validations[-1][1], history.progress.steps
@@ -59,19 +62,20 @@ def main(argv=None):
     options = parser(__doc__, "seconds: L = 20, one seed")
     options.add_argument("--lengths", type=int, nargs="+", default=[20, 50, 100, 150, 200])
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--steps", type=int, default=100_000)
+    options.add_argument("--steps", type=int, default=200_000)
+    options.add_argument("--processes", type=int, default=1, help="runs at the same time")
     args = options.parse_args(argv)
     lengths, seeds, steps = ([20], 1, 3_000) if args.quick else (
         args.lengths, args.seeds, args.steps)
+    cases = [(L, method, seed) for L in lengths for method in METHODS for seed in range(seeds)]
+    one = functools.partial(run, steps=steps, test_size=2000 if args.quick else 10_000)
     found = {}
-    for L in lengths:
-        for method in METHODS:
-            found[method, L] = [run(L, method, seed, steps, 1000, 2000 if args.quick else 10_000)
-                                for seed in range(seeds)]
-            print(f"L = {L}, {method:20}: "
-                  f"{sum(wrong < 0.01 for wrong, _ in found[method, L])} of {seeds} succeed; "
-                  + ", ".join(f"{100 * wrong:.1f}% wrong after {n}"
-                              for wrong, n in found[method, L]), flush=True)
+    with ProcessPoolExecutor(args.processes) if args.processes > 1 else nullcontext() as pool:
+        outcomes = (pool.map if pool else map)(one, *zip(*cases, strict=True))
+        for (L, method, seed), (wrong, n) in zip(cases, outcomes, strict=True):
+            found.setdefault((method, L), []).append((wrong, n))
+            print(f"L = {L}, {method:20} seed {seed}: {100 * wrong:.1f}% wrong after {n} steps",
+                  flush=True)
     if not args.quick:
         record("temporal_order", {"units": UNITS, "batch": BATCH, "lr": RATE, "clip": CLIP,
                                   "omega": OMEGA, "steps": steps, "seeds": seeds},

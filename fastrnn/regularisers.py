@@ -74,17 +74,18 @@ def _add(layer: RNN, name: str, g: np.ndarray, h: np.ndarray, weight: float) -> 
     slope = SLOPES[layer.nonlinearity](h).reshape(-1, H)
     # far back g is as small as a float can be: only unit vectors are multiplied
     g, before = _unit(g.reshape(-1, H))
-    u, after = _unit(dense.linear_forward(g, np.ascontiguousarray(w.T)) * slope)
+    u = dense.linear_forward(g, np.ascontiguousarray(w.T))
+    u *= slope
+    u, after = _unit(u)
     excess = np.where(before > 0, after - 1, 0)
     # d|u| / dW = g' (u phi') / |u|
-    factor = (2 * weight / max(1, B) * excess)[:, None].astype(g.dtype)
-    dense.linear_backward(factor * g, u * slope, w, dw, None, False)
+    g *= (2 * weight / max(1, B) * excess).astype(g.dtype)[:, None]
+    u *= slope
+    dense.linear_backward(g, u, w, dw, None, False)
     return float(weight * np.square(excess).sum() / max(1, B))
 
 
 def _unit(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of a, (N, H), each of length 1 or 0, and their lengths (N,) in float64."""
-    size = np.abs(a).max(-1, initial=0)  # (N,): squares of what is left by it do not vanish
-    a = a / np.where(size > 0, size, 1)[:, None]
-    length = np.sqrt(np.square(a, dtype=np.float64).sum(-1))
-    return (a / np.where(length > 0, length, 1)[:, None]).astype(a.dtype), size * length
+    length = np.sqrt(np.einsum("nh,nh->n", a, a, dtype=np.float64))
+    return a / np.where(length > 0, length, 1).astype(a.dtype)[:, None], length
