@@ -8,8 +8,10 @@ Ollivier 2018). At T = 600 also what Bai et al. compare: networks of about 70,00
 with torch's initialisation, the LSTM with a forget bias of 1.
 """
 
+import functools
+
 import numpy as np
-from common import chart, parser, record
+from common import chart, mapping, parser, record
 
 from fastrnn import GRU, LSTM, RNN, init, optim, training
 from fastrnn.batches import Batch, Drawn
@@ -43,7 +45,7 @@ def problem(T, B):
     return draw
 
 
-def run(cell, T, H, B, steps, every, target, seed=0):
+def run(cell, T, H, target, B, steps, every, seed=0):
     """Train until the target is reached or the steps are over; return [(step, test error)]."""
     make, lr = CELLS[cell]
     model = SequenceModel(make(H, T, seed), 1, loss="mse", readout="last", seed=seed)
@@ -64,12 +66,14 @@ def main(argv=None):
     if not args.quick:
         cases += [(cell, 600, H, min(BAI_REPORTED.values())) for cell, H in BAI.items()]
     found = {}
-    for cell, T, H, target in cases:
-        curve = found[cell, T] = run(cell, T, H, target=target, **settings)
-        best = min(error for _, error in curve)
-        print(f"T = {T}, {cell:14}: {best:.2g} after {curve[-1][0]} steps, "
-              f"{'solved' if best < SOLVED else 'not solved'} (a guess: {GUESS:.4f}"
-              f"{f'; Bai et al.: {BAI_REPORTED[cell]:.2g}' if T == 600 else ''})", flush=True)
+    with mapping(args.processes) as each:
+        curves = each(functools.partial(run, **settings), *zip(*cases, strict=True))
+        for (cell, T, *_), curve in zip(cases, curves, strict=True):
+            found[cell, T] = curve
+            best = min(error for _, error in curve)
+            print(f"T = {T}, {cell:14}: {best:.2g} after {curve[-1][0]} steps, "
+                  f"{'solved' if best < SOLVED else 'not solved'} (a guess: {GUESS:.4f}"
+                  f"{f'; Bai et al.: {BAI_REPORTED[cell]:.2g}' if T == 600 else ''})", flush=True)
     if not args.quick:
         record("adding", settings, {f"{cell} T={T}": curve for (cell, T), curve in found.items()})
         with chart("adding", 1, 3, (13, 4)) as axes:

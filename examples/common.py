@@ -1,8 +1,9 @@
-"""What the examples share: their --quick, and docs/results, for numbers and charts."""
+"""What the examples share: their options, and docs/results, for numbers and charts."""
 
 import argparse
 import contextlib
 import json
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -12,7 +13,18 @@ def parser(doc, quick):
     """Return the parser of a script's arguments: its first line, and what --quick means."""
     made = argparse.ArgumentParser(description=doc.partition("\n")[0])
     made.add_argument("--quick", action="store_true", help=quick)
+    made.add_argument("--processes", type=int, default=1, help="runs at a time, where there are many")
     return made
+
+
+@contextlib.contextmanager
+def mapping(processes):
+    """Give a `map` whose calls run in as many processes; the results are the same."""
+    if processes == 1:
+        yield map
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            yield pool.map
 
 
 def record(name, settings, outcome):

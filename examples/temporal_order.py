@@ -7,11 +7,9 @@ when under 1% of 10,000 test sequences are wrong.
 """
 
 import functools
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 
 import numpy as np
-from common import chart, parser, record
+from common import chart, mapping, parser, record
 
 from fastrnn import RNN, init, optim, training
 from fastrnn.batches import Batch, Drawn
@@ -63,15 +61,14 @@ def main(argv=None):
     options.add_argument("--lengths", type=int, nargs="+", default=[20, 50, 100, 150, 200])
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--steps", type=int, default=200_000)
-    options.add_argument("--processes", type=int, default=1, help="runs at the same time")
     args = options.parse_args(argv)
     lengths, seeds, steps = ([20], 1, 3_000) if args.quick else (
         args.lengths, args.seeds, args.steps)
     cases = [(L, method, seed) for L in lengths for method in METHODS for seed in range(seeds)]
     one = functools.partial(run, steps=steps, test_size=2000 if args.quick else 10_000)
     found = {}
-    with ProcessPoolExecutor(args.processes) if args.processes > 1 else nullcontext() as pool:
-        outcomes = (pool.map if pool else map)(one, *zip(*cases, strict=True))
+    with mapping(args.processes) as each:
+        outcomes = each(one, *zip(*cases, strict=True))
         for (L, method, seed), (wrong, n) in zip(cases, outcomes, strict=True):
             found.setdefault((method, L), []).append((wrong, n))
             print(f"L = {L}, {method:20} seed {seed}: {100 * wrong:.1f}% wrong after {n} steps",
