@@ -13,7 +13,7 @@ def parser(doc, quick):
     """Return the parser of a script's arguments: its first line, and what --quick means."""
     made = argparse.ArgumentParser(description=doc.partition("\n")[0])
     made.add_argument("--quick", action="store_true", help=quick)
-    made.add_argument("--processes", type=int, default=1, help="runs at a time, where there are many")
+    made.add_argument("--processes", type=int, default=1, help="of the runs, as many at a time")
     return made
 
 
