@@ -28,7 +28,7 @@ Build = Callable[[], Callable[[Any, Any], Any]]  # -> step(symbols, targets) -> 
 
 
 def parameters(case: Case) -> dict[str, np.ndarray]:
-    """Return the initial parameters; the names are those of fastrnn.model.LanguageModel."""
+    """Return the initial parameters; the names are those of fastrnn.language_model.LanguageModel."""
     rng = np.random.default_rng(1)
     drawn = shared.make_case(case.cell, 1, 1, case.I, case.H, case.dtype)
     bound = case.H**-0.5
@@ -69,7 +69,7 @@ def way(name: str, case: Case, build: Build, convert: Callable[[np.ndarray], Any
 
 def fastrnn_step(case: Case) -> Build:
     """Return the builder of fastrnn's step: the loop body of fastrnn.training.train."""
-    from fastrnn.model import LanguageModel
+    from fastrnn.language_model import LanguageModel
     from fastrnn.optim import Adam
 
     def build() -> Callable[[Any, Any], Any]:

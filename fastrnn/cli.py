@@ -96,7 +96,7 @@ def _add_threads(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> None:
     from fastrnn import files, text, training
     from fastrnn._kernels.runtime import get_isa
-    from fastrnn.model import LanguageModel
+    from fastrnn.language_model import LanguageModel
 
     if not args.output.parent.is_dir():
         raise FileNotFoundError(f"-o: no folder {str(args.output.parent)!r} for the model file")

@@ -15,7 +15,8 @@ from safetensors.numpy import save
 
 from fastrnn import _checks
 from fastrnn.encoder_decoder import EncoderDecoder
-from fastrnn.model import LanguageModel, SequenceModel
+from fastrnn.language_model import LanguageModel
+from fastrnn.model import SequenceModel
 from fastrnn.parameters import UNSET, Parametrized
 from fastrnn.stack import Stack
 

@@ -21,8 +21,8 @@ import numpy as np
 from fastrnn import _checks, regularisers
 from fastrnn.batches import Batch, Windows
 from fastrnn.history import History, Progress
+from fastrnn.language_model import LanguageModel
 from fastrnn.layers import RNN
-from fastrnn.model import LanguageModel
 from fastrnn.optim import Adam, Optimizer
 from fastrnn.schedules import cosine
 from fastrnn.stack import arrays_of, recurrent_layers

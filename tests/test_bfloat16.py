@@ -6,7 +6,7 @@ import pytest
 
 import fastrnn
 from fastrnn import bfloat16
-from fastrnn.model import LanguageModel
+from fastrnn.language_model import LanguageModel
 
 
 def layer_of(cell, I, H, seed=0, **options):

@@ -8,7 +8,7 @@ import pytest
 
 import fastrnn
 from fastrnn import init
-from fastrnn.model import LanguageModel
+from fastrnn.language_model import LanguageModel
 
 H, I = 37, 11
 WHICH = {

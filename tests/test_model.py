@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fastrnn import reference
+from fastrnn.language_model import LanguageModel
 from fastrnn.losses import softmax_cross_entropy
-from fastrnn.model import LanguageModel
 
 SIZES = {"symbols": 7, "embedding_size": 3, "hidden_size": 5}
 

@@ -11,7 +11,7 @@ import pytest
 
 import fastrnn
 from fastrnn import optim, schedules
-from fastrnn.model import LanguageModel
+from fastrnn.language_model import LanguageModel
 
 OPTIMIZERS = {
     "sgd": (optim.SGD, {"lr": 0.1}),

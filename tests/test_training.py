@@ -14,7 +14,7 @@ import pytest
 import fastrnn
 from fastrnn import checkpoint, cli, files, text, training
 from fastrnn.batches import Windows
-from fastrnn.model import LanguageModel
+from fastrnn.language_model import LanguageModel
 
 SMALL = ["--hidden", "32", "--embedding", "8", "--batch", "8", "--bptt", "16"]
 
