@@ -71,6 +71,13 @@ def test_characters_of_unseen_files_are_tagged(example):
     assert by_tag["name"] > 0.9
 
 
+def test_a_chaotic_series_is_foreseen(example):
+    found = example("forecasting").main(["--quick"])
+    assert found["GRU"][0] < 0.02, found
+    assert found["GRU"][1] < 0.7 * found["the mean"][1], found
+    assert found["the last value"][0] > 0.1, found
+
+
 def test_digits_are_drawn_from_their_names(example):
     pytest.importorskip("sklearn")
     assert example("drawing").main(["--quick"]) >= 0.8
