@@ -241,8 +241,8 @@ class Recurrent(Parametrized):
             dh, dc (T, B, D, H), the whole derivatives with respect to h(t) and c(t), through y(t),
             the gates and later steps; gates (T, B, D, G, H), the activated gates; dgates_x and
             dgates_h (T, B, D, G, H), the gradients of W_ih x(t) + b_ih and of W_hh h(t-1) + b_hh,
-            which differ for n of a GRU alone; x (T, B, I), the layer's input; h (T, B, D, H), the
-            state that a step began with.
+            which differ for n of a GRU alone; x (T, B, I), the layer's input, of one-hot symbols
+            their numbers (T, B); h (T, B, D, H), the state that a step began with.
 
         Raises
         ------
