@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import gate, grids, lead, machine, memory, report, scale, start
+from bench import gate, grids, lead, loop, machine, memory, report, scale, start
 from bench.cases import Case
 from bench.chart import draw
 from bench.peers import PEERS
@@ -18,7 +18,7 @@ from bench.race import DiedError, Effort, Entry, Workers, race
 from bench.rows import row
 
 RACES = ("quick", "full", "real", "train")
-GRIDS = (*RACES, "scale", "memory", "start", "lead")
+GRIDS = (*RACES, "scale", "memory", "start", "lead", "loop")
 
 
 def _arguments() -> argparse.Namespace:
@@ -27,7 +27,8 @@ def _arguments() -> argparse.Namespace:
         description="Race fastrnn against its peers; see bench/__init__.py for how.",
         epilog="grids: quick (a minute), full (the table of the README), real (sizes of real "
         "models),\n  train (the language model), scale (curves over T, B, H, threads), memory, "
-        "start,\n  lead (fastrnn against itself: float64, stacks, denormals, streams).",
+        "start,\n  lead (fastrnn against itself: float64, stacks, denormals, streams), loop "
+        "(what\n  training and the gradient flow add to the kernels).",
     )
     parser.add_argument("--grid", nargs="+", default=["quick"], choices=GRIDS)
     parser.add_argument("--threads", nargs="+", type=int, metavar="N",
@@ -102,6 +103,8 @@ def _measure(workers: Workers, cells: list[str], args: argparse.Namespace, effor
                 result = memory.run(workers, args.peers, n)
             elif grid == "start":
                 result = start.run(args.peers, effort.rounds)
+            elif grid == "loop":
+                result = loop.run(n, effort.rounds, short=args.quickly)
             else:
                 result = lead.run(workers, cells, n, effort, short=args.quickly)
             found.setdefault(grid, []).extend(result)

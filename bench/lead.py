@@ -29,7 +29,8 @@ def run(workers: Workers, cells: list[str], threads: int, effort: Effort, *, sho
     return checks
 
 
-def _say(name: str, value: float, need: float, at_least: bool) -> dict[str, Any]:
+def say(name: str, value: float, need: float, at_least: bool) -> dict[str, Any]:
+    """Print a check and return its row."""
     good = value >= need if at_least else value <= need
     word = "at least" if at_least else "at most"
     print(f"  {name:62} {number(value):>7}  {word} {need:g}{'' if good else '  SHORT'}")
@@ -51,7 +52,7 @@ def _streaming(workers: Workers, cell: str, steps: int, effort: Effort) -> list[
     smallest = _race(workers, 1, [Case("stream", cell, 1, 1, 1, 1)], effort)
     checks = []
     if smallest:
-        checks.append(_say(f"{cell}: µs of a stream's step of one unit",
+        checks.append(say(f"{cell}: µs of a stream's step of one unit",
                            smallest[0].median * 1e6, STREAM_US, False))
     for size in (40, 128):
         case = Case("stream", cell, 1, 1, size, size)
@@ -60,7 +61,7 @@ def _streaming(workers: Workers, cell: str, steps: int, effort: Effort) -> list[
         worker.ask("load", case=case.asdict(), path=workers.expected(case))
         worker.ask("warm", seconds=effort.warm)
         q = worker.ask("quantiles", calls=steps)
-        checks.append(_say(f"{cell}: stream {size}, p99 over the median of {steps:,} steps",
+        checks.append(say(f"{cell}: stream {size}, p99 over the median of {steps:,} steps",
                            q["0.99"] / q["0.5"], P99, False))
     return checks
 
@@ -71,7 +72,7 @@ def _double(workers: Workers, cell: str, threads: int, effort: Effort) -> list[d
         entries = _race(workers, threads, [case, dataclasses.replace(case, dtype="float64")],
                         effort)
         if entries:
-            checks.append(_say(f"{cell}: float64 as a part of float32's speed, {case.shape}",
+            checks.append(say(f"{cell}: float64 as a part of float32's speed, {case.shape}",
                                entries[1].ratio(entries[0]), 0.45, True))
     return checks
 
@@ -89,15 +90,15 @@ def _stacks(workers: Workers, cell: str, threads: int, effort: Effort) -> list[d
         layers = sorted(t / (a + b) for t, a, b in zip(two, first, second, strict=True))
         sides = sorted(t / (2 * a) for t, a in zip(both, first, strict=True))
         middle = len(layers) // 2
-        checks.append(_say(f"{cell}: two layers over the sum of each alone, {one.shape}",
+        checks.append(say(f"{cell}: two layers over the sum of each alone, {one.shape}",
                            layers[middle], 1.05, False))
-        checks.append(_say(f"{cell}: two directions over twice one, {one.shape}",
+        checks.append(say(f"{cell}: two directions over twice one, {one.shape}",
                            sides[middle], 1.05, False))
     if threads > 1:  # both directions at once: one row cannot be split in any other way
         case = Case("infer", cell, 100, 1, 128, 128)
         entries = _race(workers, threads, [dataclasses.replace(case, D=2), case], effort)
         if entries:
-            checks.append(_say(f"{cell}: two directions over one, {case.shape}",
+            checks.append(say(f"{cell}: two directions over one, {case.shape}",
                                entries[1].ratio(entries[0]), 1.2, False))
     return checks
 
@@ -118,9 +119,9 @@ def _bfloat16(workers: Workers, cell: str, threads: int, effort: Effort) -> list
             continue
         best = min((e for e in known if e.peer != "fastrnn"), key=lambda e: e.median, default=None)
         if best is not None:
-            checks.append(_say(f"{cell}: bfloat16 weights against {best.peer}, {case.shape}",
+            checks.append(say(f"{cell}: bfloat16 weights against {best.peer}, {case.shape}",
                                half.ratio(best), need, True))
-        checks.append(_say(f"{cell}: bfloat16 weights against float32, {case.shape}",
+        checks.append(say(f"{cell}: bfloat16 weights against float32, {case.shape}",
                            half.ratio(others[0]), 1.0, True))
     return checks
 
@@ -130,5 +131,5 @@ def _denormals(workers: Workers, cell: str, threads: int, effort: Effort) -> lis
     entries = _race(workers, threads, [dataclasses.replace(case, denormal=True), case], effort)
     if not entries:
         return []
-    return [_say(f"{cell}: a case full of denormals over the ordinary one",
+    return [say(f"{cell}: a case full of denormals over the ordinary one",
                  entries[1].ratio(entries[0]), 1.5, False)]

@@ -28,7 +28,7 @@ Build = Callable[[], Callable[[Any, Any], Any]]  # -> step(symbols, targets) -> 
 
 
 def parameters(case: Case) -> dict[str, np.ndarray]:
-    """Return the initial parameters; the names are those of fastrnn.language_model.LanguageModel."""
+    """Return the initial parameters; the names are those of our LanguageModel."""
     rng = np.random.default_rng(1)
     drawn = shared.make_case(case.cell, 1, 1, case.I, case.H, case.dtype)
     bound = case.H**-0.5

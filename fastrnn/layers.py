@@ -7,6 +7,7 @@ I input, H hidden, G gates, L layers, D directions (2 if bidirectional).
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 import warnings
@@ -458,6 +459,19 @@ class Recurrent(Parametrized):
         self.seen = []
         self._lock, self._workspace = threading.Lock(), Workspace()
         super().__setstate__(state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recurrent:
+        # as copy would do it, but for the buffers, which __setstate__ copies, and the generator,
+        # whose own copy takes longer than a small layer's forward
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        state = self.__getstate__()
+        kept = {name: state.pop(name) for name in ("flat", "flat_grads", "_shapes")}
+        bits = np.random.PCG64(0)
+        bits.state = state.pop("_masks").bit_generator.state
+        twin.__setstate__(copy.deepcopy(state, memo) | kept
+                          | {"_masks": np.random.Generator(bits)})
+        return twin
 
     def __repr__(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
