@@ -247,6 +247,24 @@ def backward(module, case, tape, **options):
     return {**({} if dx is None else {"dx": dx}), **_named("d", dstate, "0"), **grads}
 
 
+def replace(case, **arrays):
+    return dataclasses.replace(case, **arrays)
+
+
+def run(module, case, *, need_dx=True, grads=None, **options):
+    """Return outputs and gradients by name."""
+    out, tape = forward(module, case, **options)
+    return out | backward(module, case, tape, need_dx=need_dx, grads=grads)
+
+
+def assert_same_bytes(got, expected):
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
+        assert got[name].dtype == array.dtype, name
+        assert got[name].shape == array.shape, name
+        assert got[name].tobytes() == array.tobytes(), name
+
+
 def _named(prefix, state, suffix):
     """Return {h: state} or, of a tuple, {h: state[0], c: state[1]} with decorated names."""
     states = state if isinstance(state, tuple) else (state,)
@@ -265,3 +283,17 @@ def plain_loss(name, outputs, targets, weights):
         p = 1 / (1 + np.exp(-outputs))
         rows = -(targets * np.log(p) + (1 - targets) * np.log1p(-p)).mean(-1)
     return (rows * weights).sum() / weights.sum()
+
+
+def read_only(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def misaligned(a):
+    room = np.zeros(a.nbytes + 1, np.uint8)[1:]
+    moved = room.view(a.dtype).reshape(a.shape)
+    moved[...] = a
+    assert not moved.flags.aligned or a.itemsize == 1
+    return moved
