@@ -84,7 +84,7 @@ def main(argv=None):
                                 color=colours[cell])
                 ax.axhline(GUESS, color="k", lw=0.8, ls="--", label="always 1")
                 ax.set(title=f"adding problem, T = {T}", xlabel="step", ylabel="test mean square")
-                ax.legend()
+                ax.legend(fontsize="small", framealpha=0.5)
     return found
 
 
