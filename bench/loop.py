@@ -34,10 +34,13 @@ def run(threads: int, rounds: int, *, short: bool = False) -> list[dict[str, Any
         fastrnn.set_num_threads(before)
 
 
-def _alternating(one: Callable[[], Any], other: Callable[[], Any], rounds: int) -> float:
+def _alternating(one: Callable[[], Any], other: Callable[[], Any], rounds: int,
+                 before: Callable[[], Any] | None = None) -> float:
     """Return the time of `one` over that of `other`: the median over pairs, after one of each."""
     ratios = []
     for _ in range(1 + rounds):
+        if before is not None:
+            before()
         spent = []
         for act in (one, other):
             start = time.perf_counter()
@@ -73,14 +76,8 @@ def _flow(name: str, shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
     layer = LAYERS[name](I, H, seed=0)
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal((T, B, n)).astype(np.float32) for n in (I, H))
-    spent: dict[str, list[float]] = {"backward": [], "flow": []}
-    for _ in range(1 + 10 * rounds):
-        layer(x)
-        for what, act in (("backward", lambda: layer.backward(dy)), (
-                "flow", lambda: gradflow.gradient_flow(layer, x, dy, parts=("norms",)))):
-            start = time.perf_counter()
-            act()
-            spent[what].append(time.perf_counter() - start)
-    backward, flow = (statistics.median(times[1:]) for times in spent.values())
+    ratio = _alternating(
+        lambda: gradflow.gradient_flow(layer, x, dy, parts=("norms",)),
+        lambda: layer.backward(dy), 10 * rounds, before=lambda: layer(x))
     return say(f"{name} {' '.join(map(str, shape))}: backward passes that the norms take",
-               flow / backward, FLOW, False)
+               ratio, FLOW, False)

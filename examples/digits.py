@@ -4,6 +4,7 @@ Many to one: eight steps of eight pixels, the class read from the final state. T
 fifth of the images, the same share of each class, and is looked at once, after the last pass.
 """
 
+import functools
 
 import numpy as np
 from common import chart, parser, record
@@ -24,6 +25,7 @@ CELLS = {
 }
 
 
+@functools.cache
 def digits():
     """Return (x (8, N, 8) in 0..1, classes (N,)) to train on and to test on."""
     data = load_digits()

@@ -5,7 +5,6 @@ as it begins and after training on that problem. Vanishing is a line that falls,
 rises, memory one that stays (Bengio, Simard and Frasconi 1994; Pascanu, Mikolov and Bengio 2013).
 """
 
-
 import numpy as np
 from adding import problem
 from common import chart, parser, record

@@ -5,7 +5,6 @@ predicted from those above, and when drawing freely each drawn row is the next i
 classifier that has seen real images only (k nearest neighbours, k = 3).
 """
 
-
 import numpy as np
 from common import chart, parser, record
 from sklearn.datasets import load_digits

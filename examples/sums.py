@@ -5,7 +5,6 @@ three digits. The teacher is forced in training; when judged the decoder runs fr
 read from its end, as Sutskever, Vinyals and Le (2014) found better.
 """
 
-
 import numpy as np
 from common import chart, parser, record
 

@@ -74,12 +74,12 @@ def history(path: str | Path) -> History | None:
     ValueError
         If it is not a file of fastrnn.
     """
-    tensors, about = files.read(path)
+    tensors, about = files.read(path, wanted=lambda name: name.startswith("history."))
     if "history" not in about:
         return None
     with files.refusing(path, "checkpoint"):
-        return _history(about["history"], {k.removeprefix("history."): a for k, a in tensors.items()
-                                           if k.startswith("history.")})
+        return _history(about["history"],
+                        {k.removeprefix("history."): a for k, a in tensors.items()})
 
 
 def _history(told: dict[str, Any], curves: dict[str, np.ndarray]) -> History:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,10 @@ def write(path: str | Path, tensors: dict[str, np.ndarray], about: dict[str, Any
         raise
 
 
-def read(path: str | Path, what: str = "file") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the arrays and the JSON values that `write` wrote.
+def read(
+    path: str | Path, what: str = "file", wanted: Callable[[str], bool] = lambda name: True
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the arrays, of those whose names are wanted, and the JSON values that `write` wrote.
 
     Raises
     ------
@@ -72,7 +74,8 @@ def read(path: str | Path, what: str = "file") -> tuple[dict[str, np.ndarray], d
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors: dict[str, np.ndarray] = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            tensors: dict[str, np.ndarray] = {
+                k: file.get_tensor(k) for k in file.keys() if wanted(k)}  # noqa: SIM118
     except (SafetensorError, TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{str(path)!r} is not a safetensors file: {error}") from error
     with refusing(path, what):
@@ -145,10 +148,9 @@ def load_model(path: str | Path) -> Any:
     ValueError
         If it is not a safetensors file, or not a model of fastrnn.
     """
-    tensors, about = read(path, "model")
+    beside = ("optimizer.", "state.", "history.")  # of a checkpoint
+    tensors, about = read(path, "model", lambda name: not name.startswith(beside))
     with refusing(path, "model"):
-        beside = ("optimizer.", "state.", "history.")  # of a checkpoint
-        tensors = {k: t for k, t in tensors.items() if not k.startswith(beside)}
         # before anything is made: a file may claim any size
         largest = sum(t.size for t in tensors.values())
         layers = 0

@@ -39,8 +39,11 @@ def _found(owner: str, flow: Any, name: str, part: str) -> np.ndarray:
     return array
 
 
-def _one(owner: str, array: np.ndarray, layer: Any, direction: Any) -> tuple[np.ndarray, str]:
-    """Return array[layer, direction] of (L, D, ...), and words for a title."""
+def _one(
+    owner: str, flow: Any, name: str, part: str, layer: Any, direction: Any
+) -> tuple[np.ndarray, str]:
+    """Return one layer's and direction's part of an array (L, D, ...), and words for a title."""
+    array = _found(owner, flow, name, part)
     L, D = array.shape[:2]
     layer = _checks.below(owner, "layer", layer, L)
     direction = _checks.below(owner, "direction", direction, D)
@@ -101,7 +104,7 @@ def gradient_heatmap(
     from matplotlib.colors import LogNorm
 
     owner = "gradient_heatmap"
-    units, name = _one(owner, _found(owner, flow, "units", "units"), layer, direction)
+    units, name = _one(owner, flow, "units", "units", layer, direction)
     ax = _axes(ax)
     shown = np.ma.masked_where(~((units > 0) & np.isfinite(units)), units)
     drawn = shown.count() > 0
@@ -160,8 +163,8 @@ def shares(flow: GradientFlow, layer: int = 0, direction: int = 0, ax: Axes | No
     matplotlib.axes.Axes
     """
     owner = "shares"
-    ih, name = _one(owner, _found(owner, flow, "shares_ih", "shares"), layer, direction)
-    hh, _ = _one(owner, _found(owner, flow, "shares_hh", "shares"), layer, direction)
+    ih, name = _one(owner, flow, "shares_ih", "shares", layer, direction)
+    hh, _ = _one(owner, flow, "shares_hh", "shares", layer, direction)
     ax = _axes(ax)
     t = np.arange(len(ih))
     ax.bar(t - 0.2, ih, 0.4, label=r"of $\partial L/\partial W_{ih}$")
@@ -189,7 +192,7 @@ def saturation(
     matplotlib.axes.Axes
     """
     owner = "saturation"
-    ends, name = _one(owner, _found(owner, flow, "saturation", "saturation"), layer, direction)
+    ends, name = _one(owner, flow, "saturation", "saturation", layer, direction)
     ax = _axes(ax)
     for g, gate in enumerate(flow.gates):
         ax.plot(ends[:, g, 1], color=f"C{g}", label=gate)
@@ -219,8 +222,8 @@ def unfolded(network: Any, steps: int = 4, ax: Axes | None = None) -> Axes:
     """
     owner = "unfolded"
     if isinstance(network, Recurrent):
-        D = 1 + network.bidirectional
         sizes = [network.input_size] + [network.hidden_size] * network.num_layers
+        D = network.directions
     elif isinstance(network, (tuple, list)) and len(network) >= 2:
         sizes, D = [_checks.positive(owner, "network", size) for size in network], 1
     else:

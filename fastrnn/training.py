@@ -27,7 +27,7 @@ from fastrnn.optim import Adam, Optimizer
 from fastrnn.schedules import cosine
 from fastrnn.stack import arrays_of, recurrent_layers
 
-__all__ = ["History", "Interrupt", "Progress", "evaluate", "fit", "judge", "train"]
+__all__ = ["History", "Interrupt", "Progress", "bar", "evaluate", "fit", "judge", "train"]
 
 Data = Callable[[int], Batch]
 Show = Callable[[Progress], Any]

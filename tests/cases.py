@@ -257,12 +257,12 @@ def run(module, case, *, need_dx=True, grads=None, **options):
     return out | backward(module, case, tape, need_dx=need_dx, grads=grads)
 
 
-def assert_same_bytes(got, expected):
+def assert_same_bytes(got, expected, label=""):
     assert got.keys() == expected.keys()
     for name, array in expected.items():
-        assert got[name].dtype == array.dtype, name
-        assert got[name].shape == array.shape, name
-        assert got[name].tobytes() == array.tobytes(), name
+        assert got[name].dtype == array.dtype, f"{label}{name}"
+        assert got[name].shape == array.shape, f"{label}{name}"
+        assert got[name].tobytes() == array.tobytes(), f"{label}{name}"
 
 
 def _named(prefix, state, suffix):

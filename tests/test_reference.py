@@ -9,6 +9,7 @@ import warnings
 import cases
 import numpy as np
 import pytest
+from cases import replace
 
 from fastrnn import reference
 
@@ -19,10 +20,6 @@ STEP = 1e-5  # near eps^(1/3), where a central difference's truncation and round
 def gradient_name(name):
     """Return what cases.backward calls the gradient of this input."""
     return {"x": "dx", "embedding": "dx", "h0": "dh0", "c0": "dc0"}.get(name, name)
-
-
-def replace(case, **arrays):
-    return dataclasses.replace(case, **arrays)
 
 
 def loss(case, **options):

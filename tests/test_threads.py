@@ -1,6 +1,5 @@
 """Threads change no bit, survive fork, and leave the interpreter to others."""
 
-import dataclasses
 import multiprocessing
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 import cases
 import numpy as np
 import pytest
+from cases import assert_same_bytes, replace, run
 
 import fastrnn
 from fastrnn import functional
@@ -39,16 +39,6 @@ def restored():
     runtime.set_isa(isa)
 
 
-def replace(case, **arrays):
-    return dataclasses.replace(case, **arrays)
-
-
-def run(case, **options):
-    """Return outputs and gradients by name."""
-    out, tape = cases.forward(functional, case, **options)
-    return out | cases.backward(functional, case, tape)
-
-
 def layer_of(cell, I, H, dtype, **options):
     kind, _, nonlinearity = cell.partition("_")
     extra = {"nonlinearity": nonlinearity} if nonlinearity else {}
@@ -69,12 +59,6 @@ def both_ways(layer, x, dy):
     return {"y": y, "dx": dx, **states, "grads": layer.flat_grads.copy()}
 
 
-def assert_same_bytes(got, expected, label=""):
-    assert got.keys() == expected.keys()
-    for name, array in expected.items():
-        assert got[name].tobytes() == array.tobytes(), f"{label}{name}"
-
-
 # ---------------------------------------------------------------------------------- no other bits
 
 
@@ -85,11 +69,11 @@ def assert_same_bytes(got, expected, label=""):
 def test_one_direction_has_the_same_bits_on_any_number_of_threads(cell, dtype, shape, vocabulary):
     case = cases.make_case(cell, *shape, dtype, vocabulary=vocabulary)
     fastrnn.set_num_threads(1)
-    expected = run(case, reverse=True)
+    expected = run(functional, case, reverse=True)
     for threads in (*COUNTS, *COUNTS[::-1]):
         fastrnn.set_num_threads(threads)
         assert fastrnn.get_num_threads() == threads
-        assert_same_bytes(run(case, reverse=True), expected, f"{threads} threads: ")
+        assert_same_bytes(run(functional, case, reverse=True), expected, f"{threads} threads: ")
     assert runtime.pool_workers() >= 2, "the pool was not used"
 
 
@@ -121,10 +105,10 @@ def test_two_directions_have_the_same_bits_on_any_number_of_threads(cell, dtype,
 def test_a_row_of_a_batch_is_that_row_alone(cell, dtype, shape, threads):
     case = cases.make_case(cell, *shape, dtype)
     fastrnn.set_num_threads(threads)
-    whole = run(case)
+    whole = run(functional, case)
     for b in range(shape[1]):
         names = ("x", "h0", "c0", "dy", "dhn", "dcn")
-        alone = run(replace(case, **{
+        alone = run(functional, replace(case, **{
             name: array[..., b : b + 1, :]
             for name in names if (array := getattr(case, name)) is not None
         }))
@@ -141,10 +125,10 @@ def test_a_row_of_a_batch_is_that_row_alone(cell, dtype, shape, threads):
 def test_instruction_sets_with_fma_have_the_same_bits(cell, dtype, shape, vocabulary):
     case = cases.make_case(cell, *shape, dtype, vocabulary=vocabulary)
     runtime.set_isa(FUSED[0])
-    expected = run(case)
+    expected = run(functional, case)
     for isa in FUSED[1:]:
         runtime.set_isa(isa)
-        assert_same_bytes(run(case), expected, f"{isa}: ")
+        assert_same_bytes(run(functional, case), expected, f"{isa}: ")
 
 
 # -------------------------------------------------------------------------------------- processes
@@ -153,7 +137,7 @@ def test_instruction_sets_with_fma_have_the_same_bits(cell, dtype, shape, vocabu
 def work():
     """Return the bytes of a threaded forward and backward, always of the same numbers."""
     case = cases.make_case("lstm", 6, 24, 30, 70, np.float32)
-    return b"".join(array.tobytes() for array in run(case).values())
+    return b"".join(array.tobytes() for array in run(functional, case).values())
 
 
 def answer(pipe):
@@ -272,12 +256,12 @@ def test_64_threads_on_one_layer_in_eval_mode(cell, threads):
 def test_64_threads_train_through_functional():
     fastrnn.set_num_threads(2)
     drawn = [cases.make_case(cases.CELLS[k % 5], 3, 8, 30, 40 + k % 3, seed=k) for k in range(64)]
-    expected = [run(case) for case in drawn]
+    expected = [run(functional, case) for case in drawn]
     start = threading.Barrier(64)
 
     def serve(k):
         start.wait()
-        return [run(drawn[k]) for _ in range(3)]
+        return [run(functional, drawn[k]) for _ in range(3)]
 
     with ThreadPoolExecutor(64) as pool:
         for k, results in enumerate(pool.map(serve, range(64))):
