@@ -1,24 +1,86 @@
-"""Arguments made into what the kernels take, or refused with one sentence.
+"""Arguments turned into what the kernels take, or refused with one sentence.
 
-Every error names who was called and the argument, what came, and what was expected. Nothing is
-copied that the kernels can read as it is: rows must be contiguous, aligned and native; whatever
+A check raises a `Refused` error whose sentence names the argument, what came and what was expected.
+`public`, on the function that a user called, puts that function's name before the sentence. Nothing
+is copied that the kernels can read as it is: rows must be contiguous, aligned and native; whatever
 else NumPy can hold (strided, Fortran, big-endian) becomes a copy here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import operator
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 Shape = Sequence["int | str"]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def _show(shape: Shape) -> str:
+class Refused(Exception):
+    """An argument that does not fit; raised to the user as the builtin class it stands for."""
+
+    builtin: type[Exception]
+
+
+class RefusedType(Refused, TypeError):
+    """An argument of a wrong type or dtype."""
+
+    builtin = TypeError
+
+
+class RefusedValue(Refused, ValueError):
+    """An argument with a wrong shape or value."""
+
+    builtin = ValueError
+
+
+class RefusedIndex(Refused, IndexError):
+    """A number of a row, symbol or class that does not exist."""
+
+    builtin = IndexError
+
+
+def public(function: Callable[P, R]) -> Callable[P, R]:
+    """Put the name of a public function or method before the sentence of a check that fails.
+
+    A method is named with the class of its object, "LSTM.forward: ...", a special method such as a
+    constructor by the class alone, "LSTM: ...".
+    """
+    method = "." in function.__qualname__
+    shown = "" if function.__name__.startswith("__") else f".{function.__name__}"
+
+    @functools.wraps(function)
+    def named(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Refused as error:
+            name = type(args[0]).__name__ + shown if method else function.__name__
+            raise error.builtin(f"{name}: {error}") from error.__cause__
+
+    return named
+
+
+def show(value: Any) -> str:
+    """Return a short repr on one line."""
+    try:
+        return " ".join(reprlib.repr(value).split())
+    except Exception:  # a repr may fail in its own way
+        return kind(value)
+
+
+def kind(value: Any) -> str:
+    """Return what to call a value in a sentence."""
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def _show_shape(shape: Shape) -> str:
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 
@@ -31,77 +93,70 @@ def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
     return True
 
 
-def numeric(owner: str, name: str, value: Any, dtype: Any) -> np.ndarray:
+# ---- arrays --------------------------------------------------------------------------------------
+
+
+def numeric(name: str, value: Any, dtype: Any) -> np.ndarray:
     """Return `value` as an array of `dtype`, of any shape, in any byte order.
 
     Arrays must have the dtype; lists of numbers are converted.
 
     Raises
     ------
-    TypeError
+    RefusedType
         If `value` is not numeric, or an array of another dtype.
-    ValueError
+    RefusedValue
         If it is a ragged sequence.
     """
     if type(value) is np.ndarray and value.dtype == dtype and value.dtype.isnative:
         return value
     dtype = np.dtype(dtype)
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
-        a = _as_array(owner, name, value, dtype)
+        a = _as_array(name, value, dtype)
         if a.dtype.newbyteorder("=") != dtype:
-            raise TypeError(f"{owner}: {name} is {a.dtype}, expected {dtype}")
+            raise RefusedType(f"{name} is {a.dtype}, expected {dtype}")
         return a
-    return numbers(owner, name, value, dtype).astype(dtype)
+    return numbers(name, value, dtype).astype(dtype)
 
 
-def numbers(owner: str, name: str, value: Any, dtype: Any = "") -> np.ndarray:
+def numbers(name: str, value: Any, dtype: Any = "") -> np.ndarray:
     """Return `value` as an array of whole or real numbers, of whatever dtype it has."""
-    a = _as_array(owner, name, value, dtype or "numbers")
+    a = _as_array(name, value, dtype or "numbers")
     if a.dtype.kind not in "fiu":
         came = getattr(value, "dtype", kind(value))
-        raise TypeError(f"{owner}: {name} is {came}, expected numbers"
-                        + (f" ({dtype})" if dtype else ""))
+        raise RefusedType(f"{name} is {came}, expected numbers" + (f" ({dtype})" if dtype else ""))
     return a
 
 
-def _as_array(owner: str, name: str, value: Any, of: Any) -> np.ndarray:
+def _as_array(name: str, value: Any, of: Any) -> np.ndarray:
     try:
+        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            raise RefusedType(f"{name} is a masked array with masked places, expected an array "
+                              f"of {of}: pass weights of 0, or fill the places")
         return np.asarray(value)
     except ValueError as error:
-        raise ValueError(
-            f"{owner}: {name} is a ragged sequence, expected an array of {of}"
-        ) from error
-    except RuntimeError as error:  # a tensor of torch that is part of a graph
-        raise TypeError(
-            f"{owner}: {name} is {kind(value)}, expected an array of {of}: {error}"
-        ) from error
+        raise RefusedValue(f"{name} is a ragged sequence, expected an array of {of}") from error
+    except (RuntimeError, TypeError) as error:  # a tensor of a graph, or of bfloat16
+        if isinstance(error, Refused):
+            raise
+        raise RefusedType(f"{name} is {kind(value)}, expected an array of {of}: {error}") from error
 
 
 def array(
-    owner: str, name: str, value: Any, dtype: Any, shape: Shape,
+    name: str, value: Any, dtype: Any, shape: Shape,
     why: Callable[[np.ndarray], str] | None = None,
 ) -> np.ndarray:
     """Return `value` as `numeric` does, with rows that kernels can read.
 
-    A letter in `shape` stands for any size; what `why` says of the array ends the sentence if the
+    A letter in `shape` fits any size; what `why` returns for the array ends the sentence if the
     shape does not fit.
     """
     usual = type(value) is np.ndarray and value.dtype == dtype and value.flags.c_contiguous
-    a = value if usual else numeric(owner, name, value, dtype)
+    a = value if usual else numeric(name, value, dtype)
     if not _fits(a.shape, shape):
-        raise ValueError(f"{owner}: {name} has shape {a.shape}, expected {_show(shape)}"
-                         + (why(a) if why else ""))
+        raise RefusedValue(f"{name} has shape {a.shape}, expected {_show_shape(shape)}"
+                           + (why(a) if why else ""))
     return a if usual and a.flags.aligned else rows_contiguous(a)
-
-
-def show(value: Any) -> str:
-    """Return a short repr on one line."""
-    return " ".join(reprlib.repr(value).split())
-
-
-def kind(value: Any) -> str:
-    """Return what stands for a value in a sentence."""
-    return "None" if value is None else f"of type {type(value).__name__}"
 
 
 def rows_contiguous(a: np.ndarray) -> np.ndarray:
@@ -116,43 +171,45 @@ def rows_contiguous(a: np.ndarray) -> np.ndarray:
     return a if readable else np.array(a, a.dtype.newbyteorder("="), order="C")
 
 
-def output(owner: str, name: str, value: Any, dtype: Any, shape: Shape) -> np.ndarray:
+def output(name: str, value: Any, dtype: Any, shape: Shape) -> np.ndarray:
     """Return `value` if kernels can write a C-contiguous result of this shape into it."""
     if not isinstance(value, np.ndarray) or value.dtype != dtype or not value.dtype.isnative:
         came = value.dtype if isinstance(value, np.ndarray) else kind(value)
-        raise TypeError(f"{owner}: {name} is {came}, expected an array of {np.dtype(dtype)}")
+        raise RefusedType(f"{name} is {came}, expected an array of {np.dtype(dtype)}")
     if not _fits(value.shape, shape):
-        raise ValueError(f"{owner}: {name} has shape {value.shape}, expected {_show(shape)}")
+        raise RefusedValue(f"{name} has shape {value.shape}, expected {_show_shape(shape)}")
     if not (value.flags.c_contiguous and value.flags.writeable and value.flags.aligned):
-        raise ValueError(f"{owner}: {name} must be C-contiguous, aligned and writeable")
+        raise RefusedValue(f"{name} must be C-contiguous, aligned and writeable")
     return value
 
 
 def rows(
-    owner: str, value: Any, shape: Shape, count: int, name: str = "x", of: str = "the embedding"
+    value: Any, shape: Shape, count: int, name: str = "x", of: str = "the embedding"
 ) -> np.ndarray:
-    """Return `value` as int32 row numbers below `count`, C-contiguous."""
-    a = np.asarray(value)
+    """Return a copy of `value` as int32 row numbers below `count`, C-contiguous.
+
+    It is a copy so that nobody can change the numbers between this check and their use.
+    """
+    a = _as_array(name, value, "whole numbers")
     if a.size and a.dtype.kind not in "iu":  # an empty list becomes an array of floats
-        raise TypeError(f"{owner}: {name} is {a.dtype}, expected whole numbers: rows of {of}")
+        raise RefusedType(f"{name} is {a.dtype}, expected whole numbers: rows of {of}")
     if not _fits(a.shape, shape):
-        raise ValueError(f"{owner}: {name} has shape {a.shape}, expected {_show(shape)}")
+        raise RefusedValue(f"{name} has shape {a.shape}, expected {_show_shape(shape)}")
+    a = np.array(a, order="C")
     if a.size and not (a.min() >= 0 and a.max() < count):
-        raise IndexError(
-            f"{owner}: {name} has numbers from {a.min()} to {a.max()}, "
-            f"expected 0 to {count - 1}: rows of {of}"
-        )
-    return np.ascontiguousarray(a, np.int32)
+        raise RefusedIndex(f"{name} has numbers from {a.min()} to {a.max()}, expected 0 to "
+                           f"{count - 1}: rows of {of}")
+    return a.astype(np.int32, copy=False)
 
 
 def states(
-    owner: str, name: str, value: Any, has_c: bool, dtype: Any, shape: Shape
+    name: str, value: Any, has_c: bool, dtype: Any, shape: Shape
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return (h, c), contiguous, from a state or a gradient of one; None stands for zero."""
+    """Return (h, c), contiguous, from a state or a gradient of one; None means zero."""
     if not has_c:
         if isinstance(value, tuple):
-            raise TypeError(f"{owner}: {name} is a tuple of {len(value)}, expected one array")
-        return _state(owner, name, value, dtype, shape), None
+            raise RefusedType(f"{name} is a tuple of {len(value)}, expected one array")
+        return _state(name, value, dtype, shape), None
     if value is None:
         return None, None
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -160,124 +217,129 @@ def states(
             came = f"{type(value).__name__} of {len(value)}"
         except TypeError:  # it has no length
             came = show(value)
-        raise TypeError(f"{owner}: {name} is {came}, expected a pair (h, c)")
+        raise RefusedType(f"{name} is {came}, expected a pair (h, c)")
     h, c = value
-    return (
-        _state(owner, f"{name}[0]", h, dtype, shape),
-        _state(owner, f"{name}[1]", c, dtype, shape),
-    )
+    return _state(f"{name}[0]", h, dtype, shape), _state(f"{name}[1]", c, dtype, shape)
 
 
-def _state(owner: str, name: str, value: Any, dtype: Any, shape: Shape) -> np.ndarray | None:
+def _state(name: str, value: Any, dtype: Any, shape: Shape) -> np.ndarray | None:
     if value is None:
         return None
-    return np.ascontiguousarray(array(owner, name, value, dtype, shape))
-
-
-def positive(owner: str, name: str, value: Any) -> int:
-    """Return `value` if it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{owner}: {name} is {show(value)}, expected a whole number of at least 1")
-    return int(value)
-
-
-def below(owner: str, name: str, value: Any, count: int) -> int:
-    """Return `value` if it is a whole number from 0 on and below `count`."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or not 0 <= value < count:
-        raise ValueError(f"{owner}: {name} is {show(value)}, expected a whole number from 0 to "
-                         f"{count - 1}")
-    return int(value)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def above(
-    owner: str, name: str, value: Any, least: float = 0, most: float = math.inf
-) -> float:
-    """Return `value` if it is a number above `least` and below `most`."""
-    if not _is_real(value) or not least < value < most:
-        limit = f"above {least:g}" + (f" and below {most:g}" if most < math.inf else "")
-        raise ValueError(f"{owner}: {name} is {show(value)}, expected a number {limit}")
-    return float(value)
-
-
-def at_least(
-    owner: str, name: str, value: Any, least: float = 0, most: float = math.inf
-) -> float:
-    """Return `value` if it is a number of at least `least` and below `most`."""
-    if not _is_real(value) or not least <= value < most:
-        limit = f"at least {least:g}" + (f" and below {most:g}" if most < math.inf else "")
-        raise ValueError(f"{owner}: {name} is {show(value)}, expected a number of {limit}")
-    return float(value)
-
-
-def probability(owner: str, name: str, value: Any) -> float:
-    """Return `value` if it is a number from 0 to 1."""
-    if not _is_real(value) or not 0 <= value <= 1:
-        raise ValueError(f"{owner}: {name} is {show(value)}, expected a number from 0 to 1")
-    return float(value)
-
-
-def writeable(owner: str, training: bool) -> None:
-    """Refuse to change parameters in evaluation mode."""
-    if not training:
-        raise ValueError(f"{owner}: the parameters are read-only in evaluation mode, expected "
-                         "training mode: call train() first")
+    return np.ascontiguousarray(array(name, value, dtype, shape))
 
 
 def named_arrays(
-    owner: str, mapping: Any, shapes: Mapping[str, tuple[int, ...]]
+    mapping: Any, shapes: Mapping[str, tuple[int, ...]], name: str = "the mapping"
 ) -> dict[str, np.ndarray]:
     """Return the arrays of a mapping if it has exactly these names and shapes.
 
     Raises
     ------
-    ValueError
+    RefusedValue
         If names are missing or unexpected, or shapes differ; the sentence lists them all.
-    TypeError
+    RefusedType
         If it is no mapping, or a value is not an array of numbers.
     """
     if not isinstance(mapping, Mapping):
-        raise TypeError(f"{owner}: got {kind(mapping)}, expected a mapping of names to arrays")
+        raise RefusedType(f"{name} is {kind(mapping)}, expected a mapping of names to arrays")
     problems = []
-    if missing := [name for name in shapes if name not in mapping]:
+    if missing := [key for key in shapes if key not in mapping]:
         problems.append(f"missing {missing}")
-    if unexpected := [name for name in mapping if name not in shapes]:
+    if unexpected := [key for key in mapping if key not in shapes]:
         problems.append(f"unexpected {unexpected}")
-    arrays = {name: numbers(owner, name, mapping[name]) for name in shapes if name in mapping}
-    problems += [f"{name} has shape {array.shape}, expected {shapes[name]}"
-                 for name, array in arrays.items() if array.shape != shapes[name]]
+    arrays = {key: numbers(key, mapping[key]) for key in shapes if key in mapping}
+    problems += [f"{key} has shape {a.shape}, expected {shapes[key]}"
+                 for key, a in arrays.items() if a.shape != shapes[key]]
     if problems:
-        raise ValueError(f"{owner}: {'; '.join(problems)}")
+        raise RefusedValue("; ".join(problems))
     return arrays
 
 
-def float_dtype(owner: str, dtype: Any) -> np.dtype:
+def float_dtype(dtype: Any, name: str = "dtype") -> np.dtype:
     """Return `dtype` if the kernels exist for it."""
     known: np.dtype = np.dtype(object)
     if dtype is not None:  # NumPy takes None for float64
         with contextlib.suppress(TypeError, ValueError, SyntaxError):
             known = np.dtype(dtype)
     if known not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"{owner}: dtype is {show(dtype)}, expected float32 or float64")
+        raise RefusedType(f"{name} is {show(dtype)}, expected float32 or float64")
     return known
 
 
-def one_of(owner: str, name: str, value: Any, known: Any) -> str:
+# ---- numbers and words ---------------------------------------------------------------------------
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number as an int; None for anything else, True and False too."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def positive(name: str, value: Any) -> int:
+    """Return `value` if it is a whole number of at least 1."""
+    whole = _whole(value)
+    if whole is None or whole < 1:
+        raise RefusedValue(f"{name} is {show(value)}, expected a whole number of at least 1")
+    return whole
+
+
+def below(name: str, value: Any, count: int) -> int:
+    """Return `value` if it is a whole number from 0 on and below `count`."""
+    whole = _whole(value)
+    if whole is None or not 0 <= whole < count:
+        raise RefusedValue(f"{name} is {show(value)}, expected a whole number from 0 to "
+                           f"{count - 1}")
+    return whole
+
+
+def _real(value: Any) -> float:
+    """Return a number as a float; NaN for anything else."""
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    return math.nan
+
+
+def above(name: str, value: Any, least: float = 0, most: float = math.inf) -> float:
+    """Return `value` if it is a number above `least` and below `most`."""
+    number = _real(value)
+    if not least < number < most:
+        limit = f"above {least:g}" + (f" and below {most:g}" if most < math.inf else "")
+        raise RefusedValue(f"{name} is {show(value)}, expected a number {limit}")
+    return number
+
+
+def at_least(name: str, value: Any, least: float = 0, most: float = math.inf) -> float:
+    """Return `value` if it is a number of at least `least` and below `most`."""
+    number = _real(value)
+    if not least <= number < most:
+        limit = f"at least {least:g}" + (f" and below {most:g}" if most < math.inf else "")
+        raise RefusedValue(f"{name} is {show(value)}, expected a number of {limit}")
+    return number
+
+
+def probability(name: str, value: Any) -> float:
+    """Return `value` if it is a number from 0 to 1."""
+    number = _real(value)
+    if not 0 <= number <= 1:
+        raise RefusedValue(f"{name} is {show(value)}, expected a number from 0 to 1")
+    return number
+
+
+def one_of(name: str, value: Any, known: Any) -> str:
     """Return `value` if it is one of the known words."""
     if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{owner}: {name} is {show(value)}, expected one of {list(known)}")
+        raise RefusedValue(f"{name} is {show(value)}, expected one of {list(known)}")
     return value
 
 
-def seeds(owner: str, seed: Any, count: int) -> list[np.random.SeedSequence]:
+def seeds(seed: Any, count: int) -> list[np.random.SeedSequence]:
     """Return independent seeds drawn from one."""
-    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0
-    if seed is not None and not whole:
-        raise ValueError(
-            f"{owner}: seed is {show(seed)}, expected a whole number of at least 0, or None"
-        )
-    return np.random.SeedSequence(seed).spawn(count)
+    whole = _whole(seed)
+    if seed is not None and (whole is None or whole < 0):
+        raise RefusedValue(f"seed is {show(seed)}, expected a whole number of at least 0, or None")
+    return np.random.SeedSequence(whole).spawn(count)

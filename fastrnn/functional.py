@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
+from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn._kernels import sequence
 from fastrnn._kernels.runtime import Workspace
-from fastrnn._kernels.sequence import Tape
+from fastrnn._kernels.tape import Tape
+from fastrnn.cells import BY_NUMBER, CELLS, Cell, vanilla
 
 __all__ = [
     "Tape",
@@ -32,7 +34,6 @@ __all__ = [
     "rnn_forward",
 ]
 
-NONLINEARITIES = ("tanh", "relu", "sigmoid")
 _PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 State = np.ndarray | tuple[np.ndarray | None, np.ndarray | None] | None
@@ -41,52 +42,41 @@ Grads = dict[str, np.ndarray]
 _workspace = Workspace()
 
 
-def cell_of(owner: str, nonlinearity: str) -> str:
-    """Return the kernels' name of the vanilla cell with this activation."""
-    if not isinstance(nonlinearity, str) or nonlinearity not in NONLINEARITIES:
-        raise ValueError(
-            f"{owner}: nonlinearity is {_checks.show(nonlinearity)}, expected one of "
-            f"{list(NONLINEARITIES)}"
-        )
-    return f"rnn_{nonlinearity}"
-
-
 def _forward(
-    owner: str, cell: str, x: Any, state: Any, params: tuple[Any, ...], reverse: bool,
-    training: bool, embedding: Any,
+    cell: Cell, x: Any, state: Any, params: tuple[Any, ...], reverse: bool, training: bool,
+    embedding: Any,
 ) -> tuple[np.ndarray, Any, Tape | None]:
     dtype = getattr(params[1], "dtype", None)
     if dtype is None or dtype.newbyteorder("=") not in (np.float32, np.float64):
         came = dtype or type(params[1]).__name__
-        raise TypeError(f"{owner}: weight_hh is {came}, expected an array of float32 or float64")
+        raise RefusedType(f"weight_hh is {came}, expected an array of float32 or float64")
     dtype = dtype.newbyteorder("=")
-    G = sequence.GATES[cell]
-    w_hh = _checks.array(owner, "weight_hh", params[1], dtype, ("G*H", "H"))
+    G = cell.G
+    w_hh = _checks.array("weight_hh", params[1], dtype, ("G*H", "H"))
     H = w_hh.shape[1]
-    w_ih = _checks.array(owner, "weight_ih", params[0], dtype, (G * H, "I"))
+    w_ih = _checks.array("weight_ih", params[0], dtype, (G * H, "I"))
     I = w_ih.shape[1]
     if H == 0 or I == 0:
-        raise ValueError(f"{owner}: the weights have H = {H} and I = {I}, expected at least 1")
+        raise RefusedValue(f"the weights have H = {H} and I = {I}, expected at least 1")
     weights = tuple(
         None if p is None and "bias" in name
-        else np.ascontiguousarray(_checks.array(owner, name, p, dtype, (G * H, *more)))
+        else np.ascontiguousarray(_checks.array(name, p, dtype, (G * H, *more)))
         for name, p, more in zip(_PARAMETERS, (w_ih, w_hh, *params[2:]), ((I,), (H,), (), ()),
                                  strict=True)
     )
     if embedding is None:
-        source, index = _checks.array(owner, "x", x, dtype, ("T", "B", I)), None
+        source, index = _checks.array("x", x, dtype, ("T", "B", I)), None
         T, B, _ = source.shape
     else:
-        source = _checks.array(owner, "embedding", embedding, dtype, ("V", I))
-        index = _checks.rows(owner, x, ("T", "B"), len(source))
+        source = _checks.array("embedding", embedding, dtype, ("V", I))
+        index = _checks.rows(x, ("T", "B"), len(source))
         T, B = index.shape
-    has_c = cell in sequence.CELLS_WITH_C
-    h0, c0 = _checks.states(owner, "state" if has_c else "h0", state, has_c, dtype, (B, H))
+    h0, c0 = _checks.states("state" if cell.has_c else "h0", state, cell.has_c, dtype, (B, H))
     y = np.empty((T, B, H), dtype)
     hn = np.empty((1, B, H), dtype)
-    cn = np.empty((1, B, H), dtype) if has_c else None
+    cn = np.empty((1, B, H), dtype) if cell.has_c else None
     tape = sequence.forward(
-        sequence.CELLS.index(cell), source, index, (weights,), (bool(reverse),),
+        cell.number, source, index, (weights,), (bool(reverse),),
         None if h0 is None else h0[None], None if c0 is None else c0[None], y, hn, cn,
         bool(training), _workspace,
     )
@@ -94,37 +84,37 @@ def _forward(
 
 
 def _backward(
-    owner: str, cells: tuple[str, ...], dy: Any, dstate: Any, tape: Any, need_dx: bool, grads: Any
+    forward: str, cells: tuple[Cell, ...], dy: Any, dstate: Any, tape: Any, need_dx: bool,
+    grads: Any,
 ) -> tuple[np.ndarray | None, Any, Grads]:
-    forward = owner.replace("backward", "forward")
+    """Go back through a tape that the function named `forward` made, for one of these cells."""
     if tape is None:
-        raise TypeError(f"{owner}: tape is None, expected one of {forward} with training=True")
-    if not isinstance(tape, Tape) or sequence.CELLS[tape.kind] not in cells:
+        raise RefusedType(f"tape is None, expected one of {forward} with training=True")
+    if not isinstance(tape, Tape) or BY_NUMBER[tape.kind] not in cells:
         known = isinstance(tape, Tape)
-        came = f"one of {sequence.CELLS[tape.kind]}" if known else _checks.kind(tape)
-        raise TypeError(f"{owner}: tape is {came}, expected one of {forward}")
+        came = f"one of {BY_NUMBER[tape.kind].name}" if known else _checks.kind(tape)
+        raise RefusedType(f"tape is {came}, expected one of {forward}")
     if tape.used:
-        raise RuntimeError(f"{owner}: this tape has already served its one backward; "
-                           f"run {forward} again for a new one")
+        raise RuntimeError(f"{forward.replace('forward', 'backward')}: this tape has already "
+                           f"served its one backward; run {forward} again for a new one")
     T, B, I, H = tape.shape
-    dtype, rows = tape.dtype, sequence.GATES[cells[0]] * H
-    has_c = cells[0] in sequence.CELLS_WITH_C
+    dtype, cell = tape.dtype, cells[0]
     if dy is not None:
-        dy = _checks.array(owner, "dy", dy, dtype, (T, B, H))
-    dhn, dcn = _checks.states(owner, "dstate" if has_c else "dhn", dstate, has_c, dtype, (B, H))
-    shapes = dict(zip(_PARAMETERS, ((rows, I), (rows, H), (rows,), (rows,)), strict=True))
+        dy = _checks.array("dy", dy, dtype, (T, B, H))
+    dhn, dcn = _checks.states("dstate" if cell.has_c else "dhn", dstate, cell.has_c, dtype, (B, H))
+    shapes = cell.parameters(I, H, bias=True)
     for name, present in zip(("bias_ih", "bias_hh"), tape.biases, strict=True):
         if not present:
             del shapes[name]
     if grads is None:
         grads = {name: np.zeros(shape, dtype) for name, shape in shapes.items()}
     if set(grads) != set(shapes):
-        raise ValueError(f"{owner}: grads has keys {sorted(grads)}, expected {sorted(shapes)}")
+        raise RefusedValue(f"grads has keys {sorted(grads)}, expected {sorted(shapes)}")
     for name, shape in shapes.items():
-        _checks.output(owner, f"grads[{name!r}]", grads[name], dtype, shape)
+        _checks.output(f"grads[{name!r}]", grads[name], dtype, shape)
     dx = np.empty(tape.x_shape, dtype) if need_dx else None
     dh0 = np.empty((1, B, H), dtype)
-    dc0 = np.empty((1, B, H), dtype) if has_c else None
+    dc0 = np.empty((1, B, H), dtype) if cell.has_c else None
     sequence.backward(
         tape, dy, None if dhn is None else dhn[None], None if dcn is None else dcn[None], dx, dh0,
         dc0, (tuple(grads.get(name) for name in _PARAMETERS),),
@@ -135,6 +125,7 @@ def _backward(
 # ------------------------------------------------------------------------------------------ rnn
 
 
+@public
 def rnn_forward(
     x: Any, h0: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, *,
     nonlinearity: str = "tanh", reverse: bool = False, training: bool = True, embedding: Any = None,
@@ -188,10 +179,12 @@ def rnn_forward(
     ----------
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990.
     """
-    return _forward("rnn_forward", cell_of("rnn_forward", nonlinearity), x, h0,
-                    (weight_ih, weight_hh, bias_ih, bias_hh), reverse, training, embedding)
+    cell = vanilla()[_checks.one_of("nonlinearity", nonlinearity, vanilla())]
+    return _forward(cell, x, h0, (weight_ih, weight_hh, bias_ih, bias_hh), reverse, training,
+                    embedding)
 
 
+@public
 def rnn_backward(
     dy: Any, dhn: Any, tape: Tape | None, *, need_dx: bool = True, grads: Grads | None = None
 ) -> tuple[np.ndarray | None, np.ndarray, Grads]:
@@ -231,13 +224,14 @@ def rnn_backward(
     ValueError
         If a shape or the keys of `grads` do not fit forward's; the tape stays unspent.
     """
-    cells = tuple(f"rnn_{name}" for name in NONLINEARITIES)
-    return _backward("rnn_backward", cells, dy, dhn, tape, need_dx, grads)
+    cells = tuple(vanilla().values())
+    return _backward("rnn_forward", cells, dy, dhn, tape, need_dx, grads)
 
 
 # ----------------------------------------------------------------------------------------- lstm
 
 
+@public
 def lstm_forward(
     x: Any, state: State, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
     *, reverse: bool = False, training: bool = True, embedding: Any = None,
@@ -268,10 +262,11 @@ def lstm_forward(
     S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9, 1997;
     the forget gate: F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", 2000.
     """
-    return _forward("lstm_forward", "lstm", x, state, (weight_ih, weight_hh, bias_ih, bias_hh),
-                    reverse, training, embedding)
+    return _forward(CELLS["lstm"], x, state, (weight_ih, weight_hh, bias_ih, bias_hh), reverse,
+                    training, embedding)
 
 
+@public
 def lstm_backward(
     dy: Any, dstate: State, tape: Tape | None, *, need_dx: bool = True, grads: Grads | None = None
 ) -> tuple[np.ndarray | None, tuple[np.ndarray, np.ndarray], Grads]:
@@ -293,12 +288,13 @@ def lstm_backward(
     grads : dict of arrays
         The parameters' gradients.
     """
-    return _backward("lstm_backward", ("lstm",), dy, dstate, tape, need_dx, grads)
+    return _backward("lstm_forward", (CELLS["lstm"],), dy, dstate, tape, need_dx, grads)
 
 
 # ------------------------------------------------------------------------------------------ gru
 
 
+@public
 def gru_forward(
     x: Any, h0: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, *,
     reverse: bool = False, training: bool = True, embedding: Any = None,
@@ -317,10 +313,11 @@ def gru_forward(
     K. Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014, in the form
     of cuDNN and PyTorch: r multiplies W_hn h + b_hn instead of h, and z keeps the old state.
     """
-    return _forward("gru_forward", "gru", x, h0, (weight_ih, weight_hh, bias_ih, bias_hh),
-                    reverse, training, embedding)
+    return _forward(CELLS["gru"], x, h0, (weight_ih, weight_hh, bias_ih, bias_hh), reverse,
+                    training, embedding)
 
 
+@public
 def gru_backward(
     dy: Any, dhn: Any, tape: Tape | None, *, need_dx: bool = True, grads: Grads | None = None
 ) -> tuple[np.ndarray | None, np.ndarray, Grads]:
@@ -328,4 +325,4 @@ def gru_backward(
 
     Parameters, returns and errors are those of rnn_backward.
     """
-    return _backward("gru_backward", ("gru",), dy, dhn, tape, need_dx, grads)
+    return _backward("gru_forward", (CELLS["gru"],), dy, dhn, tape, need_dx, grads)

@@ -1,4 +1,6 @@
-"""Weights as bfloat16, two in a 32-bit word, so that a step reads half the bytes.
+"""Weights packed for the kernels, and weights as bfloat16, two in a 32-bit word.
+
+With bfloat16 a step reads half the bytes.
 
 A word holds the weight of an even k in its low half, as a bfloat16 (the upper 16 bits of a
 float32), and that of the next, odd k in the word itself, read as a float32: its upper half is
@@ -11,7 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["pair"]
+from fastrnn._kernels.packed import Packed, Weights
+
+__all__ = ["pack", "pair"]
 
 _SIGN, _LARGEST = np.uint32(0x8000_0000), np.int64(0x7F7F)  # the largest finite upper half
 
@@ -22,6 +26,24 @@ def _upper_half(bits: np.ndarray, below: np.ndarray | int) -> np.ndarray:
     rounded = (magnitude - below + 0x8000) >> 16
     rounded = np.where(magnitude > _LARGEST << 16, magnitude >> 16, rounded.clip(0, _LARGEST))
     return rounded.astype(np.uint32) | ((bits & _SIGN) >> 16)
+
+
+def pack(number: int, weights: Weights, half: bool) -> Packed:
+    """Return one direction's weights in the kernels' panels.
+
+    Parameters
+    ----------
+    number : int
+        Of the cell, see fastrnn.cells.
+    weights : tuple
+        (weight_ih, weight_hh, bias_ih or None, bias_hh or None).
+    half : bool
+        Whether steps shall read bfloat16 words.
+    """
+    if not half:
+        return Packed(number, weights)
+    (w_ih, words_ih), (w_hh, words_hh) = map(pair, weights[:2])
+    return Packed(number, (w_ih, w_hh, *weights[2:]), (words_ih, words_hh))
 
 
 def pair(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

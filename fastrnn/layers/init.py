@@ -1,0 +1,342 @@
+"""Initial parameters, set in place: torch's, and what the literature found for recurrent networks.
+
+Each function takes a layer, which may be one of a model's `layers`, treats every stacked layer
+and direction alike, gate by gate, and returns it. The same seed gives the same numbers (drawn in
+float64, then rounded). A function changes what its summary names and nothing else, so that they
+combine::
+
+    init.chrono(init.orthogonal(init.glorot(layer, seed=0), seed=1), T_max=784, seed=2)
+
+Letters: H hidden, G gates, N inputs of a weight. A gate's bias is the sum of its two: what is set
+goes to bias_ih, and bias_hh becomes 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.layers.parameters import writeable
+from fastrnn.layers.recurrent import Recurrent
+
+__all__ = ["chrono", "forget_bias", "glorot", "identity", "normal", "orthogonal", "sparse",
+           "torch_uniform"]
+
+Target = TypeVar("Target")
+
+
+def _recurrent(layer: Any) -> Recurrent:
+    """Return the layer, if it is one and its parameters may be set."""
+    if not isinstance(layer, Recurrent):
+        raise RefusedType(f"layer is {_checks.kind(layer)}, expected an RNN, LSTM or GRU, alone or "
+                          "of a model's layers")
+    writeable(layer.training)
+    layer.changed()
+    return layer
+
+
+def _rng(seed: Any) -> np.random.Generator:
+    return np.random.default_rng(*_checks.seeds(seed, 1))
+
+
+def _named(layer: Recurrent, kind: str) -> Iterator[np.ndarray]:
+    """Yield each parameter of a kind by gate: weights (G, H, N), biases (G, H)."""
+    for name, param in layer.parameters().items():
+        if name.startswith(kind):
+            yield param.reshape(-1, layer.hidden_size, *param.shape[1:])
+
+
+def _biases(layer: Recurrent) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return bias_ih and bias_hh, (G, H), of each stacked layer and direction."""
+    if not layer.bias:
+        raise RefusedValue("layer has bias False, expected one with biases")
+    return list(zip(_named(layer, "bias_ih"), _named(layer, "bias_hh"), strict=True))
+
+
+def _zero_biases(layer: Recurrent) -> None:
+    for bias in _named(layer, "bias"):
+        bias[...] = 0
+
+
+@public
+def torch_uniform(layer: Target, seed: Any = None) -> Target:
+    """Set all parameters to U(-1/sqrt(H), 1/sqrt(H)), as torch.nn and a new layer have them.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU, alone or of a model's layers
+    seed : int or None
+        A layer's own seed gives its own first parameters.
+
+    Returns
+    -------
+    layer
+
+    Raises
+    ------
+    TypeError
+        If `layer` is another thing.
+    ValueError
+        If it is in evaluation mode, or the seed is no whole number.
+    """
+    recurrent, rng = _recurrent(layer), _rng(seed)
+    bound = 1 / math.sqrt(recurrent.hidden_size)
+    recurrent.flat[:] = rng.uniform(-bound, bound, recurrent.flat.size)
+    return layer
+
+
+@public
+def normal(layer: Target, std: float, seed: Any = None) -> Target:
+    """Set all weights to N(0, std^2), and the biases to 0.
+
+    Parameters
+    ----------
+    layer, seed : as of torch_uniform
+    std : float
+        Above 0.
+
+    Returns
+    -------
+    layer
+
+    Raises
+    ------
+    TypeError, ValueError
+        As torch_uniform; also if `std` is not above 0.
+    """
+    recurrent, rng = _recurrent(layer), _rng(seed)
+    _checks.above("std", std)
+    for weight in _named(recurrent, "weight"):
+        weight[...] = rng.normal(0, std, weight.shape)
+    _zero_biases(recurrent)
+    return layer
+
+
+@public
+def glorot(layer: Target, seed: Any = None) -> Target:
+    """Set all weights to U(-a, a), a = sqrt(6 / (N + H)) for a gate's (H, N), and the biases to 0.
+
+    Parameters
+    ----------
+    layer, seed : as of torch_uniform
+
+    Returns
+    -------
+    layer
+
+    Raises
+    ------
+    TypeError, ValueError
+        As torch_uniform.
+
+    References
+    ----------
+    X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural
+    networks", AISTATS 2010, equation 16.
+    """
+    recurrent, rng = _recurrent(layer), _rng(seed)
+    for weight in _named(recurrent, "weight"):
+        _, H, N = weight.shape
+        bound = math.sqrt(6 / (N + H))
+        weight[...] = rng.uniform(-bound, bound, weight.shape)
+    _zero_biases(recurrent)
+    return layer
+
+
+@public
+def orthogonal(layer: Target, gain: float = 1.0, seed: Any = None) -> Target:
+    """Set each gate's recurrent weights (H, H) to a random rotation or reflection, times gain.
+
+    Parameters
+    ----------
+    layer, seed : as of torch_uniform
+    gain : float
+        All singular values; above 0.
+
+    Returns
+    -------
+    layer
+
+    Raises
+    ------
+    TypeError, ValueError
+        As torch_uniform; also if `gain` is not above 0.
+
+    References
+    ----------
+    A. M. Saxe, J. L. McClelland and S. Ganguli, "Exact solutions to the nonlinear dynamics of
+    learning in deep linear neural networks", ICLR 2014; F. Mezzadri, "How to generate random
+    matrices from the classical compact groups", Notices of the AMS 54, 2007: the signs.
+    """
+    recurrent, rng = _recurrent(layer), _rng(seed)
+    _checks.above("gain", gain)
+    for weight in _named(recurrent, "weight_hh"):
+        q, r = np.linalg.qr(rng.standard_normal(weight.shape))
+        # q alone depends on how the QR picks signs; with r's diagonal above 0 it is uniform
+        signs = np.sign(np.diagonal(r, axis1=-2, axis2=-1))  # (G, H)
+        weight[...] = gain * q * signs[:, None, :]
+    return layer
+
+
+@public
+def identity(layer: Target, scale: float = 1.0, seed: Any = None) -> Target:
+    """Set a relu network's recurrent weights to the identity, times scale: an IRNN.
+
+    Input weights become N(0, 0.001^2), the biases 0.
+
+    Parameters
+    ----------
+    layer : RNN with nonlinearity "relu"
+    scale : float
+        Above 0; below 1 the network forgets.
+    seed : as of torch_uniform
+
+    Returns
+    -------
+    layer
+
+    Raises
+    ------
+    TypeError, ValueError
+        As torch_uniform; also if the layer is another one, or `scale` is not above 0.
+
+    References
+    ----------
+    Q. V. Le, N. Jaitly and G. E. Hinton, "A simple way to initialize recurrent networks of
+    rectified linear units", arXiv:1504.00941, 2015.
+    """
+    recurrent, rng = _recurrent(layer), _rng(seed)
+    _checks.above("scale", scale)
+    if recurrent.cell.name != "rnn_relu":
+        raise RefusedValue(f"layer is {recurrent!r}, expected an RNN with nonlinearity "
+                         "'relu'")
+    for weight in _named(recurrent, "weight_ih"):
+        weight[...] = rng.normal(0, 0.001, weight.shape)
+    for weight in _named(recurrent, "weight_hh"):
+        weight[...] = scale * np.eye(recurrent.hidden_size)
+    _zero_biases(recurrent)
+    return layer
+
+
+@public
+def sparse(
+    layer: Target, spectral_radius: float, nonzeros: int = 15, seed: Any = None
+) -> Target:
+    """Set each gate's recurrent weights (H, H) to a sparse matrix of a given spectral radius.
+
+    Parameters
+    ----------
+    layer, seed : as of torch_uniform
+    spectral_radius : float
+        Greatest absolute value of an eigenvalue; above 0.
+    nonzeros : int
+        Connections into each unit, at most H; normal before they are scaled.
+
+    Returns
+    -------
+    layer
+
+    Raises
+    ------
+    TypeError, ValueError
+        As torch_uniform; also if `spectral_radius` or `nonzeros` is out of its range.
+
+    References
+    ----------
+    I. Sutskever, J. Martens, G. Dahl and G. Hinton, "On the importance of initialization and
+    momentum in deep learning", ICML 2013, section 3; H. Jaeger and H. Haas, "Harnessing
+    nonlinearity", Science 304, 2004.
+    """
+    recurrent, rng = _recurrent(layer), _rng(seed)
+    _checks.above("spectral_radius", spectral_radius)
+    count = min(_checks.positive("nonzeros", nonzeros), recurrent.hidden_size)
+    for weight in _named(recurrent, "weight_hh"):
+        for gate in weight:
+            matrix = np.zeros(gate.shape)
+            for row in matrix:
+                row[rng.choice(len(row), count, replace=False)] = rng.standard_normal(count)
+            # not 0: each unit has a connection, so there are cycles
+            gate[...] = matrix * (spectral_radius / abs(np.linalg.eigvals(matrix)).max())
+    return layer
+
+
+@public
+def forget_bias(layer: Target, value: float = 1.0) -> Target:
+    """Set the biases of an LSTM's forget gates.
+
+    Parameters
+    ----------
+    layer : LSTM
+    value : float
+        1 or 2 is usual: gates begin open.
+
+    Returns
+    -------
+    layer
+
+    Raises
+    ------
+    TypeError, ValueError
+        As torch_uniform; also if the layer is no LSTM or has no biases, or `value` is not finite.
+
+    References
+    ----------
+    F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", Neural Computation 12, 2000;
+    R. Jozefowicz, W. Zaremba and I. Sutskever, "An empirical exploration of recurrent network
+    architectures", ICML 2015.
+    """
+    recurrent = _recurrent(layer)
+    _checks.above("value", value, -math.inf)
+    if recurrent.cell.name != "lstm":
+        raise RefusedValue(f"layer is {recurrent!r}, expected an LSTM")
+    keep = recurrent.cell.keep_gate
+    for bias_ih, bias_hh in _biases(recurrent):
+        bias_ih[keep], bias_hh[keep] = value, 0
+    return layer
+
+
+@public
+def chrono(layer: Target, T_max: float, seed: Any = None) -> Target:
+    """Set the biases of the gates that keep the state so that units remember up to T_max steps.
+
+    A unit that keeps the share s of its state at each step remembers for about 1 / (1 - s) = T
+    steps. With s = sigmoid(b), b = log(T - 1), and T is drawn from U(2, T_max). An LSTM has b in
+    the forget gate, and -b in the input gate; a GRU, h(t) = (1 - z) n + z h(t-1), has b in z, whose
+    1 - z is the input gate's share already.
+
+    Parameters
+    ----------
+    layer : LSTM or GRU
+    T_max : float
+        Longest expected dependency in steps; at least 2.
+    seed : as of torch_uniform
+
+    Returns
+    -------
+    layer
+
+    Raises
+    ------
+    TypeError, ValueError
+        As torch_uniform; also if the layer is an RNN or has no biases, or `T_max` is below 2.
+
+    References
+    ----------
+    C. Tallec and Y. Ollivier, "Can recurrent neural networks warp time?", ICLR 2018.
+    """
+    recurrent, rng = _recurrent(layer), _rng(seed)
+    _checks.at_least("T_max", T_max, 2)
+    cell = recurrent.cell
+    if cell.keep_gate is None:
+        raise RefusedValue(f"layer is {recurrent!r}, expected an LSTM or a GRU")
+    for bias_ih, bias_hh in _biases(recurrent):
+        keep = np.log(rng.uniform(1, T_max - 1, recurrent.hidden_size))
+        bias_ih[cell.keep_gate], bias_hh[cell.keep_gate] = keep, 0
+        if cell.input_gate is not None:
+            bias_ih[cell.input_gate], bias_hh[cell.input_gate] = -keep, 0
+    return layer

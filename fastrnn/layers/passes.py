@@ -1,0 +1,223 @@
+"""A pass: what one forward of a layer leaves for its backward.
+
+A forward returns a pass, and the pass goes back. It holds the tapes of all stacked layers and the
+masks of dropout, so any number of passes through one layer may be in flight, in any number of
+threads. Letters: T steps, B batch, I input, H hidden, G gates, L layers, D directions.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn._checks import RefusedValue, public
+from fastrnn._kernels import sequence
+from fastrnn._kernels.sequence import RECORD
+from fastrnn._kernels.tape import Tape
+
+if TYPE_CHECKING:
+    from fastrnn.layers.parameters import Part
+    from fastrnn.layers.recurrent import Recurrent
+
+__all__ = ["RECORD", "Pass", "Recorded"]
+
+Recorded = list[dict[str, np.ndarray]]  # one dict for each stacked layer
+
+
+def rows(T: int, B: int, N: int, dtype: Any, batch_first: bool) -> np.ndarray:
+    """Return a new (T, B, N) that lies in memory as that, or as (B, T, N)."""
+    if batch_first:
+        return np.empty((B, T, N), dtype).transpose(1, 0, 2)
+    return np.empty((T, B, N), dtype)
+
+
+class Layout(NamedTuple):
+    """How the caller's arrays lie: with a batch or as one sequence, time first or batch first."""
+
+    batched: bool = True
+    batch_first: bool = False
+
+    def y_shape(self, T: int, B: int, N: int) -> tuple[int, ...]:
+        """Return the shape of the caller's y or dy."""
+        return (B, T, N) if self.batch_first else (T, B, N) if self.batched else (T, N)
+
+    def from_caller(self, a: np.ndarray) -> np.ndarray:
+        """Return a caller's sequence as (T, B, N)."""
+        return a.transpose(1, 0, 2) if self.batch_first else a if self.batched else a[:, None]
+
+    def to_caller(self, a: np.ndarray) -> np.ndarray:
+        """Return (T, B, N) as the caller has it."""
+        return a.transpose(1, 0, 2) if self.batch_first else a if self.batched else a[:, 0]
+
+
+class Pass:
+    """One forward of a recurrent layer, to go back through: ``y, state, p = layer.forward(x)``.
+
+    It refers to x, to the weights and to an embedding: leave them as they are until backward.
+
+    Attributes
+    ----------
+    layer : RNN, LSTM or GRU
+    spent : bool
+        Whether it has had its backward.
+    """
+
+    def __init__(
+        self, layer: Recurrent, tapes: list[tuple[Tape, np.ndarray | None]], layout: Layout
+    ) -> None:
+        self.layer = layer
+        self.spent = False
+        self._tapes = tapes  # with each layer's mask of dropout, of y's shape, or None
+        self._layout = layout
+        self._version = layer.version
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tapes."""
+        return sum(tape.nbytes for tape, _ in self._tapes)
+
+    @public
+    def backward(
+        self, dy: Any = None, dstate: Any = None, *, need_dx: bool = True,
+        record: tuple[str, ...] = (), grads: Mapping[str, np.ndarray] | None = None,
+        retain: bool = False,
+    ) -> Any:
+        """Backpropagate through time, and add to the layer's `grads` or to those given.
+
+        Parameters
+        ----------
+        dy : array like y, or None
+            Gradient of the loss with respect to y; None means zero.
+        dstate : array like hn, or None; of an LSTM a pair (dhn, dcn)
+            Gradient with respect to the final state; None, as a whole or of one, means zero.
+        need_dx : bool
+            False saves the work for the gradient of the input.
+        record : tuple of str
+            What to return besides: names out of "dh", "dc" (LSTM), "gates", "dgates_x",
+            "dgates_h", "x" and "h".
+        grads : mapping of names to arrays, optional
+            Arrays to add the parameters' gradients to, instead of to the layer's own: see
+            `new_grads`. Then several threads can go back through one layer at once.
+        retain : bool
+            Keep the pass, so that it can go back again. It costs one copy of the tapes.
+
+        Returns
+        -------
+        dx : array like x, or None
+            Gradient with respect to x; None without `need_dx`.
+        dstate0 : array like hn; of an LSTM the pair (dh0, dc0)
+            Gradient with respect to the initial state.
+        recorded : list of L dicts
+            Only with `record`: the arrays named, for each stacked layer, time-major, in the order
+            of time for both directions. dh, dc (T, B, D, H): the whole derivatives with respect to
+            h(t) and c(t), through y(t), the gates and later steps. gates (T, B, D, G, H): the
+            activated gates. dgates_x and dgates_h (T, B, D, G, H): the gradients of W_ih x(t) +
+            b_ih and of W_hh h(t-1) + b_hh, which differ only for n of a GRU. x (T, B, I): the
+            layer's input; numbers (T, B) for one-hot symbols. h (T, B, D, H): the state before a
+            step.
+
+        Raises
+        ------
+        RuntimeError
+            If the pass is spent, if the library has changed the parameters since forward, or if
+            another thread is adding to the same gradients.
+        TypeError, ValueError
+            If an argument does not fit; the pass can then be used again.
+        """
+        return self._backward(dy, dstate, need_dx, record, grads, retain)
+
+    def _backward(
+        self, dy: Any, dstate: Any, need_dx: bool = True, record: tuple[str, ...] = (),
+        grads: Mapping[str, np.ndarray] | None = None, retain: bool = False,
+    ) -> Any:
+        layer, layout = self.layer, self._layout
+        check_unspent(self.spent, layer, self._version)
+        T, B, _, H = self._tapes[0][0].shape
+        L, D, dtype = layer.num_layers, layer.directions, layer.dtype
+        if dy is not None:
+            dy = layout.from_caller(_checks.array("dy", dy, dtype, layout.y_shape(T, B, D * H)))
+        shape = (L * D, B, H) if layout.batched else (L * D, H)
+        dhn, dcn = _checks.states("dstate" if layer.has_c else "dhn", dstate, layer.has_c, dtype,
+                                  shape)
+        dhn, dcn = (None if s is None else s.reshape(L * D, B, H) for s in (dhn, dcn))
+        check_record(record, layer.has_c)
+        into = layer.grads_by_layer(grads)
+
+        dh0 = np.empty((L * D, B, H), dtype)
+        dc0 = np.empty_like(dh0) if layer.has_c else None
+        tapes = self._tapes
+        if retain:
+            tapes = [(tape.copy(), mask) for tape, mask in tapes]
+        with adding(layer if grads is None else None):
+            if not retain:
+                self.spent, self._tapes = True, []
+            dx, recorded = None, []
+            for number in reversed(range(L)):
+                tape, mask = tapes[number]
+                if mask is not None and dy is not None:
+                    dy *= mask
+                own = slice(number * D, (number + 1) * D)
+                dx = None
+                if number or need_dx:
+                    dx = self._like_x(tape)
+                recorded.append(sequence.backward(
+                    tape, dy, None if dhn is None else dhn[own], None if dcn is None else dcn[own],
+                    dx, dh0[own], None if dc0 is None else dc0[own], into[number], record))
+                dy = dx
+        if dx is not None and dx.ndim == 3:
+            dx = layout.to_caller(dx)
+        dh0 = dh0.reshape(shape)
+        dstate0 = dh0 if dc0 is None else (dh0, dc0.reshape(shape))
+        return (dx, dstate0, recorded[::-1]) if record else (dx, dstate0)
+
+    def _like_x(self, tape: Tape) -> np.ndarray | None:
+        """Return a new array for the gradient of a layer's input; None for one-hot symbols."""
+        if not tape.x_shape:
+            return None
+        if len(tape.x_shape) == 2:  # an embedding
+            return np.empty(tape.x_shape, self.layer.dtype)
+        return rows(*tape.x_shape, self.layer.dtype, self._layout.batch_first)
+
+
+def check_unspent(spent: bool, part: Part, version: int) -> None:
+    """Refuse a second backward, and one whose parameters are not those of forward."""
+    if spent:
+        raise RuntimeError("backward: this pass has had its one backward already; use "
+                           "backward(retain=True) to go back more than once")
+    if part.version != version:
+        raise RuntimeError("backward: the parameters have changed since forward, expected the same "
+                           "ones: run forward again after an optimiser's step")
+
+
+def check_record(record: Any, has_c: bool) -> None:
+    """Refuse names that backward cannot record."""
+    known = [name for name in RECORD if has_c or name != "dc"]
+    if not isinstance(record, (tuple, list)) or any(name not in known for name in record):
+        raise RefusedValue(f"record is {_checks.show(record)}, expected names out of {known}")
+
+
+class adding:  # noqa: N801, used as a function
+    """While it is entered, this thread alone adds to a part's own gradients; None: no part.
+
+    The note of who is adding is kept by process, so a child that was forked meanwhile starts free.
+    """
+
+    def __init__(self, part: Part | None) -> None:
+        self._adding = None if part is None else part._adding
+
+    def __enter__(self) -> None:
+        if self._adding is not None:
+            me = threading.get_ident()
+            if self._adding.setdefault(os.getpid(), me) != me:  # atomic
+                self._adding = None
+                raise RuntimeError("backward: another thread is adding to the same gradients; give "
+                                   "each thread its own: backward(grads=model.new_grads())")
+
+    def __exit__(self, *error: object) -> None:
+        if self._adding is not None:
+            self._adding.pop(os.getpid(), None)

@@ -1,0 +1,589 @@
+"""RNN, LSTM and GRU with the semantics of torch.nn, on NumPy arrays.
+
+A layer owns parameters and turns whatever a caller may pass into what the kernels take; one call
+goes on to fastrnn/_kernels/sequence.pyx once for each stacked layer. Letters: T steps, B batch, I
+input, H hidden, G gates, L layers, D directions (2 if bidirectional), V rows of an embedding.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn._checks import RefusedValue, public
+from fastrnn._kernels import sequence
+from fastrnn._kernels.packed import Packed, Weights
+from fastrnn._kernels.runtime import Workspace, get_isa
+from fastrnn._kernels.stream import Stream
+from fastrnn.cells import CELLS, Cell, vanilla
+from fastrnn.layers.packs import pack
+from fastrnn.layers.parameters import UNSET, Part, Shapes
+from fastrnn.layers.passes import Layout, Pass, rows
+
+__all__ = ["GRU", "LAYERS", "LSTM", "RNN", "Recurrent"]
+
+State = Any  # (L*D, B, H), or a pair of such, or None
+_BATCHED = Layout()
+_UNBATCHED = Layout(batched=False)
+_BATCH_FIRST = Layout(batch_first=True)
+
+
+class Recurrent(Part):
+    """What RNN, LSTM and GRU share: everything but the constructor's arguments.
+
+    Attributes
+    ----------
+    cell : Cell
+        Its row of the table in fastrnn.cells.
+    """
+
+    _fixed = frozenset(["cell", "input_size", "hidden_size", "num_layers", "bias", "bidirectional"])
+    cell: Cell
+
+    def __init__(
+        self, cell: Cell, input_size: int, hidden_size: int, num_layers: int = 1,
+        bias: bool = True, batch_first: bool = False, dropout: float = 0.0,
+        bidirectional: bool = False, dtype: Any = np.float32, seed: Any = None,
+    ) -> None:
+        self.cell = cell
+        self.input_size = _checks.positive("input_size", input_size)
+        self.hidden_size = _checks.positive("hidden_size", hidden_size)
+        self.num_layers = _checks.positive("num_layers", num_layers)
+        self.bias = bool(bias)
+        self.batch_first = bool(batch_first)
+        self.dropout = _checks.probability("dropout", dropout)
+        self.bidirectional = bool(bidirectional)
+        if self.dropout and self.num_layers == 1:
+            warnings.warn(
+                f"{type(self).__name__}: dropout works between layers; with num_layers = 1 it does "
+                "nothing", stacklevel=4,
+            )
+        dtype = _checks.float_dtype(dtype)
+        self._check_size(dtype)
+        self._workspace = Workspace()
+        self._last: Pass | None = None
+        self._packs: list[tuple[Packed, ...]] | None = None
+        self._packed_for = ""  # the instruction set
+        super().__init__(self._parameter_shapes(), dtype)
+        weights, masks = _checks.seeds(None if seed is UNSET else seed, 2)
+        if seed is not UNSET:
+            bound = 1 / math.sqrt(self.hidden_size)
+            self.flat[:] = np.random.default_rng(weights).uniform(-bound, bound, self.flat.size)
+        self._masks = np.random.default_rng(masks)
+
+    def _check_size(self, dtype: np.dtype) -> None:
+        """Refuse sizes that no memory can hold before naming every parameter."""
+        I, H, D = self.input_size, self.hidden_size, self.directions
+        first = self.cell.G * H * (I + H)
+        more = self.cell.G * H * (D * H + H) * (self.num_layers - 1)
+        size = D * (first + more)
+        if size * dtype.itemsize > sys.maxsize or self.num_layers > 10**6:
+            raise MemoryError(f"{type(self).__name__}: these sizes make {size:.3g} parameters in "
+                              f"{self.num_layers} layers, more than there is memory for")
+
+    def _parameter_shapes(self) -> Shapes:
+        shapes: Shapes = {}
+        for number in range(self.num_layers):
+            I = self.input_size if number == 0 else self.width
+            for direction in self._suffixes:
+                own = self.cell.parameters(I, self.hidden_size, self.bias)
+                shapes |= {f"{name}_l{number}{direction}": shape for name, shape in own.items()}
+        return shapes
+
+    @property
+    def _suffixes(self) -> tuple[str, ...]:
+        return ("", "_reverse") if self.bidirectional else ("",)
+
+    @property
+    def directions(self) -> int:
+        """Number of directions D."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def width(self) -> int:
+        """Features D*H of an output."""
+        return self.directions * self.hidden_size
+
+    @property
+    def has_c(self) -> bool:
+        """Whether a state is a pair (h, c)."""
+        return self.cell.has_c
+
+    # ---- calls ------------------------------------------------------------------------------
+
+    @public
+    def __call__(self, x: Any, state: State = None) -> tuple[np.ndarray, State]:
+        """Run the layers over a batch of sequences.
+
+        In training mode the layer keeps the pass of its latest call, for `backward`; `forward`
+        returns the pass instead.
+
+        Parameters
+        ----------
+        x : array (T, B, I), or (B, T, I) with batch_first, or (T, I): one sequence
+            Of the layer's dtype. In training mode leave it as it is until backward.
+        state : array (L*D, B, H) or None; of an LSTM a pair (h0, c0) of such
+            The initial state, (L*D, H) for one sequence; None means zeros.
+
+        Returns
+        -------
+        y : array (T, B, D*H), or (B, T, D*H), or (T, D*H)
+            The last layer's states h, forward and reverse side by side.
+        hn : array (L*D, B, H) or (L*D, H); of an LSTM the pair (hn, cn)
+            The state after the last processed step of every layer and direction.
+
+        Raises
+        ------
+        TypeError
+            If an argument is not numeric or of another dtype, or the state is not of the cell.
+        ValueError
+            If a shape does not fit.
+        """
+        training = self.mode == "training"
+        if training:
+            self.__dict__["_last"] = None  # its memory is used again
+        y, state, p = self._forward(x, state, training)
+        if training:
+            self.__dict__["_last"] = p
+        return y, state
+
+    @public
+    def forward(
+        self, x: Any, state: State = None, *, grad: bool = True
+    ) -> tuple[np.ndarray, State, Pass | None]:
+        """Run the layers over a batch of sequences, and return the pass to go back through.
+
+        Parameters
+        ----------
+        x, state : as of a call
+        grad : bool
+            Whether a pass is wanted. Without one the layer computes as in evaluation: dropout is
+            left out.
+
+        Returns
+        -------
+        y, state : as of a call
+        p : Pass or None
+            ``p.backward(dy, dstate)``; None without `grad`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of a call; also if a pass is wanted of a layer in the mode "bfloat16".
+        """
+        return self._forward(x, state, grad)
+
+    def _forward(self, x: Any, state: State, grad: bool) -> tuple[np.ndarray, State, Pass | None]:
+        I = self.input_size
+        x = _checks.numeric("x", x, self.dtype)
+        if x.ndim == 2:
+            layout, shape = _UNBATCHED, ("T", I)
+        elif self.batch_first:
+            layout, shape = _BATCH_FIRST, ("B", "T", I)  # type: ignore[assignment]
+        else:
+            layout, shape = _BATCHED, ("T", "B", I)  # type: ignore[assignment]
+        x = layout.from_caller(_checks.array("x", x, self.dtype, shape, self._explain))
+        y, state, p = self.run(x, None, state, grad=grad, dropout=grad and self.training,
+                               layout=layout)
+        return layout.to_caller(y), state, p
+
+    def _explain(self, x: np.ndarray) -> str:
+        """Return what to add to the sentence about an x of a wrong shape."""
+        if x.ndim not in (2, 3):
+            return f" or (T, {self.input_size})"
+        if x.shape[-1] != self.input_size:
+            return f": x has {x.shape[-1]} features, weight_ih_l0 expects {self.input_size}"
+        return ""
+
+    def run(
+        self, x: Any, index: np.ndarray | None, state: State, *, grad: bool, dropout: bool,
+        layout: Layout = _BATCHED,
+    ) -> tuple[np.ndarray, State, Pass | None]:
+        """Run the layers over checked input: what calls of a layer and of a model share.
+
+        Parameters
+        ----------
+        x : array (T, B, I); with `index` an embedding (V, I), or None: one-hot rows
+        index : None, or int32 (T, B): the rows of x that are the input, or where their 1 is
+        state : as for a call; without a batch its arrays have no B
+        grad : bool
+            Whether to keep what backward needs.
+        dropout : bool
+            Whether to draw masks between layers.
+        layout : Layout
+            How y shall lie in memory, and whether states have a batch.
+
+        Returns
+        -------
+        y : array (T, B, D*H)
+        hn, or (hn, cn) : the final state, shaped as `state`
+        p : Pass or None
+        """
+        T, B = x.shape[:2] if index is None else index.shape
+        L, D, H = self.num_layers, self.directions, self.hidden_size
+        shape = (L * D, B, H) if layout.batched else (L * D, H)
+        has_c = self.has_c
+        h0, c0 = _checks.states("state" if has_c else "h0", state, has_c, self.dtype, shape)
+        h0, c0 = (None if s is None else s.reshape(L * D, B, H) for s in (h0, c0))
+        hn = np.empty((L * D, B, H), self.dtype)
+        cn = np.empty_like(hn) if has_c else None
+        if grad and self.mode == "bfloat16":
+            raise RefusedValue("a pass is wanted in the mode 'bfloat16', expected eval() or "
+                               "train(): rounded weights have no backward")
+        weights = self._weights if self.mode == "training" else self._packed()
+        tapes = []
+        for number in range(L):
+            y = rows(T, B, D * H, self.dtype, layout.batch_first)
+            own = slice(number * D, (number + 1) * D)
+            tape = sequence.forward(
+                self.cell.number, x, index, weights[number], self._reverse,
+                None if h0 is None else h0[own], None if c0 is None else c0[own], y, hn[own],
+                None if cn is None else cn[own], grad, self._workspace,
+            )
+            mask = None
+            if dropout and self.dropout and number < L - 1:
+                mask = self._mask(y)
+                y *= mask
+            if tape is not None:
+                tapes.append((tape, mask))
+            x, index = y, None
+        hn = hn.reshape(shape)
+        p = Pass(self, tapes, layout) if grad else None
+        return y, hn if cn is None else (hn, cn.reshape(shape)), p
+
+    @public
+    def backward(self, dy: Any = None, dstate: State = None, *, need_dx: bool = True) -> Any:
+        """Backpropagate the latest training-mode call through time, and add to `grads`.
+
+        The short form of `Pass.backward`, for one call at a time.
+
+        Parameters
+        ----------
+        dy : array like y, or None
+            Gradient of the loss with respect to y; None means zero.
+        dstate : array like hn, or None; of an LSTM a pair (dhn, dcn)
+            Gradient with respect to the final state; None, as a whole or of one, means zero.
+        need_dx : bool
+            False saves the work for the gradient of the input.
+
+        Returns
+        -------
+        dx : array like x, or None
+            Gradient with respect to x; None without `need_dx`.
+        dh0 : array like hn; of an LSTM the pair (dh0, dc0)
+            Gradient with respect to the initial state.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no training-mode call, or it has had its backward.
+        TypeError, ValueError
+            If a gradient is not one of y or of the state; the call can then be repeated.
+        """
+        p = self._last
+        if p is None or p.spent:
+            raise RuntimeError(f"{type(self).__name__}.backward: no call to go back through: each "
+                               "training-mode call serves one backward, and eval-mode calls none")
+        result = p._backward(dy, dstate, need_dx)
+        if self._last is p:
+            self.__dict__["_last"] = None
+        return result
+
+    def _mask(self, y: np.ndarray) -> np.ndarray:
+        """Return zeros with probability `dropout`, and elsewhere what keeps the mean."""
+        keep = self._masks.random(y.shape, np.float32) >= np.float32(self.dropout)
+        scale = 1 / (1 - self.dropout) if self.dropout < 1 else 0
+        return np.multiply(keep, scale, dtype=self.dtype)
+
+    @property
+    def dropout_state(self) -> dict[str, Any]:
+        """The state of the generator that draws dropout's masks; it can be set."""
+        return dict(self._masks.bit_generator.state)
+
+    @dropout_state.setter
+    def dropout_state(self, state: dict[str, Any]) -> None:
+        self._masks.bit_generator.state = state
+
+    # ---- weights ----------------------------------------------------------------------------
+
+    def _own(self, shapes: Shapes, flat: np.ndarray, flat_grads: np.ndarray) -> None:
+        super()._own(shapes, flat, flat_grads)
+        self.__dict__ |= {"_reverse": (False, True)[: self.directions],
+                          "_weights": self._by_layer(self._params)}
+        self.__dict__["_own_grads"] = self._by_layer(self._grads)
+
+    def _by_layer(self, named: Mapping[str, np.ndarray]) -> list[tuple[Weights, ...]]:
+        """Return, for each layer and direction, weight_ih, weight_hh, bias_ih and bias_hh."""
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # a bias may be missing: None
+        return [
+            tuple(tuple(named.get(f"{name}_l{number}{direction}") for name in names)  # type: ignore
+                  for direction in self._suffixes)
+            for number in range(self.num_layers)
+        ]
+
+    def grads_by_layer(self, grads: Mapping[str, Any] | None) -> list[tuple[Weights, ...]]:
+        """Return a mapping's gradient arrays (None: the layer's own) by layer and direction."""
+        if grads is None:
+            return self._own_grads  # type: ignore[no-any-return]
+        for name, param in self._params.items():
+            if name not in grads:
+                raise RefusedValue(f"grads lacks {name!r}, expected an array for each parameter: "
+                                   "see new_grads()")
+            _checks.output(f"grads[{name!r}]", grads[name], self.dtype, param.shape)
+        return self._by_layer(grads)
+
+    def _packed(self) -> list[tuple[Packed, ...]]:
+        """Return, for each layer and direction, the weights in the kernels' panels."""
+        if self.mode == "training":
+            return self._pack("training")
+        packs = self._packs
+        if packs is None or self._packed_for != get_isa():
+            packs = self._pack(self.mode)
+            self.__dict__ |= {"_packs": packs, "_packed_for": get_isa()}
+        return packs
+
+    def _pack(self, mode: str) -> list[tuple[Packed, ...]]:
+        half = mode == "bfloat16"
+        return [tuple(pack(self.cell.number, weights, half) for weights in directions)
+                for directions in self._weights]
+
+    def set_mode(self, mode: str) -> None:
+        """Choose one of MODES; the weights are packed on entering one of evaluation's."""
+        if mode == self.mode:
+            return
+        packs = None if mode == "training" else self._pack(mode)
+        super().set_mode(mode)
+        self.__dict__ |= {"_packs": packs, "_packed_for": get_isa()}
+
+    @public
+    def stream(
+        self, batch_size: int = 1, embedding: np.ndarray | None = None, *, one_hot: bool = False
+    ) -> Stream:
+        """Return a preallocated single step with its own state, which starts at zero.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows B that advance together.
+        embedding : array (V, I), optional
+            If given, a step takes whole numbers (B,): rows of this array.
+        one_hot : bool
+            Whether a step takes whole numbers (B,) below I, for a row with its 1 there.
+
+        Returns
+        -------
+        Stream
+            ``step(x)`` or ``step(x, out=y)`` takes x (B, I) and gives the last layer's h (B, H);
+            ``step.state`` is the state, h (L, B, H) or the pair (h, c), and can be set;
+            ``step.reset()`` zeroes it. It keeps the weights that the layer has now.
+
+        Raises
+        ------
+        ValueError
+            If the layer is bidirectional: the reverse direction needs the whole sequence. If an
+            embedding is given and `one_hot` too.
+        """
+        if embedding is not None and one_hot:
+            raise RefusedValue("embedding is given and one_hot is True, expected one of them")
+        if embedding is not None:
+            embedding = _checks.array("embedding", embedding, self.dtype, ("V", self.input_size))
+        return Stream([self.stream_packs()], _checks.positive("batch_size", batch_size), self.dtype,
+                      embedding, bool(one_hot), name=f"{type(self).__name__}.stream")
+
+    def stream_packs(self) -> list[Packed]:
+        """Return the packed weights of each stacked layer, as a Stream takes them."""
+        if self.bidirectional:
+            raise RefusedValue("the layer is bidirectional, expected one direction: a single step "
+                               "has no future to walk back from")
+        return [directions[0] for directions in self._packed()]
+
+    # ---- copies and print -------------------------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make a layer of the same shapes, and its class as "layer"."""
+        names = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout",
+                 "bidirectional"]
+        return {"layer": type(self).__name__, **{name: getattr(self, name) for name in names},
+                "dtype": self.dtype.name}
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = ("_last", "_packs", "_workspace", "_weights", "_own_grads", "_reverse")
+        state = {name: value for name, value in super().__getstate__().items()
+                 if name not in left_out}
+        return state | {"cell": self.cell.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"cell": CELLS[state["cell"]], "_last": None, "_packs": None,
+                                      "_workspace": Workspace()})
+
+    def __repr__(self) -> str:
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {"nonlinearity": "tanh", "num_layers": 1, "bias": True, "batch_first": False,
+                    "dropout": 0.0, "bidirectional": False}
+        parts += [f"{name}={self.config[name]!r}" for name, default in defaults.items()
+                  if self.config.get(name, default) != default]
+        if self.dtype != np.float32:
+            parts.append(f"dtype={self.dtype.name}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+class RNN(Recurrent):
+    """Elman's simple recurrent network, h(t) = phi(W_ih x(t) + b_ih + W_hh h(t-1) + b_hh).
+
+    Parameters
+    ----------
+    input_size : int
+        Features I of the input.
+    hidden_size : int
+        Units H.
+    num_layers : int
+        Layers L; each reads the states of the one below.
+    nonlinearity : {"tanh", "relu", "sigmoid"}
+        The activation phi.
+    bias : bool
+        Whether there are the two biases.
+    batch_first : bool
+        Whether x, y and their gradients are (B, T, ...) instead of (T, B, ...). States are not
+        affected.
+    dropout : float in [0, 1]
+        Fraction of the states between layers that is set to zero in training mode, while the others
+        grow by 1 / (1 - dropout).
+    bidirectional : bool
+        Whether a second direction walks from the last step to the first; y holds both side by side.
+    dtype : float32 or float64
+        Of parameters, inputs and results.
+    seed : int or None
+        Of the initial weights (uniform in +-1/sqrt(H), as torch's) and of dropout; None: any.
+
+    Attributes
+    ----------
+    flat, flat_grads, grads, mode, training
+        See fastrnn.layers.parameters.
+
+    Raises
+    ------
+    ValueError
+        If a size is not a whole number of at least 1, or another argument is out of its range.
+
+    References
+    ----------
+    J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990.
+
+    Examples
+    --------
+    >>> rnn = fastrnn.RNN(64, 128, seed=0)
+    >>> y, hn = rnn(np.zeros((100, 16, 64), np.float32))  # (T, B, I)
+    >>> y.shape
+    (100, 16, 128)
+    >>> dx, dh0 = rnn.backward(np.ones_like(y))  # rnn.grads now holds the gradients
+    """
+
+    _fixed = Recurrent._fixed | {"nonlinearity"}
+
+    @public
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh",
+        bias: bool = True, batch_first: bool = False, dropout: float = 0.0,
+        bidirectional: bool = False, *, dtype: Any = np.float32, seed: Any = None,
+    ) -> None:
+        self.nonlinearity = _checks.one_of("nonlinearity", nonlinearity, vanilla())
+        super().__init__(vanilla()[nonlinearity], input_size, hidden_size, num_layers, bias,
+                         batch_first, dropout, bidirectional, dtype, seed)
+
+    @property
+    def config(self) -> dict[str, Any]:  # noqa: D102, the base class says it
+        return super().config | {"nonlinearity": self.nonlinearity}
+
+
+class LSTM(Recurrent):
+    """Long short-term memory with forget gates: torch.nn.LSTM's equations, gate order i f g o.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
+        As of RNN.
+
+    Attributes
+    ----------
+    flat, flat_grads, grads, mode, training
+        See fastrnn.layers.parameters.
+
+    Raises
+    ------
+    ValueError
+        If a size is not a whole number of at least 1, or another argument is out of its range.
+
+    References
+    ----------
+    S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9, 1997;
+    the forget gate: F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", 2000.
+
+    Examples
+    --------
+    >>> lstm = fastrnn.LSTM(64, 128, seed=0)
+    >>> y, (hn, cn) = lstm(np.zeros((100, 16, 64), np.float32))  # (T, B, I)
+    >>> y.shape
+    (100, 16, 128)
+    >>> dx, (dh0, dc0) = lstm.backward(np.ones_like(y))  # lstm.grads now holds the gradients
+    """
+
+    @public
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
+        dtype: Any = np.float32, seed: Any = None,
+    ) -> None:
+        super().__init__(CELLS["lstm"], input_size, hidden_size, num_layers, bias, batch_first,
+                         dropout, bidirectional, dtype, seed)
+
+
+class GRU(Recurrent):
+    """Gated recurrent units, reset after the product: torch.nn.GRU's equations, order r z n.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
+        As of RNN.
+
+    Attributes
+    ----------
+    flat, flat_grads, grads, mode, training
+        See fastrnn.layers.parameters.
+
+    Raises
+    ------
+    ValueError
+        If a size is not a whole number of at least 1, or another argument is out of its range.
+
+    References
+    ----------
+    K. Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014, in the form
+    of cuDNN and PyTorch: r multiplies W_hn h + b_hn instead of h, and z keeps the old state.
+
+    Examples
+    --------
+    >>> gru = fastrnn.GRU(64, 128, seed=0)
+    >>> y, hn = gru(np.zeros((100, 16, 64), np.float32))  # (T, B, I)
+    >>> y.shape
+    (100, 16, 128)
+    >>> dx, dh0 = gru.backward(np.ones_like(y))  # gru.grads now holds the gradients
+    """
+
+    @public
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
+        dtype: Any = np.float32, seed: Any = None,
+    ) -> None:
+        super().__init__(CELLS["gru"], input_size, hidden_size, num_layers, bias, batch_first,
+                         dropout, bidirectional, dtype, seed)
+
+
+LAYERS: dict[str, type[Recurrent]] = {layer.__name__: layer for layer in (RNN, LSTM, GRU)}

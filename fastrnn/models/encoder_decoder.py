@@ -1,0 +1,129 @@
+"""A sequence in, another one out: an encoder's final state is a decoder's initial state.
+
+Letters: S steps of the source, T steps of the target, B batch, I input, D directions, H hidden.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.models import generate
+from fastrnn.models.linear import inside
+from fastrnn.models.model import Model
+from fastrnn.models.passes import Grads, LossOptions, LossPass, StackPass, States
+from fastrnn.models.sequence import SequenceModel
+from fastrnn.models.stack import Stack
+
+__all__ = ["EncoderDecoder"]
+
+
+class EncoderDecoder(Model):
+    """A stack reads a sequence; from its final state a sequence model writes another.
+
+    In training the decoder reads the sequence that it should have written (teacher forcing).
+    `generate` runs freely.
+
+    Parameters
+    ----------
+    encoder : Stack
+    decoder : SequenceModel
+        Its layers have the encoder's kinds, hidden sizes and numbers; readout "every".
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the decoder cannot take the encoder's state.
+
+    References
+    ----------
+    I. Sutskever, O. Vinyals and Q. V. Le, "Sequence to sequence learning with neural networks",
+    NeurIPS 2014.
+    """
+
+    encoder: Stack
+    decoder: SequenceModel
+
+    @public
+    def __init__(self, encoder: Stack, decoder: SequenceModel) -> None:
+        if not isinstance(encoder, Stack) or isinstance(encoder, SequenceModel):
+            raise RefusedType(f"encoder is {_checks.kind(encoder)}, expected a Stack")
+        if not isinstance(decoder, SequenceModel):
+            raise RefusedType(f"decoder is {_checks.kind(decoder)}, expected a SequenceModel")
+        if decoder.readout != "every" or decoder.context_size is not None:
+            raise RefusedValue(f"decoder has readout {decoder.readout!r} and context_size "
+                               f"{decoder.context_size}, expected 'every' and None")
+        states = [[(type(a).__name__, a.num_layers, a.bidirectional, a.hidden_size, a.dtype.name)
+                   for a in model.layers] for model in (encoder, decoder)]
+        if states[0] != states[1]:
+            raise RefusedValue(f"encoder's layers are {states[0]}, decoder's {states[1]}, "
+                               "expected the same: the state goes from one to the other")
+        self.encoder, self.decoder = encoder, decoder
+        super().__init__({"encoder": encoder, "decoder": decoder})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configurations of encoder and decoder."""
+        return {"encoder": self.encoder.config, "decoder": self.decoder.config}
+
+    def _shapes_out(self) -> dict[str, str]:
+        return {f"{name}.{part}": shape for name, of in
+                (("encoder", self.encoder), ("decoder", self.decoder))
+                for part, shape in of._shapes_out().items()}
+
+    @public
+    def loss(
+        self, source: Any, inputs: Any, targets: Any, *, weights: Any = None,
+        ignore_index: int | None = -100, grad: bool | None = None,
+    ) -> LossPass:
+        """Return the loss with teacher forcing, as a pass to go back through.
+
+        Parameters
+        ----------
+        source : what the encoder reads, (S, B) symbols or (S, B, I)
+        inputs : what the decoder reads, (T, B) or (T, B, I): a start, then the targets but the last
+        targets, weights, ignore_index, grad
+            As for SequenceModel.loss.
+
+        Returns
+        -------
+        LossPass
+            ``p.value``, ``p.weight``, ``p.state`` (the decoder's final state), ``p.backward()``.
+        """
+        grad = self.training if grad is None else bool(grad)
+        _, state, read = self.encoder.run(source, None, grad=grad)
+        options = LossOptions(weights, ignore_index, grad=grad)
+        p = self.decoder.make_loss(inputs, targets, state, None, options)
+        return p if read is None else _Loss(read, p)
+
+    @public
+    def generate(
+        self, source: Any, first: Any, length: int, *, temperature: float = 0.0,
+        top_k: int | None = None, top_p: float = 1.0, seed: Any = None,
+    ) -> np.ndarray:
+        """Return what the decoder writes freely after `source`; see SequenceModel.generate."""
+        sampling = generate.Sampling.checked(temperature, top_k, top_p, seed)
+        length = _checks.positive("length", length)
+        _, state, _ = self.encoder.run(source, None, grad=False)
+        return generate.run_freely(self.decoder, first, length, state, sampling)
+
+
+class _Loss(LossPass):
+    """The decoder's loss, through which the gradient reaches the encoder."""
+
+    def __init__(self, encoder: StackPass, decoder: LossPass) -> None:
+        super().__init__(decoder.value, decoder.weight, decoder.state)
+        self._encoder, self._decoder = encoder, decoder
+
+    def _backward(
+        self, dstate: States | None, need_dx: bool, record: tuple[str, ...], grads: Grads,
+        retain: bool,
+    ) -> Any:
+        _, between, *after = self._decoder._backward(dstate, False, record,
+                                                     inside(grads, "decoder"), retain)
+        dx, dstate0, *before = self._encoder._backward(None, between, need_dx, record,
+                                                       inside(grads, "encoder"), retain)
+        return (dx, dstate0, before[0] + after[0]) if record else (dx, dstate0)

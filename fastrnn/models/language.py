@@ -1,0 +1,193 @@
+"""A model of sequences of symbols: of bytes, of a text's characters, or of numbers.
+
+Letters: B batch, T steps, H hidden, L layers, V symbols, E width of a symbol's vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.layers.parameters import spawn
+from fastrnn.layers.recurrent import GRU, LSTM, RNN
+from fastrnn.models import generate
+from fastrnn.models.sequence import SequenceModel
+
+__all__ = ["CELLS", "LanguageModel"]
+
+CELLS: dict[str, type[Any]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+
+
+class LanguageModel(SequenceModel):
+    """Predict the next of a sequence of symbols: an embedding, equal layers, a softmax.
+
+    Parameters
+    ----------
+    vocab_size : int
+        Number of symbols V. 256, the default, is a model of bytes: it takes and gives text.
+    embedding_size : int
+        Width E of a symbol's vector.
+    hidden_size : int
+        Units H of each layer.
+    num_layers : int
+        Recurrent layers L.
+    cell : {"lstm", "gru", "rnn"}
+    dropout : float in [0, 1]
+        Between layers, in training mode.
+    characters : str, optional
+        The characters that are the symbols, in order; vocab_size is then their number. A text's
+        own: ``LanguageModel(characters=text)``, of which each counts once.
+    dtype : float32 or float64
+    seed : int or None
+        Of the initial parameters (embedding normal, the rest uniform in +-1/sqrt(H)) and dropout.
+
+    Raises
+    ------
+    ValueError
+        If a size is not a whole number of at least 1, or the cell is unknown.
+
+    Examples
+    --------
+    >>> model = fastrnn.LanguageModel(seed=0)
+    >>> model.train_on("def f(x):\\n    return x\\n" * 1000, steps=100)  # doctest: +SKIP
+    >>> model.sample("def ", 40)  # doctest: +SKIP
+    """
+
+    @public
+    def __init__(
+        self, vocab_size: int = 256, embedding_size: int = 64, hidden_size: int = 256,
+        num_layers: int = 1, cell: str = "lstm", dropout: float = 0.0, *,
+        characters: str | None = None, dtype: Any = np.float32, seed: Any = None,
+    ) -> None:
+        self.cell = _checks.one_of("cell", cell, CELLS)
+        self.characters = None
+        if characters is not None:
+            if not isinstance(characters, str) or not characters:
+                raise RefusedValue(f"characters is {_checks.show(characters)}, expected a text")
+            self.characters = "".join(sorted(set(characters)))
+            vocab_size = len(self.characters)
+        V = _checks.positive("vocab_size", vocab_size)
+        E = _checks.positive("embedding_size", embedding_size)
+        H = _checks.positive("hidden_size", hidden_size)
+        own, inner = spawn(seed, 2)
+        layer = CELLS[cell](E, H, num_layers, dropout=dropout, dtype=dtype, seed=inner)
+        super().__init__([layer], V, vocab_size=V, seed=own)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """These arguments but the seed: ``LanguageModel(**config)`` has the same shapes."""
+        layer = self.layers[0]
+        return {"vocab_size": self.vocab_size, "embedding_size": layer.input_size,
+                "hidden_size": layer.hidden_size, "num_layers": layer.num_layers,
+                "cell": self.cell, "dropout": layer.dropout, "characters": self.characters,
+                "dtype": self.dtype.name}
+
+    # ---- text ---------------------------------------------------------------------------------
+
+    @public
+    def encode(self, text: Any) -> np.ndarray:
+        """Return the symbols (N,) of a text: its bytes (UTF-8), or the model's characters.
+
+        Parameters
+        ----------
+        text : str, bytes, or whole numbers (N,)
+
+        Raises
+        ------
+        TypeError
+            If the text is of a kind that the model has no symbols for.
+        ValueError
+            If it has a character that the model does not have.
+        """
+        return self._encode("text", text)
+
+    def _encode(self, name: str, text: Any) -> np.ndarray:
+        if isinstance(text, str) and self.characters is not None:
+            place = {character: i for i, character in enumerate(self.characters)}
+            unknown = sorted(set(text) - set(place))
+            if unknown:
+                raise RefusedValue(f"{name} has the character {unknown[0]!r}, expected those that "
+                                   f"the model has: {_checks.show(self.characters)}")
+            return np.array([place[character] for character in text], np.int32)
+        if isinstance(text, (str, bytes, bytearray)) and self.vocab_size != 256:
+            raise RefusedType(f"{name} is {_checks.kind(text)}, expected whole numbers below "
+                              f"{self.vocab_size}: only models of bytes and of characters take "
+                              "text")
+        if isinstance(text, str):
+            text = text.encode("utf-8", "surrogateescape")
+        if isinstance(text, (bytes, bytearray)):
+            return np.frombuffer(text, np.uint8).astype(np.int32)
+        return _checks.rows(text, ("N",), int(self.vocab_size or 0), name=name)
+
+    @public
+    def decode(self, symbols: Any) -> str:
+        """Return the text of symbols (N,); bytes that are not UTF-8 become replacement characters.
+
+        Raises
+        ------
+        TypeError
+            If the model is neither of bytes nor of characters.
+        """
+        return self._decode(symbols)
+
+    def _decode(self, symbols: Any) -> str:
+        numbers = _checks.rows(symbols, ("N",), int(self.vocab_size or 0), name="symbols")
+        if self.characters is not None:
+            return "".join(self.characters[i] for i in numbers)
+        if self.vocab_size != 256:
+            raise RefusedType(f"the model has {self.vocab_size} symbols without characters, "
+                              "expected a model of bytes or of characters")
+        return bytes(numbers.astype(np.uint8)).decode("utf-8", "replace")
+
+    @public
+    def sample(
+        self, prompt: Any, length: int, temperature: float = 1.0, seed: Any = None, *,
+        top_k: int | None = None, top_p: float = 1.0,
+    ) -> Any:
+        """Continue a text, or a sequence of symbols.
+
+        Parameters
+        ----------
+        prompt : str, bytes, or whole numbers (N,)
+            At least one symbol.
+        length : int
+            How many symbols to draw.
+        temperature : float
+            Divides the logits; 0 always takes the likeliest symbol.
+        seed : int or None
+            The same seed gives the same symbols, on any number of threads.
+        top_k, top_p : as of SequenceModel.generate
+
+        Returns
+        -------
+        str, bytes or integers (length,), as the prompt
+            The continuation, without the prompt.
+
+        Raises
+        ------
+        ValueError
+            If the prompt is empty, or length, temperature, top_k or top_p are out of range.
+        """
+        sampling = generate.Sampling.checked(temperature, top_k, top_p, seed)
+        length = _checks.positive("length", length)
+        symbols = self._encode("prompt", prompt)
+        if not len(symbols):
+            raise RefusedValue("prompt is empty, expected at least one symbol")
+        state = None
+        if len(symbols) > 1:
+            _, state, _ = self.run(symbols[:-1, None], None, grad=False)
+        drawn = generate.run_freely(self, symbols[-1:], length, state, sampling)[:, 0]
+        if isinstance(prompt, str):
+            return self._decode(drawn)
+        if isinstance(prompt, (bytes, bytearray)):
+            return bytes(drawn.astype(np.uint8))
+        return drawn
+
+    def train_on(self, text: Any, **options: Any) -> Any:
+        """Train on a text, or on files and folders; see fastrnn.training.language.train."""
+        from fastrnn.training.language import train_on  # a floor above
+
+        return train_on(self, text, **options)

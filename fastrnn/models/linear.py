@@ -1,0 +1,131 @@
+"""Parts beside the recurrent layers: linear maps and tables of symbols' vectors.
+
+Letters: R rows, K inputs, N outputs, V symbols, E width of a symbol's vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn._checks import RefusedValue
+from fastrnn._kernels import linear
+from fastrnn.layers.parameters import UNSET, Part
+from fastrnn.layers.passes import adding
+
+__all__ = ["Embedding", "Linear"]
+
+
+class Linear(Part):
+    """y = x W^T + b: the head of a model, or the map from a context to an initial state.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        K and N: weight is (N, K), bias (N,).
+    dtype : float32 or float64
+    seed : int or None
+        Of the initial values, uniform in +-1/sqrt(K) as torch's.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def __init__(self, inputs: int, outputs: int, *, dtype: Any = np.float32, seed: Any = None
+                 ) -> None:
+        super().__init__({"weight": (outputs, inputs), "bias": (outputs,)}, dtype)
+        if seed is not UNSET:
+            rng, bound = np.random.default_rng(seed), 1 / math.sqrt(inputs)
+            for param in self._params.values():
+                param[...] = rng.uniform(-bound, bound, param.shape)
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """Return y (..., N) for x (..., K)."""
+        N, K = self._shapes["weight"]
+        flat = np.ascontiguousarray(x).reshape(-1, K)
+        y = linear.linear_forward(flat, self._params["weight"], self._params["bias"])
+        return y.reshape(*x.shape[:-1], N)
+
+    def backward(
+        self, dy: np.ndarray, x: np.ndarray, grads: Mapping[str, np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Return dx (..., K) for dy (..., N); add to `grads`, None: the part's own."""
+        N, K = self._shapes["weight"]
+        into = self._grads if grads is None else checked_grads(self, grads)
+        with adding(self if grads is None else None):
+            dx = linear.linear_backward(
+                np.ascontiguousarray(dy).reshape(-1, N), np.ascontiguousarray(x).reshape(-1, K),
+                self._params["weight"], into["weight"], into["bias"])
+        assert dx is not None  # it was asked for
+        return dx.reshape(x.shape)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The sizes, and the class as "part"."""
+        N, K = self._shapes["weight"]
+        return {"part": "Linear", "inputs": K, "outputs": N, "dtype": self.dtype.name}
+
+    def __repr__(self) -> str:
+        N, K = self._shapes["weight"]
+        return f"Linear({K}, {N})"
+
+
+class Embedding(Part):
+    """A vector (E,) for each of V symbols.
+
+    Parameters
+    ----------
+    symbols, width : int
+        V and E: weight is (V, E).
+    dtype : float32 or float64
+    seed : int or None
+        Of the initial values, normal as torch's.
+    """
+
+    weight: np.ndarray
+
+    def __init__(self, symbols: int, width: int, *, dtype: Any = np.float32, seed: Any = None
+                 ) -> None:
+        super().__init__({"weight": (symbols, width)}, dtype)
+        if seed is not UNSET:
+            self._params["weight"][...] = np.random.default_rng(seed).standard_normal(
+                (symbols, width))
+
+    def add(self, dweight: np.ndarray, grads: Mapping[str, np.ndarray] | None = None) -> None:
+        """Add a gradient (V, E) to `grads`, None: the part's own."""
+        into = self._grads if grads is None else checked_grads(self, grads)
+        with adding(self if grads is None else None):
+            into["weight"][...] += dweight
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The sizes, and the class as "part"."""
+        V, E = self._shapes["weight"]
+        return {"part": "Embedding", "symbols": V, "width": E, "dtype": self.dtype.name}
+
+    def __repr__(self) -> str:
+        V, E = self._shapes["weight"]
+        return f"Embedding({V}, {E})"
+
+
+def checked_grads(part: Part, grads: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+    """Return `grads` if it has an array for each of the part's parameters."""
+    for name, param in part.parameters().items():
+        if name not in grads:
+            raise RefusedValue(f"grads lacks {name!r}, expected an array for each parameter: see "
+                               "new_grads()")
+        _checks.output(f"grads[{name!r}]", grads[name], part.dtype, param.shape)
+    return grads
+
+
+def inside(grads: Mapping[str, np.ndarray] | None, part: str) -> Mapping[str, np.ndarray] | None:
+    """Return the arrays of one part under its own names: "head.bias" becomes "bias"."""
+    if grads is None:
+        return None
+    prefix = part + "."
+    return {name.removeprefix(prefix): array for name, array in grads.items()
+            if name.startswith(prefix)}

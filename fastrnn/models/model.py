@@ -1,0 +1,96 @@
+"""What all models share: a list of parts, modes, copies, a table to print, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastrnn.layers.parameters import Parametrized, Part, full_name
+from fastrnn.layers.recurrent import Recurrent
+
+__all__ = ["Model"]
+
+
+class Model(Parametrized):
+    """Parts under names. It owns no parameters, so a part may belong to several models.
+
+    Parameters
+    ----------
+    parts : dict of parts and models
+        In the order in which `parameters` has them. The parts of a model are named
+        "model.part".
+    """
+
+    _parts: dict[str, Part]
+
+    def __init__(self, parts: Mapping[str, Parametrized]) -> None:
+        self._parts = {full_name(name, inner): part for name, of in parts.items()
+                       for inner, part in of.parts().items()}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to replace what the model is made of."""
+        old = self.__dict__.get(name)
+        if isinstance(old, Parametrized) or (
+                isinstance(old, tuple) and any(isinstance(o, Parametrized) for o in old)):
+            raise AttributeError(f"{name} is fixed when the {type(self).__name__} is made; copy "
+                                 "values in with load_state_dict, or make another model")
+        object.__setattr__(self, name, value)
+
+    def parts(self) -> dict[str, Part]:
+        """Return the parts that own the parameters, by name."""
+        return dict(self._parts)
+
+    @property
+    def recurrent(self) -> list[Recurrent]:
+        """All recurrent layers, in order."""
+        return [part for part in self._parts.values() if isinstance(part, Recurrent)]
+
+    @property
+    def dropout_state(self) -> list[dict[str, Any]]:
+        """The states of the generators that draw dropout's masks, of each recurrent layer."""
+        return [layer.dropout_state for layer in self.recurrent]
+
+    @dropout_state.setter
+    def dropout_state(self, states: list[dict[str, Any]]) -> None:
+        for layer, state in zip(self.recurrent, states, strict=True):
+            layer.dropout_state = state
+
+    def _shapes_out(self) -> dict[str, str]:
+        """Return what each part's output looks like, for the table, by the part's name."""
+        return {}
+
+    def __str__(self) -> str:
+        """Return a table of the parts: output shapes, parameters, mode, dtype."""
+        shapes = self._shapes_out()
+        head = ("part", "layer", "output", "parameters", "mode", "dtype")
+        lines = [(name, repr(part), shapes.get(name, ""), f"{part.flat.size:,}", part.mode,
+                  part.dtype.name) for name, part in self._parts.items()]
+        distinct = {id(part): part.flat.size for part in self._parts.values()}
+        last = ("total", "", "", f"{sum(distinct.values()):,}", "", "")
+        widths = [max(len(line[i]) for line in (head, *lines, last)) for i in range(len(head))]
+
+        def line(cells: tuple[str, ...]) -> str:
+            return "  ".join(cell.rjust(width) if i == 3 else cell.ljust(width)
+                             for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+                             ).rstrip()
+
+        return "\n".join([f"{self!r}", line(head), *map(line, lines), line(last)])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {', '.join(map(repr, self.recurrent))}"
+
+    # ---- users' data ------------------------------------------------------------------------
+
+    def predict(self, x: Any, *, batch_size: int = 256, **options: Any) -> np.ndarray:
+        """Return predictions for sequences; see fastrnn.models.inference.predict."""
+        from fastrnn.models.inference import predict
+
+        return predict(self, x, batch_size=batch_size, **options)
+
+    def evaluate(self, x: Any, y: Any = None, *, batch_size: int = 256, **options: Any) -> float:
+        """Return the mean loss over sequences; see fastrnn.models.inference.evaluate."""
+        from fastrnn.models.inference import evaluate
+
+        return evaluate(self, x, y, batch_size=batch_size, **options)

@@ -1,0 +1,366 @@
+"""Sequence models: h(t) = phi(W h(t-1) + U x(t)), o(t) = V h(t), with a sequence in, out, or both.
+
+A `SequenceModel` is a Stack of recurrent layers, the linear head V, and a loss. Letters: T steps, B
+batch, I input, H hidden, D directions, L layers, N outputs, V symbols, C size of a context.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn._checks import RefusedValue, public
+from fastrnn._kernels.stream import Stream
+from fastrnn.layers.parameters import spawn
+from fastrnn.models import generate, recompute
+from fastrnn.models.linear import Linear, inside
+from fastrnn.models.losses import LOSSES
+from fastrnn.models.passes import (
+    Grads,
+    LossOptions,
+    LossPass,
+    OutputPass,
+    OutputsLossPass,
+    States,
+)
+from fastrnn.models.stack import Stack, arrays_of
+
+__all__ = ["SequenceModel"]
+
+READOUTS = ("every", "last")
+
+
+class SequenceModel(Stack):
+    """Recurrent layers and a linear head: o(t) = V h(t) + b, with a loss.
+
+    =============  ===========================================================================
+    in, out        how
+    =============  ===========================================================================
+    many to many   readout "every": a tag, a forecast, the next symbol for each step
+    many to one    readout "last": a class or a number for the sequence, from the final state
+    one to many    `generate`, from a state, or, with `context_size`, from a vector
+    =============  ===========================================================================
+
+    Parameters
+    ----------
+    layers, vocab_size, one_hot
+        As of a Stack.
+    output_size : int
+        Numbers N of an output.
+    loss : {"softmax", "mse", "bce"}
+        Softmax cross-entropy with targets of whole numbers, mean squared error, or binary
+        cross-entropy of each output's sigmoid; see fastrnn.losses.
+    readout : {"every", "last"}
+        Whether every step has an output, or the sequence has one. The last is read from the final
+        states of the last layer, the reverse direction's too.
+    context_size : int, optional
+        If given, calls take a context (B, C), and the initial state is a linear map of it.
+    seed : int or None
+        Of embedding, head (uniform in +-1/sqrt(D*H)) and the map of the context.
+
+    Attributes
+    ----------
+    layers : tuple of recurrent layers
+    embedding : Embedding or None
+    head : Linear
+    context : Linear or None
+        The map from a context to the initial state.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If layers and sizes do not fit, or an option is unknown.
+    """
+
+    head: Linear
+    context: Linear | None
+
+    @public
+    def __init__(
+        self, layers: Any, output_size: int, *, vocab_size: int | None = None,
+        one_hot: bool = False, loss: str = "softmax", readout: str = "every",
+        context_size: int | None = None, seed: Any = None,
+    ) -> None:
+        self.output_size = _checks.positive("output_size", output_size)
+        self.loss_name = _checks.one_of("loss", loss, LOSSES)
+        self.readout = _checks.one_of("readout", readout, READOUTS)
+        self.context_size = None if context_size is None else _checks.positive(
+            "context_size", context_size)
+        inner, head, context = spawn(seed, 3)
+        parts = self._body(layers, vocab_size, one_hot, inner)
+        self.head = parts["head"] = Linear(self.width, self.output_size, dtype=self.layers[0].dtype,
+                                           seed=head)
+        self.context = None
+        if self.context_size is not None:
+            size = sum(math.prod(shape) for shapes in self._state_shapes(1) for shape in shapes)
+            self.context = parts["context"] = Linear(
+                self.context_size, size, dtype=self.layers[0].dtype, seed=context)
+        super(Stack, self).__init__(parts)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make a model of the same shapes."""
+        return super().config | {
+            "output_size": self.output_size, "loss": self.loss_name, "readout": self.readout,
+            "context_size": self.context_size}
+
+    def __repr__(self) -> str:
+        return (f"{type(self).__name__}: {', '.join(map(repr, self.layers))}, "
+                f"{self.output_size} outputs, loss {self.loss_name!r}, readout {self.readout!r}")
+
+    def _shapes_out(self) -> dict[str, str]:
+        outputs = f"(T, B, {self.output_size})" if self.readout == "every" else (
+            f"(B, {self.output_size})")
+        return super()._shapes_out() | {"head": outputs, "context": "initial state"}
+
+    # ---- the initial state from a context -----------------------------------------------------
+
+    def _state_shapes(self, B: int) -> list[list[tuple[int, int, int]]]:
+        """Return, for each layer, the shapes of its h and, if it has one, its c."""
+        return [[(layer.num_layers * layer.directions, B, layer.hidden_size)]
+                * len(layer.cell.states) for layer in self.layers]
+
+    def initial_state(self, state: Any, context: Any) -> tuple[Any, np.ndarray | None]:
+        """Return the initial state, and the context as an array if that is where it comes from."""
+        if context is None:
+            if self.context is not None and state is None:
+                raise RefusedValue("neither state nor context is given, expected one: the model "
+                                   "has a context_size")
+            return state, None
+        if self.context is None or state is not None:
+            why = "the model has no context_size" if self.context is None else "state is given"
+            raise RefusedValue(f"context is given, expected none: {why}")
+        context = np.ascontiguousarray(
+            _checks.array("context", context, self.dtype, ("B", self.context_size)))  # type: ignore
+        flat = self.context.apply(context)  # (B, all states of a row)
+        states, start = [], 0
+        for shapes in self._state_shapes(len(context)):
+            own = []
+            for L, B, H in shapes:
+                own.append(flat[:, start : start + L * H].reshape(B, L, H).swapaxes(0, 1))
+                start += L * H
+            states.append(tuple(own) if len(own) > 1 else own[0])
+        return tuple(states), context
+
+    def context_backward(self, context: np.ndarray, dstate: States, grads: Grads) -> np.ndarray:
+        """Return the context's gradient (B, C), and add to the map's."""
+        assert self.context is not None  # a pass with a context has its map
+        parts = [d.swapaxes(0, 1).reshape(len(context), -1)
+                 for of in dstate for d in arrays_of(of)]
+        return self.context.backward(np.concatenate(parts, 1), context, inside(grads, "context"))
+
+    # ---- forward ------------------------------------------------------------------------------
+
+    @public
+    def __call__(  # type: ignore[override]
+        self, x: Any, state: States | None = None, *, context: Any = None
+    ) -> tuple[np.ndarray, States]:
+        """Return the outputs for a batch of sequences; in training mode with dropout.
+
+        Parameters
+        ----------
+        x : array (T, B, I), or integers (T, B) below V
+        state : tuple with a state for each layer, or None: zeros
+        context : array (B, C), optional
+            What the initial state is made of, instead of `state`.
+
+        Returns
+        -------
+        outputs : array (T, B, N), or (B, N) with readout "last"
+            Logits, for softmax and bce.
+        state : tuple
+            Every layer's final state.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If x, state or context do not fit, or a symbol is not below V.
+        """
+        outputs, state, _ = self._outputs(x, state, context, False, dropout=True)
+        return outputs, state
+
+    @public
+    def forward(  # type: ignore[override]
+        self, x: Any, state: States | None = None, *, context: Any = None, grad: bool = True
+    ) -> tuple[np.ndarray, States, OutputPass | None]:
+        """Return the outputs for a batch of sequences, and the pass to go back through.
+
+        Parameters
+        ----------
+        x, state, context : as of a call
+        grad : bool
+            Whether a pass is wanted; without one, dropout is left out.
+
+        Returns
+        -------
+        outputs, state : as of a call
+        p : OutputPass or None
+        """
+        return self._outputs(x, state, context, grad)
+
+    def _outputs(
+        self, x: Any, state: Any, context: Any, grad: bool, dropout: bool | None = None
+    ) -> tuple[np.ndarray, States, OutputPass | None]:
+        state, context = self.initial_state(state, context)
+        y, state, inner = self.run(x, state, grad=grad, dropout=dropout)
+        read = self.read(y, state)
+        outputs = self.head.apply(read)
+        p = None if inner is None else OutputPass(self, inner, read, context)
+        return outputs, state, p
+
+    def read(self, y: np.ndarray, state: States) -> np.ndarray:
+        """Return what the head reads: y (T, B, D*H), or the last layer's final h (B, D*H)."""
+        if self.readout == "every":
+            return y
+        last = self.layers[-1]
+        h = arrays_of(state[-1])[0][-last.directions :]  # (D, B, H)
+        return np.ascontiguousarray(h.swapaxes(0, 1)).reshape(h.shape[1], self.width)
+
+    def add_to_last(self, dread: np.ndarray, dstate: States) -> States:
+        """Return dstate with the gradient dread (B, D*H) of the last layer's final h added."""
+        last = self.layers[-1]
+        D, H = last.directions, last.hidden_size
+        dh = np.zeros((last.num_layers * D, len(dread), H), self.dtype)
+        dh[-D:] = dread.reshape(len(dread), D, H).swapaxes(0, 1)
+        given, dc = (dstate[-1] or (None, None)) if last.has_c else (dstate[-1], None)
+        if given is not None:
+            dh += given
+        return (*dstate[:-1], (dh, dc) if last.has_c else dh)
+
+    @public
+    def loss(
+        self, x: Any, targets: Any, state: States | None = None, *, weights: Any = None,
+        context: Any = None, recompute_every: int | None = None, ignore_index: int | None = -100,
+        grad: bool | None = None,
+    ) -> LossPass:
+        """Return the loss of the outputs, as a pass to go back through.
+
+        Parameters
+        ----------
+        x, state, context
+            As for a call.
+        targets : integers (T, B) below N for softmax, else array (T, B, N); with readout "last"
+            without the T
+        weights : array (T, B) or, with readout "last", (B,), optional
+            Of each output, at least 0, or booleans: a padding mask, or how much it counts.
+        recompute_every : int, optional
+            Gradient checkpointing: keep the state of every so many steps only, and let backward
+            run the steps between again: memory of so many steps instead of the whole sequence, for
+            one more forward. The gradients are those of the whole sequence (Chen et al. 2016,
+            "Training deep nets with sublinear memory cost"). Not for bidirectional layers.
+        ignore_index : int or None
+            An output with this target has weight 0 (softmax).
+        grad : bool, optional
+            Whether to keep what backward needs; by default in training mode. Without it the loss
+            is that of evaluation: dropout is left out.
+
+        Returns
+        -------
+        LossPass
+            ``p.value``, the weighted mean over the outputs, in nats for softmax and bce;
+            ``p.weight``; ``p.state``; ``p.backward()``.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If an argument does not fit.
+        """
+        grad = self.training if grad is None else bool(grad)
+        options = LossOptions(weights, ignore_index, recompute_every, grad)
+        return self.make_loss(x, targets, state, context, options)
+
+    def make_loss(
+        self, x: Any, targets: Any, state: Any, context: Any, options: LossOptions
+    ) -> LossPass:
+        """Do what `loss` does; errors do not have its name yet."""
+        if options.recompute_every is not None:
+            return recompute.loss(self, x, targets, state, context, options)
+        outputs, state, p = self._outputs(x, state, context, options.grad)
+        value, weight, doutputs = self.score(outputs, targets, options)
+        if p is None:
+            return LossPass(value, weight, state)
+        assert doutputs is not None  # a gradient was asked for
+        return OutputsLossPass(value, weight, state, p, doutputs)
+
+    def score(
+        self, outputs: np.ndarray, targets: Any, options: LossOptions
+    ) -> tuple[float, float, np.ndarray | None]:
+        """Return the loss, its weight and, with `grad`, its gradient, in the outputs' place."""
+        return LOSSES[self.loss_name](outputs, targets, options.weights, options.ignore_index,
+                                      options.grad, outputs if options.grad else None)
+
+    # ---- step by step -------------------------------------------------------------------------
+
+    @public
+    def stream(self, batch_size: int = 1) -> Stream:
+        """Return a preallocated single step of the whole model, whose state starts at zero.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows B that advance together.
+
+        Returns
+        -------
+        Stream
+            ``step(x)`` or ``step(x, out=o)`` takes x (B, I), or whole numbers (B,), and gives the
+            outputs (B, N) of this step; ``step.state`` is a tuple with each layer's state, and can
+            be set; ``step.reset()`` zeroes it. It keeps the weights that the model has now.
+
+        Raises
+        ------
+        ValueError
+            If a layer is bidirectional.
+        """
+        return self.make_stream(_checks.positive("batch_size", batch_size))
+
+    def make_stream(self, batch_size: int) -> Stream:
+        """Do what `stream` does; errors do not have its name yet."""
+        embedding = None if self.embedding is None else self.embedding.weight
+        return Stream([layer.stream_packs() for layer in self.layers], batch_size, self.dtype,
+                      embedding, self.one_hot, head=(self.head.weight, self.head.bias), nested=True,
+                      name=f"{type(self).__name__}.stream")
+
+    @public
+    def generate(
+        self, first: Any, length: int, state: States | None = None, *, context: Any = None,
+        temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: Any = None,
+    ) -> np.ndarray:
+        """Let the model run freely: each output is the next input.
+
+        Parameters
+        ----------
+        first : integers (B,), or array (B, I) with I = N
+            The first input.
+        length : int
+            Steps.
+        state : tuple with a state for each layer, or None: zeros
+        context : array (B, C), optional
+            What the initial state is made of, instead of `state`.
+        temperature : float
+            Of symbols: divides the logits; 0 always takes the likeliest.
+        top_k : int, optional
+            Draw from the so many likeliest symbols only.
+        top_p : float in (0, 1]
+            Draw from the fewest likeliest symbols whose probabilities sum to at least this
+            (Holtzman et al. 2020, "The curious case of neural text degeneration").
+        seed : int or None
+            Of the draws: the same seed gives the same symbols, on any number of threads.
+
+        Returns
+        -------
+        integers (length, B), or array (length, B, N)
+            What was drawn or, of real outputs, given; for bce the probabilities.
+
+        Raises
+        ------
+        ValueError
+            If outputs cannot be inputs, or an argument is out of its range.
+        """
+        sampling = generate.Sampling.checked(temperature, top_k, top_p, seed)
+        length = _checks.positive("length", length)
+        state, _ = self.initial_state(state, context)
+        return generate.run_freely(self, first, length, state, sampling)
