@@ -22,7 +22,7 @@ from fastrnn._kernels.runtime cimport (
     threads_for,
     wait,
 )
-from fastrnn._kernels.sequence cimport Packed
+from fastrnn._kernels.packed cimport Packed
 from fastrnn._kernels.walk cimport Pass, forward_panels, part, project_symbols, rows_of, sized
 
 cnp.import_array()
@@ -157,13 +157,13 @@ cdef class Stream:
             return
         p.V = self.V
         p.wx = first.wx
-        p.w_ih = cnp.PyArray_DATA(first.w_ih)
+        columns = first.columns(np.arange(first.input_size)); p.gathered = cnp.PyArray_DATA(columns); p.gather_width = self.V
         p.start = first.start
         self.symbols = Buffer(<object> self.V * p.row * self.itemsize)
         p.symbols = self.symbols.data
         every = np.arange(self.V, dtype=np.int32)
         if embedding is None:
-            p.column = <const int32_t *> cnp.PyArray_DATA(every)
+            p.gather_at = p.column = <const int32_t *> cnp.PyArray_DATA(every)
             p.columns = self.V
         else:
             p.x = rows_of(cnp.PyArray_DATA(embedding), self.V, 0,

@@ -14,19 +14,23 @@ cdef struct Pass:
     bint training
     bint keeps_h             # the tape has h of all steps; without, backward puts it in c's place
     # input: x (T, B, I), or x (V, I) and index (T, B), or index and column: I is then 0, and row v
-    # of x would have a 1 in column[v] of `columns`
+    # of x would have a 1 in column[v] of `columns`. Its product with W_ih is then column
+    # gather_at[v] of `gathered`, which is W_ih or a copy of its columns in use.
     fr_rows x
     const int32_t *index
     ptrdiff_t index_t
     const int32_t *column
     ptrdiff_t columns
+    const void *gathered     # (G*H, gather_width)
+    const int32_t *gather_at
+    ptrdiff_t gather_width
     # weights, torch's layout, and their packs
     const void *w_ih         # (G*H, I)
     const void *w_hh         # (G*H, H)
     const void *b_ih         # (G*H) or NULL
     const void *b_hh
     bint packed
-    void *wx
+    void *wx                 # with `half`: room for W_ih unpacked, or NULL: not wanted
     void *wh
     void *start
     void *bias_n

@@ -13,6 +13,7 @@ number is computed by one thread in one order.
 Nothing here holds the GIL, allocates or checks: sequence.pyx and stream.pyx do.
 """
 
+from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.c cimport fr_backward, fr_forward, fr_gradient, fr_product, fr_rows, fr_table
@@ -125,6 +126,22 @@ cdef void pack_forward(Pass *p, ptrdiff_t panel0, ptrdiff_t panel1, bint bias) n
         p.table.pack_bias(p.start, p.bias_n, p.b_ih, p.b_hh, p.H, p.pitch, p.cell)
 
 
+cdef void unpack_halves(const Pass *p, ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil:
+    """The weights of wx_half, two in a word, into wx; see bfloat16.py."""
+    cdef ptrdiff_t width = p.cell.vectors * p.table.lanes, words = (p.I + 1) // 2
+    cdef ptrdiff_t panel, j, lane
+    cdef const uint32_t *source
+    cdef uint32_t *target
+    for panel in range(panel0, panel1):
+        for j in range(words):
+            source = <const uint32_t *> p.wx_half + (panel * words + j) * width
+            target = <uint32_t *> p.wx + (panel * p.I + 2 * j) * width
+            for lane in range(width):
+                target[lane] = source[lane] << 16
+            if 2 * j + 1 < p.I:
+                memcpy(target + width, source, width * sizeof(uint32_t))
+
+
 cdef void project(const Pass *p, fr_rows x, fr_rows out, ptrdiff_t row0, ptrdiff_t row1,
                   ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil:
     """out = x W_ih + b for rows [row0, row1) of both."""
@@ -152,8 +169,8 @@ cdef void project(const Pass *p, fr_rows x, fr_rows out, ptrdiff_t row0, ptrdiff
 cdef void project_symbols(const Pass *p, ptrdiff_t row0, ptrdiff_t row1) noexcept nogil:
     """symbols = x W_ih + b for rows [row0, row1) of the embedding, or of one-hot x."""
     if p.column:
-        p.table.gather_columns(p.symbols, p.start, p.w_ih, p.column, row0, row1, p.columns, p.H,
-                               p.pitch, p.row, p.cell)
+        p.table.gather_columns(p.symbols, p.start, p.gathered, p.gather_at, row0, row1,
+                               p.gather_width, p.H, p.pitch, p.row, p.cell)
     else:
         project(p, p.x, rows_of(p.symbols, p.V, 0, p.row), row0, row1, 0, p.panels)
 
@@ -167,6 +184,9 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
     if not p.packed:
         pack_forward(p, part(p.panels, s.rank, s.size), part(p.panels, s.rank + 1, s.size),
                      s.rank == 0)
+        wait(&p.barrier, s.size)
+    elif p.half and p.wx != NULL:
+        unpack_halves(p, part(p.panels, s.rank, s.size), part(p.panels, s.rank + 1, s.size))
         wait(&p.barrier, s.size)
     if p.index:
         project_symbols(p, part(p.V, s.rank, s.size), part(p.V, s.rank + 1, s.size))
@@ -191,7 +211,7 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
     step.wh = p.wh_half if p.half else p.wh
     step.bias_n = p.bias_n
     forward = p.cell.forward_half if p.half else p.cell.forward
-    joined = not p.index and not s.by_units and step.rows >= JOINED_ROWS
+    joined = not p.index and (p.wx == NULL or not s.by_units and step.rows >= JOINED_ROWS)
     if joined:
         step.start = p.start
         step.start_row = 0

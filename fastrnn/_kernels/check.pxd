@@ -1,0 +1,16 @@
+from fastrnn._kernels.c cimport fr_rows
+
+
+cdef class Carver:
+    """Lays several arrays of one dtype into one buffer, each at a multiple of 64 bytes."""
+    cdef object bytes   # of all arrays so far
+    cdef object itemsize
+    cdef ptrdiff_t add(self, object elements) except -1
+
+
+cdef check(str name, object array, object dtype, tuple shape, bint writeable=*)
+cdef check_flat(str name, object array, object dtype, tuple shape, bint writeable=*)
+cdef check_weights(tuple weights, int gates, object dtype, ptrdiff_t I, ptrdiff_t H, bint gradient)
+cdef void *pointer(object array) noexcept
+cdef fr_rows grid(object array, ptrdiff_t offset, bint reverse)
+cdef tuple named_rows(object index, ptrdiff_t V)

@@ -1,0 +1,138 @@
+"""Checks of what the other modules are given, and where its arrays lie in memory.
+
+Letters: T steps, B batch, I input, H hidden, G gates, V rows of an embedding, U of them in use.
+Nothing below this module and its callers checks again.
+"""
+
+import sys
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdint cimport int32_t
+
+from fastrnn._kernels.walk cimport rows_of
+
+cnp.import_array()
+
+cdef object LARGEST = sys.maxsize - 64  # bytes of one buffer
+
+
+cdef bint is_flat(object array, object dtype, tuple shape, bint writeable):
+    """Whether an array is all that check_flat asks for, found out quickly."""
+    cdef int i
+    if not (isinstance(array, np.ndarray) and isinstance(dtype, np.dtype)
+            and cnp.PyArray_TYPE(array) == (<cnp.dtype> dtype).type_num
+            and (cnp.PyArray_ISCARRAY(array) if writeable else cnp.PyArray_ISCARRAY_RO(array))
+            and cnp.PyArray_NDIM(array) == len(shape)):
+        return False
+    for i in range(len(shape)):
+        if cnp.PyArray_DIM(array, i) != shape[i]:
+            return False
+    return True
+
+
+cdef check(str name, object array, object dtype, tuple shape, bint writeable=False):
+    """Refuse what the kernels could not read or write safely. Rows must be contiguous."""
+    cdef ptrdiff_t size
+    cdef bint even = True
+    if is_flat(array, dtype, shape, writeable):
+        return
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or not array.dtype.isnative:
+        raise TypeError(f"{name}: expected a native {np.dtype(dtype)} array, got "
+                        f"{getattr(array, 'dtype', type(array).__name__)}")
+    if array.shape != shape:
+        raise ValueError(f"{name}: has shape {array.shape}, expected {shape}")
+    if writeable and not array.flags.writeable:
+        raise ValueError(f"{name}: is read-only, expected a writeable array")
+    size = array.itemsize
+    for stride in array.strides:
+        even = even and stride % size == 0
+    if array.size and (array.shape[array.ndim - 1] > 1 and array.strides[array.ndim - 1] != size
+                       or not array.flags.aligned or not even):
+        raise ValueError(f"{name}: has strides {array.strides}, expected aligned contiguous rows")
+
+
+cdef check_flat(str name, object array, object dtype, tuple shape, bint writeable=False):
+    """Refuse what is not C-contiguous, besides what `check` refuses."""
+    if is_flat(array, dtype, shape, writeable):
+        return
+    check(name, array, dtype, shape, writeable)
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name}: has strides {array.strides}, expected a C-contiguous array")
+
+
+cdef check_weights(tuple weights, int gates, object dtype, ptrdiff_t I, ptrdiff_t H, bint gradient):
+    """Check the four parameters of one direction, or, with `gradient`, their gradients."""
+    cdef str d = "d" if gradient else ""
+    w_ih, w_hh, b_ih, b_hh = weights
+    check_flat(d + "weight_ih", w_ih, dtype, (gates * H, I), gradient)
+    check_flat(d + "weight_hh", w_hh, dtype, (gates * H, H), gradient)
+    if b_ih is not None:
+        check_flat(d + "bias_ih", b_ih, dtype, (gates * H,), gradient)
+    if b_hh is not None:
+        check_flat(d + "bias_hh", b_hh, dtype, (gates * H,), gradient)
+
+
+cdef void *pointer(object array) noexcept:
+    """Return where an array's elements begin; NULL for None."""
+    return NULL if array is None else cnp.PyArray_DATA(array)
+
+
+cdef fr_rows grid(object array, ptrdiff_t offset, bint reverse):
+    """Return the (T, B) grid of rows of a 3-D array, from column `offset` on.
+
+    With `reverse` the first row is that of the last step.
+    """
+    cdef ptrdiff_t size = cnp.PyArray_ITEMSIZE(array), T = cnp.PyArray_DIM(array, 0)
+    cdef ptrdiff_t outer = cnp.PyArray_STRIDE(array, 0) // size
+    cdef ptrdiff_t inner = cnp.PyArray_STRIDE(array, 1) // size
+    cdef char *base = <char *> cnp.PyArray_DATA(array) + offset * size
+    if reverse and T > 0:
+        base += (T - 1) * outer * size
+        outer = -outer
+    return rows_of(base, cnp.PyArray_DIM(array, 1), outer, inner)
+
+
+cdef class Carver:
+    def __cinit__(self, itemsize):
+        self.bytes = 0
+        self.itemsize = itemsize
+
+    cdef ptrdiff_t add(self, object elements) except -1:
+        """Return where an array of so many elements begins.
+
+        `elements` is one of Python's integers, which do not overflow.
+        """
+        offset = self.bytes
+        nbytes = offset + (elements * self.itemsize + 63) // 64 * 64
+        if nbytes > LARGEST:
+            raise MemoryError(f"cannot allocate {nbytes} bytes of working memory")
+        self.bytes = nbytes
+        return offset
+
+
+cdef tuple named_rows(object index, ptrdiff_t V):
+    """Number the rows that `index` names from 0 to U-1; return (the new index, those rows (U,)).
+
+    Work on symbols is then over the U rows in use. A large vocabulary costs nothing, and what the
+    other rows hold, be it NaN, touches nothing. The caller's array is read once, into a copy that
+    no other thread knows.
+    """
+    cdef ptrdiff_t i, n, U = 0
+    renumbered = np.array(index, order="C")
+    numbers = np.full(V, -1, np.int32)  # (V,) -1, later the row's number among those in use
+    cdef int32_t *row = <int32_t *> pointer(renumbered)
+    cdef int32_t *number = <int32_t *> pointer(numbers)
+    n = cnp.PyArray_SIZE(renumbered)
+    for i in range(n):
+        if not 0 <= row[i] < V:
+            raise IndexError(f"x: has the row number {row[i]}, expected 0 to {V - 1}")
+        number[row[i]] = 0
+    for i in range(V):
+        if number[i] == 0:
+            number[i] = <int32_t> U
+            U += 1
+    for i in range(n):
+        row[i] = number[row[i]]
+    return renumbered, np.flatnonzero(numbers >= 0).astype(np.int32)

@@ -1,0 +1,159 @@
+"""Weights in the order in which the kernels read them, made once for many calls.
+
+Letters: B batch, I input, H hidden, G gates, S slots of a tape row, K columns of a weight, U columns
+in use. `lanes` and `vectors` are those of fr_table and fr_cell_row.
+"""
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastrnn._kernels.c cimport fr_cell_row, fr_table
+from fastrnn._kernels.check cimport Carver, check_flat, check_weights, pointer
+from fastrnn._kernels.runtime cimport Buffer
+from fastrnn._kernels.walk cimport Pass, pack_weights, sized
+
+cnp.import_array()
+
+
+cdef tuple packed_sizes(const Pass *p):
+    """Elements of wx, wh, start (panels are read whole: a margin of one panel) and bias_n."""
+    width = int(p.panels) * p.cell.vectors * p.table.lanes
+    margin = p.cell.vectors * p.table.lanes
+    return (width * p.I, width * p.H, int(p.row) + margin, int(p.pitch) + margin)
+
+
+cdef object unpack(const fr_table *table, const fr_cell_row *cell, const void *panels, object dtype,
+                   ptrdiff_t K, ptrdiff_t H, object columns=None):
+    """Return the weight (G*H, K) that pack_weights has packed, or these `columns` of it, int64 (U,).
+
+    The inverse of pack_plain_t and pack_gates.
+    """
+    cdef ptrdiff_t U = K if columns is None else cnp.PyArray_SIZE(columns)
+    cdef ptrdiff_t i, row, unit, source, lanes = table.lanes, width = cell.vectors * table.lanes
+    cdef ptrdiff_t per = width if cell.plain else lanes  # units in a panel
+    cdef const cnp.int64_t *column = <const cnp.int64_t *> pointer(columns)
+    cdef int gate, vector
+    weight = np.empty((cell.gates * <object> H, U), dtype)
+    cdef void *target = pointer(weight)
+    with nogil:
+        for vector in range(cell.gates):
+            gate = 0 if cell.plain else cell.order_x[vector]
+            for unit in range(H):
+                row = (gate * H + unit) * U
+                source = unit // per * K * width + unit % per
+                if not cell.plain:
+                    source += vector * lanes
+                for i in range(U):
+                    if table.itemsize == 4:
+                        (<uint32_t *> target)[row + i] = (<const uint32_t *> panels)[
+                            source + (column[i] if column != NULL else i) * width]
+                    else:
+                        (<uint64_t *> target)[row + i] = (<const uint64_t *> panels)[
+                            source + (column[i] if column != NULL else i) * width]
+    return weight
+
+
+cdef object from_words(object words, object columns):
+    """Return the weights of `columns`, given for each the word that holds it: (G*H, U) both."""
+    bits = np.ascontiguousarray(words).view(np.uint32)
+    return np.where(columns % 2 == 0, bits << np.uint32(16), bits).view(np.float32)
+
+
+cdef class Packed:
+    def __cinit__(self, int kind, tuple weights, tuple halves=None):
+        cdef ptrdiff_t wx, wh, start, bias_n
+        cdef Pass p
+        if not 0 <= kind < 5:
+            raise ValueError(f"kind: is {kind}, expected 0 to 4")
+        w_ih, w_hh, b_ih, b_hh = weights
+        p = sized(kind, w_hh.dtype, 0, 0, w_ih.shape[1], w_hh.shape[1])
+        if p.I < 1 or p.H < 1:
+            raise ValueError(f"weights: have I = {p.I} and H = {p.H}, expected at least 1")
+        check_weights(weights, p.cell.gates, w_hh.dtype, p.I, p.H, False)
+        self.half = halves is not None
+        self.table = p.table
+        self.cell = p.cell
+        self.kind = kind
+        self.input_size = p.I
+        self.hidden_size = p.H
+        self.dtype = w_hh.dtype
+        self.weights = None if self.half else weights
+        self.biases = (None if b_ih is None else b_ih.copy(), None if b_hh is None else b_hh.copy())
+        if self.half:
+            if p.cell.forward_half == NULL:
+                raise TypeError(f"weights: are {w_hh.dtype}, expected float32 for bfloat16 words")
+            w_ih, w_hh = halves
+            check_flat("halves[0]", w_ih, np.float32, (p.cell.gates * p.H, (p.I + 1) // 2))
+            check_flat("halves[1]", w_hh, np.float32, (p.cell.gates * p.H, (p.H + 1) // 2))
+            p.I = (p.I + 1) // 2  # words
+
+        elements = packed_sizes(&p)
+        carver = Carver(p.table.itemsize)
+        wx = carver.add(elements[0])
+        wh = carver.add(elements[1] // p.H * ((p.H + 1) // 2) if self.half else elements[1])
+        start = carver.add(elements[2])
+        bias_n = carver.add(elements[3])
+        self.buffer = Buffer(carver.bytes)
+        self.start = self.buffer.data + start
+        self.bias_n = self.buffer.data + bias_n
+        if self.half:
+            self.wx_half = self.buffer.data + wx
+            self.wh_half = self.buffer.data + wh
+        else:
+            self.wx = self.buffer.data + wx
+            self.wh = self.buffer.data + wh
+        self.fill(&p, self.buffer.data + wx, pointer(w_ih), self.buffer.data + wh, pointer(w_hh))
+
+    cdef void fill(self, const Pass *p, void *wx, const void *w_ih, void *wh, const void *w_hh):
+        """Pack both weights, or both weights' words, of which `p.I` has the count for w_ih."""
+        cdef ptrdiff_t K = (p.H + 1) // 2 if self.half else p.H
+        cdef const void *b_ih = pointer(self.biases[0])
+        cdef const void *b_hh = pointer(self.biases[1])
+        with nogil:
+            pack_weights(p, wx, w_ih, p.I, 0, p.panels)
+            pack_weights(p, wh, w_hh, K, 0, p.panels)
+            p.table.pack_bias(self.start, self.bias_n, b_ih, b_hh, p.H, p.pitch, p.cell)
+
+    @property
+    def nbytes(self):
+        """Bytes that it holds beside the layer's own arrays."""
+        nbytes = self.buffer.nbytes
+        for bias in self.biases:
+            nbytes += 0 if bias is None else bias.nbytes
+        return nbytes
+
+    cdef object columns(self, object columns):
+        """Return these columns of weight_ih, (G*H, U), for int64 (U,)."""
+        if not self.half:
+            return unpack(self.table, self.cell, self.wx, self.dtype, self.input_size,
+                          self.hidden_size, columns)
+        words = unpack(self.table, self.cell, self.wx_half, self.dtype, (self.input_size + 1) // 2,
+                       self.hidden_size, columns // 2)
+        return from_words(words, columns)
+
+    cdef tuple unpacked(self):
+        """Return the weights and halves of the moment when they were packed."""
+        if not self.half:
+            w_ih = self.columns(np.arange(self.input_size, dtype=np.int64))
+            w_hh = unpack(self.table, self.cell, self.wh, self.dtype, self.hidden_size,
+                          self.hidden_size)
+            return (w_ih, w_hh, *self.biases), None
+        words_ih = unpack(self.table, self.cell, self.wx_half, self.dtype,
+                          (self.input_size + 1) // 2, self.hidden_size)
+        words_hh = unpack(self.table, self.cell, self.wh_half, self.dtype,
+                          (self.hidden_size + 1) // 2, self.hidden_size)
+        every = np.arange(max(self.input_size, self.hidden_size), dtype=np.int64)
+        w_ih = from_words(words_ih[:, every[:self.input_size] // 2], every[:self.input_size])
+        w_hh = from_words(words_hh[:, every[:self.hidden_size] // 2], every[:self.hidden_size])
+        return (w_ih, w_hh, *self.biases), (words_ih, words_hh)
+
+    def __reduce__(self):
+        """Copy and pickle the weights themselves: another machine has other panels."""
+        weights, halves = self.unpacked()
+        return Packed, (self.kind, weights, halves)
+
+    def __copy__(self):
+        """Return itself: nothing in it ever changes."""
+        return self

@@ -1,0 +1,24 @@
+from fastrnn._kernels.runtime cimport Buffer, Workspace
+from fastrnn._kernels.walk cimport Pass
+
+
+cdef class Tape:
+    """What backward needs of one forward call. Serves one backward."""
+    cdef Pass passes[2]
+    cdef int count
+    cdef Buffer buffer
+    cdef Workspace workspace
+    cdef object kept      # the arrays that the passes point into
+    cdef tuple weights
+    cdef tuple reverse
+    cdef ptrdiff_t embedding_rows  # V
+    cdef object used_rows          # (U,) the rows of the embedding, or symbols, that x names
+    cdef readonly object dtype
+    cdef readonly int kind     # index of the cell
+    cdef readonly tuple shape  # (T, B, I, H)
+    cdef readonly bint used
+    cdef object recorded(self, str name)
+    cdef object input(self)
+
+
+cdef give_back(Workspace workspace, Buffer buffer)
