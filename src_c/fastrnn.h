@@ -106,7 +106,8 @@ typedef struct {
   const void *c_prev;     /* LSTM: (rows, pitch) */
 } fr_backward;
 
-/* A step of an optimiser on p = param, with g = grad limited to +-limit, times grad_scale:
+/* A step of an optimiser on p = param, with g = grad limited to +-limit, times first_scale, times
+ * grad_scale. (first_scale is 1 unless the product of the two is no normal number.)
  *
  *   sgd       g += decay p;  m = beta1 m + g;  p -= step_size (nesterov ? g + beta1 m : m)
  *   rmsprop   g += decay p;  v = beta2 v + (1 - beta2) g^2;  m = beta1 m + g / (sqrt v + eps);
@@ -115,11 +116,11 @@ typedef struct {
  *             p = (1 - decay) p - step_size m / (sqrt v + eps)
  *
  * sgd and rmsprop without m (NULL) take m for what beta1 = 0 makes it. Adam's step_size and eps hold
- * the bias corrections; see dense.pyx. */
+ * the bias corrections; see update.pyx. */
 typedef struct {
   void *param, *m, *v;
   const void *grad;
-  double limit, grad_scale, step_size, beta1, beta2, eps, decay;
+  double limit, first_scale, grad_scale, step_size, beta1, beta2, eps, decay;
   int nesterov;
 } fr_update;
 typedef void (*fr_optimizer)(const fr_update *, ptrdiff_t begin, ptrdiff_t end);
@@ -179,7 +180,9 @@ typedef struct {
    * or NULL: 1. A row of weight 0 is not looked at. */
   double (*softmax_loss)(void *grad, const void *logits, const int32_t *target,
                          const double *weights, ptrdiff_t rows, ptrdiff_t n, double scale);
-  double (*sum_squares)(const void *x, ptrdiff_t n, double limit); /* of x limited to +-limit */
+  /* of scale * x, x limited to +-limit, in double; scale is a power of two, for float64 whose squares
+   * overflow or underflow; the same bits for all instruction sets */
+  double (*sum_squares)(const void *x, ptrdiff_t n, double limit, double scale);
   fr_optimizer sgd, rmsprop, adam;
   /* elementwise, for tests: op 0 sigmoid, 1 tanh, 2 exp of x <= 0 */
   void (*activate)(void *y, const void *x, ptrdiff_t n, int op);

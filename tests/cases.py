@@ -297,3 +297,9 @@ def misaligned(a):
     moved[...] = a
     assert not moved.flags.aligned or a.itemsize == 1
     return moved
+
+
+def drawer(dtype, seed=0):
+    """Return a function that draws a normal array of a shape."""
+    rng = np.random.default_rng(seed)
+    return lambda *shape: rng.standard_normal(shape).astype(dtype)

@@ -24,3 +24,11 @@ def isa(request):
     runtime.set_isa(request.param)
     yield request.param
     runtime.set_isa(before)
+
+
+@pytest.fixture
+def threads():
+    """Return numbers of threads to try; the test may set any."""
+    before = runtime.get_num_threads()
+    yield (1, 2, 3, 4, 8)
+    runtime.set_num_threads(before)

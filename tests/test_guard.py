@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn._kernels import dense, runtime, sequence
+from fastrnn._kernels import linear, runtime, sequence
+from fastrnn._kernels.loss import softmax_cross_entropy
 from fastrnn._kernels.stream import Stream
+from fastrnn._kernels.update import Ranges, norms
 
 SUPPORTED = [name for name, has in runtime.isa_names().items() if has]
 BYTES = {"scalar": 1, "neon": 16, "avx2": 32, "avx512": 64}  # of a vector
@@ -136,7 +138,7 @@ def layer(put, cell, T, B, I, H, dtype, D, V, bias):
 
 
 def head(put, R, K, N, dtype):
-    """Return the bytes of everything that dense writes."""
+    """Return the bytes of everything that linear, loss and update write."""
     rng = np.random.default_rng(0)
 
     def draw(*shape):
@@ -144,20 +146,21 @@ def head(put, R, K, N, dtype):
 
     x, weight, bias, dy = draw(R, K), draw(N, K), draw(N), draw(R, N)
     out, dweight, dbias, dx, grad = draw(R, N), draw(N, K), draw(N), draw(R, K), draw(R, N)
-    targets = put(rng.integers(N, size=R, dtype=np.int32))
-    dense.linear_forward(x, weight, bias, out)
-    dense.linear_backward(dy, x, weight, dweight, dbias, True, dx)
-    losses = [dense.softmax_cross_entropy(out, targets, 0.5, grad),
-              dense.softmax_cross_entropy(dy, targets),
-              dense.softmax_cross_entropy(dy, targets, 0.5, dy),
-              dense.sum_of_squares(bias), *dense.sums_of_squares(bias, 0.5)]
+    targets, weights = put(rng.integers(N, size=R, dtype=np.int32)), put(rng.uniform(size=R))
+    linear.linear_forward(x, weight, bias, out)
+    linear.linear_backward(dy, x, weight, dweight, dbias, True, dx)
+    losses = [softmax_cross_entropy(out, targets, 0.5, grad),
+              softmax_cross_entropy(dy, targets, 1.0, None, weights),
+              softmax_cross_entropy(dy, targets, 0.5, dy), *norms([bias, x.ravel()], 0.5)]
     flat = [draw(R * K), draw(R * K), draw(R * K), put(rng.uniform(size=R * K).astype(dtype))]
-    dense.sgd_step(*flat[:3], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1, limit=0.5)
-    dense.sgd_step(*flat[:2], lr=0.1, momentum=0, nesterov=False, weight_decay=0.1)
-    for m in (None, flat[2]):
-        dense.rmsprop_step(flat[0], flat[1], flat[3], m, lr=0.1, alpha=0.9, eps=1e-8, momentum=0.9,
-                           weight_decay=0.1)
-    dense.adam_step(*flat, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, step=1)
+    param, g, m, v = flat
+    for buffers in ({}, {"m": m}, {"v": v}, {"m": m, "v": v}):
+        row = Ranges([(param, g, buffers, 1.0, 0.1)])
+        losses += row.norms(0.5)
+        row.sgd(0.1, 0.9, True, limit=0.5)
+        if "v" in buffers:
+            row.rmsprop(0.1, 0.9, momentum=0.9)
+    row.adam(0.1, 0.9, 0.99, 1e-8, 1)
     y = [runtime.activate(bias, op) for op in ("sigmoid", "tanh", "exp")]
     results = [out, dweight, dbias, dx, grad, dy, *flat, *y, np.array(losses)]
     return [array.tobytes() for array in results]

@@ -82,7 +82,7 @@ cdef extern from "fastrnn.h" nogil:
         void *m
         void *v
         const void *grad
-        double limit, grad_scale, step_size, beta1, beta2, eps, decay
+        double limit, first_scale, grad_scale, step_size, beta1, beta2, eps, decay
         int nesterov
 
     ctypedef void (*fr_optimizer)(const fr_update *, ptrdiff_t, ptrdiff_t) noexcept nogil
@@ -121,7 +121,7 @@ cdef extern from "fastrnn.h" nogil:
                                 const fr_cell_row *) noexcept nogil
         double (*softmax_loss)(void *, const void *, const int32_t *, const double *,
                                ptrdiff_t, ptrdiff_t, double) noexcept nogil
-        double (*sum_squares)(const void *, ptrdiff_t, double) noexcept nogil
+        double (*sum_squares)(const void *, ptrdiff_t, double, double) noexcept nogil
         fr_optimizer sgd, rmsprop, adam
         void (*activate)(void *, const void *, ptrdiff_t, int) noexcept nogil
 

@@ -1,7 +1,7 @@
 from fastrnn._kernels.c cimport fr_barrier, fr_table, fr_work
 
 cdef const fr_table *table_for(object dtype) except NULL
-cdef bint flushing() noexcept nogil
+cdef const fr_table *table_of(int bits) noexcept nogil  # of float32 or float64
 cdef int threads_for(double operations) noexcept nogil
 
 # The C functions that keep state live in this module's copy of the C side; the other modules reach

@@ -156,8 +156,8 @@ cdef const fr_table *table_for(object dtype) except NULL:
     raise TypeError(f"dtype is {dtype}, expected float32 or float64")
 
 
-cdef bint flushing() noexcept nogil:
-    return flush
+cdef const fr_table *table_of(int bits) noexcept nogil:
+    return fr_isa_table(isa, bits)
 
 
 cdef int threads_for(double operations) noexcept nogil:

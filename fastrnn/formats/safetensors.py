@@ -1,65 +1,257 @@
-"""Models and checkpoints as safetensors files: arrays under their names, the rest beside them."""
+"""The safetensors format: arrays under their names, and a JSON dictionary beside them.
+
+A file is 8 bytes with the length of the header, the header in JSON, then the arrays' bytes without
+gaps. It is read and written here, with NumPy alone, array by array: what is written comes straight
+from the arrays and what is read goes straight into them, so that neither takes the memory of a
+second copy. Everything that a header says is checked before it is used.
+
+Specification: https://github.com/huggingface/safetensors
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+import secrets
+import stat
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from fastrnn import _checks
-from fastrnn.encoder_decoder import EncoderDecoder
-from fastrnn.language_model import LanguageModel
-from fastrnn.model import SequenceModel
-from fastrnn.parameters import UNSET, Parametrized
-from fastrnn.stack import Stack
+from fastrnn._checks import RefusedType, RefusedValue
 
-__all__ = ["load_model", "read", "save_model", "write"]
+__all__ = ["File", "as_path", "opened", "refusing", "try_write", "write"]
 
-MODELS: dict[str, type[Any]] = {
-    model.__name__: model for model in (EncoderDecoder, LanguageModel, SequenceModel, Stack)}
-_KEY = "fastrnn"  # of the file's metadata
-_FORMAT = 2
+FORMAT = 3  # of what fastrnn keeps in the metadata
+_KEY = "fastrnn"  # of the metadata
+_LONGEST = 100_000_000  # bytes of a header, as the specification has it
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
+           "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def write(path: str | Path, tensors: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """Write arrays and JSON values to a safetensors file.
+def as_path(path: Any) -> Path:
+    """Return a path as a Path, or refuse what is none."""
+    try:
+        name = os.fsdecode(path)
+    except TypeError:
+        raise RefusedType(f"path is {_checks.kind(path)}, expected the name of a file") from None
+    if not name:
+        raise RefusedValue("path is '', expected the name of a file")
+    return Path(name)
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def write(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Write arrays and JSON values to a file.
 
     The file is written beside its place and then put there, so that at any moment the old file or
-    the new one is there, whole.
+    the new one is there, whole. A link stays, and the file that it leads to is the new one.
+
+    Parameters
+    ----------
+    path : path
+    arrays : mapping of names to arrays
+        Of numbers; they are not copied.
+    about : dict
+        What JSON can hold.
 
     Raises
     ------
     OSError
-        If the file cannot be written.
+        If the file cannot be written; it names the file, and whatever was there is unchanged.
+    TypeError
+        If JSON cannot hold `about`.
     """
-    path = Path(path)
-    data = save(tensors, {_KEY: json.dumps({"format": _FORMAT} | about)})
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    path = as_path(path)
+    with _naming(path), _beside(path, arrays, about) as (beside, place):
+        os.replace(beside, place)
+        _sync_folder(place.parent)
+
+
+def try_write(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Do all that `write` does, but take the new file away instead of putting it in its place.
+
+    Called before long work whose result shall be written.
+
+    Raises
+    ------
+    OSError, TypeError
+        As of `write`.
+    """
+    path = as_path(path)
+    with _naming(path), _beside(path, arrays, about) as (beside, _):
+        os.unlink(beside)
+
+
+@contextlib.contextmanager
+def _beside(
+    path: Path, arrays: Mapping[str, np.ndarray], about: dict[str, Any]
+) -> Iterator[tuple[Path, Path]]:
+    """Give a new file with this content, and the place that it is for; it is gone after an error.
+
+    Nobody's umask is touched: the kernel applies it when the file is made.
+    """
+    header, chunks = _encoded(arrays, about)
+    place = Path(os.path.realpath(path))
+    _check_place(place)
+    beside = place.parent / f".fastrnn-{secrets.token_hex(8)}"
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0),
+                     0o666)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with open(handle, "wb") as file:
+            file.write(header)
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(beside, 0o666 & ~mask)  # mkstemp's files are private
-        os.replace(beside, path)
+        yield beside, place
     except BaseException:
-        os.unlink(beside)
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
         raise
 
 
-def read(
-    path: str | Path, what: str = "file", wanted: Callable[[str], bool] = lambda name: True
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the arrays, of those whose names are wanted, and the JSON values that `write` wrote.
+def _check_place(place: Path) -> None:
+    """Refuse what a rename cannot replace, or must not."""
+    try:
+        found = os.stat(place)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(f"{str(place)!r} is a folder, expected a file's name")
+    if not stat.S_ISREG(found.st_mode):  # such as /dev/null, which a rename would replace
+        raise OSError(f"{str(place)!r} is not an ordinary file, expected a file's name")
+    folder = os.stat(place.parent)
+    me = os.geteuid() if hasattr(os, "geteuid") else 0
+    if folder.st_mode & stat.S_ISVTX and me not in (0, found.st_uid, folder.st_uid):
+        raise PermissionError(f"{str(place)!r} is another user's, expected a file that may be "
+                              "replaced")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until a rename is on disk, where the system can say so."""
+    with contextlib.suppress(OSError):  # a folder that may be written, but not read
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let the system's errors name the file that was asked for."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _encoded(
+    arrays: Mapping[str, np.ndarray], about: dict[str, Any]
+) -> tuple[bytes, Iterator[memoryview]]:
+    """Return a file's bytes before the arrays, and then those of the arrays, one by one."""
+    try:
+        text = json.dumps({"format": FORMAT} | about)
+    except (TypeError, ValueError) as error:
+        raise RefusedType(f"what is to be kept beside the arrays is not JSON: {error}") from error
+    header: dict[str, Any] = {"__metadata__": {_KEY: text}}
+    at, ordered = 0, []
+    # wide numbers first: then every array is aligned to its numbers' size
+    for name, array in sorted(arrays.items(), key=lambda item: -item[1].itemsize):
+        dtype = array.dtype.newbyteorder("<").str
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(array.shape),
+                        "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
+        if array.size:
+            ordered.append((array, dtype))
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    # no copy of an array that lies in memory as it lies in a file
+    chunks = (memoryview(np.ascontiguousarray(array, dtype).reshape(-1)).cast("B")
+              for array, dtype in ordered)
+    return len(encoded).to_bytes(8, "little") + encoded, chunks
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """An array of a file: its dtype as NumPy names it, its shape, and where its bytes begin."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+class File:
+    """An open file whose header has been checked.
+
+    Attributes
+    ----------
+    path : Path
+    about : dict
+        The JSON values that `write` was given.
+    entries : dict of name to Entry
+    """
+
+    def __init__(
+        self, path: Path, file: BinaryIO, entries: dict[str, Entry], about: dict[str, Any]
+    ) -> None:
+        self.path, self._file, self.entries, self.about = path, file, entries, about
+
+    def names(self, *without: str) -> list[str]:
+        """Return the names of the arrays, without those that begin so."""
+        return [name for name in self.entries if not name.startswith(without)]
+
+    def array(self, name: str) -> np.ndarray:
+        """Return a new array with the values of one of the file's."""
+        entry = self.entries[name]
+        array = np.empty(entry.shape, np.dtype(entry.dtype).newbyteorder("="))
+        self.read_into(name, array)
+        return array
+
+    def read_into(self, name: str, array: np.ndarray) -> None:
+        """Read values into a C-contiguous array of the same dtype and shape."""
+        entry = self.entries[name]
+        if array.dtype != np.dtype(entry.dtype).newbyteorder("=") or array.shape != entry.shape:
+            raise RefusedValue(f"{name} is {np.dtype(entry.dtype).name} {entry.shape}, expected "
+                               f"{array.dtype.name} {array.shape}")
+        if not array.size:
+            return
+        self._file.seek(entry.start)
+        left = memoryview(array.reshape(-1)).cast("B")
+        while left:
+            count = self._file.readinto(left)  # type: ignore[attr-defined]
+            if not count:
+                raise RefusedValue("it ends too early")
+            left = left[count:]
+        if sys.byteorder == "big":
+            array.byteswap(inplace=True)
+
+
+@contextlib.contextmanager
+def opened(path: Any, what: str = "file") -> Iterator[File]:
+    """Give a file of fastrnn, its header read and checked.
+
+    Whatever does not fit while it is open is a ValueError that names it.
+
+    Parameters
+    ----------
+    path : path
+    what : str
+        What the file should be, for the error's sentence: "model", "checkpoint".
 
     Raises
     ------
@@ -67,117 +259,100 @@ def read(
         If the file cannot be read.
     ValueError
         If it is not a safetensors file, or not one of fastrnn.
+    MemoryError
+        If there is not enough memory for it.
     """
-    path = Path(path)
-    with open(path, "rb"):  # safe_open's errors say less than the system's
-        pass
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors: dict[str, np.ndarray] = {
-                k: file.get_tensor(k) for k in file.keys() if wanted(k)}  # noqa: SIM118
-    except (SafetensorError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{str(path)!r} is not a safetensors file: {error}") from error
+    path = as_path(path)
     with refusing(path, what):
-        about = json.loads(metadata[_KEY])
-        if about["format"] != _FORMAT:
-            raise ValueError(f"its format is {about['format']!r}, expected {_FORMAT}")
-        return tensors, about
+        if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
+            raise RefusedValue("it is not an ordinary file")  # opening a pipe would wait
+        with open(path, "rb", buffering=0) as file:
+            with refusing(path, ""):
+                entries, metadata = _read_header(file)
+            about = json.loads(metadata[_KEY])
+            if about["format"] != FORMAT:
+                raise RefusedValue(f"its format is {_checks.show(about['format'])}, expected "
+                                   f"{FORMAT}")
+            yield File(path, file, entries, about)
 
 
-class refusing:  # noqa: N801, it reads like a word of the language
-    """While it is entered, whatever does not fit becomes a ValueError about the file."""
+@contextlib.contextmanager
+def refusing(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever fails inside into an error that names the file.
 
-    def __init__(self, path: str | Path, what: str) -> None:
-        self.path, self.what = str(path), what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (KeyError, TypeError, ValueError, IndexError, AttributeError,
-                              MemoryError)):
-            why = f"its metadata lacks {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{self.path!r} is not a {self.what} of fastrnn: {why}") from error
-
-
-def save_model(model: Parametrized, path: str | Path, notes: dict[str, Any] | None = None) -> None:
-    """Write a model to a safetensors file, whole or not at all.
-
-    Parameters
-    ----------
-    model : SequenceModel, EncoderDecoder, LanguageModel or Stack
-    path : path
-    notes : dict, optional
-        Kept in the file's metadata: how the model came about. JSON values.
-
-    Raises
-    ------
-    TypeError
-        If the model is of another kind.
-    OSError
-        If the file cannot be written.
+    A file can be anything, so anything can fail: a RecursionError of JSON, an OverflowError of a
+    size. Only lack of memory and the system's errors keep their kind.
     """
-    write(path, model.state_dict(), describe(model) | {"notes": notes or {}})
+    try:
+        yield
+    except (OSError, _NamedError):
+        raise
+    except MemoryError as error:
+        raise MemoryError(f"not enough memory to load {str(path)!r}") from error
+    except Exception as error:
+        why = f"its metadata lacks {error}" if isinstance(error, KeyError) else error
+        kind = f"{what} of fastrnn" if what else "safetensors file"
+        raise _NamedError(f"{str(path)!r} is not a {kind}: {why}") from error
 
 
-def describe(model: Any) -> dict[str, Any]:
-    """Return what makes a model of the same shapes: the name of its class and its config."""
-    name = type(model).__name__
-    if MODELS.get(name) is not type(model):
-        raise TypeError(f"save_model: model is {name}, expected one of {list(MODELS)}")
-    return {"model": name, "config": model.config}
+class _NamedError(RefusedValue):
+    """An error that names its file already."""
 
 
-def load_model(path: str | Path) -> Any:
-    """Read a model that save_model, or training as a checkpoint, wrote.
-
-    Parameters
-    ----------
-    path : path
-
-    Returns
-    -------
-    model
-        In evaluation mode; its outputs are the same bits as those of the model saved.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
-    ValueError
-        If it is not a safetensors file, or not a model of fastrnn.
-    """
-    beside = ("optimizer.", "state.", "history.")  # of a checkpoint
-    tensors, about = read(path, "model", lambda name: not name.startswith(beside))
-    with refusing(path, "model"):
-        # before anything is made: a file may claim any size
-        largest = sum(t.size for t in tensors.values())
-        layers = 0
-        for name, size in _sizes(about["config"]):
-            layers += size if name == "num_layers" else 0
-            if size > largest or layers > len(tensors):
-                raise ValueError(f"its configuration has {name} {size}, its tensors have {largest} "
-                                 "numbers")
-        model = model_from(about["model"], about["config"])
-        model.load_state_dict(tensors)
-    model.eval()
-    return model
+def _read_header(file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Return the arrays that a file has, and its metadata."""
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(size - 8, _LONGEST):
+        raise RefusedValue(f"it has {size} {'byte' if size == 1 else 'bytes'}, too few for its "
+                           "header")
+    header = json.loads(_exactly(file, length).decode(), object_pairs_hook=_distinct)
+    if not isinstance(header, dict):
+        raise RefusedValue("its header is not an object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise RefusedValue("its metadata are not strings")
+    entries, at = {}, 8 + length
+    for name, told in sorted(header.items(), key=lambda item: _offsets(item[1])):
+        shape, (begin, end) = told["shape"], _offsets(told)
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise RefusedValue(f"the shape of {name!r} is {_checks.show(shape)}")
+        dtype = _DTYPES.get(told["dtype"])
+        if dtype is None:
+            raise RefusedValue(f"{name!r} is {_checks.show(told['dtype'])}, expected one of "
+                               f"{list(_DTYPES)}")
+        if 8 + length + begin != at or end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
+            raise RefusedValue(f"the bytes of {name!r} are not where they should be")
+        entries[name] = Entry(dtype, tuple(shape), at)
+        at += end - begin
+    if at != size:
+        raise RefusedValue(f"it has {size} bytes, its header says {at}")
+    return entries, metadata
 
 
-def model_from(name: str, config: dict[str, Any]) -> Any:
-    """Return the model of a configuration; its parameters are zero until a file brings them."""
-    if name == "EncoderDecoder":
-        return EncoderDecoder(model_from("Stack", config["encoder"]),
-                              model_from("SequenceModel", config["decoder"]))
-    return MODELS[_checks.one_of("model_from", "name", name, MODELS)](**config, seed=UNSET)
+def _offsets(told: Any) -> tuple[int, int]:
+    """Return where an array begins and ends."""
+    begin, end = told["data_offsets"]
+    if type(begin) is not int or type(end) is not int:
+        raise RefusedValue("its offsets are not whole numbers")
+    return begin, end
 
 
-def _sizes(config: Any) -> Iterator[tuple[str, int]]:
-    """Yield the whole numbers of a configuration by name."""
-    for name, value in config.items():
-        for inner in value if isinstance(value, list) else [value]:
-            if isinstance(inner, dict):
-                yield from _sizes(inner)
-            elif isinstance(inner, int) and not isinstance(inner, bool):
-                yield name, inner
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the dictionary of a JSON object, if no key is there twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise RefusedValue("a name is there twice")
+    return made
+
+
+def _exactly(file: BinaryIO, count: int) -> bytes:
+    parts = []
+    while count:
+        part = file.read(count)
+        if not part:
+            raise RefusedValue("it ends too early")
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)

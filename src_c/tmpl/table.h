@@ -5,10 +5,11 @@
 #include "vmath.h"
 #include "gemm.h"
 #include "cell.h"
-#include "dense.h"
 #include "gru.h"
 #include "lstm.h"
 #include "rnn.h"
+#include "loss.h"
+#include "update.h"
 
 #if FR_BITS == 32
 #define KERNELS(cell) \

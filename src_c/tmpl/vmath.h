@@ -105,3 +105,14 @@ FR_INLINE vec v_tanh(vec x) {
 /* The same three from a saved output y: derivatives with respect to the argument. */
 FR_INLINE vec v_dsigmoid(vec y) { return vfnma(y, y, y); }
 FR_INLINE vec v_dtanh(vec y) { return vfnma(y, y, vset1(1)); }
+
+/* For tests: op 0 sigmoid, 1 tanh, 2 exp of x <= 0. */
+static void activate(void *y_, const void *x_, ptrdiff_t n, int op) {
+  real *y = (real *)y_;
+  const real *x = (const real *)x_;
+  for (ptrdiff_t i = 0; i < n; i += VW) {
+    const ptrdiff_t left = n - i < VW ? n - i : VW;
+    const vec a = vloadn(x + i, left);
+    vstoren(y + i, op == 0 ? v_sigmoid(a) : op == 1 ? v_tanh(a) : v_exp_negative(a), left);
+  }
+}
