@@ -61,10 +61,16 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except Refused as error:
-            name = type(args[0]).__name__ + shown if method else function.__name__
+            name = _class_name(args[0]) + shown if method else function.__name__
             raise error.builtin(f"{name}: {error}") from error.__cause__
 
     return named
+
+
+def _class_name(of: Any) -> str:
+    """Return the name of an object's class as users know it: of a private one, its base's."""
+    names = (base.__name__ for base in type(of).__mro__)
+    return next(name for name in names if not name.startswith("_"))
 
 
 def show(value: Any) -> str:

@@ -76,7 +76,7 @@ def _forward(
     hn = np.empty((1, B, H), dtype)
     cn = np.empty((1, B, H), dtype) if cell.has_c else None
     tape = sequence.forward(
-        cell.number, source, index, (weights,), (bool(reverse),),
+        cell.number, source, index, (weights,), (bool(reverse),),  # type: ignore[arg-type]
         None if h0 is None else h0[None], None if c0 is None else c0[None], y, hn, cn,
         bool(training), _workspace,
     )

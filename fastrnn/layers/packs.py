@@ -11,9 +11,14 @@ rounding meets a power of two).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from fastrnn._kernels.packed import Packed, Weights
+from fastrnn._kernels.packed import Packed
+
+if TYPE_CHECKING:
+    from fastrnn._kernels.packed import Weights
 
 __all__ = ["pack", "pair"]
 

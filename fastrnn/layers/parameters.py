@@ -121,7 +121,7 @@ class Parametrized(abc.ABC):
 
     @property
     def dtype(self) -> np.dtype:
-        """dtype of parameters, inputs and outputs: float32 or float64."""
+        """Dtype of parameters, inputs and outputs: float32 or float64."""
         return next(iter(self.parts().values())).flat.dtype
 
     def zero_grad(self) -> None:
@@ -312,7 +312,7 @@ class Part(Parametrized):
         self.set_mode(state["mode"])
 
 
-# ---- targets: a part, a model, or several of them --------------------------------------------------
+# ---- targets: a part, a model, or several of them ------------------------------------------------
 
 
 def full_name(part: str, name: str) -> str:

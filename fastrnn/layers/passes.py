@@ -181,7 +181,8 @@ class Pass:
             return None
         if len(tape.x_shape) == 2:  # an embedding
             return np.empty(tape.x_shape, self.layer.dtype)
-        return rows(*tape.x_shape, self.layer.dtype, self._layout.batch_first)
+        T, B, I = tape.x_shape
+        return rows(T, B, I, self.layer.dtype, self._layout.batch_first)
 
 
 def check_unspent(spent: bool, part: Part, version: int) -> None:

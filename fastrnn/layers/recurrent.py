@@ -1,4 +1,4 @@
-"""RNN, LSTM and GRU with the semantics of torch.nn, on NumPy arrays.
+"""What RNN, LSTM and GRU share: calls, passes, packed weights, streams, with torch.nn's semantics.
 
 A layer owns parameters and turns whatever a caller may pass into what the kernels take; one call
 goes on to fastrnn/_kernels/sequence.pyx once for each stacked layer. Letters: T steps, B batch, I
@@ -11,22 +11,24 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue, public
 from fastrnn._kernels import sequence
-from fastrnn._kernels.packed import Packed, Weights
 from fastrnn._kernels.runtime import Workspace, get_isa
 from fastrnn._kernels.stream import Stream
-from fastrnn.cells import CELLS, Cell, vanilla
+from fastrnn.cells import CELLS, Cell
 from fastrnn.layers.packs import pack
 from fastrnn.layers.parameters import UNSET, Part, Shapes
 from fastrnn.layers.passes import Layout, Pass, rows
 
-__all__ = ["GRU", "LAYERS", "LSTM", "RNN", "Recurrent"]
+if TYPE_CHECKING:
+    from fastrnn._kernels.packed import Packed, Weights
+
+__all__ = ["Recurrent"]
 
 State = Any  # (L*D, B, H), or a pair of such, or None
 _BATCHED = Layout()
@@ -182,12 +184,13 @@ class Recurrent(Part):
     def _forward(self, x: Any, state: State, grad: bool) -> tuple[np.ndarray, State, Pass | None]:
         I = self.input_size
         x = _checks.numeric("x", x, self.dtype)
+        shape: _checks.Shape
         if x.ndim == 2:
             layout, shape = _UNBATCHED, ("T", I)
         elif self.batch_first:
-            layout, shape = _BATCH_FIRST, ("B", "T", I)  # type: ignore[assignment]
+            layout, shape = _BATCH_FIRST, ("B", "T", I)
         else:
-            layout, shape = _BATCHED, ("T", "B", I)  # type: ignore[assignment]
+            layout, shape = _BATCHED, ("T", "B", I)
         x = layout.from_caller(_checks.array("x", x, self.dtype, shape, self._explain))
         y, state, p = self.run(x, None, state, grad=grad, dropout=grad and self.training,
                                layout=layout)
@@ -432,158 +435,3 @@ class Recurrent(Part):
         if self.dtype != np.float32:
             parts.append(f"dtype={self.dtype.name}")
         return f"{type(self).__name__}({', '.join(parts)})"
-
-
-class RNN(Recurrent):
-    """Elman's simple recurrent network, h(t) = phi(W_ih x(t) + b_ih + W_hh h(t-1) + b_hh).
-
-    Parameters
-    ----------
-    input_size : int
-        Features I of the input.
-    hidden_size : int
-        Units H.
-    num_layers : int
-        Layers L; each reads the states of the one below.
-    nonlinearity : {"tanh", "relu", "sigmoid"}
-        The activation phi.
-    bias : bool
-        Whether there are the two biases.
-    batch_first : bool
-        Whether x, y and their gradients are (B, T, ...) instead of (T, B, ...). States are not
-        affected.
-    dropout : float in [0, 1]
-        Fraction of the states between layers that is set to zero in training mode, while the others
-        grow by 1 / (1 - dropout).
-    bidirectional : bool
-        Whether a second direction walks from the last step to the first; y holds both side by side.
-    dtype : float32 or float64
-        Of parameters, inputs and results.
-    seed : int or None
-        Of the initial weights (uniform in +-1/sqrt(H), as torch's) and of dropout; None: any.
-
-    Attributes
-    ----------
-    flat, flat_grads, grads, mode, training
-        See fastrnn.layers.parameters.
-
-    Raises
-    ------
-    ValueError
-        If a size is not a whole number of at least 1, or another argument is out of its range.
-
-    References
-    ----------
-    J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990.
-
-    Examples
-    --------
-    >>> rnn = fastrnn.RNN(64, 128, seed=0)
-    >>> y, hn = rnn(np.zeros((100, 16, 64), np.float32))  # (T, B, I)
-    >>> y.shape
-    (100, 16, 128)
-    >>> dx, dh0 = rnn.backward(np.ones_like(y))  # rnn.grads now holds the gradients
-    """
-
-    _fixed = Recurrent._fixed | {"nonlinearity"}
-
-    @public
-    def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh",
-        bias: bool = True, batch_first: bool = False, dropout: float = 0.0,
-        bidirectional: bool = False, *, dtype: Any = np.float32, seed: Any = None,
-    ) -> None:
-        self.nonlinearity = _checks.one_of("nonlinearity", nonlinearity, vanilla())
-        super().__init__(vanilla()[nonlinearity], input_size, hidden_size, num_layers, bias,
-                         batch_first, dropout, bidirectional, dtype, seed)
-
-    @property
-    def config(self) -> dict[str, Any]:  # noqa: D102, the base class says it
-        return super().config | {"nonlinearity": self.nonlinearity}
-
-
-class LSTM(Recurrent):
-    """Long short-term memory with forget gates: torch.nn.LSTM's equations, gate order i f g o.
-
-    Parameters
-    ----------
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
-        As of RNN.
-
-    Attributes
-    ----------
-    flat, flat_grads, grads, mode, training
-        See fastrnn.layers.parameters.
-
-    Raises
-    ------
-    ValueError
-        If a size is not a whole number of at least 1, or another argument is out of its range.
-
-    References
-    ----------
-    S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9, 1997;
-    the forget gate: F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", 2000.
-
-    Examples
-    --------
-    >>> lstm = fastrnn.LSTM(64, 128, seed=0)
-    >>> y, (hn, cn) = lstm(np.zeros((100, 16, 64), np.float32))  # (T, B, I)
-    >>> y.shape
-    (100, 16, 128)
-    >>> dx, (dh0, dc0) = lstm.backward(np.ones_like(y))  # lstm.grads now holds the gradients
-    """
-
-    @public
-    def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
-        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
-        dtype: Any = np.float32, seed: Any = None,
-    ) -> None:
-        super().__init__(CELLS["lstm"], input_size, hidden_size, num_layers, bias, batch_first,
-                         dropout, bidirectional, dtype, seed)
-
-
-class GRU(Recurrent):
-    """Gated recurrent units, reset after the product: torch.nn.GRU's equations, order r z n.
-
-    Parameters
-    ----------
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
-        As of RNN.
-
-    Attributes
-    ----------
-    flat, flat_grads, grads, mode, training
-        See fastrnn.layers.parameters.
-
-    Raises
-    ------
-    ValueError
-        If a size is not a whole number of at least 1, or another argument is out of its range.
-
-    References
-    ----------
-    K. Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014, in the form
-    of cuDNN and PyTorch: r multiplies W_hn h + b_hn instead of h, and z keeps the old state.
-
-    Examples
-    --------
-    >>> gru = fastrnn.GRU(64, 128, seed=0)
-    >>> y, hn = gru(np.zeros((100, 16, 64), np.float32))  # (T, B, I)
-    >>> y.shape
-    (100, 16, 128)
-    >>> dx, dh0 = gru.backward(np.ones_like(y))  # gru.grads now holds the gradients
-    """
-
-    @public
-    def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
-        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
-        dtype: Any = np.float32, seed: Any = None,
-    ) -> None:
-        super().__init__(CELLS["gru"], input_size, hidden_size, num_layers, bias, batch_first,
-                         dropout, bidirectional, dtype, seed)
-
-
-LAYERS: dict[str, type[Recurrent]] = {layer.__name__: layer for layer in (RNN, LSTM, GRU)}

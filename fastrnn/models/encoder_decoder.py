@@ -97,7 +97,7 @@ class EncoderDecoder(Model):
         _, state, read = self.encoder.run(source, None, grad=grad)
         options = LossOptions(weights, ignore_index, grad=grad)
         p = self.decoder.make_loss(inputs, targets, state, None, options)
-        return p if read is None else _Loss(read, p)
+        return p if read is None else _DecoderLoss(read, p)
 
     @public
     def generate(
@@ -111,7 +111,7 @@ class EncoderDecoder(Model):
         return generate.run_freely(self.decoder, first, length, state, sampling)
 
 
-class _Loss(LossPass):
+class _DecoderLoss(LossPass):
     """The decoder's loss, through which the gradient reaches the encoder."""
 
     def __init__(self, encoder: StackPass, decoder: LossPass) -> None:

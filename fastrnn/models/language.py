@@ -12,7 +12,7 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.layers.parameters import spawn
-from fastrnn.layers.recurrent import GRU, LSTM, RNN
+from fastrnn.layers.standard import GRU, LSTM, RNN
 from fastrnn.models import generate
 from fastrnn.models.sequence import SequenceModel
 
@@ -51,9 +51,10 @@ class LanguageModel(SequenceModel):
 
     Examples
     --------
-    >>> model = fastrnn.LanguageModel(seed=0)
-    >>> model.train_on("def f(x):\\n    return x\\n" * 1000, steps=100)  # doctest: +SKIP
-    >>> model.sample("def ", 40)  # doctest: +SKIP
+    >>> model = fastrnn.LanguageModel(hidden_size=32, seed=0)
+    >>> history = model.train_on("to be or not to be " * 200, steps=10, progress=False)
+    >>> len(model.sample("to ", 40, seed=0))
+    40
     """
 
     @public

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrnn.layers.parameters import Parametrized, Part, full_name
+from fastrnn.layers.parameters import Parametrized, Part
 from fastrnn.layers.recurrent import Recurrent
 
 __all__ = ["Model"]
@@ -26,7 +26,7 @@ class Model(Parametrized):
     _parts: dict[str, Part]
 
     def __init__(self, parts: Mapping[str, Parametrized]) -> None:
-        self._parts = {full_name(name, inner): part for name, of in parts.items()
+        self._parts = {f"{name}.{inner}" if inner else name: part for name, of in parts.items()
                        for inner, part in of.parts().items()}
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -230,7 +230,7 @@ class LossPass(ModelPass):
                            "and kept nothing to go back through")
 
 
-class OutputsLossPass(LossPass):
+class _HeadLoss(LossPass):
     """A loss of a SequenceModel whose tapes are all kept."""
 
     def __init__(

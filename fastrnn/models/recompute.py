@@ -96,10 +96,10 @@ def loss(
         value, weight, doutputs = model.score(outputs, targets, options)
     if not options.grad:
         return LossPass(value, weight, state)
-    return RecomputedPass(model, value, weight, state, pieces, data, read, doutputs)
+    return _Recomputed(model, value, weight, state, pieces, data, read, doutputs)
 
 
-class RecomputedPass(LossPass):
+class _Recomputed(LossPass):
     """A loss whose tapes are made again, piece by piece, in backward."""
 
     def __init__(

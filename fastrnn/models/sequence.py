@@ -23,8 +23,8 @@ from fastrnn.models.passes import (
     LossOptions,
     LossPass,
     OutputPass,
-    OutputsLossPass,
     States,
+    _HeadLoss,
 )
 from fastrnn.models.stack import Stack, arrays_of
 
@@ -133,8 +133,9 @@ class SequenceModel(Stack):
         if self.context is None or state is not None:
             why = "the model has no context_size" if self.context is None else "state is given"
             raise RefusedValue(f"context is given, expected none: {why}")
+        size = self.context_size or 0
         context = np.ascontiguousarray(
-            _checks.array("context", context, self.dtype, ("B", self.context_size)))  # type: ignore
+            _checks.array("context", context, self.dtype, ("B", size)))
         flat = self.context.apply(context)  # (B, all states of a row)
         states, start = [], 0
         for shapes in self._state_shapes(len(context)):
@@ -283,7 +284,7 @@ class SequenceModel(Stack):
         if p is None:
             return LossPass(value, weight, state)
         assert doutputs is not None  # a gradient was asked for
-        return OutputsLossPass(value, weight, state, p, doutputs)
+        return _HeadLoss(value, weight, state, p, doutputs)
 
     def score(
         self, outputs: np.ndarray, targets: Any, options: LossOptions

@@ -15,7 +15,8 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.layers.parameters import UNSET, Parametrized, spawn
-from fastrnn.layers.recurrent import LAYERS, Recurrent
+from fastrnn.layers.recurrent import Recurrent
+from fastrnn.layers.standard import LAYERS
 from fastrnn.models.linear import Embedding
 from fastrnn.models.model import Model
 from fastrnn.models.passes import StackPass, States
