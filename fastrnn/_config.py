@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 
+from fastrnn import _checks
 from fastrnn._kernels.runtime import (
     cpu_limit,
     get_flush_denormals,
@@ -27,13 +28,15 @@ __all__ = [
 ]
 
 
-def _version() -> str:
+def version() -> str:
+    """Return the version of the installed package."""
     try:
-        return version("fastrnn")
-    except PackageNotFoundError:  # imported from a source tree
+        return metadata.version("fastrnn")
+    except metadata.PackageNotFoundError:  # imported from a source tree
         return "unknown"
 
 
+@_checks.public
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """Print the instruction set in use, those available, threads and versions.
 
@@ -49,12 +52,13 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
 
     Notes
     -----
-    FASTRNN_ISA in the environment forces an instruction set, FASTRNN_NUM_THREADS the number of
-    threads (otherwise OMP_NUM_THREADS, and what affinity and the cgroup's quota allow, limit it).
+    FASTRNN_ISA in the environment chooses an instruction set. FASTRNN_NUM_THREADS chooses the
+    number of threads, else OMP_NUM_THREADS; affinity and the cgroup's quota limit it.
     """
+    _checks.one_of("mode", mode, ("stdout", "dicts"))
     names = isa_names()
     config = {
-        "fastrnn": _version(),
+        "fastrnn": version(),
         "instruction set": get_isa(),
         "available": [name for name, has in names.items() if has],
         "built for": list(names),
@@ -66,8 +70,6 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     }
     if mode == "dicts":
         return config
-    if mode != "stdout":
-        raise ValueError(f"show_config: mode is {mode!r}, expected 'stdout' or 'dicts'")
     for key, value in config.items():
         print(f"{key:16} {', '.join(value) if isinstance(value, list) else value}")
     return None

@@ -25,7 +25,7 @@ def draw(layer, T, B, seed=1):
     state = (layer.num_layers * D, B, layer.hidden_size)
     shapes = {"x": (T, B, layer.input_size), "dy": (T, B, D * layer.hidden_size)}
     shapes |= {"h0": state, "dhn": state}
-    if layer.cell == "lstm":
+    if layer.cell.name == "lstm":
         shapes |= {"c0": state, "dcn": state}
     return {name: rng.standard_normal(s).astype(layer.dtype) for name, s in shapes.items()}
 
@@ -68,7 +68,7 @@ def composed(layer, data):
             names = [f"{name}_l{k}{'_reverse' * d}" for name in cases.PARAMETERS]
             own = {name: data[name][k * D + d] for name in data if name not in SEQUENCES}
             case = cases.Case(
-                cell=layer.cell, x=x, h0=own["h0"], c0=own.get("c0"), dy=None, dhn=own["dhn"],
+                cell=layer.cell.name, x=x, h0=own["h0"], c0=own.get("c0"), dy=None, dhn=own["dhn"],
                 dcn=own.get("dcn"),
                 **dict(zip(cases.PARAMETERS, map(params.get, names), strict=True)),
             )
@@ -103,7 +103,7 @@ def tolerance(layer, data, name):
     K = max(I, D * H if L > 1 else 0) + H
     if name in ("y", "hn", "cn"):
         return cases.tolerance(layer.dtype, K, T * L)
-    K = max(K, cases.GATES[layer.cell] * H, B)
+    K = max(K, cases.GATES[layer.cell.name] * H, B)
     return cases.tolerance(layer.dtype, K, T * L, backward=True, bidirectional=D == 2)
 
 

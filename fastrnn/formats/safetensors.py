@@ -26,7 +26,7 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 
-__all__ = ["File", "as_path", "opened", "refusing", "try_write", "write"]
+__all__ = ["File", "NamedError", "as_path", "opened", "refusing", "try_write", "write"]
 
 FORMAT = 3  # of what fastrnn keeps in the metadata
 _KEY = "fastrnn"  # of the metadata
@@ -285,17 +285,17 @@ def refusing(path: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, _NamedError):
+    except (OSError, NamedError):
         raise
     except MemoryError as error:
         raise MemoryError(f"not enough memory to load {str(path)!r}") from error
     except Exception as error:
         why = f"its metadata lacks {error}" if isinstance(error, KeyError) else error
         kind = f"{what} of fastrnn" if what else "safetensors file"
-        raise _NamedError(f"{str(path)!r} is not a {kind}: {why}") from error
+        raise NamedError(f"{str(path)!r} is not a {kind}: {why}") from error
 
 
-class _NamedError(RefusedValue):
+class NamedError(RefusedValue):
     """An error that names its file already."""
 
 

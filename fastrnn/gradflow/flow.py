@@ -1,84 +1,71 @@
-"""How gradients flow back through time: their norms, what each step adds, and what stops them.
+"""How gradients flow back through time: their norms, each step's share, saturated gates.
 
-`gradient_flow` looks at one backward of a layer, `model_flow` at one of a model, `jacobians` at how
-much one state still depends on an earlier one, and `verdict` puts any of them into words, and the
-history of a training with its clipped steps. They work on copies: gradients, tapes, modes and
-dropout stay as they are. Letters: T steps, B batch, I input, H hidden, G gates, L layers, D
-directions.
+`gradient_flow` measures one backward of a layer, `model_flow` one of a model's loss. Parameters,
+gradients, modes, passes and the generators of dropout stay as they are. Letters: T steps, B batch,
+I input, H hidden, G gates, L stacked layers, D directions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn.history import History
-from fastrnn.jacobians import Jacobians, check_layer, jacobians
-from fastrnn.layers import Recurrent
-from fastrnn.stack import recurrent_layers
+from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.cells import CELLS
+from fastrnn.gradflow import finite
+from fastrnn.gradflow.finite import NotFinite
+from fastrnn.gradflow.measure import PARTS, check_parts, measure, norm, to_record
+from fastrnn.layers.parameters import full_name
+from fastrnn.layers.passes import Recorded
+from fastrnn.layers.recurrent import Recurrent
+from fastrnn.models.model import Model
+from fastrnn.models.passes import LossPass
 
-__all__ = ["GradientFlow", "Jacobians", "gradient_flow", "growth", "jacobians", "model_flow",
-           "verdict"]
+__all__ = ["GradientFlow", "check_layer", "gradient_flow", "model_flow"]
 
-PARTS = ("norms", "units", "shares", "saturation")
-
-# Of every cell the activated gates, in torch's order, and how they saturate.
-GATES = {
-    "rnn_tanh": {"h": "tanh"},
-    "rnn_relu": {"h": "relu"},
-    "rnn_sigmoid": {"h": "sigmoid"},
-    "lstm": {"i": "sigmoid", "f": "sigmoid", "g": "tanh", "o": "sigmoid"},
-    "gru": {"r": "sigmoid", "z": "sigmoid", "n": "tanh"},
-}
-LIMITS = {"tanh": (-0.95, 0.95), "sigmoid": (0.05, 0.95), "relu": (0.0, math.inf)}
-
-# What to try, by cell: sources as in `verdict`.
-VANISHING = {
-    "rnn_tanh": "orthogonal recurrent weights, or an LSTM or GRU",
-    "rnn_relu": "recurrent weights that begin as the identity, or an LSTM or GRU",
-    "rnn_sigmoid": "tanh, whose slope is four times as large, or an LSTM or GRU",
-    "lstm": "a bias of 1 or more at the forget gate",
-    "gru": "a positive bias at the gate z, which keeps the old state",
-}
-EXPLODING = "smaller or orthogonal recurrent weights, and clipping the gradient's norm"
-
-# What a norm may be multiplied by over all steps and still be called healthy.
-HEALTHY = (1e-2, 1e2)
+Sources = tuple[tuple[NotFinite | None, ...], ...]  # [layer][direction]
 
 
 @dataclasses.dataclass(frozen=True)
 class GradientFlow:
-    """What `gradient_flow` found; of a part that was not asked for, None.
+    """What `gradient_flow` measured. What was not asked for is None.
 
-    Time runs as that of x, also in a reverse direction. Everything is float64.
+    Step t is step t of the input, also in a reverse direction. Arrays are float64.
 
     Attributes
     ----------
     cell : str
         "rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm" or "gru".
     norms : array (L, D, T, B)
-        2-norm of dL/dh(t), the whole derivative, of every sequence.
+        2-norm of dL/dh(t), the whole derivative, for every sequence.
     c_norms : array (L, D, T, B)
-        Likewise of dL/dc(t); of an LSTM alone.
+        The same for dL/dc(t); only for an LSTM.
     units : array (L, D, T, H)
-        2-norm of dL/dh(t) of every unit, over the batch.
+        2-norm of dL/dh(t) over the batch, for every unit.
     terms_ih, terms_hh : array (L, D, T)
         Frobenius norm of what step t adds to the gradient of weight_ih, dG(t)^T x(t), and of
-        weight_hh, dG(t)^T h(t-1), with dG (B, G*H) the gradients of the gates' arguments.
+        weight_hh, dG(t)^T h(t-1), where dG (B, G*H) is the gradient of the gates' arguments.
     shares_ih, shares_hh : array (L, D, T)
-        The same terms' components along the whole gradient, divided by its norm: they sum to 1, and
-        a step below 0 works against the others. All are 0 where the whole gradient is 0.
+        The component of each of these terms along the whole gradient, divided by the norm of the
+        whole gradient. The shares of all steps sum to 1; a step with a negative share works against
+        the others. All are 0 where the whole gradient is 0.
     saturation : array (L, D, T, G, 2)
-        Share of a gate's values, over batch and units, at its lower and at its upper end: at most
-        0.05 and at least 0.95 of a sigmoid, -0.95 and 0.95 of a tanh; at most 0 of a relu.
+        Which part of a gate's values, over batch and units, is saturated at the lower and at the
+        upper end: at most 0.05 and at least 0.95 of a sigmoid, -0.95 and 0.95 of a tanh; at most 0
+        of a relu.
     dead : array (L, D)
-        Share of relu units that are 0 at every step of every sequence; None for other cells.
+        Which part of the relu units is 0 at every step of every sequence; None for other cells.
+    not_finite : L tuples of D entries, each a NotFinite or None
+        Where values that are not finite come from, in each layer and direction; None where all
+        values are finite, or where the gradient became too large on its way back. It comes with the
+        part "norms".
     """
 
     cell: str
@@ -91,18 +78,20 @@ class GradientFlow:
     shares_hh: np.ndarray | None = None
     saturation: np.ndarray | None = None
     dead: np.ndarray | None = None
+    not_finite: Sources | None = None
 
     @property
     def gates(self) -> tuple[str, ...]:
         """Names of the G gates of `saturation`."""
-        return tuple(GATES[self.cell])
+        return tuple(gate.name for gate in CELLS[self.cell].gates)
 
     @property
     def batch_norms(self) -> np.ndarray | None:
         """(L, D, T): 2-norm of dL/dh(t) over the whole batch."""
-        return None if self.norms is None else _norm(self.norms, -1)
+        return None if self.norms is None else norm(self.norms, -1)
 
 
+@public
 def gradient_flow(
     layer: Recurrent, x: Any, dy: Any = None, dstate: Any = None, state: Any = None, *,
     parts: tuple[str, ...] = PARTS,
@@ -112,14 +101,16 @@ def gradient_flow(
     Parameters
     ----------
     layer : RNN, LSTM or GRU
-        Any number of layers and both directions; of a model, its recurrent layers. It runs in
-        training mode, with the dropout that its next call would draw.
-    x, state : as of a call of the layer
-    dy, dstate : as of the layer's backward
-        Where the loss enters. Without both it is the sum of the last layer's final states h. A loss
-        at the last step alone shows best how far a gradient reaches.
+        Any number of stacked layers, one or two directions. It runs as in training mode, with the
+        dropout masks that its next call would draw.
+    x, state
+        As for a call of the layer.
+    dy, dstate
+        As for the layer's backward: where the loss enters. Without both, the loss is the sum of the
+        last layer's final states h. A loss that enters at the last step alone shows best how far
+        back a gradient reaches.
     parts : tuple of str
-        What to compute: "norms" costs little beside backward itself; "units"; "shares"; and
+        What to measure. "norms" costs little beside the backward itself; "units"; "shares";
         "saturation", which copies the gates.
 
     Returns
@@ -129,273 +120,202 @@ def gradient_flow(
     Raises
     ------
     TypeError, ValueError
-        As the layer's call and backward, or if `layer` or a part is something else.
+        If `layer` or a part is something else, if x has no steps or no rows, or as the layer's
+        forward and backward raise.
     """
-    owner = "gradient_flow"
-    check_layer(owner, layer)
-    _check_parts(owner, parts)
-    twin = _twin(layer)
-    _, final = twin(x, state)
-    D, lstm = twin.directions, twin.cell == "lstm"
-    if dy is None and dstate is None:
-        dhn = np.zeros_like(final[0] if lstm else final)
-        dhn[-D:] = 1
-        dstate = (dhn, None) if lstm else dhn
-    return _flow(twin, twin.flow(_names(twin, parts), dy, dstate), parts)
+    check_layer(layer)
+    check_parts(parts)
+    if layer.mode == "bfloat16" or (layer.dropout and not layer.training):
+        layer = copy.deepcopy(layer).train()
+    with _same_dropout(layer):
+        y, final, p = layer.forward(x, state)
+        if not y.size:
+            raise RefusedValue(f"x has shape {np.shape(x)}, expected at least one step and one row")
+        assert p is not None  # forward keeps one unless it is asked not to
+        if dy is None and dstate is None:
+            dhn = np.zeros_like(final[0] if layer.has_c else final)
+            dhn[-layer.directions :] = 1
+            dstate = (dhn, None) if layer.has_c else dhn
+        grads, names = layer.new_grads(), to_record(tuple(parts), layer.has_c)
+        _, _, *recorded = p.backward(dy, dstate, need_dx=False, record=names, grads=grads)
+    if dy is not None:
+        dy = np.asarray(dy)
+        dy = dy.swapaxes(0, 1) if layer.batch_first and dy.ndim == 3 else dy
+    return _Backward({"": layer}, recorded, grads, layer.parameters(), (final,), dy).flows(parts)[0]
 
 
+@public
 def model_flow(
-    model: Any, run: Callable[[Any], Any], *, parts: tuple[str, ...] = PARTS
+    model: Model, run: Callable[[Any], LossPass] | LossPass, *, parts: tuple[str, ...] = PARTS
 ) -> list[GradientFlow]:
     """Measure what flows back through the recurrent layers of a model.
 
     Parameters
     ----------
     model : SequenceModel, EncoderDecoder or LanguageModel
-    run : callable
-        Takes a copy of the model, in training mode, and computes a loss:
-        ``lambda m: m.loss(x, targets)``. Weights that are 0 but at the last step show best how far
-        a gradient reaches.
+    run : callable, or the pass of a loss
+        A function that takes the model and returns the pass of a loss:
+        ``lambda m: m.loss(x, targets)``. Weights that are 0 except at the last step show best how
+        far back a gradient reaches. If a part of the model is not in training mode, the function
+        gets a copy that is. A pass that you have already, ``p = model.loss(x, targets)``, can still
+        go back afterwards.
     parts : tuple of str
-        As of gradient_flow.
+        As for gradient_flow.
 
     Returns
     -------
     list of GradientFlow
-        One for each of the model's layers, the encoder's first.
+        One for each of the model's recurrent layers, the encoder's first.
 
     Raises
     ------
     TypeError, ValueError
-        As `run` and backward, or if the model has no recurrent layer or a part is something else.
+        If the model has no recurrent layer, if `run` returns something else, if the loss has no
+        steps or no rows, if a part is something else, or as `run` and backward raise.
+    RuntimeError
+        If the pass has had its backward, or was computed in evaluation mode.
     """
-    owner = "model_flow"
-    _check_parts(owner, parts)
-    if isinstance(model, Recurrent) or not recurrent_layers(model):
-        raise TypeError(f"{owner}: model is {_checks.kind(model)}, expected a model of recurrent "
-                        "layers")
-    twin = _twin(model)
-    layers = recurrent_layers(twin)
-    for layer in layers:
-        layer.watch = _names(layer, parts)
-    run(twin)
-    twin.backward()
-    return [_flow(layer, layer.seen, parts) for layer in layers]
+    check_parts(parts)
+    if not isinstance(model, Model) or not model.recurrent:
+        raise RefusedType(f"model is {_checks.kind(model)}, expected a model with recurrent layers")
+    retain = isinstance(run, LossPass)
+    if not retain and any(part.mode != "training" for part in model.parts().values()):
+        model = copy.deepcopy(model).train()
+    layers = {name: part for name, part in model.parts().items() if isinstance(part, Recurrent)}
+    with _same_dropout(*layers.values()):
+        p = _pass(run, model)
+        has_c = any(layer.has_c for layer in layers.values())
+        grads, names = model.new_grads(), to_record(tuple(parts), has_c)
+        _, _, *recorded = p.backward(record=names, grads=grads, retain=retain)
+    recorded = recorded[0] if recorded else []
+    if recorded and len(recorded) != len(layers):
+        raise RefusedValue(f"the loss has {len(recorded)} recurrent layers, expected "
+                           f"{len(layers)}: that of this model")
+    for of_layer in recorded:
+        _check_size(next(iter(of_layer[0].values())))
+    states = (None,) * (len(layers) - len(p.state)) + tuple(p.state)  # a decoder's are the last
+    return _Backward(layers, recorded, grads, model.parameters(), states, loss=p.value).flows(parts)
 
 
-def _twin(of: Any) -> Any:
-    """Return a copy in training mode, without gradients, that takes turns at the same memory."""
-    twin = copy.deepcopy(of).train()
-    twin.zero_grad()
-    for layer, original in zip(recurrent_layers(twin), recurrent_layers(of), strict=True):
-        layer._workspace = original._workspace  # its pages are there already
-    return twin
+def _pass(run: Any, model: Model) -> LossPass:
+    """Return the pass of a loss that was given, or that a given function returns."""
+    if isinstance(run, LossPass):
+        return run
+    if not callable(run):
+        raise RefusedType(f"run is {_checks.kind(run)}, expected a function that takes the model, "
+                          "or the pass of model.loss(...)")
+    p = run(model)
+    if not isinstance(p, LossPass):
+        raise RefusedType(f"run returned {_checks.show(p)}, expected the pass of a loss: "
+                          "lambda m: m.loss(...)")
+    return p
 
 
-def _check_parts(owner: str, parts: Any) -> None:
-    if not isinstance(parts, (tuple, list)) or any(p not in PARTS for p in parts):
-        raise ValueError(f"{owner}: parts is {_checks.show(parts)}, expected a tuple of names out "
-                         f"of {PARTS}")
+def _check_size(array: np.ndarray) -> None:
+    """Refuse a loss over nothing, from an array (T, B, ...) that backward recorded."""
+    if 0 in array.shape[:2]:
+        raise RefusedValue(f"the loss is over {array.shape[0]} steps of {array.shape[1]} rows, "
+                           "expected at least one of each")
 
 
-def _names(layer: Recurrent, parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what backward must hand out for these parts."""
-    wanted = {"norms": ("dh", "dc") if layer.cell == "lstm" else ("dh",), "units": ("dh",),
-              "shares": ("dgates_x", "dgates_h", "x", "h"), "saturation": ("gates",)}
-    return tuple({name for part in parts for name in wanted[part]})
+def check_layer(layer: Any) -> None:
+    """Refuse what is no recurrent layer."""
+    if not isinstance(layer, Recurrent):
+        raise RefusedType(f"layer is {_checks.kind(layer)}, expected an RNN, LSTM or GRU")
 
 
-def _flow(
-    layer: Recurrent, flows: list[dict[str, np.ndarray]], parts: tuple[str, ...]
-) -> GradientFlow:
-    with np.errstate(over="ignore", invalid="ignore"):  # exploding gradients are a result too
-        layers = [_measured(layer, number, flow, parts) for number, flow in enumerate(flows)]
-    names = layers[0] if layers else ()
-    return GradientFlow(layer.cell, **{k: np.stack([m[k] for m in layers]) for k in names})
+@contextlib.contextmanager
+def _same_dropout(*layers: Recurrent) -> Iterator[None]:
+    """On leaving, set the generators of dropout to where they were."""
+    before = [(layer, layer.dropout_state) for layer in layers if layer.dropout]
+    try:
+        yield
+    finally:
+        for layer, state in before:
+            layer.dropout_state = state
 
 
-def _measured(
-    layer: Recurrent, number: int, flow: dict[str, np.ndarray], parts: tuple[str, ...]
-) -> dict[str, np.ndarray]:
-    """Return the arrays of a GradientFlow for one layer of the stack, without their axis L."""
-    found: dict[str, np.ndarray] = {}
-    if "norms" in parts:
-        for name, of in (("norms", "dh"), ("c_norms", "dc")):
-            if of in flow:
-                found[name] = _norm(flow[of], 3).transpose(2, 0, 1)
-    if "units" in parts:
-        found["units"] = _norm(flow["dh"], 1).swapaxes(0, 1)
-    if "shares" in parts:
-        T, B, D, _ = flow["h"].shape
-        for side, dgates in (("ih", "dgates_x"), ("hh", "dgates_h")):
-            pairs = [
-                _terms(flow[dgates][:, :, d].reshape(T, B, -1),
-                       flow["h"][:, :, d] if side == "hh" else flow["x"],
-                       layer.grads[f"weight_{side}_l{number}{'_reverse' * d}"])
-                for d in range(D)
+@dataclasses.dataclass(frozen=True)
+class _Backward:
+    """One backward of recurrent layers, each of which reads the one before, and what it recorded.
+
+    Attributes
+    ----------
+    layers : dict of recurrent layers
+        By their names in the whole.
+    recorded : list of lists of dicts
+        What backward recorded, for each layer and stacked layer; [] if nothing.
+    grads, parameters : mapping
+        By their names in the whole; gradients are those of this backward alone.
+    states : tuple
+        The final state of each layer; None if it is not known.
+    dy : array (T, ...) or None
+        The gradient with respect to the last layer's outputs, if it is known.
+    loss : float
+        The value of the loss.
+    """
+
+    layers: Mapping[str, Recurrent]
+    recorded: list[Recorded]
+    grads: Mapping[str, np.ndarray]
+    parameters: Mapping[str, np.ndarray]
+    states: tuple[Any, ...]
+    dy: np.ndarray | None = None
+    loss: float = 0.0
+
+    def flows(self, parts: tuple[str, ...]) -> list[GradientFlow]:
+        """Return the flow of each layer."""
+        if not self.recorded:
+            return [GradientFlow(layer.cell.name) for layer in self.layers.values()]
+        # gradients that are not finite are a result, too
+        with np.errstate(over="ignore", invalid="ignore"):
+            measured = [
+                [measure(layer.cell, recorded, self._gradients(name, number), parts)
+                 for number, recorded in enumerate(of_layer)]
+                for (name, layer), of_layer in zip(self.layers.items(), self.recorded, strict=True)
             ]
-            terms, shares = zip(*pairs, strict=True)
-            found |= {f"terms_{side}": np.stack(terms), f"shares_{side}": np.stack(shares)}
-    if "saturation" in parts:
-        gates = flow["gates"]  # (T, B, D, G, H)
-        low, high = np.array([LIMITS[kind] for kind in GATES[layer.cell].values()], gates.dtype).T
-        ends = [(gates <= low[:, None]).mean((1, 4)), (gates >= high[:, None]).mean((1, 4))]
-        found["saturation"] = np.stack(ends, -1).swapaxes(0, 1)
-        if layer.cell == "rnn_relu":
-            found["dead"] = (gates <= 0).all((0, 1, 3)).mean(-1)
-    return found
+        found: list[Sources | None] = [None] * len(measured)
+        if "norms" in parts:
+            found = list(self._not_finite(measured))
+        return [
+            GradientFlow(layer.cell.name, not_finite=sources,
+                         **{name: np.stack([one[name] for one in of_layer]) for name in of_layer[0]})
+            for layer, of_layer, sources in zip(self.layers.values(), measured, found, strict=True)
+        ]
 
+    def _gradients(self, layer: str, number: int) -> dict[str, list[np.ndarray]]:
+        """Return the gradients of weight_ih and weight_hh of a stacked layer, by direction."""
+        suffixes = ("", "_reverse")[: self.layers[layer].directions]
+        return {side: [self.grads[full_name(layer, f"weight_{side}_l{number}{suffix}")]
+                       for suffix in suffixes] for side in ("ih", "hh")}
 
-def _norm(a: np.ndarray, axis: int) -> np.ndarray:
-    """Return 2-norms in float64; vanished gradients are far below the root of the least number."""
-    if a.dtype == np.float32:  # whose squares float64 holds
-        return np.asarray(np.sqrt(np.square(a, dtype=np.float64).sum(axis)))
-    largest = np.abs(a).max(axis, keepdims=True, initial=0)
-    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1)
-    norms: np.ndarray = np.linalg.norm(a / scale, axis=axis)
-    return norms * scale.squeeze(axis).astype(np.float64)
+    def _not_finite(self, measured: list[list[dict[str, np.ndarray]]]) -> list[Sources]:
+        """Return, for each layer, where values that are not finite come from."""
+        ran = [
+            finite.Ran(recorded["x"], recorded["h"], self._final(layer, state, number),
+                       one["norms"] + one.get("c_norms", 0))
+            for layer, state, of_layer, of_measured in zip(
+                self.layers.values(), self.states, self.recorded, measured, strict=True)
+            for number, (recorded, one) in enumerate(zip(of_layer, of_measured, strict=True))
+        ]
+        found = finite.search(ran, self.dy, self.loss)
+        # a parameter explains all that was found, and its own layer's values that look healthy
+        anywhere = finite.broken_parameter(self.parameters) if any(map(any, found)) or not all(
+            finite.all_finite(layer.flat) for layer in self.layers.values()) else None
+        sources = []
+        for name, layer in self.layers.items():
+            own, found = found[: layer.num_layers], found[layer.num_layers :]
+            if anywhere is not None:
+                all_of_it = not finite.all_finite(layer.flat)
+                own = [tuple(anywhere if a or all_of_it else None for a in row) for row in own]
+            sources.append(tuple(own))
+        return sources
 
-
-def _terms(
-    dgates: np.ndarray, source: np.ndarray, gradient: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return each step's Frobenius norm and share (T,) of a weight gradient (N, K).
-
-    dgates (T, B, N), source (T, B, K), or (T, B), where the 1 of one-hot rows is. For few rows no
-    step's term is formed, but the smaller Gram matrices of its rows:
-    ||sum_b g_b a_b^T||^2 = sum_bc (g_b . g_c) (a_b . a_c).
-    """
-    T, B, N = dgates.shape
-    if one_hot := source.ndim == 2:
-        used, source = np.unique(source, return_inverse=True)
-        source, gradient = source.reshape(T, B), gradient[:, used]
-    K = gradient.shape[1]
-    whole = gradient.astype(np.float64)
-    size = float(_norm(whole.reshape(-1), 0))
-    norms, shares = np.zeros(T), np.zeros(T)
-    steps = max(1, 2**20 // max(1, min(B * B, N * K), B * K))  # 8 MB of products at once
-    for t in range(0, T, steps):
-        now = slice(t, t + steps)
-        g, a = dgates[now].astype(np.float64), source[now]
-        a = a[..., None] == np.arange(K) if one_hot else a
-        a = a.astype(np.float64)
-        if B * B < N * K:
-            squares = np.einsum("tbc,tbc->t", g @ g.swapaxes(1, 2), a @ a.swapaxes(1, 2))
-            norms[now] = np.sqrt(np.maximum(squares, 0))  # rounding may leave less than nothing
-        else:
-            norms[now] = np.linalg.norm(g.swapaxes(1, 2) @ a, axis=(1, 2))
-        if size > 0:
-            shares[now] = np.einsum("tbk,tbk->t", g @ (whole / size), a) / size
-    return norms, shares
-
-
-def growth(norms: np.ndarray) -> float:
-    """Return the factor per step of a line fitted to log norms; NaN for fewer than two norms.
-
-    Parameters
-    ----------
-    norms : array (n,)
-        In the order of backward; what is 0 or not finite is left out.
-    """
-    usable = np.flatnonzero((norms > 0) & np.isfinite(norms))
-    if usable.size < 2:
-        return math.nan
-    return math.exp(np.polyfit(usable, np.log(norms[usable]), 1)[0])
-
-
-def verdict(of: GradientFlow | Jacobians | History) -> str:
-    """Say in words whether gradients vanish, explode or live, and what to try.
-
-    `growth` fits a factor per step to the logarithm of the norms, of an LSTM those of c, where its
-    memory lives. To the power of the number of steps, they vanish below 0.01 and explode above 100.
-    Where the loss enters at every step, its newer parts cover what reaches back from the last. Of a
-    History the norms are those of whole gradients, step by step of the training: they explode where
-    one is above 100 times their median.
-
-    Parameters
-    ----------
-    of : GradientFlow, Jacobians or History
-
-    Returns
-    -------
-    str
-        One line for each layer and direction; of a History one, with the steps that were clipped.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `of` is something else, a flow without norms, or a history without steps.
-
-    References
-    ----------
-    Clipping: Pascanu, Mikolov and Bengio, ICML 2013; identity weights of relu units: Q. V. Le,
-    N. Jaitly and G. E. Hinton, "A simple way to initialize recurrent networks of rectified linear
-    units", 2015; the forget gate's bias: R. Jozefowicz, W. Zaremba and I. Sutskever, "An empirical
-    exploration of recurrent network architectures", ICML 2015.
-    """
-    if isinstance(of, History):
-        return _trained(of)
-    if not isinstance(of, (GradientFlow, Jacobians)):
-        raise TypeError(f"verdict: of is {_checks.kind(of)}, expected a GradientFlow, Jacobians or "
-                        "History")
-    state = "c" if of.cell == "lstm" else "h"
-    norms: np.ndarray | None = of.norms if of.c_norms is None else of.c_norms
-    if norms is None:
-        raise ValueError("verdict: of is a GradientFlow without norms, expected parts with 'norms'")
-    if isinstance(of, Jacobians):
-        said = _judged(f"||dh(t)/d{state}(k)||", of.cell, norms[1:], 1)
-        if of.threshold is None:
-            return said
-        value = of.singular_values[0]
-        bound = "below {}: gradients must vanish" if value < of.threshold else "not below {}"
-        return (f"{said}; the largest singular value of W_hh is {value:.3g}, "
-                + bound.format(f"{of.threshold:g}"))
-    walks = _norm(norms, 3)  # (L, D, T)
-    L, D, _ = walks.shape
-    names = ("forward", "reverse") if D == 2 else ("",)
-    return "\n".join(
-        f"layer {layer} {name}".rstrip() + ": "
-        + _judged(f"|dL/d{state}|", of.cell, walks[layer, d, :: 2 * d - 1], 0)
-        for layer in range(L) for d, name in enumerate(names)
-    )
-
-
-def _trained(history: History) -> str:
-    """Judge the norms of a training's gradients, and what clipping did."""
-    norms, n = np.array(history.norms), len(history.norms)
-    if not n:
-        raise ValueError("verdict: of is a History without steps, expected at least one")
-    middle, at = float(np.median(norms)), int(norms.argmax())
-    said = (f"the gradient's norm has a median of {middle:.3g} and is at most {norms[at]:.3g}, at "
-            f"step {at + 1}")
-    clipped = len(history.clipped)
-    acted = ("no limit was set" if history.clip is None else
-             f"clipped above {history.clip:g} at {clipped} of {n} steps")
-    if norms[at] > HEALTHY[1] * middle:
-        advice = EXPLODING if history.clip is None else "a smaller learning rate if the loss jumps"
-        return f"exploding: {said}; {acted}; try {advice}"
-    often = "; so often it acts as a smaller learning rate" if 2 * clipped > n else ""
-    return f"healthy: {said}; {acted}{often}"
-
-
-def _judged(what: str, cell: str, norms: np.ndarray, first: int) -> str:
-    """Judge norms in the order of backward, the first of them `first` steps back."""
-    unbounded = np.flatnonzero(~np.isfinite(norms))
-    if unbounded.size:
-        return f"exploding: {what} is not finite {first + unbounded[0]} steps back; try {EXPLODING}"
-    if norms.size and not norms.any():
-        return f"vanishing: {what} is 0 at every step; try {VANISHING[cell]}"
-    if norms.size and norms[-1] == 0:
-        zero = first + np.flatnonzero(norms)[-1] + 1
-        return f"vanishing: {what} is 0 from {zero} steps back on; try {VANISHING[cell]}"
-    rate = growth(norms)
-    if math.isnan(rate):
-        return f"healthy: {what} has too few steps to grow or shrink"
-    steps = len(norms) - 1
-    factor = math.exp(min(700.0, steps * math.log(rate)))
-    said = f"{what} changes by a factor of {rate:.4g} a step, {factor:.2g} over {steps} steps"
-    if factor < HEALTHY[0]:
-        return f"vanishing: {said}; try {VANISHING[cell]}"
-    if factor > HEALTHY[1]:
-        return f"exploding: {said}; try {EXPLODING}"
-    return f"healthy: {said}"
+    @staticmethod
+    def _final(layer: Recurrent, state: Any, number: int) -> tuple[np.ndarray, ...]:
+        """Return a stacked layer's final (h,) or (h, c), each (D, B, H); () if not known."""
+        if state is None:
+            return ()
+        D, H = layer.directions, layer.hidden_size
+        return tuple(s.reshape(layer.num_layers, D, -1, H)[number]
+                     for s in (state if layer.has_c else (state,)))

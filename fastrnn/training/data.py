@@ -1,20 +1,26 @@
-"""What a training reads: batches as a function of the number of the step.
+"""What training reads: batches as a function of the number of the step.
 
 Because a batch depends on the step and a seed alone, a run that was interrupted goes on with just
-the batches that it would have read. Whoever has other data writes a function of the step.
+the batches that it would have read. For other data write a function of the step. Letters: N
+elements or sequences, T steps, B rows of a batch, I features.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from fastrnn import _checks
+from fastrnn._checks import RefusedType, RefusedValue, public
 
-__all__ = ["Batch", "Drawn", "Samples", "Windows"]
+__all__ = ["Batch", "Generated", "Samples", "Windows"]
+
+Data = Callable[[int], "Batch"]
 
 
 @dataclasses.dataclass
@@ -23,76 +29,157 @@ class Batch:
 
     Attributes
     ----------
-    inputs : tuple
-        What the model's loss takes before the targets: (x,), or (source, inputs) of an
-        EncoderDecoder.
-    targets, weights, vector
+    inputs : array, or tuple
+        What the model's loss takes before the targets: x, or the pair (source, inputs) of an
+        EncoderDecoder. One array becomes a tuple of it.
+    targets, weights, context
         As for the model's loss.
     first : bool
         Whether the sequences begin here; if not, the state of the step before is carried on.
     """
 
-    inputs: tuple[Any, ...]
+    inputs: Any
     targets: Any
     weights: Any = None
-    vector: Any = None
+    context: Any = None
     first: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inputs, tuple):
+            self.inputs = (self.inputs,)
 
     @property
     def size(self) -> int:
-        """Numbers or symbols T*B of the targets: what a speed is told in."""
-        return int(np.prod(np.shape(self.targets)[:2]))
+        """Steps that are read, over all rows: T*B of x; of several inputs the sum."""
+        return sum(math.prod(np.shape(x)[:2]) for x in self.inputs)
+
+
+def check_batch(batch: Any, step: int) -> Batch:
+    """Return what a function of the step returned, if it is a Batch."""
+    if not isinstance(batch, Batch):
+        raise RefusedType(f"the batch of step {step + 1} is {_checks.kind(batch)}, expected a "
+                          "Batch: let the function return Batch(x, targets)")
+    return batch
+
+
+def check_data(name: str, data: Any) -> Data:
+    """Return `data` if it is a function of the step."""
+    if isinstance(data, (list, tuple)) and any(isinstance(a, Batch) for a in data):
+        raise RefusedType(f"{name} is a {type(data).__name__} of batches, expected a function of "
+                          "the step: lambda step: batches[step % len(batches)]")
+    if isinstance(data, Batch):
+        raise RefusedType(f"{name} is a Batch, expected a function of the step that returns one")
+    if not callable(data):
+        raise RefusedType(f"{name} is {_checks.kind(data)}, expected a function of the step, such "
+                          "as Windows or Samples")
+    return data
+
+
+def summary(a: np.ndarray) -> dict[str, Any]:
+    """Return shape, dtype and a checksum of an array: what a resumed run compares."""
+    rows = a if a.flags.c_contiguous or a.ndim < 2 else a.swapaxes(0, 1)
+    crc, piece = 0, max(1, 2**20 * len(rows) // max(1, rows.size))
+    for start in range(0, len(rows), piece):
+        crc = zlib.crc32(np.ascontiguousarray(rows[start : start + piece]).data.cast("B"), crc)
+    return {"shape": list(a.shape), "dtype": a.dtype.name, "crc": crc}
+
+
+def _elements(name: str, value: Any) -> np.ndarray:
+    """Return a long sequence as an array (N,) of symbols, or (N, ...) of numbers."""
+    if isinstance(value, str):
+        raise RefusedType(f"{name} is a str, expected an array of symbols (N,) or of vectors "
+                          "(N, I): text.encode() gives bytes, LanguageModel.encode its symbols")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return np.frombuffer(value, np.uint8)
+    a = _checks.numbers(name, value)
+    if a.ndim == 0:
+        raise RefusedValue(f"{name} has shape (), expected (N,) or (N, I)")
+    return a[:, None] if a.ndim == 1 and a.dtype.kind == "f" else a
+
+
+def _whole(a: np.ndarray) -> np.ndarray:
+    """Return symbols as the int32 that kernels read."""
+    return a.astype(np.int32, copy=False) if a.dtype.kind in "iu" else a
 
 
 class Windows:
     """A long sequence in B rows side by side, read in windows of T steps, again and again.
 
-    Row b begins at place b N/B, so that the state that training carries from window to window stays
-    with its row: truncated backpropagation through time.
+    Row b begins at element b N/B, so that the state that training carries from window to window
+    belongs to its row: truncated backpropagation through time. The last window of the rows is
+    shorter if their length is not a multiple of T.
 
     Parameters
     ----------
-    sequence : array (N, ...)
-        Symbols (N,), or real vectors (N, I).
+    sequence : array (N,) or (N, I), or bytes
+        Symbols, real vectors, or real numbers (N,): vectors of one feature.
     T, B : int
-    targets : array (N - 1, ...) or (N, ...), optional
-        What belongs to each place; by default the sequence's next element.
+    targets : array (N, ...) or (N - 1, ...), optional
+        One for each element (the last may be missing); by default the sequence's next element.
+
+    Attributes
+    ----------
+    count : int
+        Windows of one walk over the sequence.
 
     Raises
     ------
-    ValueError
-        If a row is shorter than one window.
+    TypeError, ValueError
+        If the sequence is no array of numbers, a row is shorter than one window, or there are
+        targets for another number of elements.
     """
 
-    def __init__(self, sequence: np.ndarray, T: int, B: int, targets: Any = None) -> None:
-        T, B = (_checks.positive("Windows", name, n) for name, n in (("T", T), ("B", B)))
-        per = (len(sequence) - 1) // B
+    _weights: np.ndarray | None = None
+
+    @public
+    def __init__(self, sequence: Any, T: int, B: int, targets: Any = None) -> None:
+        T, B = _checks.positive("T", T), _checks.positive("B", B)
+        x = _elements("sequence", sequence)
+        y = x[1:] if targets is None else _elements("targets", targets)
+        N = len(x)
+        if len(y) not in (N - 1, N):
+            raise RefusedValue(f"targets has {len(y)} elements, expected {N}, as many as sequence, "
+                               "or one less")
+        per = len(y) // B
         if per < T:
-            raise ValueError(
-                f"Windows: the sequence has {len(sequence)} elements, expected at least "
-                f"{B * T + 1} for {B} rows of {T} steps; give more or smaller windows or batches"
-            )
-        after = sequence[1:] if targets is None else targets
-        self._rows = [
-            np.ascontiguousarray(a[: per * B].reshape(B, per, *a.shape[1:]).swapaxes(0, 1))
-            for a in (np.asarray(sequence), np.asarray(after))]  # (per, B, ...)
-        self.T = T
-        self.count = per // T
+            raise RefusedValue(
+                f"sequence has {N} elements, expected at least {B * T + N - len(y)} for {B} rows "
+                f"of {T} steps; give more, or smaller windows or batches")
+        x, y = (np.ascontiguousarray(a[: per * B].reshape(B, per, *a.shape[1:]).swapaxes(0, 1))
+                for a in (x, y))  # (per, B, ...)
+        self._set(x, y, T, B)
+
+    @classmethod
+    def of_series(
+        cls, x: np.ndarray, targets: np.ndarray, T: int, B: int, weights: np.ndarray | None = None
+    ) -> Self:
+        """Return windows over series side by side, (steps, N, ...), B of them at a time."""
+        made = cls.__new__(cls)
+        made._set(x, targets, T, B)
+        made._weights = weights
+        return made
+
+    def _set(self, x: np.ndarray, targets: np.ndarray, T: int, B: int) -> None:
+        self._x, self._targets, self.T, self.B = x, targets, T, B
+        self._per_row = -(-len(x) // T)
+        self.count = self._per_row * -(-x.shape[1] // B)
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step, x and targets (T, B, ...)."""
-        t = step % self.count * self.T
-        x, targets = (_whole(rows[t : t + self.T]) for rows in self._rows)
-        return Batch((x,), targets, first=t == 0)
+        group, window = divmod(step % self.count, self._per_row)
+        place = (slice(window * self.T, (window + 1) * self.T),
+                 slice(group * self.B, (group + 1) * self.B))
+        return Batch((_whole(self._x[place]),), _whole(self._targets[place]),
+                     None if self._weights is None else self._weights[place], first=window == 0)
 
-
-def _whole(a: np.ndarray) -> np.ndarray:
-    """Return symbols as the int32 that kernels read."""
-    return a.astype(np.int32) if a.dtype.kind in "iu" else a
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what a resumed run must have in common with the one before."""
+        arrays = [self._x, self._targets, *([] if self._weights is None else [self._weights])]
+        return {"data": [summary(a) for a in arrays], "window": self.T, "batch_size": self.B}
 
 
 class Samples:
-    """Sequences of one length, in batches whose order is drawn anew for each pass over them.
+    """Sequences of one length, in batches whose order is drawn anew for each epoch.
 
     Parameters
     ----------
@@ -100,45 +187,89 @@ class Samples:
         N sequences.
     targets : array (T, N, ...), or (N, ...): `axis` says which
     batch_size : int
-        Sequences B of a batch; the last of a pass are left out if they are fewer.
-    axis : int
+        Sequences B of a batch; the last batch of an epoch has the rest.
+    axis : {1, 0}
         Which axis of the targets counts the sequences: 1, or 0 for one target each.
-    weights : array (T, N) or (N,), optional
+    weights : array (T, N), or (N,) with axis 0, optional
+    context : array (N, C), optional
     seed : int
+        Of the order.
+    shuffle : bool
+        False reads the sequences in their own order.
+
+    Attributes
+    ----------
+    count : int
+        Batches of an epoch.
 
     Raises
     ------
-    ValueError
-        If there are fewer than B sequences, or targets for another number of them.
+    TypeError, ValueError
+        If x is no array of sequences, or targets, weights or context are for another number of
+        them.
     """
 
+    @public
     def __init__(
-        self, x: np.ndarray, targets: np.ndarray, batch_size: int, *, axis: int = 1,
-        weights: np.ndarray | None = None, seed: int = 0,
+        self, x: Any, targets: Any, batch_size: int, *, axis: int = 1, weights: Any = None,
+        context: Any = None, seed: int = 0, shuffle: bool = True,
     ) -> None:
-        B = _checks.positive("Samples", "batch_size", batch_size)
-        N = np.shape(x)[1]
-        if N < B:
-            raise ValueError(f"Samples: x has {N} sequences, expected at least batch_size: {B}")
-        for name, a in (("targets", targets), ("weights", weights)):
-            if a is not None and np.shape(a)[axis] != N:
-                raise ValueError(f"Samples: {name} has {np.shape(a)[axis]} sequences, expected {N}")
-        self.x, self.targets, self.weights, self.axis = x, targets, weights, axis
-        self.batch_size, self.seed, self.per_pass = B, seed, N // B
-        self._turn, self._order = -1, np.empty(0, int)  # of the latest pass: drawn once for each
+        self.batch_size = B = _checks.positive("batch_size", batch_size)
+        self.axis = _checks.below("axis", axis, 2)
+        self.seed = _seed(seed)
+        self.shuffle = bool(shuffle)
+        self.x = _checks.numbers("x", x)
+        if self.x.ndim < 2 or not self.x.shape[1]:
+            raise RefusedValue(f"x has shape {self.x.shape}, expected (T, N, ...) of at least one "
+                               "sequence: time first, then the sequences")
+        N = self.x.shape[1]
+        self.targets = _of_each("targets", targets, self.axis, N)
+        if isinstance(weights, np.ndarray) and weights.dtype == bool:
+            weights = weights.astype(np.float32)
+        self.weights = None if weights is None else _of_each("weights", weights, self.axis, N)
+        self.context = None if context is None else _of_each("context", context, 0, N)
+        self.count = -(-N // B)
+        self._epoch, self._order = -1, np.empty(0, int)  # of the latest epoch: drawn once for each
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step."""
-        turn, k = divmod(step, self.per_pass)
-        if turn != self._turn:
-            rng = np.random.default_rng([self.seed, turn])
-            self._turn, self._order = turn, rng.permutation(self.x.shape[1])
-        at = self._order[k * self.batch_size : (k + 1) * self.batch_size]
-        return Batch((self.x[:, at],), np.take(self.targets, at, self.axis),
-                     None if self.weights is None else np.take(self.weights, at, self.axis))
+        epoch, k = divmod(step, self.count)
+        now: Any = slice(k * self.batch_size, (k + 1) * self.batch_size)
+        if self.shuffle:
+            if epoch != self._epoch:
+                rng = np.random.default_rng([self.seed, epoch])
+                self._epoch, self._order = epoch, rng.permutation(self.x.shape[1])
+            now = self._order[now]
+        place = (slice(None), now) if self.axis else now
+        return Batch((self.x[:, now],), self.targets[place],
+                     None if self.weights is None else self.weights[place],
+                     None if self.context is None else self.context[now])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what a resumed run must have in common with the one before."""
+        arrays = [a for a in (self.x, self.targets, self.weights, self.context) if a is not None]
+        return {"data": [summary(a) for a in arrays], "batch_size": self.batch_size,
+                "seed": self.seed, "shuffle": self.shuffle}
 
 
-class Drawn:
+def _of_each(name: str, value: Any, axis: int, N: int) -> np.ndarray:
+    """Return an array with N entries along an axis."""
+    a = _checks.numbers(name, value)
+    if a.ndim <= axis or a.shape[axis] != N:
+        raise RefusedValue(f"{name} has shape {a.shape}, expected {N} along axis {axis}: one for "
+                           "each sequence of x")
+    return a
+
+
+def _seed(seed: Any) -> int:
+    (made,) = _checks.seeds(seed, 1)
+    del made
+    if seed is None:
+        raise RefusedValue("seed is None, expected a whole number of at least 0")
+    return int(seed)
+
+
+class Generated:
     """Batches that a function draws: ``draw(rng)`` returns a Batch.
 
     Parameters
@@ -146,11 +277,24 @@ class Drawn:
     draw : callable
         Takes a numpy.random.Generator, another one for each step.
     seed : int
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `draw` is no function, or the seed no whole number of at least 0.
     """
 
+    @public
     def __init__(self, draw: Callable[[np.random.Generator], Batch], seed: int = 0) -> None:
-        self.draw, self.seed = draw, seed
+        if not callable(draw):
+            raise RefusedType(f"draw is {_checks.kind(draw)}, expected a function that takes a "
+                              "numpy.random.Generator and returns a Batch")
+        self.draw, self.seed = draw, _seed(seed)
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step."""
         return self.draw(np.random.default_rng([self.seed, step]))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what a resumed run must have in common with the one before."""
+        return {"seed": self.seed}

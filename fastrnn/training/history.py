@@ -1,4 +1,4 @@
-"""What a training tells of itself: where it stands, and what happened."""
+"""What a training reports: how far it is, and what happened."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["History", "Progress"]
 
 @dataclasses.dataclass
 class Progress:
-    """Where a training stands.
+    """How far a training is.
 
     Attributes
     ----------
     steps, seen : int
-        Steps taken, and numbers or symbols read in them.
+        Steps taken, and rows of all time steps read in them: see Batch.size.
     seconds : float
         Since the first step.
     loss : float
-        Training loss, a mean that forgets (time constant 100 steps).
-    share : float
+        Training loss, a moving mean over about 100 steps.
+    fraction : float
         Of the run that is done, 0 to 1.
     """
 
@@ -31,11 +31,11 @@ class Progress:
     seen: int = 0
     seconds: float = 0.0
     loss: float = math.nan
-    share: float = 0.0
+    fraction: float = 0.0
 
     @property
     def speed(self) -> float:
-        """Numbers or symbols per second."""
+        """What `seen` counts, per second."""
         return self.seen / self.seconds if self.seconds else 0.0
 
     @property
@@ -51,9 +51,13 @@ class History:
     Attributes
     ----------
     losses, norms, rates : list of float
-        Training loss, global norm of the gradients before clipping, and learning rate of each step.
+        Training loss, global norm of the gradients before any clipping, and learning rate of each
+        step.
     clip : float or None
-        Norms above it were clipped.
+        The gradients were scaled down where their norm was above it.
+    clipped : list of int
+        The steps, from 1 on, in which that happened. With `clip_value` the norm is that of the
+        limited elements.
     validations : list of (step, loss)
     stopped : str
         Why it ended: "done", "target", "patience" or "interrupted".
@@ -65,16 +69,16 @@ class History:
     norms: list[float] = dataclasses.field(default_factory=list)
     rates: list[float] = dataclasses.field(default_factory=list)
     clip: float | None = None
+    clipped: list[int] = dataclasses.field(default_factory=list)
     validations: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     stopped: str = "done"
     progress: Progress = dataclasses.field(default_factory=Progress)
 
     @property
-    def clipped(self) -> list[int]:
-        """The steps, from 1 on, whose gradients were clipped."""
-        if self.clip is None:
-            return []
-        return [i + 1 for i, norm in enumerate(self.norms) if norm > self.clip]
+    def best(self) -> tuple[int, float] | None:
+        """Step and loss of the best validation; None without one."""
+        return min(self.validations, key=lambda v: math.inf if math.isnan(v[1]) else v[1],
+                   default=None)
 
     def plot(self, axes: Any = None) -> Any:
         """Draw losses and norms over the steps; return the two Axes (extra [plot])."""

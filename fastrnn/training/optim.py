@@ -1,37 +1,52 @@
-"""Optimisers over the flat parameters of a layer or a model: one fused, threaded pass a step."""
+"""Optimisers over the parameters of layers and models: one fused, threaded pass a step.
+
+An optimiser walks over the distinct parts of what it is given, so a layer that belongs to several
+models is moved once. Letter: P number of parameters.
+"""
 
 from __future__ import annotations
 
 import abc
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._kernels import dense
-from fastrnn.parameters import Parametrized
+from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn._kernels.update import Ranges, norms
+from fastrnn.layers.parameters import Part, distinct, full_name
+from fastrnn.training.groups import Choice, choose
 
 __all__ = ["OPTIMIZERS", "SGD", "Adam", "AdamW", "Optimizer", "RMSProp", "clip_grad_norm",
            "clip_grad_value", "grad_norm"]
 
 
-def grad_norm(target: Parametrized) -> float:
-    """Return the 2-norm of all gradients together."""
-    return math.sqrt(dense.sum_of_squares(target.flat_grads))
+@public
+def grad_norm(target: Any) -> float:
+    """Return the 2-norm of all gradients together, computed in float64.
+
+    Parameters
+    ----------
+    target : layer, model, or list of them
+        Parts that several models share count once.
+    """
+    return norms([part.flat_grads for part in distinct(target)])[0]
 
 
 def _scale(norm: float, max_norm: float | None) -> float:
     return 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
 
 
-def clip_grad_norm(target: Parametrized, max_norm: float) -> float:
+@public
+def clip_grad_norm(target: Any, max_norm: float) -> float:
     """Scale all gradients so that their global norm is at most `max_norm`.
 
     Parameters
     ----------
-    target : layer or model
+    target : layer, model, or list of them
     max_norm : float
         Above 0.
 
@@ -40,34 +55,54 @@ def clip_grad_norm(target: Parametrized, max_norm: float) -> float:
     float
         The norm before.
 
+    Raises
+    ------
+    ValueError
+        If `max_norm` is not a number above 0.
+
     References
     ----------
     R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural
     networks", ICML 2013, algorithm 1.
     """
-    _checks.above("clip_grad_norm", "max_norm", max_norm)
-    norm = grad_norm(target)
+    max_norm = _checks.above("max_norm", max_norm)
+    parts = distinct(target)
+    norm = norms([part.flat_grads for part in parts])[0]
     scale = _scale(norm, max_norm)
     if scale != 1:
-        target.flat_grads *= target.dtype.type(scale)
+        for part in parts:
+            smallest = float(np.finfo(part.dtype).tiny)
+            if 0 < scale < smallest:  # in two factors, which the dtype can hold
+                part.flat_grads *= part.dtype.type(smallest)
+                part.flat_grads *= part.dtype.type(scale / smallest)
+            else:
+                part.flat_grads *= part.dtype.type(scale)
     return norm
 
 
-def clip_grad_value(target: Parametrized, value: float) -> None:
+@public
+def clip_grad_value(target: Any, value: float) -> None:
     """Limit each element of the gradients to between -value and value.
 
     Parameters
     ----------
-    target : layer or model
+    target : layer, model, or list of them
     value : float
         Above 0.
+
+    Raises
+    ------
+    ValueError
+        If `value` is not a number above 0.
 
     References
     ----------
     T. Mikolov, "Statistical language models based on neural networks", PhD thesis, Brno 2012.
     """
-    _checks.above("clip_grad_value", "value", value)
-    np.clip(target.flat_grads, -value, value, out=target.flat_grads)
+    value = _checks.above("value", value)
+    for part in distinct(target):
+        limit = min(value, float(np.finfo(part.dtype).max))
+        np.clip(part.flat_grads, -limit, limit, out=part.flat_grads)
 
 
 class Optimizer(abc.ABC):
@@ -75,25 +110,46 @@ class Optimizer(abc.ABC):
 
     Attributes
     ----------
-    target : layer or model
-        Whose `flat` each step changes along `flat_grads`.
+    target : layer, model, or list of them
+        Whose parameters each step changes along their gradients.
     lr : float
-        Step size; may be set between steps, to 0 too, where a schedule ends.
+        Step size; may be set between steps, to 0 too, where a schedule ends. The rates of `groups`
+        keep their ratio to it.
     steps : int
         How many were taken.
+    trained : dict
+        The parts that it changes, by name.
     """
 
-    _arguments: tuple[str, ...]  # of __init__, but for target; also the names of attributes
+    _arguments: tuple[str, ...]  # of __init__, but for target, freeze and groups; also attributes
+    _buffer_names: Mapping[str, str]  # of its state: the kernels' name for each
+    weight_decay: float
 
-    def __init__(self, target: Parametrized, lr: float, buffers: tuple[str, ...]) -> None:
-        owner = type(self).__name__
-        if not isinstance(target, Parametrized):
-            raise TypeError(f"{owner}: target is {_checks.kind(target)}, expected a layer or a "
-                            "model")
+    def _start(self, target: Any, lr: Any, freeze: Any, groups: Any) -> None:
+        """Choose what moves, and make the state."""
+        self._lr = _checks.above("lr", lr)
+        self._choice: Choice = choose(target, freeze, groups, self._lr, self.weight_decay)
         self.target = target
         self.steps = 0
-        self._lr = _checks.above(owner, "lr", lr)
-        self._buffers = {name: np.zeros_like(target.flat) for name in buffers}
+        self._buffers = [{name: np.zeros_like(part.flat) for name in self._buffer_names}
+                         for part in self.trained.values()]
+        self._make_ranges()
+
+    def _make_ranges(self) -> None:
+        """Hand the kernels every range of parameters that moves."""
+        parts = list(self.trained.values())
+        rows = []
+        for number, start, stop, lr_scale, decay in self._choice.ranges:
+            part, own = parts[number], slice(start, stop)
+            buffers = {letter: self._buffers[number][name][own]
+                       for name, letter in self._buffer_names.items()}
+            rows.append((part.flat[own], part.flat_grads[own], buffers, lr_scale, decay))
+        self._ranges = Ranges(rows)
+
+    @property
+    def trained(self) -> dict[str, Part]:
+        """The parts that a step changes, by name; a part that is shared, under its first."""
+        return self._choice.trained
 
     @property
     def lr(self) -> float:
@@ -101,21 +157,29 @@ class Optimizer(abc.ABC):
         return self._lr
 
     @lr.setter
+    @public
     def lr(self, value: float) -> None:
-        self._lr = _checks.at_least(type(self).__name__, "lr", value)
+        self._lr = _checks.at_least("lr", value)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The class's name as "optimizer", and its arguments with the lr of now; fit for JSON.
-
-        ``OPTIMIZERS[config.pop("optimizer")](target, **config)`` makes another one.
-        """
+        """The class's name as "optimizer", and its arguments with the lr of now; fit for JSON."""
         values = {name: getattr(self, name) for name in self._arguments}
         return {"optimizer": type(self).__name__,
-                **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+                **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
+                "freeze": list(self._choice.freeze),
+                "groups": {pattern: {name: value * self._lr if name == "lr" else value
+                                     for name, value in settings.items()}
+                           for pattern, settings in self._choice.groups.items()}}
 
+    def zero_grad(self) -> None:
+        """Set all gradients of the target to zero, those of frozen parts too."""
+        for part in self._choice.parts:
+            part.flat_grads.fill(0)
+
+    @public
     def step(self, clip: float | None = None, clip_value: float | None = None) -> float:
-        """Take one step along `target.flat_grads`, which stay as they are.
+        """Take one step along the gradients, which stay as they are.
 
         Clipping costs no pass of its own. With both limits each element is limited first, and what
         `clip` bounds is the norm of that: as clip_grad_value and then clip_grad_norm would.
@@ -130,42 +194,57 @@ class Optimizer(abc.ABC):
         Returns
         -------
         float
-            The gradients' global norm before any clipping.
+            The gradients' global norm before any clipping, over all that is not frozen.
 
         Raises
         ------
         FloatingPointError
             If the norm is not finite; nothing has changed.
         ValueError
-            If a limit is not a number above 0, or the target is in evaluation mode: its parameters
-            are read-only.
+            If a limit is not a number above 0, or a part that is not frozen is in evaluation mode:
+            its parameters are read-only.
         """
-        owner = f"{type(self).__name__}.step"
+        return self._step(clip, clip_value)[0]
+
+    def _step(self, clip: float | None, clip_value: float | None) -> tuple[float, float]:
+        """Take a step; return the norm before any clipping, and that which `clip` is for."""
         if clip is not None:
-            _checks.above(owner, "clip", clip)
-        limit = math.inf if clip_value is None else _checks.above(owner, "clip_value", clip_value)
-        norm, limited = map(math.sqrt, dense.sums_of_squares(self.target.flat_grads, limit))
+            _checks.above("clip", clip)
+        limit = math.inf if clip_value is None else _checks.above("clip_value", clip_value)
+        for name, part in self.trained.items():
+            if part.mode != "training":
+                raise RefusedValue(f"{name or type(part).__name__} is in evaluation mode and its "
+                                   "parameters are read-only, expected training mode: call "
+                                   "train(), or freeze the part")
+        norm, limited = self._ranges.norms(limit)
         if not math.isfinite(norm):
             raise FloatingPointError(
-                f"{owner}: the gradients' norm is {norm} at step {self.steps + 1}, expected a "
-                "finite number; no parameter has changed"
-            )
-        _checks.writeable(owner, self.target.training)
+                f"{type(self).__name__}.step: the gradients' norm is {norm} at step "
+                f"{self.steps + 1}, expected a finite number; no parameter has changed")
         self._update(limit, _scale(limited, clip))
         self.steps += 1
-        return norm
+        for part in self.trained.values():
+            part.changed()
+        return norm, limited
 
     @abc.abstractmethod
     def _update(self, limit: float, grad_scale: float) -> None:
         """Take a step along the gradients, limited to +-limit, then scaled."""
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Return `steps`, int64 (), and a copy of every buffer (P,) by name."""
-        return {"steps": np.array(self.steps, np.int64),
-                **{name: buffer.copy() for name, buffer in self._buffers.items()}}
+    def _state(self) -> dict[str, np.ndarray]:
+        """Return every buffer (P,) by the name of its part and its own."""
+        return {full_name(part, name): buffer
+                for part, buffers in zip(self.trained, self._buffers, strict=True)
+                for name, buffer in buffers.items()}
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return `steps`, int64 (), and a copy of every buffer, such as "head.m", (P,)."""
+        return {"steps": np.array(self.steps, np.int64),
+                **{name: buffer.copy() for name, buffer in self._state().items()}}
+
+    @public
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
-        """Go on from a state_dict() of the same class and sizes, as if there had been no stop.
+        """Go on from a state_dict() of the same class and target, as if there had been no stop.
 
         The arguments, lr among them, are not part of it: see `config`.
 
@@ -182,21 +261,28 @@ class Optimizer(abc.ABC):
         TypeError
             If a value is not an array of numbers, or `steps` no whole number.
         """
-        owner = f"{type(self).__name__}.load_state_dict"
-        shapes = {name: buffer.shape for name, buffer in self._buffers.items()}
-        arrays = _checks.named_arrays(owner, mapping, {"steps": (), **shapes})
+        buffers = self._state()
+        arrays = _checks.named_arrays(
+            mapping, {"steps": (), **{name: buffer.shape for name, buffer in buffers.items()}})
         steps = arrays["steps"]
         if steps.dtype.kind not in "iu":
-            raise TypeError(f"{owner}: steps is {steps.dtype}, expected a whole number")
-        if steps < 0:
-            raise ValueError(f"{owner}: steps is {steps}, expected at least 0")
+            raise RefusedType(f"steps is {steps.dtype}, expected a whole number")
+        if not 0 <= steps <= sys.maxsize:
+            raise RefusedValue(f"steps is {steps}, expected at least 0")
         self.steps = int(steps)
-        for name, buffer in self._buffers.items():
+        for name, buffer in buffers.items():
             buffer[...] = arrays[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_ranges"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._make_ranges()  # over the copies
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, Nesterov's too, over `target.flat`.
+    """Stochastic gradient descent with momentum, Nesterov's too.
 
     torch.optim.SGD's equations, for gradients g and parameters p::
 
@@ -205,7 +291,8 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    target : layer or model
+    target : layer, model, or list of them
+        Every part is moved once, however many models it belongs to.
     lr : float
         Step size; may be set between steps.
     momentum : float in [0, 1)
@@ -214,11 +301,14 @@ class SGD(Optimizer):
         Whether to look ahead along the momentum.
     weight_decay : float
         Share of the parameters that is added to their gradients (L2, not decoupled).
+    freeze, groups
+        As of Adam.
 
     Raises
     ------
-    ValueError
-        If an argument is out of its range, or there is nesterov without momentum.
+    TypeError, ValueError
+        If an argument is out of its range, there is nesterov without momentum, or a pattern fits no
+        parameter.
 
     References
     ----------
@@ -228,27 +318,25 @@ class SGD(Optimizer):
 
     _arguments = ("lr", "momentum", "nesterov", "weight_decay")
 
+    @public
     def __init__(
-        self, target: Parametrized, lr: float, momentum: float = 0.0, nesterov: bool = False,
-        weight_decay: float = 0.0,
+        self, target: Any, lr: float = 0.01, momentum: float = 0.0, nesterov: bool = False,
+        weight_decay: float = 0.0, *, freeze: Any = (), groups: Any = None,
     ) -> None:
-        self.momentum = _checks.at_least("SGD", "momentum", momentum, 0, 1)
+        self.momentum = _checks.at_least("momentum", momentum, 0, 1)
         self.nesterov = bool(nesterov)
-        self.weight_decay = _checks.at_least("SGD", "weight_decay", weight_decay)
+        self.weight_decay = _checks.at_least("weight_decay", weight_decay)
         if self.nesterov and not self.momentum:
-            raise ValueError("SGD: nesterov is True and momentum is 0, expected momentum above 0")
-        super().__init__(target, lr, ("momentum",) if self.momentum else ())
+            raise RefusedValue("nesterov is True and momentum is 0, expected momentum above 0")
+        self._buffer_names = {"momentum": "m"} if self.momentum else {}
+        self._start(target, lr, freeze, groups)
 
     def _update(self, limit: float, grad_scale: float) -> None:
-        dense.sgd_step(
-            self.target.flat, self.target.flat_grads, self._buffers.get("momentum"), lr=self.lr,
-            momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay,
-            limit=limit, grad_scale=grad_scale,
-        )
+        self._ranges.sgd(self._lr, self.momentum, self.nesterov, limit, grad_scale)
 
 
 class RMSProp(Optimizer):
-    """Steps divided by the root of the gradient's mean square, over `target.flat`.
+    """Steps divided by the root of the gradient's mean square.
 
     torch.optim.RMSprop's equations, not centred, for gradients g and parameters p::
 
@@ -257,7 +345,8 @@ class RMSProp(Optimizer):
 
     Parameters
     ----------
-    target : layer or model
+    target : layer, model, or list of them
+        Every part is moved once, however many models it belongs to.
     lr : float
         Step size; may be set between steps.
     alpha : float in (0, 1)
@@ -268,11 +357,13 @@ class RMSProp(Optimizer):
         Share of the last step's direction that is kept; 0 needs no memory for it.
     weight_decay : float
         Share of the parameters that is added to their gradients (L2, not decoupled).
+    freeze, groups
+        As of Adam.
 
     Raises
     ------
-    ValueError
-        If an argument is out of its range.
+    TypeError, ValueError
+        If an argument is out of its range, or a pattern fits no parameter.
 
     References
     ----------
@@ -281,31 +372,29 @@ class RMSProp(Optimizer):
 
     _arguments = ("lr", "alpha", "eps", "momentum", "weight_decay")
 
+    @public
     def __init__(
-        self, target: Parametrized, lr: float, alpha: float = 0.99, eps: float = 1e-8,
-        momentum: float = 0.0, weight_decay: float = 0.0,
+        self, target: Any, lr: float = 1e-3, alpha: float = 0.99, eps: float = 1e-8,
+        momentum: float = 0.0, weight_decay: float = 0.0, *, freeze: Any = (), groups: Any = None,
     ) -> None:
-        self.alpha = _checks.above("RMSProp", "alpha", alpha, 0, 1)
-        self.eps = _checks.above("RMSProp", "eps", eps)
-        self.momentum = _checks.at_least("RMSProp", "momentum", momentum, 0, 1)
-        self.weight_decay = _checks.at_least("RMSProp", "weight_decay", weight_decay)
-        super().__init__(target, lr, ("square", "momentum") if self.momentum else ("square",))
+        self.alpha = _checks.above("alpha", alpha, 0, 1)
+        self.eps = _checks.above("eps", eps)
+        self.momentum = _checks.at_least("momentum", momentum, 0, 1)
+        self.weight_decay = _checks.at_least("weight_decay", weight_decay)
+        self._buffer_names = {"square": "v"} | ({"momentum": "m"} if self.momentum else {})
+        self._start(target, lr, freeze, groups)
 
     def _update(self, limit: float, grad_scale: float) -> None:
-        dense.rmsprop_step(
-            self.target.flat, self.target.flat_grads, self._buffers["square"],
-            self._buffers.get("momentum"), lr=self.lr, alpha=self.alpha, eps=self.eps,
-            momentum=self.momentum, weight_decay=self.weight_decay, limit=limit,
-            grad_scale=grad_scale,
-        )
+        self._ranges.rmsprop(self._lr, self.alpha, self.eps, self.momentum, limit, grad_scale)
 
 
 class Adam(Optimizer):
-    """Adam with bias correction and decoupled weight decay, over `target.flat`.
+    """Adam with bias correction and decoupled weight decay.
 
     Parameters
     ----------
-    target : layer or model
+    target : layer, model, or list of them
+        Every part is moved once, however many models it belongs to.
     lr : float
         Step size; may be set between steps.
     betas : pair of floats in (0, 1)
@@ -314,11 +403,18 @@ class Adam(Optimizer):
         Added to the root of the second mean.
     weight_decay : float
         Share of a parameter, times lr, that each step takes away; 0 is Adam, more is AdamW.
+    freeze : name, part, or several of them
+        What stays as it is: a parameter ("head.bias"), a part or several ("embedding", "layers",
+        or the object), or a pattern of names as of fnmatch ("*.weight_hh_*"). A part that is frozen
+        whole may be in evaluation mode. Its gradients are computed, and belong to no norm.
+    groups : dict, optional
+        Other settings for some parameters, by such names or patterns; the first that fits counts:
+        ``{"*bias*": {"weight_decay": 0}, "head": {"lr": 1e-2}}``.
 
     Raises
     ------
-    ValueError
-        If an argument is out of its range.
+    TypeError, ValueError
+        If an argument is out of its range, or a pattern fits no parameter.
 
     References
     ----------
@@ -327,37 +423,34 @@ class Adam(Optimizer):
     """
 
     _arguments = ("lr", "betas", "eps", "weight_decay")
+    _buffer_names = {"m": "m", "v": "v"}
 
+    @public
     def __init__(
-        self, target: Parametrized, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8, weight_decay: float = 0.0,
+        self, target: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8, weight_decay: float = 0.0, *, freeze: Any = (), groups: Any = None,
     ) -> None:
-        owner = type(self).__name__
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"{owner}: betas is {_checks.show(betas)}, expected a pair of numbers")
-        self.betas = (_checks.above(owner, "betas[0]", betas[0], 0, 1),
-                      _checks.above(owner, "betas[1]", betas[1], 0, 1))
-        self.eps = _checks.above(owner, "eps", eps)
-        self.weight_decay = _checks.at_least(owner, "weight_decay", weight_decay)
-        super().__init__(target, lr, ("m", "v"))
+            raise RefusedValue(f"betas is {_checks.show(betas)}, expected a pair of numbers")
+        self.betas = (_checks.above("betas[0]", betas[0], 0, 1),
+                      _checks.above("betas[1]", betas[1], 0, 1))
+        self.eps = _checks.above("eps", eps)
+        self.weight_decay = _checks.at_least("weight_decay", weight_decay)
+        self._start(target, lr, freeze, groups)
 
     def _update(self, limit: float, grad_scale: float) -> None:
-        dense.adam_step(
-            self.target.flat, self.target.flat_grads, **self._buffers, lr=self.lr,
-            beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
-            weight_decay=self.weight_decay, step=self.steps + 1, limit=limit,
-            grad_scale=grad_scale,
-        )
+        self._ranges.adam(self._lr, *self.betas, self.eps, self.steps + 1, limit, grad_scale)
 
 
 class AdamW(Adam):
     """Adam with a weight decay of 0.01 where none is given; see Adam."""
 
     def __init__(
-        self, target: Parametrized, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8, weight_decay: float = 0.01,
+        self, target: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8, weight_decay: float = 0.01, *, freeze: Any = (), groups: Any = None,
     ) -> None:
-        super().__init__(target, lr, betas, eps, weight_decay)
+        super().__init__(target, lr, betas, eps, weight_decay, freeze=freeze, groups=groups)
 
 
-OPTIMIZERS: dict[str, type[Any]] = {c.__name__: c for c in (SGD, RMSProp, Adam, AdamW)}
+OPTIMIZERS: dict[str, type[Any]] = {  # by the names that fit takes
+    "sgd": SGD, "rmsprop": RMSProp, "adam": Adam, "adamw": AdamW}

@@ -1,16 +1,23 @@
-"""Omega, the regulariser that keeps gradients from vanishing on their way back through time."""
+"""Omega, the regulariser that keeps gradients from vanishing on their way back through time.
+
+Letters: T steps, B batch, H hidden, L layers.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._kernels import dense
-from fastrnn.layers import RNN
+from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn._kernels import linear
+from fastrnn.layers.passes import Recorded
+from fastrnn.layers.recurrent import RNN
 
 __all__ = ["OMEGA_NEEDS", "omega"]
 
-OMEGA_NEEDS = ("dgates_h", "h")  # of a layer's `watch`
+OMEGA_NEEDS = ("dgates_h", "h")  # what a backward records for it
 
 # phi' from h = phi(a)
 SLOPES = {
@@ -20,10 +27,13 @@ SLOPES = {
 }
 
 
-def omega(layer: RNN, weight: float) -> float:
+@public
+def omega(
+    layer: RNN, recorded: Recorded, weight: float, grads: Mapping[str, np.ndarray] | None = None
+) -> float:
     """Add the gradient of `weight` times Omega to a layer's, and return that product.
 
-    With a(k) what phi is taken of and g(k) = dL/da(k),
+    With a(k) the argument of phi and g(k) = dL/da(k),
 
         Omega = sum over k of (|g(k+1) W_hh phi'(a(k))| / |g(k+1)| - 1)^2,
 
@@ -34,54 +44,69 @@ def omega(layer: RNN, weight: float) -> float:
     Parameters
     ----------
     layer : RNN
-        After a backward with `layer.watch` = OMEGA_NEEDS; all stacked layers and directions count.
+        All stacked layers and directions count.
+    recorded : list of L dicts
+        What ``p.backward(record=OMEGA_NEEDS)`` returned for this layer.
     weight : float
         Above 0. The paper takes 4 with a mean loss.
+    grads : mapping of the layer's parameter names to arrays, optional
+        Where to add the gradient; by default the layer's own.
 
     Raises
     ------
     TypeError
         If the layer is no RNN: gated cells pass a gradient on along c or z too.
     ValueError
-        If it has seen no backward with what is needed.
+        If `recorded` is not what is needed.
 
     References
     ----------
     R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural networks",
     ICML 2013, equations 9 and 10.
+
+    Examples
+    --------
+    >>> y, _, p = rnn.forward(x)
+    >>> dx, dh0, recorded = p.backward(dy, record=OMEGA_NEEDS)
+    >>> omega(rnn, recorded, 4.0)  # doctest: +SKIP
     """
     if not isinstance(layer, RNN):
-        raise TypeError(f"omega: layer is {_checks.kind(layer)}, expected an RNN")
-    weight = _checks.above("omega", "weight", weight)
-    if not layer.seen or any(name not in layer.seen[0] for name in OMEGA_NEEDS):
-        raise ValueError(f"omega: the layer has watched {layer.watch}, expected a backward with "
-                         f"watch = {OMEGA_NEEDS} first")
+        raise RefusedType(f"layer is {_checks.kind(layer)}, expected an RNN")
+    weight = _checks.above("weight", weight)
+    L = layer.num_layers
+    if not isinstance(recorded, list) or len(recorded) != L or not all(
+            isinstance(of, dict) and set(OMEGA_NEEDS) <= set(of) for of in recorded):
+        raise RefusedValue(f"recorded is {_checks.show(recorded)}, expected a list of {L} dicts: "
+                           f"what backward(record={OMEGA_NEEDS}) returns for this layer")
+    into = layer.grads if grads is None else grads
     total = 0.0
-    for number, seen in enumerate(layer.seen):
+    for number, of in enumerate(recorded):
         for direction, suffix in enumerate(("", "_reverse")[: layer.directions]):
             name = f"weight_hh_l{number}{suffix}"
             order = slice(None, None, -1 if suffix else 1)  # as the direction walks
-            g = seen["dgates_h"][order, :, direction, 0]  # (T, B, H)
-            h = seen["h"][order, :, direction]
-            total += _add(layer, name, np.ascontiguousarray(g[1:]), h[1:], weight)
+            g = of["dgates_h"][order, :, direction, 0]  # (T, B, H)
+            h = of["h"][order, :, direction]
+            slope = SLOPES[layer.nonlinearity](h[1:])
+            total += _add(layer.parameters()[name], into[name], g[1:], slope, weight)
     return total
 
 
-def _add(layer: RNN, name: str, g: np.ndarray, h: np.ndarray, weight: float) -> float:
-    """Do it for one direction: g(k+1) and h(k), (T-1, B, H)."""
-    w, dw = layer.parameters()[name], layer.grads[name]
-    B, H = h.shape[1:]
-    slope = SLOPES[layer.nonlinearity](h).reshape(-1, H)
+def _add(
+    w: np.ndarray, dw: np.ndarray, g: np.ndarray, slope: np.ndarray, weight: float
+) -> float:
+    """Do it for one direction, with g(k+1) and phi'(a(k)), both (T-1, B, H)."""
+    B, H = g.shape[1:]
+    slope = slope.reshape(-1, H)
     # far back g is as small as a float can be: only unit vectors are multiplied
-    g, before = _unit(g.reshape(-1, H))
-    u = dense.linear_forward(g, np.ascontiguousarray(w.T))
+    g, before = _unit(np.ascontiguousarray(g).reshape(-1, H))
+    u = linear.linear_forward(g, np.ascontiguousarray(w.T))
     u *= slope
     u, after = _unit(u)
     excess = np.where(before > 0, after - 1, 0)
     # d|u| / dW = g' (u phi') / |u|
     g *= (2 * weight / max(1, B) * excess).astype(g.dtype)[:, None]
     u *= slope
-    dense.linear_backward(g, u, w, dw, None, False)
+    linear.linear_backward(g, u, w, dw, None, False)
     return float(weight * np.square(excess).sum() / max(1, B))
 
 

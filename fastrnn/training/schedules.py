@@ -1,9 +1,9 @@
-"""Learning-rate schedules: factors of the first learning rate, by the step or the share done.
+"""Learning-rate schedules: factors of the first rate, by the step or the fraction of the run.
 
-A schedule is called with the number of steps taken and the share of the run that is done, 0 to 1
-(what a run of so many steps and one of so many minutes have in common), and gives a factor::
+A schedule is called with the number of steps taken and the fraction of the run that is done, 0 to 1
+(what a run of so many steps and one of so many minutes have in common), and returns a factor::
 
-    schedule = cosine(warmup=0.1)
+    schedule = CosineDecay(warmup=0.1)
     optimizer.lr = lr * schedule(step, step / steps)
 """
 
@@ -12,41 +12,33 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from typing import Any
 
 from fastrnn import _checks
+from fastrnn._checks import public
 
-__all__ = ["SCHEDULES", "Schedule", "constant", "cosine", "exponential", "linear", "steps"]
+__all__ = ["Constant", "CosineDecay", "ExponentialDecay", "LinearDecay", "Schedule", "StepDecay"]
 
 
-@dataclasses.dataclass(frozen=True)
 class Schedule(abc.ABC):
-    """What the schedules share: their arguments as a dict."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The schedule's name as "schedule", and its arguments; fit for JSON.
-
-        ``SCHEDULES[config.pop("schedule")](**config)`` makes an equal one.
-        """
-        return {"schedule": type(self).__name__, **dataclasses.asdict(self)}
+    """A function of the step and the fraction of the run, with arguments of its own."""
 
     @abc.abstractmethod
-    def __call__(self, step: int, share: float) -> float:
-        """Return the factor after `step` steps, at this share of the run."""
+    def __call__(self, step: int, fraction: float) -> float:
+        """Return the factor after `step` steps, when this fraction of the run is done."""
 
 
 @dataclasses.dataclass(frozen=True)
-class constant(Schedule):
+class Constant(Schedule):
     """The first learning rate to the end."""
 
-    def __call__(self, step: int, share: float) -> float:
+    def __call__(self, step: int, fraction: float) -> float:
+        """Return 1."""
         return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class steps(Schedule):
-    """A fall by one factor after each `every` steps, whatever the share.
+class StepDecay(Schedule):
+    """One factor more after each `every` steps, whatever the fraction.
 
     Parameters
     ----------
@@ -62,38 +54,44 @@ class steps(Schedule):
     every: int
     factor: float
 
+    @public
     def __post_init__(self) -> None:
-        _checks.positive("steps", "every", self.every)
-        _checks.above("steps", "factor", _checks.probability("steps", "factor", self.factor))
+        _checks.positive("every", self.every)
+        _checks.above("factor", _checks.probability("factor", self.factor))
 
-    def __call__(self, step: int, share: float) -> float:
+    def __call__(self, step: int, fraction: float) -> float:
+        """Return factor^(step // every)."""
         return float(self.factor ** (step // self.every))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Fall(Schedule):
-    """A rise from 0 to 1 while the share is below `warmup`, then a fall to `final` at the end."""
+class _Decay(Schedule):
+    """A rise from 0 to 1 while the fraction is below `warmup`, then a fall to `final`."""
 
     final: float
     warmup: float = 0.0
 
+    @public
     def __post_init__(self) -> None:
-        owner = type(self).__name__
-        _checks.probability(owner, "final", self.final)
-        _checks.at_least(owner, "warmup", self.warmup, 0, 1)
+        self._check()
 
-    def __call__(self, step: int, share: float) -> float:
-        if share < self.warmup:
-            return share / self.warmup
-        return self._fall(min(1.0, (share - self.warmup) / (1 - self.warmup)))
+    def _check(self) -> None:
+        _checks.probability("final", self.final)
+        _checks.at_least("warmup", self.warmup, 0, 1)
+
+    def __call__(self, step: int, fraction: float) -> float:
+        """Return the factor at this fraction, whatever the step."""
+        if fraction < self.warmup:
+            return fraction / self.warmup
+        return self._decay(min(1.0, (fraction - self.warmup) / (1 - self.warmup)))
 
     @abc.abstractmethod
-    def _fall(self, x: float) -> float:
-        """Return the factor when the share x of the fall is done."""
+    def _decay(self, x: float) -> float:
+        """Return the factor when the fraction x of the fall is done."""
 
 
 @dataclasses.dataclass(frozen=True)
-class cosine(_Fall):
+class CosineDecay(_Decay):
     """A fall along half a cosine.
 
     Parameters
@@ -101,7 +99,7 @@ class cosine(_Fall):
     final : float in [0, 1]
         The factor at the end.
     warmup : float in [0, 1)
-        Share of the run in which the factor first rises evenly from 0 to 1.
+        Fraction of the run in which the factor first rises evenly from 0 to 1.
 
     Raises
     ------
@@ -116,34 +114,41 @@ class cosine(_Fall):
 
     final: float = 0.05
 
-    def _fall(self, x: float) -> float:
+    def _decay(self, x: float) -> float:
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * x))
 
 
 @dataclasses.dataclass(frozen=True)
-class linear(_Fall):
-    """An even fall; arguments as of `cosine`."""
+class LinearDecay(_Decay):
+    """An even fall.
+
+    Parameters
+    ----------
+    final, warmup : as of CosineDecay
+    """
 
     final: float = 0.0
 
-    def _fall(self, x: float) -> float:
+    def _decay(self, x: float) -> float:
         return self.final + (1 - self.final) * (1 - x)
 
 
 @dataclasses.dataclass(frozen=True)
-class exponential(_Fall):
-    """A fall by the same factor in each share of the run; as `cosine`, but final is above 0."""
+class ExponentialDecay(_Decay):
+    """A fall by the same factor in equal fractions of the run.
+
+    Parameters
+    ----------
+    final : float in (0, 1]
+        The factor at the end.
+    warmup : as of CosineDecay
+    """
 
     final: float = 0.05
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _checks.above("exponential", "final", self.final)
+    def _check(self) -> None:
+        super()._check()
+        _checks.above("final", self.final)
 
-    def _fall(self, x: float) -> float:
+    def _decay(self, x: float) -> float:
         return float(self.final**x)
-
-
-SCHEDULES: dict[str, type[Any]] = {
-    c.__name__: c for c in (constant, cosine, linear, steps, exponential)
-}

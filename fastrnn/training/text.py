@@ -1,75 +1,205 @@
-"""Text as bytes: finding files, joining them, and cutting the result into batches.
+"""Text as bytes: files are found, read and joined, and a part is held out.
 
-Letters: T steps of a window (truncated backpropagation through time), B rows that are read side by
-side.
+Bytes are kept as they are, whatever the encoding. Letters: N bytes or symbols of a text, T steps of
+a window (truncated backpropagation through time), B rows that are read side by side.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 import sysconfig
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastrnn import _checks
+from fastrnn._checks import RefusedType, RefusedValue, public
 
-__all__ = ["find_files", "read", "split"]
+__all__ = ["Found", "check_length", "find_files", "read", "search", "split"]
+
+_LOOKED_AT = 8192  # bytes of a file in which a zero byte says that it is not text
+HELD_OUT = 20  # one of so many bytes is held out
+
+
+class Found(NamedTuple):
+    """What a search for text files has found.
+
+    Attributes
+    ----------
+    files : list of Path
+        Each file once, however often it was named.
+    unreadable : list of OSError
+        For the files and folders, below the folders searched, that could not be read.
+    """
+
+    files: list[Path]
+    unreadable: list[OSError]
+
+    def complaint(self) -> str:
+        """Return one line about what could not be read; empty if everything could."""
+        count = len(self.unreadable)
+        if not count:
+            return ""
+        first = self.unreadable[0]
+        return (f"left out {amount(count, 'file or folder', 'files or folders')} that could "
+                f"not be read, the first {first.filename!r}: {first.strerror}")
+
+
+def search(paths: Any = ()) -> Found:
+    """Find the text files that `paths` name.
+
+    Parameters
+    ----------
+    paths : path, or sequence of files and folders
+        Of a folder all files below it count, sorted, but for hidden ones and those with a zero byte
+        near the beginning. A file that is named is taken as it is. None: the source of Python's
+        standard library on this machine.
+
+    Raises
+    ------
+    OSError
+        If a path does not exist or cannot be read, or no file is found.
+    TypeError
+        If something is not a path.
+    """
+    files: dict[Any, Path] = {}  # each file by what it is on disk
+    unreadable: list[OSError] = []
+    paths = [paths] if isinstance(paths, (str, bytes, os.PathLike)) else list(paths)
+    if not paths:
+        for path in _standard_library():
+            files.setdefault(_identity(path), path)
+    for path in map(_as_path, paths):
+        if path.is_dir():
+            for found in _below(path, unreadable):
+                try:
+                    if _is_text(found):
+                        files.setdefault(_identity(found), found)
+                except OSError as error:
+                    unreadable.append(error)
+        else:
+            if stat.S_ISREG(path.stat().st_mode):
+                path.open("rb").close()  # may it be read? A pipe may be opened only once
+            files.setdefault(_identity(path), path)
+    if not files:
+        where = ", ".join(repr(os.fsdecode(p)) for p in paths) or "the standard library's folder"
+        more = f"; {complaint}" if (complaint := Found([], unreadable).complaint()) else ""
+        raise FileNotFoundError(f"no text files in {where}, expected at least one{more}")
+    return Found(list(files.values()), unreadable)
+
+
+@public
+def find_files(paths: Any = ()) -> list[Path]:
+    """Return the text files that `paths` name, each once; see `search`.
+
+    One warning counts the files and folders, below the folders named, that could not be read.
+
+    Raises
+    ------
+    OSError, TypeError
+        As of `search`.
+    """
+    found = search(paths)
+    if complaint := found.complaint():
+        warnings.warn(f"find_files: {complaint}", stacklevel=3)
+    return found.files
+
+
+def _as_path(path: Any) -> Path:
+    try:
+        name = os.fsdecode(path)
+    except TypeError:
+        raise RefusedType(f"a path is {_checks.kind(path)}, expected the name of a file or "
+                          "folder") from None
+    if not name or not os.path.exists(name):
+        raise FileNotFoundError(f"no file or folder {name!r}, expected text to train on")
+    return Path(name)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what is the same for all names of one file."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _standard_library() -> list[Path]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    return sorted(
-        path for path in root.rglob("*.py") if "site-packages" not in path.parts
-    )
+    return sorted(path for path in root.rglob("*.py") if "site-packages" not in path.parts)
 
 
-def find_files(paths: Sequence[str | Path] = ()) -> list[Path]:
-    """Return the text files that `paths` name, sorted.
+def _below(folder: Path, unreadable: list[OSError]) -> list[Path]:
+    """Return all files below a folder, sorted, but for hidden ones."""
+    def note(error: OSError) -> None:
+        if error.filename == str(folder):
+            raise error  # it was named
+        unreadable.append(error)
 
-    Parameters
-    ----------
-    paths : sequence of files and folders
-        Of a folder all files below it count, but for hidden ones and those with a zero byte. None:
-        the source of Python's standard library on this machine.
+    found = []
+    for at, folders, files in os.walk(folder, onerror=note):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(at, name) for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether an ordinary file has no zero byte near its beginning."""
+    if not path.is_file():
+        return False
+    with path.open("rb", buffering=0) as file:
+        return b"\0" not in file.read(_LOOKED_AT)
+
+
+@public
+def read(files: Iterable[Path], seed: int = 0) -> np.ndarray:
+    """Return the bytes of all files, in an order drawn from the seed, as uint8 (N,).
+
+    A file that does not end with a line's end gets one.
 
     Raises
     ------
-    FileNotFoundError
-        If a path does not exist, or no file is found.
+    OSError
+        If a file cannot be read; it names the file.
     """
-    found: list[Path] = []
-    if not paths:
-        found = _standard_library()
-    for path in map(Path, paths):
-        if path.is_dir():
-            below = (p for p in path.rglob("*") if p.is_file())
-            found += sorted(
-                p for p in below
-                if not any(part.startswith(".") for part in p.relative_to(path).parts)
-                and b"\0" not in p.read_bytes()[:8192]
-            )
-        elif path.exists():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"no file or folder {str(path)!r}, expected text to train on")
-    if not found:
-        where = ", ".join(repr(str(p)) for p in paths) or "the standard library's folder"
-        raise FileNotFoundError(f"no text files in {where}, expected at least one")
-    return found
+    files = list(files)
+    text = bytearray()
+    for i in np.random.default_rng(*_checks.seeds(seed, 1)).permutation(len(files)):
+        text += files[i].read_bytes()
+        if not text.endswith(b"\n"):
+            text += b"\n"
+    return np.frombuffer(text, np.uint8)
 
 
-def read(files: Sequence[Path], seed: int = 0) -> np.ndarray:
-    """Return the bytes of all files, in an order drawn from the seed, as uint8 (N,)."""
-    order = np.random.default_rng(*_checks.seeds("read", seed, 1)).permutation(len(files))
-    texts = []
-    for i in order:
-        text = files[i].read_bytes()
-        texts.append(text if text.endswith(b"\n") else text + b"\n")
-    return np.frombuffer(b"".join(texts), np.uint8)
-
-
-def split(text: np.ndarray, share: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-    """Return (training text, held-out text): the last `share` of it is held out."""
-    cut = len(text) - int(len(text) * share)
+def split(text: np.ndarray, part: int = HELD_OUT) -> tuple[np.ndarray, np.ndarray]:
+    """Return (training text, held-out text): the last of so many equal parts is held out."""
+    cut = len(text) - len(text) // part
     return text[:cut], text[cut:]
+
+
+def least(batch_size: int, window: int) -> int:
+    """Return how long a text must be, so that its two parts can be used.
+
+    B rows of one window and the byte after it are trained on, and at least two bytes are held out.
+    """
+    trained = batch_size * window + 1
+    N = max(trained, 2 * HELD_OUT)
+    while N - N // HELD_OUT < trained:
+        N += trained - (N - N // HELD_OUT)
+    return N
+
+
+def check_length(text: np.ndarray, batch_size: int, window: int) -> None:
+    """Refuse a text that is too short to train on and to hold a part out."""
+    needed = least(batch_size, window)
+    if len(text) < needed:
+        raise RefusedValue(
+            f"the text has {amount(len(text), 'byte')}, expected at least {needed:,}: "
+            f"{amount(batch_size, 'row')} of {amount(window, 'character')} to train on, and one "
+            f"byte in {HELD_OUT} that is held out; give more text, or a smaller batch or window")
+
+
+def amount(count: int, what: str, several: str = "") -> str:
+    """Return a number and its unit, in the singular or the plural."""
+    return f"{count:,} {what if count == 1 else several or what + 's'}"

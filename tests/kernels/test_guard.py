@@ -1,7 +1,7 @@
 """Guard pages: each array that a kernel touches ends, or begins, where no byte may be touched.
 
 A touch kills the process, so the sweep runs in a process of its own, one per instruction set and
-dtype: `python tests/test_guard.py avx2 float32`. The last line that it printed says what it was
+dtype: `python tests/kernels/test_guard.py avx2 float32`. The last line that it printed says what it was
 doing. Results must be those of ordinary arrays to the bit: what lies around an array is not read.
 """
 
@@ -22,8 +22,10 @@ import pytest
 import fastrnn
 from fastrnn._kernels import linear, runtime, sequence
 from fastrnn._kernels.loss import softmax_cross_entropy
+from fastrnn._kernels.packed import Packed
 from fastrnn._kernels.stream import Stream
 from fastrnn._kernels.update import Ranges, norms
+from fastrnn.cells import CELLS
 
 SUPPORTED = [name for name, has in runtime.isa_names().items() if has]
 BYTES = {"scalar": 1, "neon": 16, "avx2": 32, "avx512": 64}  # of a vector
@@ -99,8 +101,7 @@ def placer(place):
 def layer(put, cell, T, B, I, H, dtype, D, V, bias):
     """Return the bytes of everything that one layer writes, forward and backward."""
     rng = np.random.default_rng(0)
-    kind, GH = sequence.CELLS.index(cell), sequence.GATES[cell] * H
-    has_c = cell in sequence.CELLS_WITH_C
+    kind, GH, has_c = CELLS[cell].number, CELLS[cell].G * H, CELLS[cell].has_c
 
     def draw(*shape, rows=False, wanted=True):
         return put(rng.standard_normal(shape).astype(dtype) / 2 if wanted else None, rows)
@@ -129,8 +130,8 @@ def layer(put, cell, T, B, I, H, dtype, D, V, bias):
     dh0, dc0 = draw(D, B, H), draw(D, B, H, wanted=has_c)
     sequence.backward(tape, dy, dhn, dcn, dx, dh0, dc0, grads)
     results += [dx, dh0, dc0, *itertools.chain(*grads)]
-    packs = [sequence.Packed(kind, params[0])]
-    step = Stream("stream", packs, B, np.dtype(dtype), put(x) if V else None, one_hot)
+    step = Stream([[Packed(kind, params[0])]], B, np.dtype(dtype), put(x) if V else None, one_hot,
+                  name="stream")
     out = draw(B, H)
     step(put(x[0]) if V == 0 else index[0], out)
     results.append(out)
@@ -189,7 +190,7 @@ def sweep(isa, dtype):
             yield from ((2, 3, 5, n), (2, 3, n, 5), (2, n, 5, 7), (1, n, n, n))
         yield from ((4, 33, 33, 97), (3, 1, 40, 260), (70, 4, 3, 2 * lanes + 1))  # with threads
 
-    for cell in sequence.CELLS:
+    for cell in CELLS:
         for k, shape in enumerate(shapes()):
             for D, V in ((2, 3), (1, 0), (1, None)) if k % 2 else ((2, 0), (1, 3), (2, None)):
                 compare(f"{cell}:", layer, cell, *shape, dtype, D, V, k % 3 != 0)

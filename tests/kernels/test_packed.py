@@ -8,8 +8,8 @@ import cases
 import numpy as np
 import pytest
 
-from fastrnn import bfloat16
 from fastrnn._kernels.packed import Packed
+from fastrnn.layers.packs import pair
 
 per_cell = pytest.mark.parametrize("cell", cases.CELLS)
 per_source = pytest.mark.parametrize("source", ["dense", "embedding", "one_hot"])
@@ -17,7 +17,7 @@ per_source = pytest.mark.parametrize("source", ["dense", "embedding", "one_hot"]
 
 def halves(kind, weights):
     """Return weights rounded to bfloat16, and packed so."""
-    (w_ih, words_ih), (w_hh, words_hh) = map(bfloat16.pair, weights[:2])
+    (w_ih, words_ih), (w_hh, words_hh) = map(pair, weights[:2])
     rounded = (w_ih, w_hh, *weights[2:])
     return rounded, Packed(kind, rounded, (words_ih, words_hh))
 

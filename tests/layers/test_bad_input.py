@@ -29,7 +29,7 @@ def as_tuple(state):
 
 
 def state_for(layer, state=STATE):
-    return (state, -state) if layer.cell == "lstm" else state
+    return (state, -state) if layer.cell.name == "lstm" else state
 
 
 def forward(layer):

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn import bfloat16
-from fastrnn.language_model import LanguageModel
+from fastrnn.layers.packs import pair
 
 
 def layer_of(cell, I, H, seed=0, **options):
@@ -18,8 +17,8 @@ def rounded(layer):
     state = layer.state_dict()
     for name, array in state.items():
         if name.startswith("weight"):
-            state[name] = bfloat16.pair(array)[0]
-    other = layer_of(layer.cell, layer.input_size, layer.hidden_size, num_layers=layer.num_layers,
+            state[name] = pair(array)[0]
+    other = layer_of(layer.cell.name, layer.input_size, layer.hidden_size, num_layers=layer.num_layers,
                      bidirectional=layer.bidirectional)
     other.load_state_dict(state)
     return other.eval()
@@ -30,7 +29,7 @@ def test_every_weight_is_within_two_to_the_minus_eighth(K):
     rng = np.random.default_rng(K)
     exponents = rng.uniform(-30, 30, (500, K))
     weight = (rng.choice([-1, 1], (500, K)) * 2.0**exponents).astype(np.float32)
-    got, words = bfloat16.pair(weight)
+    got, words = pair(weight)
     assert words.shape == (500, (K + 1) // 2)
     error = np.abs(got.astype(float) - weight) / np.abs(weight)
     assert error.max() <= 2.0**-8
@@ -41,7 +40,7 @@ def test_every_weight_is_within_two_to_the_minus_eighth(K):
 
 def test_words_hold_both_weights():
     weight = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
-    got, words = bfloat16.pair(weight)
+    got, words = pair(weight)
     np.testing.assert_array_equal(words, got[:, 1::2])
     low = words.view(np.uint32) << 16
     np.testing.assert_array_equal(low.view(np.float32), got[:, 0::2])
@@ -51,13 +50,13 @@ def test_special_weights_stay_what_they_are():
     tiny, big = np.finfo(np.float32).tiny, np.finfo(np.float32).max
     weight = np.array([[0, 0, -0.0, tiny], [np.inf, -np.inf, np.inf, np.inf],
                        [big, big, -big, -big], [1, 0, -1, 0]], np.float32)
-    got, _ = bfloat16.pair(weight)
+    got, _ = pair(weight)
     # beside a weight that is not zero an infinity becomes NaN: neither is a model's weight
     np.testing.assert_array_equal(np.isfinite(got), np.isfinite(weight))
     assert np.abs(got[0]).max() < 2 * tiny
     np.testing.assert_array_equal(got[3, ::2], [1, -1])
     assert np.abs(got[3, 1::2]).max() < tiny  # a zero beside a weight becomes a denormal
-    nan, _ = bfloat16.pair(np.array([[np.nan, np.nan]], np.float32))
+    nan, _ = pair(np.array([[np.nan, np.nan]], np.float32))
     assert np.isnan(nan).all()
 
 

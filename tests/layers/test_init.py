@@ -34,7 +34,7 @@ def layer_of(cell, **options):
 
 def gates_of(layer, kind):
     """Return the parameters of a kind by name, (G, H, ...)."""
-    G = cases.GATES[layer.cell]
+    G = cases.GATES[layer.cell.name]
     return {name: p.reshape(G, layer.hidden_size, *p.shape[1:])
             for name, p in layer.parameters().items() if name.startswith(kind)}
 

@@ -25,7 +25,7 @@ def draw(shape, dtype=np.float32, seed=1):
 def draw_state(layer, B, seed=2):
     shape = (layer.num_layers, B, layer.hidden_size)
     h, c = draw(shape, layer.dtype, seed), draw(shape, layer.dtype, seed + 100)
-    return (h, c) if layer.cell == "lstm" else h
+    return (h, c) if layer.cell.name == "lstm" else h
 
 
 def zero_state(layer, B):

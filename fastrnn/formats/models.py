@@ -1,0 +1,208 @@
+"""Models and layers as files: what can be saved, and how it is made again.
+
+A file keeps the class's name, the configuration that makes an object of the same shapes, and the
+parameters under their names. Letters: I input, H hidden, D directions, E width of a symbol's
+vector, V symbols, N outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.cells import CELLS
+from fastrnn.formats import safetensors
+from fastrnn.layers.parameters import UNSET, Parametrized
+from fastrnn.layers.standard import LAYERS
+from fastrnn.models import EncoderDecoder, LanguageModel, SequenceModel, Stack
+
+__all__ = ["BESIDE", "describe", "load", "model_from", "save", "try_save"]
+
+MODELS: dict[str, type[Parametrized]] = {
+    made.__name__: made
+    for made in (SequenceModel, EncoderDecoder, LanguageModel, Stack, *LAYERS.values())}
+
+# With these begin the names of what a checkpoint has beside the model.
+BESIDE = ("optimizer.", "state.", "history.")
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """Return what makes an object of the same shapes: the name of its class, and its config.
+
+    Parameters
+    ----------
+    model : model or layer
+
+    Raises
+    ------
+    TypeError
+        If it is something else, or of a subclass: nobody could make it again from a file.
+    """
+    name = type(model).__name__
+    if MODELS.get(name) is not type(model):
+        derived = [known for known, made in MODELS.items() if isinstance(model, made)]
+        more = f"; a subclass of {derived[0]} cannot be made again from a file, but its " \
+               "state_dict() can be saved" if derived else ""
+        raise RefusedType(f"model is {_checks.kind(model)}, expected one of {list(MODELS)}{more}")
+    return {"model": name, "config": model.config}
+
+
+@public
+def save(model: Any, path: Any, notes: dict[str, Any] | None = None) -> None:
+    """Write a model or a layer to a safetensors file, whole or not at all.
+
+    Parameters
+    ----------
+    model : SequenceModel, EncoderDecoder, LanguageModel, Stack, RNN, LSTM or GRU
+    path : path
+        A file that is there is replaced.
+    notes : dict, optional
+        Kept in the file's metadata: how the model came about. JSON values.
+
+    Raises
+    ------
+    TypeError
+        If the model is of another kind, or the notes are not JSON values.
+    OSError
+        If the file cannot be written; it names the file.
+
+    See Also
+    --------
+    load : Make the model again.
+    """
+    about = describe(model) | {"notes": notes or {}}
+    safetensors.write(path, model.parameters(), about)
+
+
+@public
+def try_save(model: Any, path: Any) -> None:
+    """Do all that `save` does, but leave the place as it was: called before a long training.
+
+    Raises
+    ------
+    TypeError, OSError
+        As of `save`.
+    """
+    safetensors.try_write(path, model.parameters(), describe(model))
+
+
+@public
+def load(path: Any) -> Any:
+    """Make the model or layer that `save`, or training as a checkpoint, wrote.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    model or layer
+        In evaluation mode; its outputs are the same bits as those of what was saved.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is not a safetensors file, or not a model of fastrnn.
+    MemoryError
+        If there is not enough memory for it.
+
+    See Also
+    --------
+    save : Write the file.
+    """
+    with safetensors.opened(path, "model") as file:
+        names = file.names(*BESIDE)
+        numbers = sum(math.prod(file.entries[name].shape) for name in names)
+        name, config = file.about["model"], file.about["config"]
+        _check_size(name, config, numbers, len(names))
+        model = model_from(name, config)
+        params = model.parameters()
+        check_entries(file, params)
+        for name, param in params.items():
+            file.read_into(name, param)
+        return model.eval()
+
+
+def check_entries(file: safetensors.File, params: Mapping[str, np.ndarray]) -> None:
+    """Refuse a file that does not have just these parameters."""
+    found = {name: file.entries[name] for name in file.names(*BESIDE)}
+    problems = [f"{what} {names}" for what, names in (
+        ("missing", [name for name in params if name not in found]),
+        ("unexpected", [name for name in found if name not in params])) if names]
+    problems += [
+        f"{name} is {np.dtype(found[name].dtype).name} {found[name].shape}, expected "
+        f"{param.dtype.name} {param.shape}"
+        for name, param in params.items() if name in found and (
+            found[name].shape != param.shape
+            or np.dtype(found[name].dtype).newbyteorder("=") != param.dtype)]
+    if problems:
+        raise RefusedValue("; ".join(problems))
+
+
+def model_from(name: str, config: dict[str, Any]) -> Any:
+    """Return the model of a configuration; its parameters are zero until a file brings them."""
+    if name == "EncoderDecoder":
+        return EncoderDecoder(model_from("Stack", config["encoder"]),
+                              model_from("SequenceModel", config["decoder"]))
+    made: Any = MODELS[_checks.one_of("model", name, MODELS)]
+    if name in LAYERS:
+        config = {key: value for key, value in config.items() if key != "layer"}
+    return made(**config, seed=UNSET)
+
+
+# ---- sizes that a file claims --------------------------------------------------------------------
+
+
+def _check_size(name: str, config: dict[str, Any], numbers: int, arrays: int) -> None:
+    """Refuse a configuration of more parameters than a file has, before anything is made."""
+    layers, claimed = _claimed(name, config)
+    if layers > arrays or claimed > numbers:
+        raise RefusedValue(f"its configuration has {claimed:.6g} parameters in {layers} layers, "
+                           f"its arrays have {numbers} numbers")
+
+
+def _claimed(name: str, config: dict[str, Any]) -> tuple[int, int]:
+    """Return how many stacked layers a configuration has, and at least how many parameters."""
+    if name == "EncoderDecoder":
+        encoder = _claimed("Stack", config["encoder"])
+        decoder = _claimed("SequenceModel", config["decoder"])
+        return encoder[0] + decoder[0], encoder[1] + decoder[1]
+    if name in LAYERS:
+        return _claimed_by_layer(name, config)
+    if name == "LanguageModel":
+        E, H, L = (_size(config, key) for key in ("embedding_size", "hidden_size", "num_layers"))
+        V = len(config["characters"] or "") or _size(config, "vocab_size")
+        cell: Any = {"input_size": E, "hidden_size": H, "num_layers": L}
+        layers, numbers = _claimed_by_layer(str(config["cell"]).upper(), cell)
+        return layers, numbers + V * (E + H)
+    inner = [_claimed_by_layer(layer["layer"], layer) for layer in config["layers"]]
+    layers, numbers = (sum(values) for values in zip(*inner, strict=True))
+    I, H = (_size(config["layers"][i], key) for i, key in ((0, "input_size"), (-1, "hidden_size")))
+    if config["vocab_size"] is not None and not config["one_hot"]:
+        numbers += _size(config, "vocab_size") * I
+    if name == "SequenceModel":
+        numbers += _size(config, "output_size") * H
+        if config["context_size"] is not None:
+            numbers += _size(config, "context_size") * H
+    return layers, numbers
+
+
+def _claimed_by_layer(name: str, config: dict[str, Any]) -> tuple[int, int]:
+    word = name.lower()
+    cell = CELLS[word if word in CELLS else f"{word}_{config.get('nonlinearity', 'tanh')}"]
+    I, H, L = (_size(config, key) for key in ("input_size", "hidden_size", "num_layers"))
+    D = 2 if config.get("bidirectional") else 1
+    first, more = (sum(map(math.prod, cell.parameters(inputs, H, False).values()))
+                   for inputs in (I, D * H))
+    return L * D, D * (first + (L - 1) * more)
+
+
+def _size(config: dict[str, Any], name: str) -> int:
+    return _checks.positive(name, config[name])

@@ -1,0 +1,172 @@
+"""Where values that are not finite come from: parameters, input, states, or the loss's gradient.
+
+One NaN spreads over everything that is computed from it, so a gradient that is not finite need not
+have exploded. The search goes the way of the computation and stops at the first place that is not
+finite. Letters: T steps, B batch, I input, H hidden, D directions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+__all__ = ["NotFinite", "Ran", "all_finite", "broken_parameter", "search"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NotFinite:
+    """The first place that is not finite, in the order in which one direction of a layer computes.
+
+    Attributes
+    ----------
+    source : str
+        "parameter"; "input" or, of a layer that reads another one, "layer below"; "initial state";
+        "state", which has left the range of numbers though all before are finite; "loss"; "entering
+        gradient", of the loss with respect to the layer's outputs or final state, or "layer above",
+        where that gradient comes from.
+    value : {"NaN", "inf"}
+    step : int or None
+        Where in time it begins; None if the source has no steps.
+    name : str
+        Of the parameter.
+    state, state_step : str and int, or None
+        The kind and the step of the first h(t) that is not finite, if the source is an input.
+    """
+
+    source: str
+    value: str
+    step: int | None = None
+    name: str = ""
+    state: str | None = None
+    state_step: int | None = None
+
+
+def all_finite(a: np.ndarray) -> bool:
+    """Return whether all of an array is finite; whole numbers are."""
+    if a.dtype.kind != "f":
+        return True
+    with np.errstate(all="ignore"):
+        # one pass without an array of booleans; a sum that overflows is looked at again
+        return math.isfinite(a.sum()) or bool(np.isfinite(a).all())
+
+
+def _kind(a: np.ndarray) -> str:
+    return "NaN" if np.isnan(a).any() else "inf"
+
+
+def _first(a: np.ndarray, backwards: bool = False) -> tuple[int, str] | None:
+    """Return the first step, from either end, at which (T, ...) is not finite, and its kind."""
+    if all_finite(a):
+        return None
+    bad = np.flatnonzero(~np.isfinite(a).reshape(len(a), -1).all(1))
+    step = int(bad[-1 if backwards else 0])
+    return step, _kind(a[step])
+
+
+def broken_parameter(parameters: Mapping[str, np.ndarray]) -> NotFinite | None:
+    """Return the first parameter that is not finite."""
+    for name, param in parameters.items():
+        if not all_finite(param):
+            return NotFinite("parameter", _kind(param), name=name)
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """One stacked layer's forward and backward.
+
+    Attributes
+    ----------
+    x : array (T, B, I), or whole numbers (T, B)
+    h : array (T, B, D, H)
+        The state before each step: h(t-1), of the reverse direction h(t+1).
+    final : (h,) or (h, c), each (D, B, H), or ()
+        The states after the last step; () if they are not known.
+    norms : array (D, T, B)
+        Of the gradient with respect to the state after each step.
+    """
+
+    x: np.ndarray
+    h: np.ndarray
+    final: tuple[np.ndarray, ...]
+    norms: np.ndarray
+
+
+def search(
+    ran: list[Ran], dy: np.ndarray | None, loss: float
+) -> list[tuple[NotFinite | None, ...]]:
+    """Return, for each of some stacked layers and its directions, what is not finite first.
+
+    Parameters
+    ----------
+    ran : list of Ran
+        Each reads the one before, or what the caller gives.
+    dy : array (T, ...) or None
+        The gradient with respect to the last layer's outputs, if it is known.
+    loss : float
+        The loss's value.
+
+    Returns
+    -------
+    list of tuples, each D entries
+        None where everything is finite, or where the gradient left the range of numbers on its way
+        back.
+    """
+    forward: list[list[NotFinite | None]] = []
+    for layer in ran:
+        below = bool(forward) and any(forward[-1])
+        forward.append([_in_forward(layer, d, below) for d in range(len(layer.norms))])
+    above, found = None, []
+    for layer, states in zip(reversed(ran), reversed(forward), strict=True):
+        found.append(tuple(state or _in_gradient(layer.norms[d], dy, above, loss, d == 1)
+                           for d, state in enumerate(states)))
+        dy, above = None, np.isfinite(layer.norms).all((0, 2))
+    return found[::-1]
+
+
+def _in_forward(ran: Ran, d: int, below: bool) -> NotFinite | None:
+    """Return what is not finite first in a direction's forward; below: x is another's output."""
+    reverse, x, h = d == 1, ran.x, ran.h[:, :, d]
+    final = [state[d] for state in ran.final]
+    if all_finite(x) and all_finite(h) and all(map(all_finite, final)):
+        return None
+    if not all_finite(initial := h[-1 if reverse else 0]):
+        return NotFinite("initial state", _kind(initial))
+    known = [*final[:1], *h[:-1]] if reverse else [*h[1:], *final[:1]]  # h(t) in the order of time
+    state = _first(np.stack(known), reverse) if known else None
+    if state is not None and reverse and not final:  # h(0) is missing
+        state = state[0] + 1, state[1]
+    source = _first(x, reverse)
+    if source is not None and (state is None or (source[0] >= state[0] if reverse else
+                                                 source[0] <= state[0])):
+        return NotFinite("layer below" if below else "input", source[1], source[0],
+                         state=state and state[1], state_step=state and state[0])
+    if state is not None:
+        return NotFinite("state", state[1], state[0])
+    # c grows by at most 1 a step, so a final c that is not finite began so
+    return NotFinite("initial state", _kind(final[-1]))
+
+
+def _in_gradient(
+    norms: np.ndarray, dy: np.ndarray | None, above: np.ndarray | None, loss: float, reverse: bool
+) -> NotFinite | None:
+    """Return where a gradient that is not finite enters a direction, if it does from outside.
+
+    norms (T, B) are those of the gradient; above (T,) is whether the layer above has finite ones.
+    """
+    found = _first(norms, not reverse)
+    if found is None:
+        return None
+    if not math.isfinite(loss):
+        return NotFinite("loss", "NaN" if math.isnan(loss) else "inf")
+    step, value = found
+    if above is not None and len(above) == len(norms) and not above[step]:
+        return NotFinite("layer above", value, step)
+    # at the step where the way back begins, the gradient is nothing but what enters
+    begins = step == (0 if reverse else len(norms) - 1)
+    if begins or (dy is not None and not all_finite(dy[step])):
+        return NotFinite("entering gradient", value, step)
+    return None
