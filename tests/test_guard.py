@@ -16,11 +16,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cases
 import numpy as np
 import pytest
 
 import fastrnn
 from fastrnn._kernels import dense, runtime, sequence
+from fastrnn._kernels.packed import Packed
 from fastrnn._kernels.stream import Stream
 
 SUPPORTED = [name for name, has in runtime.isa_names().items() if has]
@@ -97,8 +99,8 @@ def placer(place):
 def layer(put, cell, T, B, I, H, dtype, D, V, bias):
     """Return the bytes of everything that one layer writes, forward and backward."""
     rng = np.random.default_rng(0)
-    kind, GH = sequence.CELLS.index(cell), sequence.GATES[cell] * H
-    has_c = cell in sequence.CELLS_WITH_C
+    kind, GH = cases.CELLS.index(cell), cases.GATES[cell] * H
+    has_c = cell == "lstm"
 
     def draw(*shape, rows=False, wanted=True):
         return put(rng.standard_normal(shape).astype(dtype) / 2 if wanted else None, rows)
@@ -116,22 +118,24 @@ def layer(put, cell, T, B, I, H, dtype, D, V, bias):
     dy = draw(T, B, D * H, rows=True)
     workspace = runtime.Workspace()
     results = []
-    for training in (False, True):
+    for keep in (False, True):
         y = draw(T, B, D * H, rows=True)
         hn, cn = draw(D, B, H), draw(D, B, H, wanted=has_c)
         tape = sequence.forward(kind, x, index, params, (False, True)[:D], h0, c0, y, hn, cn,
-                                training, workspace)
+                                keep, workspace)
         results += [y, hn, cn]
     grads = tuple(weights() for _ in range(D))
     dx = None if one_hot else draw(*x.shape, rows=True)
     dh0, dc0 = draw(D, B, H), draw(D, B, H, wanted=has_c)
     sequence.backward(tape, dy, dhn, dcn, dx, dh0, dc0, grads)
     results += [dx, dh0, dc0, *itertools.chain(*grads)]
-    packs = [sequence.Packed(kind, params[0])]
-    step = Stream("stream", packs, B, np.dtype(dtype), put(x) if V else None, one_hot)
-    out = draw(B, H)
-    step(put(x[0]) if V == 0 else index[0], out)
-    results.append(out)
+    packs = [Packed(kind, params[0])]
+    # a head of as many outputs as the layer has inputs: every tail comes up
+    for head in (None, (draw(I, H), draw(I, wanted=bias))):
+        step = Stream([packs], B, dtype, put(x) if V else None, one_hot, head)
+        out = draw(B, H if head is None else I)
+        step(put(x[0]) if V == 0 else index[0], out)
+        results.append(out)
     return [array.tobytes() for array in results if array is not None]
 
 
@@ -186,7 +190,7 @@ def sweep(isa, dtype):
             yield from ((2, 3, 5, n), (2, 3, n, 5), (2, n, 5, 7), (1, n, n, n))
         yield from ((4, 33, 33, 97), (3, 1, 40, 260), (70, 4, 3, 2 * lanes + 1))  # with threads
 
-    for cell in sequence.CELLS:
+    for cell in cases.CELLS:
         for k, shape in enumerate(shapes()):
             for D, V in ((2, 3), (1, 0), (1, None)) if k % 2 else ((2, 0), (1, 3), (2, None)):
                 compare(f"{cell}:", layer, cell, *shape, dtype, D, V, k % 3 != 0)
