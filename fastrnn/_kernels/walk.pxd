@@ -106,6 +106,7 @@ cdef ptrdiff_t forward_panels(const fr_table *table, const fr_cell_row *cell,
 cdef ptrdiff_t part(ptrdiff_t n, int rank, int size) noexcept nogil
 cdef void project(const Pass *p, fr_rows x, fr_rows out, ptrdiff_t row0, ptrdiff_t row1,
                   ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
+cdef void unpack_halves(const Pass *p, ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
 cdef void project_symbols(const Pass *p, ptrdiff_t row0, ptrdiff_t row1) noexcept nogil
 cdef int plan(Job *job) noexcept nogil
 cdef void pack_weights(const Pass *p, void *panels, const void *weight, ptrdiff_t K,

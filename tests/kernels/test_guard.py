@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cases
 import numpy as np
 import pytest
 
@@ -119,22 +120,24 @@ def layer(put, cell, T, B, I, H, dtype, D, V, bias):
     dy = draw(T, B, D * H, rows=True)
     workspace = runtime.Workspace()
     results = []
-    for training in (False, True):
+    for keep in (False, True):
         y = draw(T, B, D * H, rows=True)
         hn, cn = draw(D, B, H), draw(D, B, H, wanted=has_c)
         tape = sequence.forward(kind, x, index, params, (False, True)[:D], h0, c0, y, hn, cn,
-                                training, workspace)
+                                keep, workspace)
         results += [y, hn, cn]
     grads = tuple(weights() for _ in range(D))
     dx = None if one_hot else draw(*x.shape, rows=True)
     dh0, dc0 = draw(D, B, H), draw(D, B, H, wanted=has_c)
     sequence.backward(tape, dy, dhn, dcn, dx, dh0, dc0, grads)
     results += [dx, dh0, dc0, *itertools.chain(*grads)]
-    step = Stream([[Packed(kind, params[0])]], B, np.dtype(dtype), put(x) if V else None, one_hot,
-                  name="stream")
-    out = draw(B, H)
-    step(put(x[0]) if V == 0 else index[0], out)
-    results.append(out)
+    packs = [Packed(kind, params[0])]
+    # a head of as many outputs as the layer has inputs: every tail comes up
+    for head in (None, (draw(I, H), draw(I, wanted=bias))):
+        step = Stream([packs], B, dtype, put(x) if V else None, one_hot, head)
+        out = draw(B, H if head is None else I)
+        step(put(x[0]) if V == 0 else index[0], out)
+        results.append(out)
     return [array.tobytes() for array in results if array is not None]
 
 
