@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, metavar="N",
                         help="thread counts; several race side by side (default 1; train: 2)")
     parser.add_argument("--cells", nargs="+", default=list(grids.CELLS), choices=grids.CELLS)
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--peers", nargs="+", default=[p for p in PEERS if p != "before"],
+                        choices=PEERS)
+    parser.add_argument("--against", type=Path, metavar="FOLDER",
+                        help="race against another checkout of fastrnn, built in place there, "
+                        "alone: the ratio is its time over ours")
     parser.add_argument("--cases", default="", metavar="TEXT",
                         help="only cases whose label has this text, like 'infer 32'")
     parser.add_argument("--rounds", type=int, default=7)
@@ -55,6 +60,9 @@ def main() -> int:
     """Run what the command line asks for; return the exit code."""
     args = _arguments()
     effort = Effort(args.rounds)
+    if args.against:
+        args.peers = ["fastrnn", "before"]
+        os.environ["FASTRNN_BEFORE"] = str(args.against.resolve())
     if args.quickly:
         effort = Effort(rounds=2, warm=0.02, fill=0.003)
     if args.source:

@@ -68,8 +68,8 @@ def way(name: str, case: Case, build: Build, convert: Callable[[np.ndarray], Any
 
 
 def fastrnn_step(case: Case) -> Build:
-    """Return the builder of fastrnn's step: the loop body of fastrnn.training.train."""
-    from fastrnn.language_model import LanguageModel
+    """Return the builder of fastrnn's step: the body of the loop of fastrnn.fit."""
+    from fastrnn import LanguageModel
     from fastrnn.optim import Adam
 
     def build() -> Callable[[Any, Any], Any]:
@@ -82,10 +82,11 @@ def fastrnn_step(case: Case) -> Build:
         def step(symbols: np.ndarray, targets: np.ndarray) -> float:
             nonlocal state
             model.zero_grad()
-            loss, state = model.loss(symbols, targets, state)
-            model.backward()
+            p = model.loss(symbols, targets, state)
+            state = p.state
+            p.backward()
             optimizer.step(CLIP)
-            return loss
+            return p.value
 
         return step
 

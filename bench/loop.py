@@ -11,10 +11,9 @@ import numpy as np
 
 import fastrnn
 from bench.lead import say
-from fastrnn import gradflow, optim, training
-from fastrnn.batches import Windows
-from fastrnn.layers import LAYERS
-from fastrnn.model import SequenceModel
+from fastrnn import SequenceModel, gradflow, optim
+from fastrnn.layers.standard import LAYERS
+from fastrnn.training import Windows
 
 LOOP = 1.05  # times the bare steps, at most
 FLOW = 3.0  # backward passes, at most
@@ -52,7 +51,7 @@ def _alternating(one: Callable[[], Any], other: Callable[[], Any], rounds: int,
 
 def _loop(name: str, rounds: int, steps: int) -> dict[str, Any]:
     """Time fit against the calls that it makes, on batches that are there already."""
-    model = SequenceModel(LAYERS[name](V, H, seed=0), V, symbols=V, seed=0)
+    model = SequenceModel(LAYERS[name](V, H, seed=0), V, vocab_size=V, seed=0)
     data = Windows(np.random.default_rng(0).integers(0, V, 20 * T * B + B), T, B)
     batches = [data(k) for k in range(data.count)]
 
@@ -61,17 +60,19 @@ def _loop(name: str, rounds: int, steps: int) -> dict[str, Any]:
         for k in range(steps):
             batch = batches[k % len(batches)]
             model.zero_grad()
-            _, state = model.loss(*batch.inputs, batch.targets, state)
-            model.backward()
+            p = model.loss(*batch.inputs, batch.targets, state)
+            state = p.state
+            p.backward()
             optimizer.step(1.0)
 
     ratio = _alternating(
-        lambda: training.fit(model, data, optim.Adam(model, 1e-3), steps=steps), bare, rounds)
+        lambda: fastrnn.fit(model, data, optimizer=optim.Adam(model, 1e-3), steps=steps), bare,
+        rounds)
     return say(f"{name} {T} {B} {V} {H}: fit over its bare steps", ratio, LOOP, False)
 
 
 def _flow(name: str, shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
-    """Time the norms of all dL/dh(t), forward and copy included, against one backward."""
+    """Time the norms of all dL/dh(t), forward included, against one backward."""
     T, B, I, H = shape
     layer = LAYERS[name](I, H, seed=0)
     rng = np.random.default_rng(0)

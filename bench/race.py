@@ -38,10 +38,13 @@ class Worker:
         self.peer, self.threads = peer, threads
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
         cpus = machine.cores(threads)
+        # another checkout, built in place, measures itself with its own bench
+        folder = os.environ.get("FASTRNN_BEFORE", "") if peer == "before" else machine.ROOT
+        name = "fastrnn" if peer == "before" else peer
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", peer, str(threads)],
+            [sys.executable, "-m", "bench.worker", name, str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
-            env=machine.environment(threads), cwd=machine.ROOT,
+            env=machine.environment(threads), cwd=folder or None,
             # before exec: libraries count the CPUs they may use while they are imported
             preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
         )

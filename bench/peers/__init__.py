@@ -20,6 +20,7 @@ import numpy as np
 # name on the command line: (module here, what it imports)
 PEERS = {
     "fastrnn": ("ours", ("fastrnn",)),
+    "before": ("ours", ("fastrnn",)),  # of another checkout: see --against
     "torch": ("pytorch", ("torch",)),
     "ort": ("ort", ("onnxruntime", "onnx")),
     "openvino": ("ov", ("openvino", "onnx")),

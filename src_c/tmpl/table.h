@@ -3,7 +3,12 @@
  * Parameters: FR_BITS (32 | 64), FR_ISA (a name), and the names of one vec/ header. A new cell adds
  * its include and its row. */
 #include "vmath.h"
-#include "gemm.h"
+#include "chain.h"
+#include "tiles.h"
+#include "product.h"
+#include "gradient.h"
+#include "pack.h"
+#include "symbols.h"
 #include "cell.h"
 #include "gru.h"
 #include "lstm.h"
