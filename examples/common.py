@@ -1,4 +1,4 @@
-"""What the examples share: their options, and docs/results, for numbers and charts."""
+"""What the examples share: their options, and docs/results, where numbers and charts go."""
 
 import argparse
 import contextlib
@@ -10,16 +10,16 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
 def parser(doc, quick):
-    """Return the parser of a script's arguments: its first line, and what --quick means."""
+    """Return a parser of arguments: the first line of `doc`, and what --quick means."""
     made = argparse.ArgumentParser(description=doc.partition("\n")[0])
     made.add_argument("--quick", action="store_true", help=quick)
-    made.add_argument("--processes", type=int, default=1, help="of the runs, as many at a time")
+    made.add_argument("--processes", type=int, default=1, help="runs at a time")
     return made
 
 
 @contextlib.contextmanager
 def mapping(processes):
-    """Give a `map` whose calls run in as many processes; the results are the same."""
+    """Give a `map` that calls in so many processes; the results are the same for any number."""
     if processes == 1:
         yield map
     else:
@@ -36,7 +36,7 @@ def record(name, settings, outcome):
 
 @contextlib.contextmanager
 def chart(name, rows=1, columns=1, size=(6, 4)):
-    """Give Axes to draw on; afterwards they are docs/results/NAME.png."""
+    """Give Axes to draw on; then write them to docs/results/NAME.png."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained", dpi=110)

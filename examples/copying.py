@@ -1,8 +1,9 @@
-"""Copying memory: say again, after T blanks, the ten symbols that were read first.
+"""Copying memory: repeat, after T blanks, the ten symbols that were read first.
 
-Eight symbols, a blank and a mark that asks for them (Hochreiter and Schmidhuber 1997; Arjovsky,
-Shah and Bengio 2016). Without a memory the best is to say blanks and then guess: 10 ln 8 / (T + 20)
-nats a step.
+Eight symbols, a blank, and a mark after which the ten are to be written (Hochreiter and Schmidhuber
+1997; Arjovsky, Shah and Bengio 2016). Without a memory the best is to write blanks and then every
+symbol with probability 1/8: a loss of 10 ln 8 / (T + 20) nats a step. Letters: T blanks, B
+sequences of a batch, H hidden units.
 """
 
 import math
@@ -10,11 +11,10 @@ import math
 import numpy as np
 from common import chart, parser, record
 
-from fastrnn import GRU, LSTM, RNN, init, optim, training
-from fastrnn.batches import Batch, Drawn
-from fastrnn.model import SequenceModel
+from fastrnn import GRU, LSTM, RNN, SequenceModel, fit, init
+from fastrnn.training import Batch, Generated, evaluate
 
-SYMBOLS, SAID = 10, 10  # 8 symbols, blank, mark; how many are said
+SYMBOLS, COPIED = 10, 10  # 8 symbols, blank, mark; how many are to be copied
 BLANK, MARK = 8, 9
 
 
@@ -22,18 +22,18 @@ def problem(T, B):
     """Return the function that draws a batch of sequences of T + 20 steps."""
 
     def draw(rng):
-        said = rng.integers(0, 8, (SAID, B))
-        x = np.full((T + 2 * SAID, B), BLANK)
-        x[:SAID], x[T + SAID - 1] = said, MARK
+        copied = rng.integers(0, 8, (COPIED, B))
+        x = np.full((T + 2 * COPIED, B), BLANK)
+        x[:COPIED], x[T + COPIED - 1] = copied, MARK
         targets = np.full_like(x, BLANK)
-        targets[-SAID:] = said
-        return Batch((x,), targets)
+        targets[-COPIED:] = copied
+        return Batch(x, targets)
 
     return draw
 
 
 def cells(T):
-    """Return how each cell begins."""
+    """Return how each layer is made for T blanks."""
     return {
         "RNN tanh": lambda H, seed: RNN(SYMBOLS, H, seed=seed),
         "GRU": lambda H, seed: init.chrono(GRU(SYMBOLS, H, seed=seed), T, seed=seed),
@@ -42,18 +42,18 @@ def cells(T):
 
 
 def main(argv=None):
-    """Return {cell: [(step, loss)]} and the baseline."""
+    """Return {cell: [(step, loss)]} and the loss without a memory."""
     args = parser(__doc__, "seconds: T = 5").parse_args(argv)
     T, H, lr, steps, every = (5, 100, 5e-3, 1500, 500) if args.quick else (
         100, 128, 2e-3, 6000, 100)
-    baseline = SAID * math.log(8) / (T + 2 * SAID)
+    baseline = COPIED * math.log(8) / (T + 2 * COPIED)
+    test = Generated(problem(T, 200), 12345)
     found = {}
     for name, make in cells(T).items():
-        model = SequenceModel(make(H, 0), SYMBOLS, symbols=SYMBOLS, one_hot=True, seed=0)
-        test = Drawn(problem(T, 200), 12345)
-        history = training.fit(
-            model, Drawn(problem(T, 32), 0), optim.Adam(model, lr), steps=steps,
-            validate=lambda: training.judge(model, test, 1), validate_every=every)  # noqa: B023
+        model = SequenceModel(make(H, 0), SYMBOLS, vocab_size=SYMBOLS, one_hot=True, seed=0)
+        history = fit(
+            model, Generated(problem(T, 32), 0), steps=steps, lr=lr,
+            validation=lambda: evaluate(model, test, 1), validate_every=every)  # noqa: B023
         found[name] = history.validations
         print(f"T = {T}, {name:9}: {found[name][-1][1]:.5f} nats a step; without a memory "
               f"{baseline:.5f}", flush=True)

@@ -1,7 +1,8 @@
 """scikit-learn's digits (1,797 images of 8 x 8) read row by row: accuracy of each cell.
 
-Many to one: eight steps of eight pixels, the class read from the final state. The test set is a
-fifth of the images, the same share of each class, and is looked at once, after the last pass.
+Many to one: eight steps of eight pixels, and a class for the sequence, read from the final state. A
+fifth of the images, with the same share of each class, is the test set. It is used once, after the
+last epoch.
 """
 
 import functools
@@ -11,10 +12,8 @@ from common import chart, parser, record
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from fastrnn import GRU, LSTM, RNN, optim, training
-from fastrnn.batches import Samples
-from fastrnn.model import SequenceModel
-from fastrnn.schedules import cosine
+from fastrnn import GRU, LSTM, RNN, SequenceModel, fit
+from fastrnn.schedules import CosineDecay
 
 HIDDEN, BATCH, LR = 64, 32, 4e-3
 CELLS = {
@@ -27,42 +26,37 @@ CELLS = {
 
 @functools.cache
 def digits():
-    """Return (x (8, N, 8) in 0..1, classes (N,)) to train on and to test on."""
+    """Return images (N, rows, columns) in 0..1 and classes (N,): training x, test x, y, y."""
     data = load_digits()
-    x = (data.images / 16).astype(np.float32)  # (N, rows, columns)
-    parts = train_test_split(x, data.target, test_size=0.2, random_state=0, stratify=data.target)
-    return [(np.ascontiguousarray(x.transpose(1, 0, 2)), y)
-            for x, y in zip(parts[:2], parts[2:], strict=True)]
+    return train_test_split(data.images / 16, data.target, test_size=0.2, random_state=0,
+                            stratify=data.target)
 
 
-def accuracy(make, seed, passes):
-    """Train one model; return its share of right answers on the test set."""
-    (x, y), (test_x, test_y) = digits()
+def accuracy(make, seed, epochs):
+    """Train one model; return its accuracy on the test set."""
+    x, test_x, y, test_y = digits()
     model = SequenceModel(make(seed), 10, readout="last", seed=seed)
-    data = Samples(x, y, BATCH, axis=0, seed=seed)
-    training.fit(model, data, optim.Adam(model, LR), steps=passes * data.per_pass,
-                 schedule=cosine())
-    outputs, _ = model.eval()(test_x)
-    return float((outputs.argmax(-1) == test_y).mean())
+    fit(model, x, y, epochs=epochs, batch_size=BATCH, lr=LR, schedule=CosineDecay(), seed=seed)
+    return float((model.predict(test_x).argmax(-1) == test_y).mean())
 
 
 def main(argv=None):
     """Return {cell: accuracies}."""
-    args = parser(__doc__, "seconds: fewer passes, one seed").parse_args(argv)
-    passes, seeds = (15, [0]) if args.quick else (100, [0, 1, 2, 3, 4])
+    args = parser(__doc__, "seconds: fewer epochs, one seed").parse_args(argv)
+    epochs, seeds = (15, [0]) if args.quick else (100, [0, 1, 2, 3, 4])
     found = {}
     for name, make in CELLS.items():
-        found[name] = [accuracy(make, seed, passes) for seed in seeds]
-        print(f"{name:9} {100 * np.mean(found[name]):.1f}% right "
+        found[name] = [accuracy(make, seed, epochs) for seed in seeds]
+        print(f"{name:9} accuracy {100 * np.mean(found[name]):.1f}% "
               f"({', '.join(f'{100 * a:.1f}' for a in found[name])})", flush=True)
     if not args.quick:
-        record("digits", {"hidden": HIDDEN, "batch": BATCH, "lr": LR, "passes": passes,
+        record("digits", {"hidden": HIDDEN, "batch": BATCH, "lr": LR, "epochs": epochs,
                           "seeds": seeds}, found)
         with chart("digits") as axes:
             axes.bar(list(found), [100 * np.mean(a) for a in found.values()], color="C0", alpha=0.5)
             for i, a in enumerate(found.values()):
                 axes.plot([i] * len(a), 100 * np.array(a), "k.")
-            axes.set(ylim=(90, 100), ylabel="% right of 360 test images",
+            axes.set(ylim=(90, 100), ylabel="accuracy on 360 test images, %",
                      title="digits read row by row, 64 units, 5 seeds")
     return found
 

@@ -1,59 +1,56 @@
 """Encoder and decoder: read "573+86" character by character, write "659".
 
 The addition task of Zaremba and Sutskever ("Learning to execute", 2014), whole numbers of up to
-three digits. The teacher is forced in training; when judged the decoder runs freely. The source is
-read from its end, as Sutskever, Vinyals and Le (2014) found better.
+three digits. In training the decoder reads the right result (teacher forcing); in the test it reads
+what it has written. The source is read from its end, as Sutskever, Vinyals and Le (2014) found
+better. Letters: T characters, B sums of a batch.
 """
 
 import numpy as np
 from common import chart, parser, record
 
-from fastrnn import LSTM, optim, training
-from fastrnn.batches import Batch, Drawn
-from fastrnn.encoder_decoder import EncoderDecoder
-from fastrnn.model import SequenceModel
-from fastrnn.schedules import cosine
-from fastrnn.stack import Stack
+from fastrnn import LSTM, EncoderDecoder, SequenceModel, Stack, fit
+from fastrnn.schedules import CosineDecay
+from fastrnn.training import Batch, Generated
 
 SYMBOLS = "0123456789+ "  # a blank ends and fills
 
 
-def problem(B, digits, seen):
-    """Return the function that draws sums; about every fifth pair is for judging alone.
+def problem(B, digits, training):
+    """Return the function that draws sums; about every fifth pair is for the test alone.
 
-    Which ones must have nothing to do with their last digits: a model that never sees a pair whose
-    digits are alike learns that there are none.
+    Which pairs these are has nothing to do with their last digits: a model that never sees a pair
+    whose last digits are equal learns that there are none.
     """
 
     def draw(rng):
         a, b = rng.integers(0, 10**digits, (2, 8 * B + 200))
-        use = ((7919 * a + 104729 * b) % 1009 % 5 != 0) == seen
+        use = ((7919 * a + 104729 * b) % 1009 % 5 != 0) == training
         a, b = a[use][:B], b[use][:B]
-        source = _lines([f"{i}+{j}"[::-1] for i, j in zip(a, b, strict=True)], 2 * digits + 1)
-        target = _lines([str(i + j) for i, j in zip(a, b, strict=True)], digits + 2)
+        source = symbols([f"{i}+{j}"[::-1] for i, j in zip(a, b, strict=True)], 2 * digits + 1)
+        target = symbols([str(i + j) for i, j in zip(a, b, strict=True)], digits + 2)
         start = np.full((1, target.shape[1]), SYMBOLS.index(" "))
         return Batch((source, np.concatenate([start, target[:-1]])), target)
 
     return draw
 
 
-def _lines(words, length):
-    """Return words as symbols (T, B), blanks behind."""
+def symbols(words, length):
+    """Return words as numbers (T, B), blanks behind."""
     return np.array([[SYMBOLS.index(c) for c in word.ljust(length)] for word in words]).T
 
 
 def main(argv=None):
-    """Return the share of unseen sums that are written right from the first digit to the last."""
+    """Return the share of unseen sums whose result is right in every digit."""
     args = parser(__doc__, "seconds: numbers of two digits").parse_args(argv)
     digits, H, steps = (2, 128, 2500) if args.quick else (3, 256, 12_000)
-    N = len(SYMBOLS)
+    V, batch = len(SYMBOLS), 64
     model = EncoderDecoder(
-        Stack(LSTM(16, H, seed=0), symbols=N, seed=0),
-        SequenceModel(LSTM(16, H, seed=1), N, symbols=N, seed=1))
-    batch = 64
-    history = training.fit(model, Drawn(problem(batch, digits, True)), optim.Adam(model, 3e-3),
-                           steps=steps, schedule=cosine())
-    test = Drawn(problem(500, digits, False), 12345)(0)
+        Stack(LSTM(16, H, seed=0), vocab_size=V, seed=0),
+        SequenceModel(LSTM(16, H, seed=1), V, vocab_size=V, seed=1))
+    history = fit(model, Generated(problem(batch, digits, True)), steps=steps, lr=3e-3,
+                  schedule=CosineDecay())
+    test = Generated(problem(500, digits, False), 12345)(0)
     source, targets = test.inputs[0], test.targets
     start = np.full(source.shape[1], SYMBOLS.index(" "))
     written = model.generate(source, start, len(targets))
@@ -67,7 +64,7 @@ def main(argv=None):
                {"right": right})
         with chart("sums") as axes:
             axes.semilogy(history.losses, lw=0.5)
-            axes.set(xlabel="step", ylabel="loss, teacher forced",
+            axes.set(xlabel="step", ylabel="loss with teacher forcing",
                      title=f"sums of three-digit numbers: {100 * right:.1f}% of unseen ones right")
     return right
 

@@ -1,15 +1,16 @@
-"""Backpropagation through time by hand: tau = 3 steps, one output at the end.
+"""Backpropagation through time by hand: T = 3 steps, one output at the end.
 
     h(t) = tanh(W h(t-1) + U x(t)),  o = V h(3),  L = (o - d)^2 / N
 
-Unfolded, the network has a copy of W and of U in every step. The gradient of each copy is one term
+Unfolded, the network has a copy of W and of U in each step. The gradient of each copy is one term
 of the sum over k
 
     dL/dW = sum_k (dL/dh(3)) (dh(3)/dh(k)) (d+h(k)/dW)
 
 where d+ holds h(k-1) fixed (Werbos 1990; Pascanu, Mikolov and Bengio 2013, equation 5). V is used
-once, so its gradient knows h(3) only. Every number is printed beside a central difference of the
-unfolded network and, summed, beside what fastrnn's backward gives.
+once, so its gradient has one term. The program prints each number beside a central difference of
+the unfolded network, and each sum beside the gradient that fastrnn's backward computes. Letters:
+T steps, I inputs, H hidden units, N outputs, d the target.
 """
 
 import argparse
@@ -17,8 +18,7 @@ from functools import partial
 
 import numpy as np
 
-from fastrnn import RNN
-from fastrnn.model import SequenceModel
+from fastrnn import RNN, SequenceModel
 
 T, I, H, N = 3, 2, 2, 1
 STEP = 1e-5
@@ -30,6 +30,13 @@ def unfolded(Ws, Us, V, x, d):
     for W, U, xt in zip(Ws, Us, x, strict=True):
         h.append(np.tanh(W @ h[-1] + U @ xt))
     return ((V @ h[-1] - d) ** 2).mean(), h
+
+
+def loss_from(W, U, V, x, d, h):
+    """Return the loss of the network whose state is h, and which has x still to read."""
+    for xt in x:
+        h = np.tanh(W @ h + U @ xt)
+    return ((V @ h - d) ** 2).mean()
 
 
 def differences(loss, array):
@@ -53,15 +60,13 @@ def main(argv=None):
     rng = np.random.default_rng(0)
     layer = RNN(I, H, bias=False, dtype=np.float64, seed=0)
     model = SequenceModel(layer, N, loss="mse", readout="last", seed=0)
-    model.parameters()["head.bias"][...] = 0
+    model.head.bias = np.zeros(N)
     x, d = rng.standard_normal((T, I)), rng.standard_normal(N)
-    W, U = (layer.parameters()[name] for name in ("weight_hh_l0", "weight_ih_l0"))
-    V = model.parameters()["head.weight"]
+    W, U, V = layer.weight_hh_l0, layer.weight_ih_l0, model.head.weight
 
     Ws, Us = [W.copy() for _ in range(T)], [U.copy() for _ in range(T)]
     _, h = unfolded(Ws, Us, V, x, d)
-    model.loss(x[:, None], d[None])
-    model.backward()
+    model.loss(x[:, None], d[None]).backward()
 
     worst = 0.0
 
@@ -84,7 +89,7 @@ def main(argv=None):
     dh = V.T @ do
     terms = []
     for k in range(T, 0, -1):
-        show(f"dL/dh({k})", dh, differences(partial(_loss_from, W, U, V, x[k:], d, h[k]), h[k]))
+        show(f"dL/dh({k})", dh, differences(partial(loss_from, W, U, V, x[k:], d, h[k]), h[k]))
         da = dh * (1 - h[k] ** 2)
         terms.append((np.outer(da, h[k - 1]), np.outer(da, x[k - 1])))
         show(f"  its term of dL/dW, step {k}", terms[-1][0], differences(loss, Ws[k - 1]))
@@ -98,13 +103,6 @@ def main(argv=None):
                                ("dL/dV", np.outer(do, h[3]), model.grads["head.weight"])):
         show(name, whole, given, "fastrnn's backward")
     return worst
-
-
-def _loss_from(W, U, V, x, d, h):
-    """Return the loss if x is still to be read and the state is h."""
-    for xt in x:
-        h = np.tanh(W @ h + U @ xt)
-    return ((V @ h - d) ** 2).mean()
 
 
 if __name__ == "__main__":

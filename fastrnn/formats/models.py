@@ -23,9 +23,9 @@ from fastrnn.models import EncoderDecoder, LanguageModel, SequenceModel, Stack
 
 __all__ = ["BESIDE", "describe", "load", "model_from", "save", "try_save"]
 
-MODELS: dict[str, type[Parametrized]] = {
-    made.__name__: made
-    for made in (SequenceModel, EncoderDecoder, LanguageModel, Stack, *LAYERS.values())}
+_CLASSES: tuple[type[Parametrized], ...] = (
+    SequenceModel, EncoderDecoder, LanguageModel, Stack, *LAYERS.values())
+MODELS = {known.__name__: known for known in _CLASSES}
 
 # With these begin the names of what a checkpoint has beside the model.
 BESIDE = ("optimizer.", "state.", "history.")
@@ -45,10 +45,10 @@ def describe(model: Any) -> dict[str, Any]:
     """
     name = type(model).__name__
     if MODELS.get(name) is not type(model):
-        derived = [known for known, made in MODELS.items() if isinstance(model, made)]
-        more = f"; a subclass of {derived[0]} cannot be made again from a file, but its " \
-               "state_dict() can be saved" if derived else ""
-        raise RefusedType(f"model is {_checks.kind(model)}, expected one of {list(MODELS)}{more}")
+        base = next((c.__name__ for c in type(model).__mro__ if c in _CLASSES), None)
+        why = "" if base is None else (f": a subclass of {base} cannot be made again from a file, "
+                                       "but its state_dict() can be saved")
+        raise RefusedType(f"model is {_checks.kind(model)}, expected one of {list(MODELS)}{why}")
     return {"model": name, "config": model.config}
 
 
@@ -151,7 +151,7 @@ def model_from(name: str, config: dict[str, Any]) -> Any:
     if name == "EncoderDecoder":
         return EncoderDecoder(model_from("Stack", config["encoder"]),
                               model_from("SequenceModel", config["decoder"]))
-    made: Any = MODELS[_checks.one_of("model", name, MODELS)]
+    made: Any = MODELS[name]
     if name in LAYERS:
         config = {key: value for key, value in config.items() if key != "layer"}
     return made(**config, seed=UNSET)
@@ -162,10 +162,10 @@ def model_from(name: str, config: dict[str, Any]) -> Any:
 
 def _check_size(name: str, config: dict[str, Any], numbers: int, arrays: int) -> None:
     """Refuse a configuration of more parameters than a file has, before anything is made."""
-    layers, claimed = _claimed(name, config)
+    layers, claimed = _claimed(_checks.one_of("model", name, MODELS), config)
     if layers > arrays or claimed > numbers:
-        raise RefusedValue(f"its configuration has {claimed:.6g} parameters in {layers} layers, "
-                           f"its arrays have {numbers} numbers")
+        raise RefusedValue(f"its configuration has {_checks.show(claimed)} parameters in "
+                           f"{_checks.show(layers)} layers, its arrays have {numbers} numbers")
 
 
 def _claimed(name: str, config: dict[str, Any]) -> tuple[int, int]:

@@ -179,9 +179,13 @@ def _encoded(
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     # no copy of an array that lies in memory as it lies in a file
-    chunks = (memoryview(np.ascontiguousarray(array, dtype).reshape(-1)).cast("B")
-              for array, dtype in ordered)
+    chunks = (_bytes(np.ascontiguousarray(array, dtype)) for array, dtype in ordered)
     return len(encoded).to_bytes(8, "little") + encoded, chunks
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """Return the bytes of a C-contiguous array, not a copy of them."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -231,7 +235,7 @@ class File:
         if not array.size:
             return
         self._file.seek(entry.start)
-        left = memoryview(array.reshape(-1)).cast("B")
+        left = _bytes(array)
         while left:
             count = self._file.readinto(left)  # type: ignore[attr-defined]
             if not count:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-__all__ = ["NotFinite", "Ran", "all_finite", "broken_parameter", "search"]
+__all__ = ["NotFinite", "Computed", "all_finite", "broken_parameter", "kind", "search"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +24,9 @@ class NotFinite:
     ----------
     source : str
         "parameter"; "input" or, of a layer that reads another one, "layer below"; "initial state";
-        "state", which has left the range of numbers though all before are finite; "loss"; "entering
-        gradient", of the loss with respect to the layer's outputs or final state, or "layer above",
-        where that gradient comes from.
+        "state", which has grown beyond all numbers, or "products", of finite inputs and parameters
+        that are too large; "loss"; "entering gradient", of the loss with respect to the layer's
+        outputs or final state, or "layer above", where that gradient comes from.
     value : {"NaN", "inf"}
     step : int or None
         Where in time it begins; None if the source has no steps.
@@ -53,7 +53,8 @@ def all_finite(a: np.ndarray) -> bool:
         return math.isfinite(a.sum()) or bool(np.isfinite(a).all())
 
 
-def _kind(a: np.ndarray) -> str:
+def kind(a: np.ndarray) -> str:
+    """Return "NaN" if there is one in an array that is not finite, else "inf"."""
     return "NaN" if np.isnan(a).any() else "inf"
 
 
@@ -63,19 +64,19 @@ def _first(a: np.ndarray, backwards: bool = False) -> tuple[int, str] | None:
         return None
     bad = np.flatnonzero(~np.isfinite(a).reshape(len(a), -1).all(1))
     step = int(bad[-1 if backwards else 0])
-    return step, _kind(a[step])
+    return step, kind(a[step])
 
 
 def broken_parameter(parameters: Mapping[str, np.ndarray]) -> NotFinite | None:
     """Return the first parameter that is not finite."""
     for name, param in parameters.items():
         if not all_finite(param):
-            return NotFinite("parameter", _kind(param), name=name)
+            return NotFinite("parameter", kind(param), name=name)
     return None
 
 
 @dataclasses.dataclass(frozen=True)
-class Ran:
+class Computed:
     """One stacked layer's forward and backward.
 
     Attributes
@@ -87,22 +88,25 @@ class Ran:
         The states after the last step; () if they are not known.
     norms : array (D, T, B)
         Of the gradient with respect to the state after each step.
+    has_c : bool
+        Whether the cell has a state c.
     """
 
     x: np.ndarray
     h: np.ndarray
     final: tuple[np.ndarray, ...]
     norms: np.ndarray
+    has_c: bool
 
 
 def search(
-    ran: list[Ran], dy: np.ndarray | None, loss: float
+    layers: list[Computed], dy: np.ndarray | None, loss: float
 ) -> list[tuple[NotFinite | None, ...]]:
     """Return, for each of some stacked layers and its directions, what is not finite first.
 
     Parameters
     ----------
-    ran : list of Ran
+    layers : list of Computed
         Each reads the one before, or what the caller gives.
     dy : array (T, ...) or None
         The gradient with respect to the last layer's outputs, if it is known.
@@ -112,29 +116,28 @@ def search(
     Returns
     -------
     list of tuples, each D entries
-        None where everything is finite, or where the gradient left the range of numbers on its way
-        back.
+        None where everything is finite, or where the gradient became too large on its way back.
     """
     forward: list[list[NotFinite | None]] = []
-    for layer in ran:
+    for layer in layers:
         below = bool(forward) and any(forward[-1])
         forward.append([_in_forward(layer, d, below) for d in range(len(layer.norms))])
     above, found = None, []
-    for layer, states in zip(reversed(ran), reversed(forward), strict=True):
+    for layer, states in zip(reversed(layers), reversed(forward), strict=True):
         found.append(tuple(state or _in_gradient(layer.norms[d], dy, above, loss, d == 1)
                            for d, state in enumerate(states)))
         dy, above = None, np.isfinite(layer.norms).all((0, 2))
     return found[::-1]
 
 
-def _in_forward(ran: Ran, d: int, below: bool) -> NotFinite | None:
+def _in_forward(layer: Computed, d: int, below: bool) -> NotFinite | None:
     """Return what is not finite first in a direction's forward; below: x is another's output."""
-    reverse, x, h = d == 1, ran.x, ran.h[:, :, d]
-    final = [state[d] for state in ran.final]
+    reverse, x, h = d == 1, layer.x, layer.h[:, :, d]
+    final = [state[d] for state in layer.final]
     if all_finite(x) and all_finite(h) and all(map(all_finite, final)):
         return None
     if not all_finite(initial := h[-1 if reverse else 0]):
-        return NotFinite("initial state", _kind(initial))
+        return NotFinite("initial state", kind(initial))
     known = [*final[:1], *h[:-1]] if reverse else [*h[1:], *final[:1]]  # h(t) in the order of time
     state = _first(np.stack(known), reverse) if known else None
     if state is not None and reverse and not final:  # h(0) is missing
@@ -144,10 +147,17 @@ def _in_forward(ran: Ran, d: int, below: bool) -> NotFinite | None:
                                                  source[0] <= state[0])):
         return NotFinite("layer below" if below else "input", source[1], source[0],
                          state=state and state[1], state_step=state and state[0])
-    if state is not None:
-        return NotFinite("state", state[1], state[0])
-    # c grows by at most 1 a step, so a final c that is not finite began so
-    return NotFinite("initial state", _kind(final[-1]))
+    if state is None:  # c grows by at most 1 a step, so a final c that is not finite began so
+        return NotFinite("initial state", kind(final[-1]))
+    step, value = state
+    x_size, h_size = (float(np.abs(a[step]).max(initial=0)) for a in (x, h))
+    if h_size > max(1.0, x_size):
+        return NotFinite("state", value, step)
+    # the first h of an LSTM is finite unless its initial c is not, or a product
+    first = step == (len(h) - 1 if reverse else 0)
+    if layer.has_c and first and x_size < math.sqrt(np.finfo(h.dtype).max):
+        return NotFinite("initial state", value)
+    return NotFinite("products", value, step)
 
 
 def _in_gradient(

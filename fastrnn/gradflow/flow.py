@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -188,9 +187,6 @@ def model_flow(
         grads, names = model.new_grads(), to_record(tuple(parts), has_c)
         _, _, *recorded = p.backward(record=names, grads=grads, retain=retain)
     recorded = recorded[0] if recorded else []
-    if recorded and len(recorded) != len(layers):
-        raise RefusedValue(f"the loss has {len(recorded)} recurrent layers, expected "
-                           f"{len(layers)}: that of this model")
     for of_layer in recorded:
         _check_size(next(iter(of_layer[0].values())))
     states = (None,) * (len(layers) - len(p.state)) + tuple(p.state)  # a decoder's are the last
@@ -274,12 +270,10 @@ class _Backward:
                  for number, recorded in enumerate(of_layer)]
                 for (name, layer), of_layer in zip(self.layers.items(), self.recorded, strict=True)
             ]
-        found: list[Sources | None] = [None] * len(measured)
-        if "norms" in parts:
-            found = list(self._not_finite(measured))
+        found = self._not_finite(measured) if "norms" in parts else [None] * len(measured)
         return [
-            GradientFlow(layer.cell.name, not_finite=sources,
-                         **{name: np.stack([one[name] for one in of_layer]) for name in of_layer[0]})
+            GradientFlow(layer.cell.name, not_finite=sources, **{
+                name: np.stack([one[name] for one in of_layer]) for name in of_layer[0]})
             for layer, of_layer, sources in zip(self.layers.values(), measured, found, strict=True)
         ]
 
@@ -289,26 +283,27 @@ class _Backward:
         return {side: [self.grads[full_name(layer, f"weight_{side}_l{number}{suffix}")]
                        for suffix in suffixes] for side in ("ih", "hh")}
 
-    def _not_finite(self, measured: list[list[dict[str, np.ndarray]]]) -> list[Sources]:
+    def _not_finite(self, measured: list[list[dict[str, np.ndarray]]]) -> list[Sources | None]:
         """Return, for each layer, where values that are not finite come from."""
-        ran = [
-            finite.Ran(recorded["x"], recorded["h"], self._final(layer, state, number),
-                       one["norms"] + one.get("c_norms", 0))
+        computed = [
+            finite.Computed(recorded["x"], recorded["h"], self._final(layer, state, number),
+                       one["norms"] + one.get("c_norms", 0), layer.has_c)
             for layer, state, of_layer, of_measured in zip(
                 self.layers.values(), self.states, self.recorded, measured, strict=True)
             for number, (recorded, one) in enumerate(zip(of_layer, of_measured, strict=True))
         ]
-        found = finite.search(ran, self.dy, self.loss)
-        # a parameter explains all that was found, and its own layer's values that look healthy
-        anywhere = finite.broken_parameter(self.parameters) if any(map(any, found)) or not all(
-            finite.all_finite(layer.flat) for layer in self.layers.values()) else None
-        sources = []
-        for name, layer in self.layers.items():
-            own, found = found[: layer.num_layers], found[layer.num_layers :]
-            if anywhere is not None:
-                all_of_it = not finite.all_finite(layer.flat)
-                own = [tuple(anywhere if a or all_of_it else None for a in row) for row in own]
-            sources.append(tuple(own))
+        found = finite.search(computed, self.dy, self.loss)
+        # a parameter explains what was found anywhere, and zeros in its own layer
+        broken = [not finite.all_finite(layer.flat) for layer in self.layers.values()]
+        parameter = None
+        if any(broken) or any(map(any, found)):
+            parameter = finite.broken_parameter(self.parameters)
+        sources: list[Sources | None] = []
+        for layer, own in zip(self.layers.values(), broken, strict=True):
+            rows, found = found[: layer.num_layers], found[layer.num_layers :]
+            if parameter is not None:
+                rows = [tuple(parameter if a or own else None for a in row) for row in rows]
+            sources.append(tuple(rows))
         return sources
 
     @staticmethod

@@ -21,6 +21,8 @@ from fastrnn.layers.recurrent import Recurrent
 
 __all__ = ["Jacobians", "jacobians"]
 
+ITERATIONS = 100  # of the power iteration, at most
+
 
 @dataclasses.dataclass(frozen=True)
 class Jacobians:
@@ -147,43 +149,144 @@ def jacobians(
     t = (0 if d else T - 1) if t is None else _checks.below("t", t, T)
     if d and D == 1:
         raise RefusedValue("reverse is True, expected False: the layer has one direction")
-    before = [s.reshape(L, D, B, H)[:, :, b] for s in states if s is not None]
-    return _of_one(layer, x[:, b : b + 1], before, number, d, t, distance)
+    initial = tuple(None if s is None else s.reshape(L, D, B, H)[:, :, b]
+                    for s in states[: len(layer.cell.states)])
+    return _Direction(layer, number, d, initial).jacobians(x[:, b : b + 1], t, distance)
 
 
-def _of_one(
-    layer: Recurrent, x: np.ndarray, before: list[np.ndarray], number: int, d: int, t: int,
-    distance: int,
-) -> Jacobians:
-    """Compute the Jacobians of direction d for one sequence x (T, 1, I).
+@dataclasses.dataclass(frozen=True)
+class _Direction:
+    """One direction of one stacked layer, for one sequence.
 
-    before: the initial state, [h] or [h, c], each (L, D, H), or [].
+    Attributes
+    ----------
+    layer : RNN, LSTM or GRU
+    number, d : int
+        Which of the stacked layers, and which direction.
+    initial : (h,) or (h, c), each (L, D, H) or None: zero
     """
-    cell, H, name = layer.cell, layer.hidden_size, f"weight_hh_l{number}{'_reverse' * d}"
-    w_hh = layer.parameters()[name].astype(np.float64).reshape(-1, H, H)  # (G, H, H)
-    if not np.isfinite(w_hh).all():
-        raise RefusedValue(f"{name} has values that are not finite")
-    x = _input(layer, x, before, number)
-    one, x = _direction(layer, number, d), x[::-1] if d else x
-    t = len(x) - 1 - t if d else t
-    start, initial = max(0, t - distance), _initial(before, number, d)
-    _, state, _ = one.forward(x[:start], initial, grad=False)
-    copies = tuple(s.repeat(H, 1) for s in state) if cell.has_c else state.repeat(H, 1)
-    y, _, p = one.forward(x[start : t + 1].repeat(H, 1), copies)
-    assert p is not None  # forward keeps one unless it is asked not to
-    identity = np.eye(H, dtype=layer.dtype)[None]
-    _, _, (recorded,) = p.backward(
-        None, (identity, None) if cell.has_c else identity, need_dx=False,
-        record=("dh", "dc") if cell.has_c else ("dh",))
-    matrices = recorded["dh"][::-1, :, 0]
-    singular_values = np.linalg.norm(w_hh, 2, axis=(1, 2))
-    bounds = threshold = None
-    if cell.slope is not None:
-        threshold = 1 / cell.slope
-        with np.errstate(over="ignore", under="ignore"):
-            bounds = (singular_values * cell.slope) ** np.arange(len(matrices))
-    return Jacobians(
-        cell.name, matrices, matrix_norms(matrices),
-        matrix_norms(recorded["dc"][::-1, :, 0]) if cell.has_c else None, bounds, singular_values,
-        np.abs(np.linalg.eigvals(w_hh)).max(1), threshold, 
-    )
+
+    layer: Recurrent
+    number: int
+    d: int
+    initial: tuple[np.ndarray | None, ...]
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its parameters end with."""
+        return f"_l{self.number}{'_reverse' * self.d}"
+
+    def jacobians(self, x: np.ndarray, t: int, distance: int) -> Jacobians:
+        """Differentiate the state of step t of a sequence x (T, 1, I)."""
+        cell, H, T = self.layer.cell, self.layer.hidden_size, len(x)
+        w_hh = self.layer.parameters()["weight_hh" + self.suffix].astype(np.float64)
+        if not np.isfinite(w_hh).all():
+            raise RefusedValue(f"weight_hh{self.suffix} has values that are not finite, expected "
+                               "finite ones")
+        w_hh = w_hh.reshape(-1, H, H)  # (G, H, H)
+        for number in range(self.number):  # the layers below give the input
+            x = np.concatenate([dataclasses.replace(self, number=number, d=d).outputs(x)
+                                for d in range(self.layer.directions)], 2)
+        x, one = x[:: 1 - 2 * self.d], self.alone()
+        x = x[: T - t if self.d else t + 1]  # in the order in which the direction reads it
+        start = max(0, len(x) - 1 - distance)
+        y_before, before, _ = one.forward(x[:start], self.state(), grad=False)
+        y, _, p = one.forward(
+            x[start:].repeat(H, 1),
+            tuple(s.repeat(H, 1) for s in before) if cell.has_c else before.repeat(H, 1))
+        assert p is not None  # forward keeps one unless it is asked not to
+        identity = np.eye(H, dtype=self.layer.dtype)[None]
+        _, _, (recorded,) = p.backward(
+            None, (identity, None) if cell.has_c else identity, need_dx=False,
+            record=("dh", "dc") if cell.has_c else ("dh",))
+        matrices = recorded["dh"][::-1, :, 0]
+        singular_values = np.linalg.norm(w_hh, 2, axis=(1, 2))
+        bounds = threshold = None
+        if cell.slope is not None:
+            threshold = 1 / cell.slope
+            with np.errstate(over="ignore", under="ignore"):
+                bounds = (singular_values * cell.slope) ** np.arange(len(matrices))
+        return Jacobians(
+            cell.name, matrices, matrix_norms(matrices),
+            matrix_norms(recorded["dc"][::-1, :, 0]) if cell.has_c else None, bounds,
+            singular_values, np.abs(np.linalg.eigvals(w_hh)).max(1), threshold,
+            self.not_finite(x, np.concatenate([y_before, y[:, :1]]), T))
+
+    def alone(self) -> Recurrent:
+        """Return a copy as a layer of its own, which goes from step 0 on."""
+        params, layer = self.layer.parameters(), self.layer
+        I = params["weight_ih" + self.suffix].shape[1]
+        one = Recurrent(layer.cell, I, layer.hidden_size, 1, layer.bias, dtype=layer.dtype,
+                        seed=UNSET)
+        for name, param in one.parameters().items():
+            param[...] = params[name.removesuffix("_l0") + self.suffix]
+        return one
+
+    def state(self) -> Any:
+        """Return its initial state, as a call takes it."""
+        own = tuple(None if s is None else s[self.number, self.d][None, None] for s in self.initial)
+        return own if self.layer.has_c else own[0]
+
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        """Return its outputs (T, 1, H) for a sequence (T, 1, I), in the order of time."""
+        turn = 1 - 2 * self.d
+        return self.alone().forward(x[::turn], self.state(), grad=False)[0][::turn]
+
+    def not_finite(self, x: np.ndarray, y: np.ndarray, T: int) -> NotFinite | None:
+        """Return where values that are not finite come from.
+
+        x and y (steps, 1, ...) are inputs and states in the direction's order; T is the number of
+        steps of the whole sequence.
+        """
+        ends = (self.suffix, *(f"_l{k}{end}" for k in range(self.number)
+                               for end in ("", "_reverse")))
+        used = {name: param for name, param in self.layer.parameters().items()
+                if name.endswith(ends)}
+        if (broken := finite.broken_parameter(used)) is not None:
+            return broken
+        states = [None if s is None else s[self.number, self.d] for s in self.initial]
+        for s in states:
+            if s is not None and not finite.all_finite(s):
+                return NotFinite("initial state", finite.kind(s))
+        h = np.concatenate([np.zeros_like(y[:1]), y])  # its own, which is finite, is first
+        computed = finite.Computed(x, h[:-1, :, None], (h[-1:],), np.zeros((1, len(x), 1)),
+                         self.layer.has_c)
+        ((found,),) = finite.search([computed], None, 0.0)
+        if found is None:
+            return None
+
+        def at(step: int | None) -> int | None:
+            return T - 1 - step if self.d and step is not None else step
+
+        source = "layer below" if self.number and found.source == "input" else found.source
+        return dataclasses.replace(found, source=source, step=at(found.step),
+                                   state_step=at(found.state_step))
+
+
+def matrix_norms(a: np.ndarray) -> np.ndarray:
+    """Return the 2-norms (n,) of matrices (n, H, H); infinite where a value is not finite.
+
+    If H is above 128, by power iteration on J J^T with 8 vectors at once: from below, to about
+    1e-5.
+    """
+    norms = np.full(len(a), np.inf)
+    bounded = np.isfinite(a).all((1, 2))
+    if a.shape[1] <= 128:
+        norms[bounded] = np.linalg.norm(a[bounded].astype(np.float64), 2, axis=(1, 2))
+        return norms
+    rng = np.random.default_rng(0)
+    u = rng.standard_normal((a.shape[1], 8))
+    for i in np.flatnonzero(bounded):
+        scale = float(np.abs(a[i]).max()) or 1.0
+        j = a[i] / np.float64(scale)  # one after the other: each stays in the cache
+        # where the last matrix was stretched most, for one more step back changes that little, and
+        # new vectors, for what was nothing before may be most of it now
+        u[:, 4:] = rng.standard_normal((len(u), 4))
+        value, before = 0.0, -1.0
+        for _ in range(ITERATIONS):
+            if value - before <= 1e-6 * value:
+                break
+            u = np.linalg.qr(j @ (j.T @ u))[0]
+            before, value = value, float(np.linalg.norm(j.T @ u, 2))
+        norms[i] = value * scale
+    return norms

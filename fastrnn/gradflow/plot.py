@@ -1,7 +1,8 @@
-"""Pictures of what gradflow.py finds, and of a network unfolded in time; needs fastrnn[plot].
+"""Pictures of how gradients flow, and of a network unfolded in time; needs matplotlib.
 
-Every function draws into the axes given, or into new ones, and returns them. Letters: T steps,
-H hidden, G gates, L layers, D directions.
+Install it with ``pip install 'fastrnn[plot]'``; it is imported when something is drawn. Every
+function draws into the axes that it is given, or into new ones, and returns them. Letters: T steps,
+I input, H hidden, G gates, L stacked layers, D directions.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn.gradflow import GradientFlow, Jacobians
-from fastrnn.layers import Recurrent
+from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.gradflow.flow import GradientFlow
+from fastrnn.gradflow.jacobians import Jacobians
+from fastrnn.layers.recurrent import Recurrent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,45 +26,69 @@ __all__ = ["gradient_heatmap", "gradient_norms", "jacobian_norms", "saturation",
 
 def _axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.0)) -> Axes:
     if ax is None:
-        import matplotlib.pyplot as plt
-
+        try:
+            import matplotlib.pyplot as plt
+        except ModuleNotFoundError as error:
+            name = str(error.name).partition(".")[0]
+            raise ModuleNotFoundError(f"pictures need {name}, expected it to be installed: "
+                                      "pip install 'fastrnn[plot]'", name=name) from error
         ax = plt.subplots(figsize=size, layout="constrained")[1]
     return ax
 
 
-def _found(owner: str, flow: Any, name: str, part: str) -> np.ndarray:
+def _array(flow: Any, name: str, part: str) -> np.ndarray:
     """Return an array of a GradientFlow that has this part."""
     if not isinstance(flow, GradientFlow):
-        raise TypeError(f"{owner}: flow is {_checks.kind(flow)}, expected a GradientFlow")
+        raise RefusedType(f"flow is {_checks.kind(flow)}, expected a GradientFlow")
     array: np.ndarray | None = getattr(flow, name)
     if array is None:
-        raise ValueError(f"{owner}: flow has no {name}, expected parts with {part!r}")
+        raise RefusedValue(f"flow has no {name}, expected parts with {part!r}")
     return array
 
 
-def _one(
-    owner: str, flow: Any, name: str, part: str, layer: Any, direction: Any
-) -> tuple[np.ndarray, str]:
+def _one(flow: Any, name: str, part: str, layer: Any, direction: Any) -> tuple[np.ndarray, str]:
     """Return one layer's and direction's part of an array (L, D, ...), and words for a title."""
-    array = _found(owner, flow, name, part)
+    array = _array(flow, name, part)
     L, D = array.shape[:2]
-    layer = _checks.below(owner, "layer", layer, L)
-    direction = _checks.below(owner, "direction", direction, D)
+    layer = _checks.below("layer", layer, L)
+    direction = _checks.below("direction", direction, D)
     return array[layer, direction], _name(layer, direction, D)
+
+
+def _drawable(values: np.ndarray) -> np.ndarray:
+    """Return values for a logarithmic axis, with NaN for those that it cannot show."""
+    return np.where((values > 0) & np.isfinite(values), values, np.nan)
+
+
+def _line(ax: Axes, values: np.ndarray, style: str, **options: Any) -> None:
+    """Draw values against 0, 1, ... on a logarithmic axis; a single value as a point."""
+    shown = _drawable(values)
+    marker = "." if np.isfinite(shown).sum() == 1 else None
+    ax.semilogy(range(len(shown)), shown, style, marker=marker, **options)
+
+
+def _note_if_empty(ax: Axes, values: np.ndarray) -> None:
+    """Write into a picture with a logarithmic scale that it has nothing to show."""
+    if np.isnan(_drawable(values)).all():
+        text = "0 everywhere" if not values.any() else "no finite value above 0"
+        ax.text(0.5, 0.5, text, ha="center", va="center", color="0.4", transform=ax.transAxes)
 
 
 def _name(layer: int, direction: int, D: int) -> str:
     return f"layer {layer}" + (f", {('forward', 'reverse')[direction]}" if D == 2 else "")
 
 
+@public
 def gradient_norms(flow: GradientFlow, ax: Axes | None = None) -> Axes:
     """Draw the norm of dL/dh(t) over the batch against t, a line per layer and direction.
 
     Parameters
     ----------
     flow : GradientFlow
-        With its part "norms". Norms of 0 are left out: the axis is logarithmic.
+        With its part "norms". Norms that are 0 or not finite are left out: the axis is
+        logarithmic.
     ax : matplotlib.axes.Axes, optional
+        Where to draw; by default new axes.
 
     Returns
     -------
@@ -70,21 +97,23 @@ def gradient_norms(flow: GradientFlow, ax: Axes | None = None) -> Axes:
     Raises
     ------
     TypeError, ValueError
-        If `flow` is something else, or lacks the part; so do all functions here.
+        If `flow` is something else, or lacks the part.
     """
-    norms = _found("gradient_norms", flow, "batch_norms", "norms")
-    L, D, T = norms.shape
+    norms = _array(flow, "batch_norms", "norms")
+    L, D, _ = norms.shape
     ax = _axes(ax)
     for layer in range(L):
         for d in range(D):
-            ax.semilogy(range(T), np.where(norms[layer, d] > 0, norms[layer, d], np.nan),
-                        "--" if d else "-", color=f"C{layer}", label=_name(layer, d, D))
+            _line(ax, norms[layer, d], "--" if d else "-", color=f"C{layer}",
+                  label=_name(layer, d, D))
     ax.set(xlabel="step t", ylabel=r"$\|\partial L/\partial h(t)\|$", title="Gradient norms")
+    _note_if_empty(ax, norms)
     if L * D > 1:
         ax.legend()
     return ax
 
 
+@public
 def gradient_heatmap(
     flow: GradientFlow, layer: int = 0, direction: int = 0, ax: Axes | None = None
 ) -> Axes:
@@ -93,29 +122,38 @@ def gradient_heatmap(
     Parameters
     ----------
     flow : GradientFlow
-        With its part "units". Units are white where the gradient is 0.
+        With its part "units". Places are white where the gradient is 0 or
+        not finite.
     layer, direction : int
+        Which one to draw, from 0.
     ax : matplotlib.axes.Axes, optional
+        Where to draw; by default new axes.
 
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `flow` is something else or lacks the part, or there is no such layer or direction.
     """
+    units, name = _one(flow, "units", "units", layer, direction)
+    ax = _axes(ax)
     from matplotlib.colors import LogNorm
 
-    owner = "gradient_heatmap"
-    units, name = _one(owner, flow, "units", "units", layer, direction)
-    ax = _axes(ax)
-    shown = np.ma.masked_where(~((units > 0) & np.isfinite(units)), units)
+    shown = np.ma.masked_invalid(_drawable(units))
     drawn = shown.count() > 0
     image = ax.imshow(shown.T, aspect="auto", origin="lower", interpolation="nearest",
                       norm=LogNorm(shown.min(), shown.max()) if drawn else None)
     if drawn:
         ax.figure.colorbar(image, ax=ax, label=r"$|\partial L/\partial h_u(t)|$")
+    _note_if_empty(ax, units)
     ax.set(xlabel="step t", ylabel="unit u", title=f"Gradient by unit: {name}")
     return ax
 
 
+@public
 def jacobian_norms(jacobians: Jacobians, ax: Axes | None = None) -> Axes:
     """Draw ||dh(t)/dh(k)|| against t - k, with the bound where the cell has one.
 
@@ -123,14 +161,19 @@ def jacobian_norms(jacobians: Jacobians, ax: Axes | None = None) -> Axes:
     ----------
     jacobians : Jacobians
     ax : matplotlib.axes.Axes, optional
+        Where to draw; by default new axes.
 
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError
+        If `jacobians` is something else.
     """
     if not isinstance(jacobians, Jacobians):
-        raise TypeError(f"jacobian_norms: jacobians is {_checks.kind(jacobians)}, expected "
-                        "Jacobians")
+        raise RefusedType(f"jacobians is {_checks.kind(jacobians)}, expected Jacobians")
     ax = _axes(ax)
     for norms, style, label in (
         (jacobians.norms, "-", r"$\|\partial h(t)/\partial h(k)\|$"),
@@ -138,16 +181,17 @@ def jacobian_norms(jacobians: Jacobians, ax: Axes | None = None) -> Axes:
         (jacobians.bounds, "k:", r"bound $(\|W_{hh}\|\,\gamma)^{t-k}$"),
     ):
         if norms is not None:
-            usable = (norms > 0) & np.isfinite(norms)
-            ax.semilogy(np.where(usable, norms, np.nan), style, label=label)
+            _line(ax, norms, style, label=label)
     memory = jacobians.memory()
     if memory is not None:
         ax.axvline(memory, color="0.7", linewidth=1, zorder=0, label=f"memory: {memory} steps")
-    ax.set(xlabel="distance t - k", ylabel="2-norm", title="How far back a state still counts")
+    ax.set(xlabel="distance t - k", ylabel="2-norm", title="Dependence of a state on earlier ones")
+    _note_if_empty(ax, jacobians.norms)
     ax.legend()
     return ax
 
 
+@public
 def shares(flow: GradientFlow, layer: int = 0, direction: int = 0, ax: Axes | None = None) -> Axes:
     """Draw each step's share of the gradients of weight_ih and weight_hh as bars.
 
@@ -156,15 +200,21 @@ def shares(flow: GradientFlow, layer: int = 0, direction: int = 0, ax: Axes | No
     flow : GradientFlow
         With its part "shares".
     layer, direction : int
+        Which one to draw, from 0.
     ax : matplotlib.axes.Axes, optional
+        Where to draw; by default new axes.
 
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `flow` is something else or lacks the part, or there is no such layer or direction.
     """
-    owner = "shares"
-    ih, name = _one(owner, flow, "shares_ih", "shares", layer, direction)
-    hh, _ = _one(owner, flow, "shares_hh", "shares", layer, direction)
+    ih, name = _one(flow, "shares_ih", "shares", layer, direction)
+    hh, _ = _one(flow, "shares_hh", "shares", layer, direction)
     ax = _axes(ax)
     t = np.arange(len(ih))
     ax.bar(t - 0.2, ih, 0.4, label=r"of $\partial L/\partial W_{ih}$")
@@ -175,24 +225,31 @@ def shares(flow: GradientFlow, layer: int = 0, direction: int = 0, ax: Axes | No
     return ax
 
 
+@public
 def saturation(
     flow: GradientFlow, layer: int = 0, direction: int = 0, ax: Axes | None = None
 ) -> Axes:
-    """Draw the saturated share of every gate against t: the upper end above 0, the lower below.
+    """Draw which part of each gate is saturated against t: the upper end above 0, the lower below.
 
     Parameters
     ----------
     flow : GradientFlow
         With its part "saturation".
     layer, direction : int
+        Which one to draw, from 0.
     ax : matplotlib.axes.Axes, optional
+        Where to draw; by default new axes.
 
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `flow` is something else or lacks the part, or there is no such layer or direction.
     """
-    owner = "saturation"
-    ends, name = _one(owner, flow, "saturation", "saturation", layer, direction)
+    ends, name = _one(flow, "saturation", "saturation", layer, direction)
     ax = _axes(ax)
     for g, gate in enumerate(flow.gates):
         ax.plot(ends[:, g, 1], color=f"C{g}", label=gate)
@@ -205,6 +262,7 @@ def saturation(
     return ax
 
 
+@public
 def unfolded(network: Any, steps: int = 4, ax: Axes | None = None) -> Axes:
     """Draw a network unfolded in time: x(t) through U to h(t), W from step to step, V to o(t).
 
@@ -215,38 +273,42 @@ def unfolded(network: Any, steps: int = 4, ax: Axes | None = None) -> Axes:
     steps : int
         How many steps to show.
     ax : matplotlib.axes.Axes, optional
+        Where to draw; by default new axes.
 
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `network` is something else, or a size or `steps` is not a whole number of at least 1.
     """
-    owner = "unfolded"
     if isinstance(network, Recurrent):
         sizes = [network.input_size] + [network.hidden_size] * network.num_layers
         D = network.directions
     elif isinstance(network, (tuple, list)) and len(network) >= 2:
-        sizes, D = [_checks.positive(owner, "network", size) for size in network], 1
+        sizes, D = [_checks.positive("network", size) for size in network], 1
     else:
-        raise TypeError(f"{owner}: network is {_checks.show(network)}, expected an RNN, LSTM or "
-                        "GRU, or a tuple of at least two sizes")
-    steps = _checks.positive(owner, "steps", steps)
+        raise RefusedType(f"network is {_checks.show(network)}, expected an RNN, LSTM or GRU, or "
+                          "a tuple of at least two sizes")
+    steps = _checks.positive("steps", steps)
     return _draw_unfolded(ax, sizes, D, steps)
 
 
 def _draw_unfolded(ax: Axes | None, sizes: list[int], D: int, steps: int) -> Axes:
     """Draw x at the bottom, a row per layer and direction above, o on top; a column per step."""
-    from matplotlib.patches import Circle
-
     L, radius = len(sizes) - 1, 0.42
-    # the two directions stand apart, so that no edge runs through a node
+    # the two directions are drawn apart, so that no edge runs through a node
     across, up, sides = (2.2, 1.6, (0.0,)) if D == 1 else (3.6, 1.8, (-0.8, 0.8))
     upwards, onwards = (0.5, 0.5) if D == 1 else (0.3, 0.65)  # names lie off where edges cross
     left = across * (D - 1) * 0.1 - sides[-1] - 1.4
     right = across * (steps + D - 1) + sides[-1] + 0.6
     ax = _axes(ax, (0.75 * (right - left), 0.75 * (up * (L * D + 1) + 1)))
+    from matplotlib.patches import Circle
 
     def at(t: int, layer: int, d: int = 0) -> np.ndarray:
-        """Where h of a layer stands; layer -1 is x, layer L is o."""
+        """Return the place of h of a layer; layer -1 is x, layer L is o."""
         if layer < 0:
             return np.array([across * t, 0.0])
         if layer == L:

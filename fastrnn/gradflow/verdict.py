@@ -41,6 +41,8 @@ NOT_FINITE = {
     "initial state": "not finite: the initial state is {value}; look at what gives it",
     "state": "exploding: the state is {value} from step {step} on, though input and parameters are "
              f"finite; try {SMALLER}",
+    "products": "not finite: the state is {value} from step {step} on, though input and parameters "
+                "are finite: their products are too large; look at the scale of both",
     "loss": "not finite: the loss is {value}; look at its targets, their weights and the outputs",
     "entering gradient": "not finite: the gradient that comes from the loss is {value} at step "
                          "{step}; look at the loss",
@@ -93,8 +95,8 @@ def _slope(norms: np.ndarray) -> float:
 def verdict(of: GradientFlow | Jacobians | History) -> str:
     """Say in words whether gradients vanish, explode or are healthy, and what to try.
 
-    `growth` fits a factor per step to the norms, for an LSTM to those of the memory c. The factor to
-    the power of the number of steps decides: below 0.01 gradients vanish, above 100 they explode.
+    `growth` fits a factor per step to the norms, for an LSTM to those of the memory c. To the power
+    of the number of steps, the factor decides: below 0.01 gradients vanish, above 100 they explode.
     Where the loss enters at every step, the gradients that enter late hide what reaches back from
     the last step. For a History the norms are those of the whole gradient at each step of the
     training: it explodes where one is above 100 times their median.
@@ -174,8 +176,8 @@ def _of_training(history: History) -> str:
     norms, n = np.array(history.norms, np.float64), len(history.norms)
     if not n:
         raise RefusedValue("of is a History without steps, expected at least one")
-    if not np.isfinite(norms).all():
-        return _broken_training(history, norms)
+    if not (np.isfinite(norms).all() and np.isfinite(history.losses).all()):
+        return _broken_training(np.array(history.losses), norms)
     at = int(norms.argmax())
     if not norms[at]:
         return f"vanishing: the gradient's norm is 0 at each of {n} steps"
@@ -192,21 +194,22 @@ def _of_training(history: History) -> str:
     return f"healthy: {text}; {acted}{often}"
 
 
-def _broken_training(history: History, norms: np.ndarray) -> str:
-    """Describe a training with a gradient whose norm is NaN or infinite."""
-    at = int(np.flatnonzero(~np.isfinite(norms))[0])
-    loss = history.losses[at] if at < len(history.losses) else math.nan
-    if math.isnan(loss) or math.isinf(loss):
-        cause = "the loss is" if at < len(history.losses) else "the gradient's norm is"
-        value = loss if at < len(history.losses) else norms[at]
-        return (f"not finite: {cause} {value:g} at step {at + 1}; look at the inputs and targets "
-                "of that step")
-    before = norms[:at]
-    grew = f", after at most {before.max():.3g} before" if at else ""
-    if np.isnan(norms[at]):
-        return (f"not finite: the gradient's norm is nan at step {at + 1}{grew}, though the loss "
-                f"is {loss:.3g}; look at that step's batch with gradient_flow or model_flow")
-    return (f"exploding: the gradient's norm is inf at step {at + 1}{grew}; try {EXPLODING}")
+def _broken_training(losses: np.ndarray, norms: np.ndarray) -> str:
+    """Describe a training with a loss or a gradient's norm that is NaN or infinite."""
+    bad_losses, bad_norms = (np.flatnonzero(~np.isfinite(a)) for a in (losses, norms))
+    if bad_losses.size and not (bad_norms.size and bad_norms[0] < bad_losses[0]):
+        at = bad_losses[0]
+        return (f"not finite: the loss is {losses[at]:g} at step {at + 1}; look at the inputs and "
+                "targets of that step")
+    at = bad_norms[0]
+    text = f"the gradient's norm is {norms[at]:g} at step {at + 1}"
+    if at:
+        text += f", after at most {norms[:at].max():.3g} before"
+    if np.isinf(norms[at]):
+        return f"exploding: {text}; try {EXPLODING}"
+    if at < len(losses):
+        text += f", though the loss is {losses[at]:.3g}"
+    return f"not finite: {text}; measure that step's batch with model_flow"
 
 
 def _describe(what: str, cell: Cell, norms: np.ndarray, first: int) -> str:

@@ -36,10 +36,18 @@ def spawn(seed: Any, count: int) -> list[Any]:
 
 
 class Named(MutableMapping[str, np.ndarray]):
-    """Live arrays by name. Assigning to a name copies the values into its array."""
+    """Live arrays by name. Assigning to a name copies the values into its array.
 
-    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+    Parameters
+    ----------
+    arrays : dict of arrays
+    parts : dict of parts, optional
+        Whose parameters the arrays are; they notice an assignment.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], parts: dict[str, Part] | None = None) -> None:
         self._arrays = arrays
+        self._parts = parts or {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
@@ -49,6 +57,8 @@ class Named(MutableMapping[str, np.ndarray]):
         if name not in self._arrays:
             raise RefusedValue(f"there is no {name!r}, expected one of {list(self._arrays)}")
         assign(name, self._arrays[name], value)
+        if name in self._parts:
+            self._parts[name].changed()
 
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"{name!r} cannot be deleted: the names of the parameters are fixed")
@@ -97,22 +107,25 @@ class Parametrized(abc.ABC):
     def parts(self) -> dict[str, Part]:
         """Return the parts that own the parameters, by name; of a part itself {"": self}."""
 
-    def _named(self, what: str) -> Named:
-        """Return all parts' arrays under their full names; what: "_params" or "_grads"."""
-        return Named({full_name(prefix, name): array for prefix, part in self.parts().items()
-                      for name, array in getattr(part, what).items()})
+    def _full_names(self) -> Iterator[tuple[str, str, Part]]:
+        """Yield the full name, the part's own name, and the part of every parameter."""
+        for prefix, part in self.parts().items():
+            for name in part._params:
+                yield full_name(prefix, name), name, part
 
     def parameters(self) -> Named:
         """Return the live parameters by name, named as torch names them.
 
         Assigning to a name, ``model.parameters()["head.bias"] = a``, copies the values in.
         """
-        return self._named("_params")
+        names = list(self._full_names())
+        return Named({full: part._params[name] for full, name, part in names},
+                     {full: part for full, _, part in names})
 
     @property
     def grads(self) -> Named:
         """The live gradients by name; backward adds to them."""
-        return self._named("_grads")
+        return Named({full: part._grads[name] for full, name, part in self._full_names()})
 
     @property
     def num_parameters(self) -> int:
@@ -160,6 +173,10 @@ class Parametrized(abc.ABC):
         """
         params = self.parameters()
         arrays = _checks.named_arrays(mapping, {name: p.shape for name, p in params.items()})
+        # converted, and copied if they lie in these buffers, before anything changes
+        flats = [part.flat for part in self.parts().values()]
+        arrays = {name: a.astype(self.dtype, copy=any(np.may_share_memory(a, f) for f in flats))
+                  for name, a in arrays.items()}
         with modes(self):
             self.train()
             for name, array in arrays.items():
@@ -254,10 +271,26 @@ class Part(Parametrized):
         self.__dict__ |= {
             "_shapes": shapes, "flat": flat, "flat_grads": flat_grads,
             "_params": _views(flat, shapes), "_grads": _views(flat_grads, shapes),
-            "mode": "training", "version": 0, "_adding": {}}
+            "mode": "training", "version": 0}
 
     def parts(self) -> dict[str, Part]:  # noqa: D102, the base class says it
         return {"": self}
+
+    # what the base class finds by walking over the parts, at once
+
+    @property
+    def dtype(self) -> np.dtype:
+        """dtype of parameters, inputs and outputs: float32 or float64."""
+        return self.flat.dtype
+
+    @property
+    def training(self) -> bool:
+        """Whether it is in training mode."""
+        return self.mode == "training"
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero."""
+        self.flat_grads.fill(0)
 
     def __getattr__(self, name: str) -> Any:
         """Return a parameter by its name."""
@@ -303,7 +336,7 @@ class Part(Parametrized):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the views, which would come back as copies."""
         return {name: value for name, value in self.__dict__.items()
-                if name not in ("_params", "_grads", "_adding")}
+                if name not in ("_params", "_grads")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state

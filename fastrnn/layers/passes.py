@@ -55,6 +55,23 @@ class Layout(NamedTuple):
         return a.transpose(1, 0, 2) if self.batch_first else a if self.batched else a[:, 0]
 
 
+class Kept(NamedTuple):
+    """What a pass keeps of its forward, without the layer: a layer keeps that of its latest call.
+
+    Attributes
+    ----------
+    tapes : list
+        Of each stacked layer, with its mask of dropout, of y's shape, or None.
+    layout : Layout
+    version : int
+        Of the layer's parameters.
+    """
+
+    tapes: list[tuple[Tape, np.ndarray | None]]
+    layout: Layout
+    version: int
+
+
 class Pass:
     """One forward of a recurrent layer, to go back through: ``y, state, p = layer.forward(x)``.
 
@@ -67,19 +84,15 @@ class Pass:
         Whether it has had its backward.
     """
 
-    def __init__(
-        self, layer: Recurrent, tapes: list[tuple[Tape, np.ndarray | None]], layout: Layout
-    ) -> None:
+    def __init__(self, layer: Recurrent, kept: Kept) -> None:
         self.layer = layer
+        self.kept = kept
         self.spent = False
-        self._tapes = tapes  # with each layer's mask of dropout, of y's shape, or None
-        self._layout = layout
-        self._version = layer.version
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tapes."""
-        return sum(tape.nbytes for tape, _ in self._tapes)
+        return sum(tape.nbytes for tape, _ in self.kept.tapes)
 
     @public
     def backward(
@@ -135,9 +148,9 @@ class Pass:
         self, dy: Any, dstate: Any, need_dx: bool = True, record: tuple[str, ...] = (),
         grads: Mapping[str, np.ndarray] | None = None, retain: bool = False,
     ) -> Any:
-        layer, layout = self.layer, self._layout
-        check_unspent(self.spent, layer, self._version)
-        T, B, _, H = self._tapes[0][0].shape
+        layer, (tapes, layout, version) = self.layer, self.kept
+        check_unspent(self.spent, layer, version)
+        T, B, _, H = tapes[0][0].shape
         L, D, dtype = layer.num_layers, layer.directions, layer.dtype
         if dy is not None:
             dy = layout.from_caller(_checks.array("dy", dy, dtype, layout.y_shape(T, B, D * H)))
@@ -145,17 +158,16 @@ class Pass:
         dhn, dcn = _checks.states("dstate" if layer.has_c else "dhn", dstate, layer.has_c, dtype,
                                   shape)
         dhn, dcn = (None if s is None else s.reshape(L * D, B, H) for s in (dhn, dcn))
-        check_record(record, layer.has_c)
+        record = checked_record(record, layer.has_c)
         into = layer.grads_by_layer(grads)
 
         dh0 = np.empty((L * D, B, H), dtype)
         dc0 = np.empty_like(dh0) if layer.has_c else None
-        tapes = self._tapes
-        if retain:
-            tapes = [(tape.copy(), mask) for tape, mask in tapes]
-        with adding(layer if grads is None else None):
-            if not retain:
-                self.spent, self._tapes = True, []
+        with adding(into[0][0][0]):
+            if retain:
+                tapes = [(tape.copy(), mask) for tape, mask in tapes]
+            else:
+                self.spent, self.kept = True, self.kept._replace(tapes=[])
             dx, recorded = None, []
             for number in reversed(range(L)):
                 tape, mask = tapes[number]
@@ -164,7 +176,7 @@ class Pass:
                 own = slice(number * D, (number + 1) * D)
                 dx = None
                 if number or need_dx:
-                    dx = self._like_x(tape)
+                    dx = self._like_x(tape, layout)
                 recorded.append(sequence.backward(
                     tape, dy, None if dhn is None else dhn[own], None if dcn is None else dcn[own],
                     dx, dh0[own], None if dc0 is None else dc0[own], into[number], record))
@@ -175,14 +187,14 @@ class Pass:
         dstate0 = dh0 if dc0 is None else (dh0, dc0.reshape(shape))
         return (dx, dstate0, recorded[::-1]) if record else (dx, dstate0)
 
-    def _like_x(self, tape: Tape) -> np.ndarray | None:
+    def _like_x(self, tape: Tape, layout: Layout) -> np.ndarray | None:
         """Return a new array for the gradient of a layer's input; None for one-hot symbols."""
         if not tape.x_shape:
             return None
         if len(tape.x_shape) == 2:  # an embedding
             return np.empty(tape.x_shape, self.layer.dtype)
         T, B, I = tape.x_shape
-        return rows(T, B, I, self.layer.dtype, self._layout.batch_first)
+        return rows(T, B, I, self.layer.dtype, layout.batch_first)
 
 
 def check_unspent(spent: bool, part: Part, version: int) -> None:
@@ -195,30 +207,31 @@ def check_unspent(spent: bool, part: Part, version: int) -> None:
                            "ones: run forward again after an optimiser's step")
 
 
-def check_record(record: Any, has_c: bool) -> None:
-    """Refuse names that backward cannot record."""
+def checked_record(record: Any, has_c: bool) -> tuple[str, ...]:
+    """Return the names if backward can record them."""
     known = [name for name in RECORD if has_c or name != "dc"]
     if not isinstance(record, (tuple, list)) or any(name not in known for name in record):
         raise RefusedValue(f"record is {_checks.show(record)}, expected names out of {known}")
+    return tuple(record)
+
+
+_ADDING: dict[tuple[int, int], int] = {}  # (process, gradient array): the thread adding to it
 
 
 class adding:  # noqa: N801, used as a function
-    """While it is entered, this thread alone adds to a part's own gradients; None: no part.
+    """While it is entered, this thread alone adds to the gradients that this array belongs to.
 
-    The note of who is adding is kept by process, so a child that was forked meanwhile starts free.
+    Who is adding is noted by process, so a child that was forked meanwhile starts free.
     """
 
-    def __init__(self, part: Part | None) -> None:
-        self._adding = None if part is None else part._adding
+    def __init__(self, grad: np.ndarray) -> None:
+        self._key = os.getpid(), id(grad)
 
     def __enter__(self) -> None:
-        if self._adding is not None:
-            me = threading.get_ident()
-            if self._adding.setdefault(os.getpid(), me) != me:  # atomic
-                self._adding = None
-                raise RuntimeError("backward: another thread is adding to the same gradients; give "
-                                   "each thread its own: backward(grads=model.new_grads())")
+        me = threading.get_ident()
+        if _ADDING.setdefault(self._key, me) != me:  # atomic
+            raise RuntimeError("backward: another thread is adding to the same gradients; give "
+                               "each thread its own: backward(grads=model.new_grads())")
 
     def __exit__(self, *error: object) -> None:
-        if self._adding is not None:
-            self._adding.pop(os.getpid(), None)
+        _ADDING.pop(self._key, None)

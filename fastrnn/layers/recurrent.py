@@ -7,6 +7,7 @@ input, H hidden, G gates, L layers, D directions (2 if bidirectional), V rows of
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import warnings
@@ -16,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedValue, public
+from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn._kernels import sequence
 from fastrnn._kernels.runtime import Workspace, get_isa
 from fastrnn._kernels.stream import Stream
 from fastrnn.cells import CELLS, Cell
 from fastrnn.layers.packs import pack
 from fastrnn.layers.parameters import UNSET, Part, Shapes
-from fastrnn.layers.passes import Layout, Pass, rows
+from fastrnn.layers.passes import Kept, Layout, Pass, rows
 
 if TYPE_CHECKING:
     from fastrnn._kernels.packed import Packed, Weights
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Recurrent"]
 
 State = Any  # (L*D, B, H), or a pair of such, or None
+MOST_LAYERS = 10_000  # the names of their parameters take 30 MB
 _BATCHED = Layout()
 _UNBATCHED = Layout(batched=False)
 _BATCH_FIRST = Layout(batch_first=True)
@@ -43,10 +45,18 @@ class Recurrent(Part):
     ----------
     cell : Cell
         Its row of the table in fastrnn.cells.
+    has_c : bool
+        Whether a state is a pair (h, c).
+    directions, width : int
+        The number of directions D, and the features D*H of an output.
     """
 
-    _fixed = frozenset(["cell", "input_size", "hidden_size", "num_layers", "bias", "bidirectional"])
+    _fixed = frozenset(["cell", "input_size", "hidden_size", "num_layers", "bias", "bidirectional",
+                        "has_c", "directions", "width"])
     cell: Cell
+    has_c: bool
+    directions: int
+    width: int
 
     def __init__(
         self, cell: Cell, input_size: int, hidden_size: int, num_layers: int = 1,
@@ -59,8 +69,11 @@ class Recurrent(Part):
         self.num_layers = _checks.positive("num_layers", num_layers)
         self.bias = bool(bias)
         self.batch_first = bool(batch_first)
-        self.dropout = _checks.probability("dropout", dropout)
+        self.dropout = dropout
         self.bidirectional = bool(bidirectional)
+        self.has_c = cell.has_c
+        self.directions = 2 if self.bidirectional else 1
+        self.width = self.directions * self.hidden_size
         if self.dropout and self.num_layers == 1:
             warnings.warn(
                 f"{type(self).__name__}: dropout works between layers; with num_layers = 1 it does "
@@ -69,7 +82,7 @@ class Recurrent(Part):
         dtype = _checks.float_dtype(dtype)
         self._check_size(dtype)
         self._workspace = Workspace()
-        self._last: Pass | None = None
+        self._last: Kept | None = None  # of the latest call in training mode
         self._packs: list[tuple[Packed, ...]] | None = None
         self._packed_for = ""  # the instruction set
         super().__init__(self._parameter_shapes(), dtype)
@@ -85,9 +98,10 @@ class Recurrent(Part):
         first = self.cell.G * H * (I + H)
         more = self.cell.G * H * (D * H + H) * (self.num_layers - 1)
         size = D * (first + more)
-        if size * dtype.itemsize > sys.maxsize or self.num_layers > 10**6:
-            raise MemoryError(f"{type(self).__name__}: these sizes make {size:.3g} parameters in "
-                              f"{self.num_layers} layers, more than there is memory for")
+        if size * dtype.itemsize > sys.maxsize or self.num_layers > MOST_LAYERS:
+            raise MemoryError(f"{type(self).__name__}: these sizes make {min(size, 10**300):.3g} "
+                              f"parameters in {min(self.num_layers, 10**300):.3g} layers, more "
+                              "than there is memory for")
 
     def _parameter_shapes(self) -> Shapes:
         shapes: Shapes = {}
@@ -103,19 +117,13 @@ class Recurrent(Part):
         return ("", "_reverse") if self.bidirectional else ("",)
 
     @property
-    def directions(self) -> int:
-        """Number of directions D."""
-        return 2 if self.bidirectional else 1
+    def dropout(self) -> float:
+        """Fraction of the states between layers that training sets to zero; it can be set."""
+        return self._dropout
 
-    @property
-    def width(self) -> int:
-        """Features D*H of an output."""
-        return self.directions * self.hidden_size
-
-    @property
-    def has_c(self) -> bool:
-        """Whether a state is a pair (h, c)."""
-        return self.cell.has_c
+    @dropout.setter
+    def dropout(self, value: Any) -> None:
+        self._dropout = _checks.probability("dropout", value)
 
     # ---- calls ------------------------------------------------------------------------------
 
@@ -148,11 +156,9 @@ class Recurrent(Part):
             If a shape does not fit.
         """
         training = self.mode == "training"
-        if training:
-            self.__dict__["_last"] = None  # its memory is used again
-        y, state, p = self._forward(x, state, training)
-        if training:
-            self.__dict__["_last"] = p
+        y, state, p = self._forward(x, state, training, latest=training)
+        if p is not None:
+            self.__dict__["_last"] = p.kept
         return y, state
 
     @public
@@ -181,7 +187,9 @@ class Recurrent(Part):
         """
         return self._forward(x, state, grad)
 
-    def _forward(self, x: Any, state: State, grad: bool) -> tuple[np.ndarray, State, Pass | None]:
+    def _forward(
+        self, x: Any, state: State, grad: bool, latest: bool = False
+    ) -> tuple[np.ndarray, State, Pass | None]:
         I = self.input_size
         x = _checks.numeric("x", x, self.dtype)
         shape: _checks.Shape
@@ -193,7 +201,7 @@ class Recurrent(Part):
             layout, shape = _BATCHED, ("T", "B", I)
         x = layout.from_caller(_checks.array("x", x, self.dtype, shape, self._explain))
         y, state, p = self.run(x, None, state, grad=grad, dropout=grad and self.training,
-                               layout=layout)
+                               layout=layout, latest=latest)
         return layout.to_caller(y), state, p
 
     def _explain(self, x: np.ndarray) -> str:
@@ -206,7 +214,7 @@ class Recurrent(Part):
 
     def run(
         self, x: Any, index: np.ndarray | None, state: State, *, grad: bool, dropout: bool,
-        layout: Layout = _BATCHED,
+        layout: Layout = _BATCHED, latest: bool = False,
     ) -> tuple[np.ndarray, State, Pass | None]:
         """Run the layers over checked input: what calls of a layer and of a model share.
 
@@ -221,6 +229,8 @@ class Recurrent(Part):
             Whether to draw masks between layers.
         layout : Layout
             How y shall lie in memory, and whether states have a batch.
+        latest : bool
+            Whether the pass of the latest call is dropped, so that its memory is used again.
 
         Returns
         -------
@@ -240,6 +250,8 @@ class Recurrent(Part):
             raise RefusedValue("a pass is wanted in the mode 'bfloat16', expected eval() or "
                                "train(): rounded weights have no backward")
         weights = self._weights if self.mode == "training" else self._packed()
+        if latest:  # nothing is refused from here on
+            self.__dict__["_last"] = None
         tapes = []
         for number in range(L):
             y = rows(T, B, D * H, self.dtype, layout.batch_first)
@@ -257,7 +269,7 @@ class Recurrent(Part):
                 tapes.append((tape, mask))
             x, index = y, None
         hn = hn.reshape(shape)
-        p = Pass(self, tapes, layout) if grad else None
+        p = Pass(self, Kept(tapes, layout, self.version)) if grad else None
         return y, hn if cn is None else (hn, cn.reshape(shape)), p
 
     @public
@@ -289,14 +301,16 @@ class Recurrent(Part):
         TypeError, ValueError
             If a gradient is not one of y or of the state; the call can then be repeated.
         """
-        p = self._last
-        if p is None or p.spent:
+        last = self._last
+        if last is None:
             raise RuntimeError(f"{type(self).__name__}.backward: no call to go back through: each "
                                "training-mode call serves one backward, and eval-mode calls none")
-        result = p._backward(dy, dstate, need_dx)
-        if self._last is p:
-            self.__dict__["_last"] = None
-        return result
+        p = Pass(self, last)
+        try:
+            return p._backward(dy, dstate, need_dx)
+        finally:
+            if p.spent and self._last is last:
+                self.__dict__["_last"] = None
 
     def _mask(self, y: np.ndarray) -> np.ndarray:
         """Return zeros with probability `dropout`, and elsewhere what keeps the mean."""
@@ -334,6 +348,9 @@ class Recurrent(Part):
         """Return a mapping's gradient arrays (None: the layer's own) by layer and direction."""
         if grads is None:
             return self._own_grads  # type: ignore[no-any-return]
+        if not isinstance(grads, Mapping):
+            raise RefusedType(f"grads is {_checks.kind(grads)}, expected a mapping of names to "
+                              "arrays: see new_grads()")
         for name, param in self._params.items():
             if name not in grads:
                 raise RefusedValue(f"grads lacks {name!r}, expected an array for each parameter: "
@@ -420,7 +437,7 @@ class Recurrent(Part):
         left_out = ("_last", "_packs", "_workspace", "_weights", "_own_grads", "_reverse")
         state = {name: value for name, value in super().__getstate__().items()
                  if name not in left_out}
-        return state | {"cell": self.cell.name}
+        return state | {"cell": self.cell.name, "_masks": copy.deepcopy(self._masks)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state | {"cell": CELLS[state["cell"]], "_last": None, "_packs": None,

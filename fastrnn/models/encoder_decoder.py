@@ -12,9 +12,16 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.models import generate
-from fastrnn.models.linear import inside
 from fastrnn.models.model import Model
-from fastrnn.models.passes import Grads, LossOptions, LossPass, StackPass, States
+from fastrnn.models.passes import (
+    Back,
+    Gradients,
+    LossOptions,
+    LossPass,
+    ModelPass,
+    StackPass,
+    States,
+)
 from fastrnn.models.sequence import SequenceModel
 from fastrnn.models.stack import Stack
 
@@ -44,6 +51,7 @@ class EncoderDecoder(Model):
     NeurIPS 2014.
     """
 
+    _fixed = Model._fixed | {"encoder", "decoder"}
     encoder: Stack
     decoder: SequenceModel
 
@@ -94,36 +102,64 @@ class EncoderDecoder(Model):
             ``p.value``, ``p.weight``, ``p.state`` (the decoder's final state), ``p.backward()``.
         """
         grad = self.training if grad is None else bool(grad)
-        _, state, read = self.encoder.run(source, None, grad=grad)
-        options = LossOptions(weights, ignore_index, grad=grad)
-        p = self.decoder.make_loss(inputs, targets, state, None, options)
-        return p if read is None else _DecoderLoss(read, p)
+        decoder = self.decoder
+        source, inputs = self._check_inputs(source, inputs)
+        goals = decoder.check_goals(targets, inputs.shape[:2],
+                                    LossOptions(weights, ignore_index, grad=grad))
+        _, state, read = self.encoder.checked_run(source, None, grad=grad, dropout=grad)
+        p = decoder.loss_of(inputs, goals, state, None, grad)
+        if read is None or p.inner is None:
+            return p
+        return LossPass(p.value, p.weight, p.state, _DecoderPass(self, read, p.inner), p.doutputs)
+
+    def _check_inputs(self, source: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the encoder and what the decoder reads, of equally many rows."""
+        source = self.encoder.check_input(source, "source")
+        inputs = self.decoder.check_input(inputs, "inputs")
+        if source.shape[1] != inputs.shape[1]:
+            raise RefusedValue(f"inputs has {inputs.shape[1]} rows, expected {source.shape[1]}: as "
+                               "many as source")
+        return source, inputs
 
     @public
     def generate(
         self, source: Any, first: Any, length: int, *, temperature: float = 0.0,
         top_k: int | None = None, top_p: float = 1.0, seed: Any = None,
     ) -> np.ndarray:
-        """Return what the decoder writes freely after `source`; see SequenceModel.generate."""
+        """Return what the decoder writes freely after `source`.
+
+        Parameters
+        ----------
+        source : what the encoder reads, (S, B) symbols or (S, B, I)
+        first : integers (B,), or array (B, I)
+            The decoder's first input.
+        length, temperature, top_k, top_p, seed
+            As for SequenceModel.generate; by default the likeliest symbol is taken.
+
+        Returns
+        -------
+        integers (length, B), or array (length, B, N)
+        """
         sampling = generate.Sampling.checked(temperature, top_k, top_p, seed)
         length = _checks.positive("length", length)
-        _, state, _ = self.encoder.run(source, None, grad=False)
+        source = self.encoder.check_input(source, "source")
+        first = generate.check_first(self.decoder, first)
+        if source.shape[1] != len(first):
+            raise RefusedValue(f"first has {len(first)} rows, expected {source.shape[1]}: as many "
+                               "as source")
+        _, state, _ = self.encoder.checked_run(source, None, grad=False, dropout=False)
         return generate.run_freely(self.decoder, first, length, state, sampling)
 
 
-class _DecoderLoss(LossPass):
-    """The decoder's loss, through which the gradient reaches the encoder."""
+class _DecoderPass(ModelPass):
+    """A loss of the decoder, through which the gradient reaches the encoder."""
 
-    def __init__(self, encoder: StackPass, decoder: LossPass) -> None:
-        super().__init__(decoder.value, decoder.weight, decoder.state)
+    def __init__(self, model: EncoderDecoder, encoder: StackPass, decoder: ModelPass) -> None:
+        super().__init__(model, model.decoder, decoder.rows)
         self._encoder, self._decoder = encoder, decoder
 
-    def _backward(
-        self, dstate: States | None, need_dx: bool, record: tuple[str, ...], grads: Grads,
-        retain: bool,
-    ) -> Any:
-        _, between, *after = self._decoder._backward(dstate, False, record,
-                                                     inside(grads, "decoder"), retain)
-        dx, dstate0, *before = self._encoder._backward(None, between, need_dx, record,
-                                                       inside(grads, "encoder"), retain)
-        return (dx, dstate0, before[0] + after[0]) if record else (dx, dstate0)
+    def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
+        _, between, after = self._decoder._go_back(
+            gradient, dstate, back.inside("decoder")._replace(need_dx=False))
+        dx, dstate0, before = self._encoder._go_back(None, between, back.inside("encoder"))
+        return dx, dstate0, before + after

@@ -6,7 +6,6 @@ Letters: B batch, N outputs, V symbols.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -15,9 +14,10 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedValue
 
 if TYPE_CHECKING:
+    from fastrnn.models.passes import States
     from fastrnn.models.sequence import SequenceModel
 
-__all__ = ["Sampling", "run_freely"]
+__all__ = ["Sampling", "check_first", "run_freely", "sigmoid"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,11 @@ class Sampling:
     @classmethod
     def checked(cls, temperature: Any, top_k: Any, top_p: Any, seed: Any) -> Self:
         """Return the options, or refuse them."""
+        if _checks.probability("top_p", top_p) == 0:
+            raise RefusedValue(f"top_p is {_checks.show(top_p)}, expected a number above 0")
         return cls(
             _checks.at_least("temperature", temperature),
-            None if top_k is None else _checks.positive("top_k", top_k),
-            _checks.above("top_p", top_p, 0, math.nextafter(1, 2)),
+            None if top_k is None else _checks.positive("top_k", top_k), float(top_p),
             np.random.default_rng(*_checks.seeds(seed, 1)))
 
     def draw(self, logits: np.ndarray) -> np.ndarray:
@@ -43,10 +44,14 @@ class Sampling:
         if self.temperature == 0:
             return np.asarray(logits.argmax(-1), np.int32)
         x = logits.astype(np.float64)
-        with np.errstate(over="ignore"):  # a tiny temperature: all but the likeliest become 0
+        # a tiny temperature makes all but the likeliest 0; what is not finite is refused below
+        with np.errstate(over="ignore", invalid="ignore"):
             p = np.exp((x - x.max(-1, keepdims=True)) / self.temperature)
         p = self._kept(p)
         cumulated = p.cumsum(-1)
+        if not np.isfinite(cumulated[:, -1]).all():
+            raise RefusedValue("the model's outputs are not finite, expected finite logits: its "
+                               "parameters or its state have NaN or infinities")
         drawn = self.rng.random(len(p)) * cumulated[:, -1]
         symbols = np.minimum((cumulated <= drawn[:, None]).sum(-1), x.shape[-1] - 1)
         return np.asarray(symbols, np.int32)
@@ -68,31 +73,39 @@ class Sampling:
         return kept
 
 
-def run_freely(
-    model: SequenceModel, first: Any, length: int, state: Any, sampling: Sampling
-) -> np.ndarray:
-    """Return what a model gives when each output is the next input; see SequenceModel.generate."""
+def check_first(model: SequenceModel, first: Any) -> np.ndarray:
+    """Return the first input, a copy, if the model's outputs can be inputs."""
     symbolic = model.vocab_size is not None
     expected = model.vocab_size if symbolic else model.input_size
     if symbolic != (model.loss_name == "softmax") or model.output_size != expected:
         raise RefusedValue(f"{model.output_size} outputs of {model.loss_name} cannot be inputs, "
                            f"expected {expected} of {'softmax' if symbolic else 'mse or bce'}")
-    x: np.ndarray
     if symbolic:
-        x = _checks.rows(first, ("B",), int(model.vocab_size or 0), name="first")
-    else:
-        x = np.array(_checks.array("first", first, model.dtype, ("B", model.input_size)))
+        return _checks.rows(first, ("B",), int(model.vocab_size or 0), name="first")
+    return np.array(_checks.array("first", first, model.dtype, ("B", model.input_size)))
+
+
+def run_freely(
+    model: SequenceModel, x: np.ndarray, length: int, state: States | None, sampling: Sampling
+) -> np.ndarray:
+    """Return what a model gives when each output is the next input; see SequenceModel.generate."""
     step = model.make_stream(max(1, len(x)))
-    if not len(x):
-        return np.empty((length, *x.shape), x.dtype)
-    step.state = state
     given = np.empty((length, *x.shape), x.dtype)
+    if not len(x):
+        return given
+    step.state = state
     outputs = np.empty((len(x), model.output_size), model.dtype)
     for t in range(length):
         step(x, out=outputs)
-        if symbolic:
+        if model.vocab_size is not None:
             given[t] = sampling.draw(outputs)
         else:
-            given[t] = outputs if model.loss_name == "mse" else 1 / (1 + np.exp(-outputs))
+            given[t] = outputs if model.loss_name == "mse" else sigmoid(outputs)
         x = given[t]
     return given
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Return 1 / (1 + exp(-x)), which does not overflow."""
+    e = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, 1, e) / (1 + e), x.dtype)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedType, public
+from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.models import inputs
+from fastrnn.models.generate import sigmoid
 from fastrnn.models.model import Model
+from fastrnn.models.passes import LossOptions, States
 from fastrnn.models.sequence import SequenceModel
 
 __all__ = ["evaluate", "predict"]
@@ -44,14 +46,13 @@ def predict(model: Model, x: Any, *, batch_size: int = 256, context: Any = None)
     """
     model = _sequence_model(model)
     data = inputs.sequences(model, x)
-    context = _contexts(model, context, data.N)
+    context = inputs.contexts(model, context, data)
     every = model.readout == "every"
     shape = (data.N, data.T, model.output_size) if every else (data.N, model.output_size)
     found = np.empty(shape, model.dtype)
     for now in _batches(data.N, batch_size):
-        state, _ = model.initial_state(None, None if context is None else context[now])
-        y, state, _ = model.run(data.x[now].swapaxes(0, 1), state, grad=False)
-        outputs = model.head.apply(model.read(y, state))
+        rows, state, given = _begin(model, data, context, now)
+        outputs, _, _ = model.outputs(rows, state, given, grad=False, dropout=False)
         found[now] = outputs.swapaxes(0, 1) if every else outputs
     found = _probabilities(model.loss_name, found)
     return found[0] if data.one else found
@@ -89,19 +90,24 @@ def evaluate(
     """
     model = _sequence_model(model)
     data = inputs.sequences(model, x)
+    goals = None
     if y is None:
         data, goals = inputs.next_steps(model, data)
-    else:
-        goals = inputs.targets(model, y, data)
+    if not data.N * data.T:
+        raise RefusedValue(f"x has {data.N} sequences of {data.T} steps, expected at least one")
     w = inputs.weights(model, weights, data)
-    context = _contexts(model, context, data.N)
+    if goals is None:
+        goals = inputs.targets(model, y, data, w)
+    context = inputs.contexts(model, context, data)
     every = model.readout == "every"
     total, count = 0.0, 0.0
     for now in _batches(data.N, batch_size):
-        p = model.loss(
-            data.x[now].swapaxes(0, 1), goals[now].swapaxes(0, 1) if every else goals[now],
-            weights=None if w is None else w[now].T if every else w[now],
-            context=None if context is None else context[now], grad=False)
+        rows, state, given = _begin(model, data, context, now)
+        own = goals[now], None if w is None else w[now]
+        if every:
+            own = own[0].swapaxes(0, 1), None if own[1] is None else own[1].T
+        checked = model.check_goals(own[0], rows.shape[:2], LossOptions(own[1]))
+        p = model.loss_of(rows, checked, state, given, False)
         total += p.value * p.weight
         count += p.weight
     return total / count if count else 0.0
@@ -114,12 +120,13 @@ def _sequence_model(model: Any) -> SequenceModel:
     return model
 
 
-def _contexts(model: SequenceModel, context: Any, N: int) -> np.ndarray | None:
-    """Return the contexts (N, C)."""
-    if context is None:
-        return None
-    return _checks.array("context", np.asarray(context, model.dtype), model.dtype,
-                         (N, model.context_size or 0))
+def _begin(
+    model: SequenceModel, data: inputs.Sequences, context: np.ndarray | None, now: slice
+) -> tuple[np.ndarray, States, np.ndarray | None]:
+    """Return the input (T, B, ...), the initial state and the context of some sequences."""
+    x = model.check_input(data.x[now].swapaxes(0, 1))
+    own = None if context is None else context[now]
+    return x, *model.initial_state(None, own, x.shape[1])
 
 
 def _batches(N: int, batch_size: Any) -> list[slice]:
@@ -134,7 +141,5 @@ def _probabilities(loss: str, outputs: np.ndarray) -> np.ndarray:
         np.exp(outputs, out=outputs)
         outputs /= outputs.sum(-1, keepdims=True)
     elif loss == "bce":
-        np.negative(np.abs(outputs), out=(e := np.empty_like(outputs)))
-        np.exp(e, out=e)
-        outputs[...] = np.where(outputs >= 0, 1, e) / (1 + e)
+        outputs[...] = sigmoid(outputs)
     return outputs

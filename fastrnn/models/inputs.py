@@ -6,6 +6,7 @@ steps, I features, K numbers of an output, V symbols.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,12 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedIndex, RefusedType, RefusedValue
+from fastrnn.models.losses import as_weights
 
 if TYPE_CHECKING:
     from fastrnn.models.sequence import SequenceModel
 
-__all__ = ["Sequences", "sequences", "targets", "weights"]
+__all__ = ["Sequences", "contexts", "next_steps", "sequences", "targets", "weights"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +85,19 @@ def sequences(model: SequenceModel, x: Any) -> Sequences:
                        f"{other}: the model reads {I} feature{'s' if I > 1 else ''} a step")
 
 
-def targets(model: SequenceModel, y: Any, of: Sequences) -> np.ndarray:
+def targets(
+    model: SequenceModel, y: Any, of: Sequences, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Return the targets that a user passed for these sequences.
 
     Parameters
     ----------
     model : SequenceModel
     y : array (N, T, K), or with readout "last" (N, K)
-        Without the K for softmax, and if K = 1; without the N for one series.
+        Without the K for softmax, and if K = 1; without the N for one series. Classes may be a
+        column, too.
+    weights : array, optional
+        As `weights` below returns them: a target of weight 0 may be anything, NaN too.
 
     Returns
     -------
@@ -98,24 +105,19 @@ def targets(model: SequenceModel, y: Any, of: Sequences) -> np.ndarray:
         With readout "every" (N, T, K) or int32 (N, T), with "last" (N, K) or int32 (N,).
     """
     rows = (of.N, of.T) if model.readout == "every" else (of.N,)
+    K, softmax = model.output_size, model.loss_name == "softmax"
     a = _stacked("y", y)
-    softmax = model.loss_name == "softmax"
-    if of.one and a.shape[:1] != (1,) and a.ndim < len(rows) + (0 if softmax else 1):
-        a = a[None]
-    K = model.output_size
-    if softmax:
-        a = _whole("y", a)
-        if a.shape == (*rows, 1):
-            a = a[..., 0]
-        expected: tuple[int, ...] = rows
-    else:
-        a = _floats("y", a, model.dtype)
-        if K == 1 and a.shape == rows:
-            a = a[..., None]
-        expected = (*rows, K)
-    if a.shape != expected:
+    expected = rows if softmax else (*rows, K)
+    shapes = {expected} | ({(*rows, 1)} if softmax else {rows} if K == 1 else set())
+    if of.one:
+        shapes |= {shape[1:] for shape in shapes}
+    if a.shape not in shapes:
         raise RefusedValue(f"y has shape {a.shape}, expected {expected}: {_what(model)}")
-    return _in_range("y", a, K, "classes", ignore=-100) if softmax else a
+    a = a.reshape(expected)
+    used = None if weights is None else weights > 0
+    if softmax:
+        return _in_range("y", _whole("y", a, used), K, "classes", ignore=-100)
+    return _floats("y", a, model.dtype, used)
 
 
 def next_steps(model: SequenceModel, of: Sequences) -> tuple[Sequences, np.ndarray]:
@@ -139,15 +141,35 @@ def weights(model: SequenceModel, w: Any, of: Sequences) -> np.ndarray | None:
     if w is None:
         return None
     expected = (of.N, of.T) if model.readout == "every" else (of.N,)
-    a = np.asarray(w)
-    a = (a if a.dtype == bool else _checks.numbers("weights", a)).astype(np.float64)
+    a = as_weights(w)
     if of.one and a.shape == expected[1:]:
         a = a[None]
     if a.shape == (of.N,) and len(expected) == 2:  # one for each sequence
         a = np.broadcast_to(a[:, None], expected)
     if a.shape != expected:
         raise RefusedValue(f"weights has shape {a.shape}, expected {expected}")
+    if a.size and not (np.isfinite(a).all() and a.min() >= 0):
+        raise RefusedValue(f"weights has numbers from {a.min()} to {a.max()}, expected finite ones "
+                           "of at least 0")
     return a
+
+
+def contexts(model: SequenceModel, context: Any, of: Sequences) -> np.ndarray | None:
+    """Return the contexts (N, C) that a user passed; (C,) for one series."""
+    if model.context_size is None:
+        if context is not None:
+            raise RefusedValue("context is given, expected none: the model has no context_size")
+        return None
+    expected = (of.N, model.context_size)
+    if context is None:
+        raise RefusedValue(f"context is None, expected an array {expected}: the model has a "
+                           "context_size")
+    a = _stacked("context", context)
+    if of.one and a.shape == expected[1:]:
+        a = a[None]
+    if a.shape != expected:
+        raise RefusedValue(f"context has shape {a.shape}, expected {expected}")
+    return _floats("context", a, model.dtype)
 
 
 def _what(model: SequenceModel) -> str:
@@ -167,14 +189,22 @@ def _stacked(name: str, data: Any) -> np.ndarray:
     if isinstance(data, np.ma.MaskedArray) and np.ma.is_masked(data):
         raise RefusedType(f"{name} is a masked array with masked places, expected an array: pass "
                           "weights of 0 for them")
-    if isinstance(data, (list, tuple)) and data and all(np.ndim(a) > 0 for a in data):
-        lengths = {len(a) for a in data}
-        if len(lengths) > 1:
-            raise RefusedValue(f"{name} is a list of sequences of {min(lengths)} to {max(lengths)} "
-                               "steps, expected one length; group sequences of equal length, or "
-                               "pad them and pass weights of 0 for the padding")
+    lengths: set[int] = set()
+    if isinstance(data, (list, tuple)):
+        with contextlib.suppress(TypeError):  # numbers have no length
+            lengths = {len(a) for a in data if not isinstance(a, str)}
+    if lengths and any(np.ma.is_masked(a) for a in data):
+        raise RefusedType(f"{name} has a masked array with masked places, expected arrays: pass "
+                          "weights of 0 for them")
+    if len(lengths) > 1:
+        raise RefusedValue(f"{name} is a list of sequences of {min(lengths)} to {max(lengths)} "
+                           "steps, expected one length; group sequences of equal length, or pad "
+                           "them and pass weights of 0 for the padding")
     try:
         a = np.asarray(data)
+    except ValueError as error:
+        raise RefusedValue(f"{name} is a ragged sequence, expected an array: steps of equally many "
+                           "features, sequences of one length") from error
     except Exception as error:
         raise RefusedType(f"{name} is {_checks.kind(data)}, expected numbers: {error}") from error
     if a.dtype.kind not in "biuf":
@@ -182,35 +212,46 @@ def _stacked(name: str, data: Any) -> np.ndarray:
     return a
 
 
-def _floats(name: str, a: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _floats(
+    name: str, a: np.ndarray, dtype: np.dtype, used: np.ndarray | None = None
+) -> np.ndarray:
+    """Return finite numbers of a dtype; rows that are not used may have anything."""
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(a, dtype)
     finite = np.isfinite(converted)
+    if used is not None:
+        finite |= ~used[..., None]
     if not finite.all():
         place = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise RefusedValue(f"{name}{list(place)} is {a[place]}, expected finite numbers"
-                           + (f" of {dtype}" if np.isfinite(a[place]) else
-                              "; replace them, or pass weights of 0 for padding" if name == "y"
-                              else ""))
+        advice = (f" of {dtype}" if np.isfinite(a[place]) else
+                  "; replace them, or pass weights of 0 for padding" if name == "y" else "")
+        raise RefusedValue(f"{name}{list(place)} is {a[place]}, expected finite numbers{advice}")
     return converted
 
 
-def _whole(name: str, a: np.ndarray) -> np.ndarray:
-    """Return whole numbers as int64."""
+def _whole(name: str, a: np.ndarray, used: np.ndarray | None = None) -> np.ndarray:
+    """Return whole numbers as int64; those that are not used become 0."""
+    if used is not None:
+        a = np.where(used, a, 0)
     if a.dtype.kind == "f":
-        if a.size and not (np.isfinite(a).all() and (a == np.floor(a)).all()):
-            raise RefusedType(f"{name} is {a.dtype} with fractions, expected whole numbers")
+        wrong = ~np.isfinite(a)
+        wrong |= a != np.floor(a)
+        if wrong.any():
+            place = tuple(int(i) for i in np.argwhere(wrong)[0])
+            raise RefusedType(f"{name}{list(place)} is {a[place]}, expected whole numbers")
         if a.size and np.abs(a).max() >= 2**31:
             raise RefusedIndex(f"{name} has the number {a.flat[np.abs(a).argmax()]:g}, expected "
                                "fewer symbols")
+    elif a.dtype.kind == "u" and a.size and a.max() >= 2**31:
+        raise RefusedIndex(f"{name} has the number {a.max()}, expected fewer symbols")
     return a.astype(np.int64)
 
 
 def _in_range(
     name: str, a: np.ndarray, count: int, what: str, ignore: int | None = None
 ) -> np.ndarray:
-    used = a if ignore is None else a[a != ignore]
-    if used.size and not (used.min() >= 0 and used.max() < count):
-        raise RefusedIndex(f"{name} has numbers from {used.min()} to {used.max()}, expected 0 to "
-                           f"{count - 1}: the model has {count} {what}")
+    counted = a if ignore is None else a[a != ignore]
+    if counted.size and not (counted.min() >= 0 and counted.max() < count):
+        raise RefusedIndex(f"{name} has numbers from {counted.min()} to {counted.max()}, expected "
+                           f"0 to {count - 1}: the model has {count} {what}")
     return np.ascontiguousarray(a, np.int32)

@@ -38,8 +38,8 @@ class LanguageModel(SequenceModel):
     dropout : float in [0, 1]
         Between layers, in training mode.
     characters : str, optional
-        The characters that are the symbols, in order; vocab_size is then their number. A text's
-        own: ``LanguageModel(characters=text)``, of which each counts once.
+        A text whose distinct characters, sorted, are the symbols: ``characters=text``. vocab_size
+        is then their number.
     dtype : float32 or float64
     seed : int or None
         Of the initial parameters (embedding normal, the rest uniform in +-1/sqrt(H)) and dropout.
@@ -57,6 +57,8 @@ class LanguageModel(SequenceModel):
     40
     """
 
+    _fixed = SequenceModel._fixed | {"cell", "characters"}
+
     @public
     def __init__(
         self, vocab_size: int = 256, embedding_size: int = 64, hidden_size: int = 256,
@@ -64,17 +66,22 @@ class LanguageModel(SequenceModel):
         characters: str | None = None, dtype: Any = np.float32, seed: Any = None,
     ) -> None:
         self.cell = _checks.one_of("cell", cell, CELLS)
-        self.characters = None
         if characters is not None:
             if not isinstance(characters, str) or not characters:
                 raise RefusedValue(f"characters is {_checks.show(characters)}, expected a text")
-            self.characters = "".join(sorted(set(characters)))
-            vocab_size = len(self.characters)
+            characters = "".join(sorted(set(characters)))
+            if vocab_size not in (256, len(characters)):
+                raise RefusedValue(f"vocab_size is {_checks.show(vocab_size)} with characters, "
+                                   f"expected their number, {len(characters)}, or none")
+            vocab_size = len(characters)
+        self.characters = characters
         V = _checks.positive("vocab_size", vocab_size)
         E = _checks.positive("embedding_size", embedding_size)
         H = _checks.positive("hidden_size", hidden_size)
+        L = _checks.positive("num_layers", num_layers)
+        _checks.probability("dropout", dropout)
         own, inner = spawn(seed, 2)
-        layer = CELLS[cell](E, H, num_layers, dropout=dropout, dtype=dtype, seed=inner)
+        layer = CELLS[cell](E, H, L, dropout=dropout, dtype=_checks.float_dtype(dtype), seed=inner)
         super().__init__([layer], V, vocab_size=V, seed=own)
 
     @property
@@ -106,22 +113,28 @@ class LanguageModel(SequenceModel):
         return self._encode("text", text)
 
     def _encode(self, name: str, text: Any) -> np.ndarray:
-        if isinstance(text, str) and self.characters is not None:
-            place = {character: i for i, character in enumerate(self.characters)}
-            unknown = sorted(set(text) - set(place))
-            if unknown:
-                raise RefusedValue(f"{name} has the character {unknown[0]!r}, expected those that "
-                                   f"the model has: {_checks.show(self.characters)}")
-            return np.array([place[character] for character in text], np.int32)
-        if isinstance(text, (str, bytes, bytearray)) and self.vocab_size != 256:
-            raise RefusedType(f"{name} is {_checks.kind(text)}, expected whole numbers below "
-                              f"{self.vocab_size}: only models of bytes and of characters take "
-                              "text")
-        if isinstance(text, str):
-            text = text.encode("utf-8", "surrogateescape")
-        if isinstance(text, (bytes, bytearray)):
+        if isinstance(text, (str, bytes, bytearray)):
+            if self.characters is not None:
+                return self._encode_characters(name, text, self.characters)
+            if self.vocab_size != 256:
+                raise RefusedType(f"{name} is {_checks.kind(text)}, expected whole numbers below "
+                                  f"{self.vocab_size}: only models of bytes and of characters take "
+                                  "text")
+            if isinstance(text, str):
+                text = _as_bytes(name, text)
             return np.frombuffer(text, np.uint8).astype(np.int32)
-        return _checks.rows(text, ("N",), int(self.vocab_size or 0), name=name)
+        return _checks.rows(text, ("N",), int(self.vocab_size or 0), name=name, of="the vocabulary")
+
+    def _encode_characters(self, name: str, text: Any, characters: str) -> np.ndarray:
+        if not isinstance(text, str):
+            raise RefusedType(f"{name} is {_checks.kind(text)}, expected str: the model's symbols "
+                              "are characters")
+        place = {character: i for i, character in enumerate(characters)}
+        unknown = sorted(set(text) - set(place))
+        if unknown:
+            raise RefusedValue(f"{name} has the character {unknown[0]!r}, expected those that the "
+                               f"model has: {_checks.show(characters)}")
+        return np.array([place[character] for character in text], np.int32)
 
     @public
     def decode(self, symbols: Any) -> str:
@@ -135,7 +148,8 @@ class LanguageModel(SequenceModel):
         return self._decode(symbols)
 
     def _decode(self, symbols: Any) -> str:
-        numbers = _checks.rows(symbols, ("N",), int(self.vocab_size or 0), name="symbols")
+        numbers = _checks.rows(symbols, ("N",), int(self.vocab_size or 0), name="symbols",
+                               of="the vocabulary")
         if self.characters is not None:
             return "".join(self.characters[i] for i in numbers)
         if self.vocab_size != 256:
@@ -179,7 +193,7 @@ class LanguageModel(SequenceModel):
             raise RefusedValue("prompt is empty, expected at least one symbol")
         state = None
         if len(symbols) > 1:
-            _, state, _ = self.run(symbols[:-1, None], None, grad=False)
+            _, state, _ = self.checked_run(symbols[:-1, None], None, grad=False, dropout=False)
         drawn = generate.run_freely(self, symbols[-1:], length, state, sampling)[:, 0]
         if isinstance(prompt, str):
             return self._decode(drawn)
@@ -192,3 +206,12 @@ class LanguageModel(SequenceModel):
         from fastrnn.training.language import train_on  # a floor above
 
         return train_on(self, text, **options)
+
+
+def _as_bytes(name: str, text: str) -> bytes:
+    """Return a text as UTF-8; bytes that Python read as surrogates come back as they were."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise RefusedValue(f"{name} has the character {text[error.start]!r}, which is half of a "
+                           "pair, expected characters of Unicode") from error

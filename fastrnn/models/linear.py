@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedValue
+from fastrnn._checks import public
 from fastrnn._kernels import linear
 from fastrnn.layers.parameters import UNSET, Part
 from fastrnn.layers.passes import adding
@@ -30,16 +30,24 @@ class Linear(Part):
     dtype : float32 or float64
     seed : int or None
         Of the initial values, uniform in +-1/sqrt(K) as torch's.
+
+    Raises
+    ------
+    ValueError
+        If a size is not a whole number of at least 1.
     """
 
     weight: np.ndarray
     bias: np.ndarray
 
+    @public
     def __init__(self, inputs: int, outputs: int, *, dtype: Any = np.float32, seed: Any = None
                  ) -> None:
-        super().__init__({"weight": (outputs, inputs), "bias": (outputs,)}, dtype)
-        if seed is not UNSET:
-            rng, bound = np.random.default_rng(seed), 1 / math.sqrt(inputs)
+        K, N = _checks.positive("inputs", inputs), _checks.positive("outputs", outputs)
+        rng = _generator(seed)
+        super().__init__({"weight": (N, K), "bias": (N,)}, _checks.float_dtype(dtype))
+        if rng is not None:
+            bound = 1 / math.sqrt(K)
             for param in self._params.values():
                 param[...] = rng.uniform(-bound, bound, param.shape)
 
@@ -55,8 +63,8 @@ class Linear(Part):
     ) -> np.ndarray:
         """Return dx (..., K) for dy (..., N); add to `grads`, None: the part's own."""
         N, K = self._shapes["weight"]
-        into = self._grads if grads is None else checked_grads(self, grads)
-        with adding(self if grads is None else None):
+        into = self._grads if grads is None else grads
+        with adding(into["weight"]):
             dx = linear.linear_backward(
                 np.ascontiguousarray(dy).reshape(-1, N), np.ascontiguousarray(x).reshape(-1, K),
                 self._params["weight"], into["weight"], into["bias"])
@@ -84,21 +92,28 @@ class Embedding(Part):
     dtype : float32 or float64
     seed : int or None
         Of the initial values, normal as torch's.
+
+    Raises
+    ------
+    ValueError
+        If a size is not a whole number of at least 1.
     """
 
     weight: np.ndarray
 
+    @public
     def __init__(self, symbols: int, width: int, *, dtype: Any = np.float32, seed: Any = None
                  ) -> None:
-        super().__init__({"weight": (symbols, width)}, dtype)
-        if seed is not UNSET:
-            self._params["weight"][...] = np.random.default_rng(seed).standard_normal(
-                (symbols, width))
+        shape = _checks.positive("symbols", symbols), _checks.positive("width", width)
+        rng = _generator(seed)
+        super().__init__({"weight": shape}, _checks.float_dtype(dtype))
+        if rng is not None:
+            self._params["weight"][...] = rng.standard_normal(shape)
 
     def add(self, dweight: np.ndarray, grads: Mapping[str, np.ndarray] | None = None) -> None:
         """Add a gradient (V, E) to `grads`, None: the part's own."""
-        into = self._grads if grads is None else checked_grads(self, grads)
-        with adding(self if grads is None else None):
+        into = self._grads if grads is None else grads
+        with adding(into["weight"]):
             into["weight"][...] += dweight
 
     @property
@@ -112,14 +127,12 @@ class Embedding(Part):
         return f"Embedding({V}, {E})"
 
 
-def checked_grads(part: Part, grads: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
-    """Return `grads` if it has an array for each of the part's parameters."""
-    for name, param in part.parameters().items():
-        if name not in grads:
-            raise RefusedValue(f"grads lacks {name!r}, expected an array for each parameter: see "
-                               "new_grads()")
-        _checks.output(f"grads[{name!r}]", grads[name], part.dtype, param.shape)
-    return grads
+def _generator(seed: Any) -> np.random.Generator | None:
+    """Return a generator of initial values; None if a file will bring them."""
+    if seed is UNSET:
+        return None
+    _checks.seeds(seed, 0)
+    return np.random.default_rng(seed)
 
 
 def inside(grads: Mapping[str, np.ndarray] | None, part: str) -> Mapping[str, np.ndarray] | None:

@@ -8,9 +8,10 @@ weights sum to 0. Letter: N numbers of an output.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,6 @@ from fastrnn._kernels import loss as kernels
 __all__ = ["LOSSES", "binary_cross_entropy", "mean_squared_error", "softmax_cross_entropy"]
 
 Result = tuple[float, "np.ndarray | None"]
-Full = tuple[float, float, "np.ndarray | None"]  # mean, sum of weights, gradient
 
 
 @public
@@ -61,7 +61,7 @@ def softmax_cross_entropy(
     IndexError
         If a target of a row that counts is not in [0, N).
     """
-    mean, _, grad = _softmax(logits, targets, weights, ignore_index, need_grad, out)
+    mean, _, grad = LOSSES["softmax"](logits, targets, weights, ignore_index, need_grad, out)
     return mean, grad
 
 
@@ -97,7 +97,7 @@ def mean_squared_error(
     ValueError
         If shapes do not fit, or a weight is negative or not finite.
     """
-    mean, _, grad = _squared(outputs, targets, weights, None, need_grad, out)
+    mean, _, grad = LOSSES["mse"](outputs, targets, weights, None, need_grad, out)
     return mean, grad
 
 
@@ -135,95 +135,90 @@ def binary_cross_entropy(
         If shapes do not fit, a weight is negative or not finite, or a target of a row that counts
         is not in [0, 1].
     """
-    mean, _, grad = _binary(logits, targets, weights, None, need_grad, out)
+    mean, _, grad = LOSSES["bce"](logits, targets, weights, None, need_grad, out)
     return mean, grad
 
 
-# ---- what models call: (mean, sum of weights, gradient) ------------------------------------------
+# ---- what models call ----------------------------------------------------------------------------
 
 
-def _softmax(
-    logits: Any, targets: Any, weights: Any, ignore_index: int | None, need_grad: bool, out: Any
-) -> Full:
-    logits, dtype = _outputs("logits", logits)
-    *rows, N = logits.shape
-    labels = _checks.numbers("targets", targets)
-    if labels.size and labels.dtype.kind not in "iu":
-        raise RefusedType(f"targets is {labels.dtype}, expected whole numbers: classes")
-    if labels.shape != tuple(rows):
-        raise RefusedValue(f"targets has shape {labels.shape}, expected {tuple(rows)}")
-    w = _weights(weights, tuple(rows))
-    if ignore_index is not None and (ignored := labels == ignore_index).any():
-        w = np.where(ignored, 0.0, 1.0 if w is None else w)
-    if w is not None:  # the labels of rows that do not count may be anything
-        labels = np.where(w > 0, labels, 0)
-    labels = _checks.rows(labels, rows, N, name="targets", of="logits' last axis")
-    total = float(labels.size if w is None else w.sum())
-    grad = _place(need_grad, out, logits.shape, dtype)
-    mean = 1 / total if total else 0.0
-    flat = logits.reshape(-1, N)
-    loss = kernels.softmax_cross_entropy(
-        flat, labels.reshape(-1), mean, None if grad is None else grad.reshape(-1, N),
-        None if w is None else w.reshape(-1))
-    return loss * mean, total, grad
+class Goals(NamedTuple):
+    """Targets and weights that were checked.
+
+    Attributes
+    ----------
+    targets : integers (...), or array (..., N)
+    weights : float64 (...), or None: all 1
+    total : float
+        Sum of the weights.
+    """
+
+    targets: np.ndarray
+    weights: np.ndarray | None
+    total: float
+
+    def part(self, steps: slice) -> Goals:
+        """Return the goals of some steps, whose losses sum to that of all: `total` is the same."""
+        return Goals(self.targets[steps], None if self.weights is None else self.weights[steps],
+                     self.total)
 
 
-def _squared(
-    outputs: Any, targets: Any, weights: Any, ignore_index: Any, need_grad: bool, out: Any
-) -> Full:
-    outputs, dtype = _outputs("outputs", outputs)
-    difference = outputs - _checks.array("targets", targets, dtype, outputs.shape)
-    return _mean(difference * difference, 2 * difference, weights, need_grad, out)
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss in two halves: what can be refused comes before anything is computed.
+
+    Attributes
+    ----------
+    outputs : str
+        What its outputs are called.
+    check : callable
+        Takes targets, weights, ignore_index, the outputs' shape and dtype; returns Goals.
+    compute : callable
+        Takes outputs, Goals, and where to put the gradient (it may be the outputs' place) or None;
+        returns the loss, sum(w * loss) / total.
+    """
+
+    outputs: str
+    check: Callable[[Any, Any, Any, tuple[int, ...], np.dtype], Goals]
+    compute: Callable[[np.ndarray, Goals, np.ndarray | None], float]
+
+    def __call__(
+        self, outputs: Any, targets: Any, weights: Any = None, ignore_index: int | None = -100,
+        need_grad: bool = True, out: Any = None,
+    ) -> tuple[float, float, np.ndarray | None]:
+        """Return the weighted mean, the sum of the weights, and the gradient."""
+        outputs = _outputs(self.outputs, outputs)
+        goals = self.check(targets, weights, ignore_index, outputs.shape, outputs.dtype)
+        grad = None
+        if need_grad:
+            grad = np.empty_like(outputs) if out is None else _checks.output(
+                "out", out, outputs.dtype, outputs.shape)
+        return self.compute(outputs, goals, grad), goals.total, grad
 
 
-def _binary(
-    logits: Any, targets: Any, weights: Any, ignore_index: Any, need_grad: bool, out: Any
-) -> Full:
-    logits, dtype = _outputs("logits", logits)
-    targets = _checks.array("targets", targets, dtype, logits.shape)
-    w = _weights(weights, logits.shape[:-1])
-    if w is not None:
-        targets = np.where(w[..., None] > 0, targets, 0)
-    if targets.size and not (targets.min() >= 0 and targets.max() <= 1):
-        raise RefusedValue(f"targets has numbers from {targets.min()} to {targets.max()}, expected "
-                           "0 to 1")
-    e = np.exp(-np.abs(logits))
-    loss = np.maximum(logits, 0) - logits * targets + np.log1p(e)
-    slope = np.where(logits >= 0, 1, e) / (1 + e) - targets
-    return _mean(loss, slope, weights, need_grad, out)
-
-
-def _mean(loss: np.ndarray, slope: np.ndarray, weights: Any, need_grad: bool, out: Any) -> Full:
-    """Return the weighted mean of loss (..., N), and its gradient from the slopes."""
-    *rows, N = loss.shape
-    w = _weights(weights, tuple(rows))
-    total = float(math.prod(rows) if w is None else w.sum())
-    share = 1 / (total * N) if total else 0.0
-    w = np.ones(rows) if w is None else w
-    scales = (w * share).astype(loss.dtype)[..., None]  # (..., 1)
-    used = np.broadcast_to(w[..., None] > 0, loss.shape)
-    mean = np.multiply(loss, scales, where=used, out=np.zeros_like(loss)).sum(dtype=np.float64)
-    grad = _place(need_grad, out, loss.shape, loss.dtype)
-    if grad is not None:
-        grad[...] = 0
-        np.multiply(slope, scales, where=used, out=grad)
-    return float(mean), total, grad
-
-
-def _outputs(name: str, outputs: Any) -> tuple[np.ndarray, np.dtype]:
-    outputs = np.asarray(outputs)
+def _outputs(name: str, value: Any) -> np.ndarray:
+    outputs = _checks.numbers(name, value)
     dtype = _checks.float_dtype(outputs.dtype.newbyteorder("="), f"{name}' dtype")
     if outputs.ndim < 1 or outputs.shape[-1] < 1:
         raise RefusedValue(f"{name} has shape {outputs.shape}, expected (..., N), N >= 1")
-    return np.ascontiguousarray(outputs, dtype), dtype
+    return np.require(outputs, dtype, ("C", "A"))
 
 
-def _weights(weights: Any, rows: tuple[int, ...]) -> np.ndarray | None:
-    """Return the weights (...) as float64, or None: all alike."""
-    if weights is None:
+def as_weights(value: Any) -> np.ndarray:
+    """Return weights, or a mask of booleans, as a new float64 array of any shape."""
+    try:
+        mask = np.asarray(value).dtype == bool and not np.ma.is_masked(value)
+    except (ValueError, TypeError, RuntimeError):  # the sentence comes from the check below
+        mask = False
+    a = np.asarray(value) if mask else _checks.numbers("weights", value)
+    return a.astype(np.float64, order="C")
+
+
+def _weights(value: Any, rows: tuple[int, ...]) -> np.ndarray | None:
+    """Return the weights (...) as float64, or None: all 1."""
+    if value is None:
         return None
-    w = np.asarray(weights)
-    w = (w if w.dtype == bool else _checks.numbers("weights", weights)).astype(np.float64)
+    w = as_weights(value)
     if w.shape != rows:
         raise RefusedValue(f"weights has shape {w.shape}, expected {rows}")
     if w.size and not (np.isfinite(w).all() and w.min() >= 0):
@@ -232,10 +227,94 @@ def _weights(weights: Any, rows: tuple[int, ...]) -> np.ndarray | None:
     return w
 
 
-def _place(need_grad: bool, out: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-    if not need_grad:
-        return None
-    return np.empty(shape, dtype) if out is None else _checks.output("out", out, dtype, shape)
+def _check_classes(
+    targets: Any, weights: Any, ignore_index: Any, shape: tuple[int, ...], dtype: np.dtype
+) -> Goals:
+    *rows, N = shape
+    labels = _checks.numbers("targets", targets)
+    if labels.size and labels.dtype.kind not in "iu":
+        raise RefusedType(f"targets is {labels.dtype}, expected whole numbers: classes")
+    if labels.shape != tuple(rows):
+        raise RefusedValue(f"targets has shape {labels.shape}, expected {tuple(rows)}")
+    w = _weights(weights, labels.shape)
+    if ignore_index is not None:
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
+            raise RefusedValue(f"ignore_index is {_checks.show(ignore_index)}, expected a whole "
+                               "number, or None")
+        if (ignored := labels == ignore_index).any():
+            w = np.where(ignored, 0.0, 1.0 if w is None else w)
+    if w is not None:  # the labels of rows that do not count may be anything
+        labels = np.where(w > 0, labels, 0)
+    labels = _checks.rows(labels, rows, N, name="targets", of="the outputs' last axis")
+    return Goals(labels, w, float(labels.size if w is None else w.sum()))
 
 
-LOSSES: dict[str, Callable[..., Full]] = {"softmax": _softmax, "mse": _squared, "bce": _binary}
+def _softmax(logits: np.ndarray, goals: Goals, grad: np.ndarray | None) -> float:
+    N = logits.shape[-1]
+    share = 1 / goals.total if goals.total else 0.0
+    return share * kernels.softmax_cross_entropy(
+        logits.reshape(-1, N), goals.targets.reshape(-1), share,
+        None if grad is None else grad.reshape(-1, N),
+        None if goals.weights is None else goals.weights.reshape(-1))
+
+
+def _check_numbers(
+    targets: Any, weights: Any, ignore_index: Any, shape: tuple[int, ...], dtype: np.dtype
+) -> Goals:
+    targets = _checks.array("targets", targets, dtype, shape)
+    w = _weights(weights, shape[:-1])
+    return Goals(targets, w, float(math.prod(shape[:-1]) if w is None else w.sum()))
+
+
+def _check_chances(
+    targets: Any, weights: Any, ignore_index: Any, shape: tuple[int, ...], dtype: np.dtype
+) -> Goals:
+    goals = _check_numbers(targets, weights, ignore_index, shape, dtype)
+    a, w = goals.targets, goals.weights
+    used = a if w is None else a[w > 0]
+    if used.size and not (used.min() >= 0 and used.max() <= 1):
+        raise RefusedValue(f"targets has numbers from {used.min()} to {used.max()}, expected "
+                           "0 to 1")
+    return goals
+
+
+def _squared(outputs: np.ndarray, goals: Goals, grad: np.ndarray | None) -> float:
+    outputs, targets, scales = _counting(outputs, goals)
+    with np.errstate(over="ignore", invalid="ignore"):  # the loss itself shows it
+        difference = outputs - targets
+        loss = difference * difference
+        loss *= scales
+        if grad is not None:
+            np.multiply(difference, 2 * scales, out=grad)
+    return float(loss.sum(dtype=np.float64))
+
+
+def _binary(logits: np.ndarray, goals: Goals, grad: np.ndarray | None) -> float:
+    logits, targets, scales = _counting(logits, goals)
+    with np.errstate(over="ignore", invalid="ignore"):
+        e = np.exp(-np.abs(logits))
+        loss = np.maximum(logits, 0) - logits * targets + np.log1p(e)
+        loss *= scales
+        if grad is not None:
+            slope = np.where(logits >= 0, 1, e) / (1 + e) - targets
+            np.multiply(slope, scales, out=grad)
+    return float(loss.sum(dtype=np.float64))
+
+
+def _counting(outputs: np.ndarray, goals: Goals) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Return outputs and targets, with zeros in rows of weight 0, and what scales each row."""
+    share = 1 / (goals.total * outputs.shape[-1]) if goals.total else 0.0
+    targets, w = goals.targets, goals.weights
+    if w is None:
+        return outputs, targets, outputs.dtype.type(share)
+    used = w[..., None] > 0
+    if not used.all():
+        outputs, targets = np.where(used, outputs, 0), np.where(used, targets, 0)
+    return outputs, targets, (w * share).astype(outputs.dtype)[..., None]
+
+
+LOSSES = {
+    "softmax": Loss("logits", _check_classes, _softmax),
+    "mse": Loss("outputs", _check_numbers, _squared),
+    "bce": Loss("logits", _check_chances, _binary),
+}

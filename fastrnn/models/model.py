@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrnn.layers.parameters import Parametrized, Part
+from fastrnn.layers.parameters import Parametrized, Part, distinct
 from fastrnn.layers.recurrent import Recurrent
 
 __all__ = ["Model"]
@@ -24,23 +24,31 @@ class Model(Parametrized):
     """
 
     _parts: dict[str, Part]
+    _fixed: frozenset[str] = frozenset(["_parts"])  # attributes that cannot be set again
 
     def __init__(self, parts: Mapping[str, Parametrized]) -> None:
         self._parts = {f"{name}.{inner}" if inner else name: part for name, of in parts.items()
                        for inner, part in of.parts().items()}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse to replace what the model is made of."""
-        old = self.__dict__.get(name)
-        if isinstance(old, Parametrized) or (
-                isinstance(old, tuple) and any(isinstance(o, Parametrized) for o in old)):
-            raise AttributeError(f"{name} is fixed when the {type(self).__name__} is made; copy "
-                                 "values in with load_state_dict, or make another model")
+        """Refuse to replace what the model is made of, and to hide what looks like a buffer."""
+        kind = type(self).__name__
+        if name in ("flat", "flat_grads"):
+            raise AttributeError(f"{kind} has no buffer of its own, each of its parts has one: see "
+                                 "parts()")
+        if name in self._fixed and name in self.__dict__:
+            raise AttributeError(f"{name} is fixed when the {kind} is made; copy values in with "
+                                 "load_state_dict, or make another model")
         object.__setattr__(self, name, value)
 
     def parts(self) -> dict[str, Part]:
         """Return the parts that own the parameters, by name."""
         return dict(self._parts)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the parameters have together; those of shared parts count once."""
+        return sum(part.flat.size for part in distinct(self))
 
     @property
     def recurrent(self) -> list[Recurrent]:
@@ -67,8 +75,7 @@ class Model(Parametrized):
         head = ("part", "layer", "output", "parameters", "mode", "dtype")
         lines = [(name, repr(part), shapes.get(name, ""), f"{part.flat.size:,}", part.mode,
                   part.dtype.name) for name, part in self._parts.items()]
-        distinct = {id(part): part.flat.size for part in self._parts.values()}
-        last = ("total", "", "", f"{sum(distinct.values()):,}", "", "")
+        last = ("total", "", "", f"{self.num_parameters:,}", "", "")
         widths = [max(len(line[i]) for line in (head, *lines, last)) for i in range(len(head))]
 
         def line(cells: tuple[str, ...]) -> str:

@@ -7,18 +7,20 @@ context.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedType, public
-from fastrnn.layers.passes import Pass, Recorded, check_unspent
+from fastrnn._checks import RefusedValue, public
+from fastrnn.layers.passes import RECORD, Pass, Recorded, adding, check_unspent
 from fastrnn.models.linear import inside
 
 if TYPE_CHECKING:
+    from fastrnn.models.model import Model
     from fastrnn.models.sequence import SequenceModel
     from fastrnn.models.stack import Stack
 
@@ -26,6 +28,7 @@ __all__ = ["LossOptions", "LossPass", "ModelPass", "OutputPass", "StackPass"]
 
 States = tuple[Any, ...]  # a state for each recurrent layer
 Grads = Mapping[str, np.ndarray] | None
+Gradients = tuple[Any, Any, list[Recorded]]  # of the input, of the initial state; and recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,27 +40,110 @@ class LossOptions:
     recompute_every: int | None = None
     grad: bool = True
 
-    def replace(self, **values: Any) -> LossOptions:
-        """Return the same options but for these."""
-        return dataclasses.replace(self, **values)
+
+class Back(NamedTuple):
+    """Options of a backward: see fastrnn.layers.Pass.backward."""
+
+    need_dx: bool
+    record: tuple[str, ...]
+    grads: Grads
+    retain: bool
+
+    def inside(self, part: str) -> Back:
+        """Return the same options for a part: `grads` has the part's arrays only."""
+        return self if self.grads is None else self._replace(grads=inside(self.grads, part))
 
 
 class ModelPass(abc.ABC):
     """One forward of a model, to go back through.
 
     It refers to the inputs, the targets and the parameters: leave them as they are until backward.
+
+    Parameters
+    ----------
+    model : Model
+        Whose parameters it read.
+    stack : Stack
+        Whose final state `dstate` is about.
+    rows : tuple
+        (T, B) of the input.
     """
 
+    def __init__(self, model: Model, stack: Stack, rows: tuple[int, int]) -> None:
+        self._model, self._stack, self.rows = model, stack, rows
+        self._versions = [(part, part.version) for part in model.parts().values()]
+        self._spent = False
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has had its backward."""
+        return self._spent
+
+    def go_back(self, gradient: Any, dstate: Any, back: Back) -> Any:
+        """Do what `backward` does: whatever can be refused is, before anything has changed."""
+        for part, version in self._versions:
+            check_unspent(self._spent, part, version)
+        dstate = self._stack.check_states(dstate, self.rows[1], "dstate")
+        _check_record(back.record, self._model)
+        _check_grads(back.grads, self._model)
+        with _adding(self._model) if back.grads is None else contextlib.nullcontext():
+            self._spent = not back.retain
+            dx, dstate0, recorded = self._go_back(gradient, dstate, back)
+        return (dx, dstate0, recorded) if back.record else (dx, dstate0)
+
     @abc.abstractmethod
-    def _backward(self, *args: Any, **options: Any) -> Any:
-        """Do what `backward` does; errors do not have its name yet."""
+    def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
+        """Go back, with arguments that were checked."""
+
+
+def _check_record(record: Any, model: Model) -> None:
+    known = [name for name in RECORD
+             if name != "dc" or any(layer.has_c for layer in model.recurrent)]
+    if not isinstance(record, (tuple, list)) or any(name not in known for name in record):
+        raise RefusedValue(f"record is {_checks.show(record)}, expected names out of {known}")
+
+
+def _check_grads(grads: Any, model: Model) -> None:
+    """Refuse arrays that cannot take the gradients of all parameters."""
+    if grads is None:
+        return
+    if not isinstance(grads, Mapping):
+        raise _checks.RefusedType(f"grads is {_checks.kind(grads)}, expected a mapping of names to "
+                                  "arrays: see new_grads()")
+    for name, param in model.parameters().items():
+        if name not in grads:
+            raise RefusedValue(f"grads lacks {name!r}, expected an array for each parameter: see "
+                               "new_grads()")
+        _checks.output(f"grads[{name!r}]", grads[name], model.dtype, param.shape)
+
+
+class _adding:  # noqa: N801, used as a function
+    """While it is entered, no other pass of a model adds to the own gradients of these parts."""
+
+    def __init__(self, model: Model) -> None:
+        parts = {id(part): part for part in model.parts().values()}
+        self._marks = [adding(part.flat_grads) for part in parts.values()]
+
+    def __enter__(self) -> None:
+        for i, mark in enumerate(self._marks):
+            try:
+                mark.__enter__()
+            except RuntimeError:
+                for entered in self._marks[:i]:
+                    entered.__exit__()
+                raise
+
+    def __exit__(self, *error: object) -> None:
+        for mark in self._marks:
+            mark.__exit__()
 
 
 class StackPass(ModelPass):
     """One forward of a Stack: ``y, state, p = stack.forward(x)``."""
 
-    def __init__(self, stack: Stack, passes: list[Pass]) -> None:
-        self._stack, self._passes = stack, passes
+    def __init__(self, stack: Stack, passes: list[Pass], rows: tuple[int, int]) -> None:
+        super().__init__(stack, stack, rows)
+        self._passes = passes
 
     @public
     def backward(
@@ -71,7 +157,8 @@ class StackPass(ModelPass):
         dy : array (T, B, D*H) or None: zero
         dstate : tuple with a gradient for each layer's final state, or None: zero
         need_dx, record, grads, retain
-            As of fastrnn.layers.Pass.backward.
+            As of fastrnn.layers.Pass.backward; the names in `grads` are those of the model's
+            parameters. With an LSTM among the layers "dc" is recorded for the LSTMs.
 
         Returns
         -------
@@ -87,26 +174,24 @@ class StackPass(ModelPass):
         RuntimeError, TypeError, ValueError
             As of fastrnn.layers.Pass.backward.
         """
-        return self._backward(dy, dstate, need_dx, record, grads, retain)
+        if dy is not None:
+            dy = _checks.array("dy", dy, self._model.dtype, (*self.rows, self._stack.width))
+        return self.go_back(dy, dstate, Back(need_dx, record, grads, retain))
 
-    def _backward(
-        self, dy: Any, dstate: States | None, need_dx: bool = True, record: tuple[str, ...] = (),
-        grads: Grads = None, retain: bool = False,
-    ) -> Any:
+    def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
         stack = self._stack
         symbols = stack.vocab_size is not None
-        before, recorded, dx = [], [], dy
-        steps = list(enumerate(zip(self._passes, stack.check_states(dstate, "dstate"),
-                                   strict=True)))
-        for i, (p, d) in reversed(steps):
-            wanted = i > 0 or stack.embedding is not None or (need_dx and not symbols)
-            dx, d0, *more = p._backward(dx, d, wanted, record, inside(grads, f"layers.{i}"), retain)
-            before.append(d0)
-            recorded += more
+        dx, dstate0, recorded = gradient, [], []
+        for i in reversed(range(len(self._passes))):
+            layer, p, own = stack.layers[i], self._passes[i], back.inside(f"layers.{i}")
+            record = tuple(name for name in back.record if layer.has_c or name != "dc")
+            wanted = i > 0 or stack.embedding is not None or (back.need_dx and not symbols)
+            dx, d0, *more = p._backward(dx, dstate[i], wanted, record, own.grads, back.retain)
+            dstate0.append(d0)
+            recorded.append(more[0] if more else [{} for _ in range(layer.num_layers)])
         if stack.embedding is not None:
-            stack.embedding.add(dx, inside(grads, "embedding"))
-        result = (None if symbols else dx), tuple(reversed(before))
-        return (*result, recorded[::-1]) if record else result
+            stack.embedding.add(dx, back.inside("embedding").grads)
+        return None if symbols else dx, tuple(dstate0[::-1]), recorded[::-1]
 
 
 class OutputPass(ModelPass):
@@ -115,9 +200,9 @@ class OutputPass(ModelPass):
     def __init__(
         self, model: SequenceModel, inner: StackPass, read: np.ndarray, context: np.ndarray | None
     ) -> None:
-        self._model, self._inner, self._read, self._context = model, inner, read, context
-        self._version = model.head.version
-        self._spent = False
+        super().__init__(model, model, inner.rows)
+        self._inner, self._context = inner, context
+        self._read: np.ndarray | None = read
 
     @public
     def backward(
@@ -130,46 +215,38 @@ class OutputPass(ModelPass):
         ----------
         doutputs : array like the outputs
             Gradient of the loss with respect to them.
-        dstate : tuple with a gradient for each layer's final state, or None: zero
-        need_dx, record, grads, retain
-            As of fastrnn.layers.Pass.backward.
+        dstate, need_dx, record, grads, retain
+            As of LossPass.backward.
 
         Returns
         -------
-        dx : array (T, B, I) or None
-            None without `need_dx`, and for symbols.
-        dstate0 : tuple, or array (B, C)
-            Gradient with respect to the initial state, or to the context if it came from one.
-        recorded : list, one entry for each recurrent layer
-            Only with `record`.
+        dx, dstate0, recorded
+            As of LossPass.backward.
 
         Raises
         ------
         RuntimeError, TypeError, ValueError
-            As of fastrnn.layers.Pass.backward.
+            As of LossPass.backward.
         """
-        shape = (*self._read.shape[:-1], self._model.output_size)
-        doutputs = _checks.array("doutputs", doutputs, self._model.dtype, shape)
-        return self._backward(doutputs, dstate, need_dx, record, grads, retain)
+        model: Any = self._model
+        doutputs = _checks.array("doutputs", doutputs, model.dtype, model.outputs_shape(*self.rows))
+        return self.go_back(doutputs, dstate, Back(need_dx, record, grads, retain))
 
-    def _backward(
-        self, doutputs: np.ndarray, dstate: States | None, need_dx: bool,
-        record: tuple[str, ...], grads: Grads, retain: bool,
-    ) -> Any:
-        model = self._model
-        check_unspent(self._spent, model.head, self._version)
-        dstate = model.check_states(dstate, "dstate")
-        self._spent = not retain
-        dread: Any = model.head.backward(doutputs, self._read, inside(grads, "head"))
+    def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
+        model: Any = self._model
+        read = self._read
+        if not back.retain:
+            self._read = None
+        dread: Any = model.head.backward(gradient, read, back.inside("head").grads)
         if model.readout == "last":
             dstate, dread = model.add_to_last(dread, dstate), None
-        dx, dstate0, *more = self._inner._backward(dread, dstate, need_dx, record, grads, retain)
-        if self._context is not None:
-            dstate0 = model.context_backward(self._context, dstate0, grads)
-        return dx, dstate0, *more
+        dx, dstate0, recorded = self._inner._go_back(dread, dstate, back)
+        if self._context is None:
+            return dx, dstate0, recorded
+        return dx, model.context_backward(self._context, dstate0, back.grads), recorded
 
 
-class LossPass(ModelPass):
+class LossPass:
     """One loss of a model: ``p = model.loss(x, targets)``.
 
     Attributes
@@ -183,8 +260,17 @@ class LossPass(ModelPass):
         Every layer's final state.
     """
 
-    def __init__(self, value: float, weight: float, state: States) -> None:
+    def __init__(
+        self, value: float, weight: float, state: States, inner: ModelPass | None = None,
+        doutputs: np.ndarray | None = None,
+    ) -> None:
         self.value, self.weight, self.state = value, weight, state
+        self.inner, self.doutputs = inner, doutputs
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has had its backward; True too if it kept nothing to go back through."""
+        return self.inner is None or self.inner.spent
 
     @public
     def backward(
@@ -200,7 +286,7 @@ class LossPass(ModelPass):
             Whether the gradient of x is wanted.
         record, grads, retain
             As of fastrnn.layers.Pass.backward; the names in `grads` are those of the model's
-            parameters.
+            parameters. With an LSTM among the layers "dc" is recorded for the LSTMs.
 
         Returns
         -------
@@ -218,42 +304,23 @@ class LossPass(ModelPass):
             had its backward, if the library has changed the parameters since, or if another thread
             is adding to the same gradients.
         TypeError, ValueError
-            If an argument does not fit.
+            If an argument does not fit; the pass can then be used again.
         """
-        return self._backward(dstate, need_dx, record, grads, retain)
-
-    def _backward(
-        self, dstate: States | None, need_dx: bool, record: tuple[str, ...], grads: Grads,
-        retain: bool,
-    ) -> Any:
-        raise RuntimeError("backward: this loss was computed in evaluation mode or with grad=False "
-                           "and kept nothing to go back through")
-
-
-class _HeadLoss(LossPass):
-    """A loss of a SequenceModel whose tapes are all kept."""
-
-    def __init__(
-        self, value: float, weight: float, state: States, inner: OutputPass, doutputs: np.ndarray
-    ) -> None:
-        super().__init__(value, weight, state)
-        self._inner, self._doutputs = inner, doutputs
-
-    def _backward(self, dstate: States | None, *options: Any) -> Any:
-        return self._inner._backward(self._doutputs, dstate, *options)
+        inner = self.inner
+        if inner is None:
+            raise RuntimeError("backward: this loss was computed in evaluation mode or with "
+                               "grad=False and kept nothing to go back through")
+        result = inner.go_back(self.doutputs, dstate, Back(need_dx, record, grads, retain))
+        if inner.spent:
+            self.doutputs = None
+        return result
 
 
-def join_recorded(parts: list[list[Recorded]]) -> list[Recorded]:
+def join_recorded(pieces: list[list[Recorded]]) -> list[Recorded]:
     """Join what was recorded of pieces of time, in order, along time."""
+    first = pieces[0]
     return [
-        [{name: np.concatenate([piece[i][number][name] for piece in parts])
-          for name in parts[0][i][number]} for number in range(len(parts[0][i]))]
-        for i in range(len(parts[0]))
+        [{name: np.concatenate([piece[i][number][name] for piece in pieces])
+          for name in first[i][number]} for number in range(len(first[i]))]
+        for i in range(len(first))
     ]
-
-
-def check_pass(value: Any) -> ModelPass:
-    """Return `value` if it is a model's pass."""
-    if not isinstance(value, ModelPass):
-        raise RefusedType(f"got {_checks.kind(value)}, expected the pass of model.loss(...)")
-    return value

@@ -8,155 +8,148 @@ Letters: T steps, B batch, D directions, H hidden, N outputs.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import copy
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue
-from fastrnn.layers.passes import check_unspent
-from fastrnn.models.linear import inside
-from fastrnn.models.passes import LossOptions, LossPass, States, join_recorded
+from fastrnn.layers.recurrent import Recurrent
+from fastrnn.models.losses import Goals
+from fastrnn.models.passes import (
+    Back,
+    Gradients,
+    LossOptions,
+    LossPass,
+    ModelPass,
+    States,
+    join_recorded,
+)
 
 if TYPE_CHECKING:
     from fastrnn.models.sequence import SequenceModel
 
 __all__ = ["loss"]
 
+M = TypeVar("M", bound="SequenceModel")
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Some neighbouring steps, to be run again."""
+
+class Piece(NamedTuple):
+    """Some neighbouring steps, to be run again.
+
+    Attributes
+    ----------
+    steps : slice
+    state : tuple
+        Before them.
+    dropout : list
+        The states of the generators of dropout's masks before them.
+    """
 
     steps: slice
-    state: Any  # before them
-    dropout: list[dict[str, Any]]  # the generators' states before them
-    weight: float  # of their part of the loss
+    state: States
+    dropout: list[dict[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Data:
-    """What backward reads again."""
+def apart(model: M) -> M:
+    """Return a model of the same parameters, in the modes of now, with dropout's masks of its own.
 
-    x: Any
-    targets: Any
-    context: np.ndarray | None
-    options: LossOptions
+    Another pass through the model, or a change of its mode, does not change which masks are drawn
+    when a piece runs again.
+    """
+    other = copy.copy(model)
+    other.__dict__["layers"] = tuple(map(_apart, model.layers))
+    return other
 
-    def piece(self, steps: slice) -> tuple[Any, Any, Any]:
-        """Return x, targets and weights of some steps."""
-        w = self.options.weights
-        return self.x[steps], self.targets[steps], None if w is None else np.asarray(w)[steps]
+
+def _apart(layer: Recurrent) -> Recurrent:
+    other: Recurrent = object.__new__(type(layer))
+    other.__dict__.update(layer.__dict__)
+    if layer.dropout:
+        other.__dict__["_masks"] = np.random.default_rng(0)
+        other.dropout_state = layer.dropout_state
+    return other
 
 
 def loss(
-    model: SequenceModel, x: Any, targets: Any, state: Any, context: Any, options: LossOptions
+    model: SequenceModel, x: np.ndarray, goals: Goals, state: States, context: np.ndarray | None,
+    options: LossOptions,
 ) -> LossPass:
     """Return the loss of a model and what it takes to go back, in the memory of a few steps."""
     every = _checks.positive("recompute_every", options.recompute_every)
     if any(layer.bidirectional for layer in model.layers):
         raise RefusedValue(f"recompute_every is {every} with a bidirectional layer, expected "
                            "layers that only go forward")
-    if model.vocab_size is None:
-        x = _checks.array("x", x, model.dtype, ("T", "B", model.input_size))
-    else:
-        x = _checks.rows(x, ("T", "B"), model.vocab_size, name="symbols")
-    targets = np.asarray(targets)
-    T, B = x.shape[:2]
-    expected = (T, B) if model.readout == "every" else (B,)
-    if targets.shape[: len(expected)] != expected:
-        raise RefusedValue(f"targets has shape {targets.shape}, expected one for each output: "
-                           f"{expected} and more")
-    state, context = model.initial_state(state, context)
-    data = _Data(x, targets, context, options)
-    every_step = model.readout == "every"
-    pieces, total, weight = [], 0.0, 0.0
-    for start in range(0, T, every):
-        steps = slice(start, start + every)
-        before, dropout = state, model.dropout_state
-        y, state, _ = model.run(x[steps], state, grad=False, dropout=options.grad)
-        part = 0.0
-        if every_step:
-            _, goals, weights = data.piece(steps)
-            mean, part, _ = model.score(model.head.apply(y), goals,
-                                        options.replace(weights=weights, grad=False))
-            total += mean * part
-            weight += part
-        pieces.append(Piece(steps, before, dropout, part))
-    read = doutputs = None
-    if every_step:
-        value = total / weight if weight else 0.0
-    else:
-        if not T:
-            y, state, _ = model.run(x, state, grad=False)
+    if options.grad and any(layer.mode == "bfloat16" for layer in model.layers):
+        raise RefusedValue("a pass is wanted in the mode 'bfloat16', expected eval() or train(): "
+                           "rounded weights have no backward")
+    other = apart(model)
+    pieces, value = [], 0.0
+    for start in range(0, max(1, len(x)), every):
+        piece = Piece(slice(start, start + every), state, _dropout(other))
+        pieces.append(piece)
+        y, state, _ = other.run(x[piece.steps], state, grad=False, dropout=options.grad)
+        if model.readout == "every":
+            value += model.score(model.head.apply(y), goals.part(piece.steps), False)
+    read = outputs = None
+    if model.readout == "last":
         read = model.read(y, state)
         outputs = model.head.apply(read)
-        value, weight, doutputs = model.score(outputs, targets, options)
+        value = model.score(outputs, goals, options.grad)
     if not options.grad:
-        return LossPass(value, weight, state)
-    return _Recomputed(model, value, weight, state, pieces, data, read, doutputs)
+        return LossPass(value, goals.total, state)
+    for layer, used in zip(model.layers, other.layers, strict=True):
+        if layer.dropout:
+            layer.dropout_state = used.dropout_state
+    p = _Recomputed(model, other, x, goals, pieces, read, context)
+    return LossPass(value, goals.total, state, p, outputs)
 
 
-class _Recomputed(LossPass):
+def _dropout(model: SequenceModel) -> list[dict[str, Any]]:
+    return [layer.dropout_state if layer.dropout else {} for layer in model.layers]
+
+
+class _Recomputed(ModelPass):
     """A loss whose tapes are made again, piece by piece, in backward."""
 
     def __init__(
-        self, model: SequenceModel, value: float, weight: float, state: States,
-        pieces: list[Piece], data: _Data, read: np.ndarray | None, doutputs: np.ndarray | None,
+        self, model: SequenceModel, other: SequenceModel, x: np.ndarray, goals: Goals,
+        pieces: list[Piece], read: np.ndarray | None, context: np.ndarray | None,
     ) -> None:
-        super().__init__(value, weight, state)
-        self._model, self._pieces, self._data = model, pieces, data
-        self._read, self._doutputs = read, doutputs  # with readout "last"
-        self._versions = [part.version for part in model.parts().values()]
-        self._spent = False
+        super().__init__(model, model, (x.shape[0], x.shape[1]))
+        self._other, self._x, self._goals, self._pieces = other, x, goals, pieces
+        self._read, self._context = read, context
 
-    def _backward(
-        self, dstate: States | None, need_dx: bool, record: tuple[str, ...],
-        grads: Mapping[str, np.ndarray] | None, retain: bool,
-    ) -> Any:
-        model = self._model
-        for part, version in zip(model.parts().values(), self._versions, strict=True):
-            check_unspent(self._spent, part, version)
-        dstate = model.check_states(dstate, "dstate")
-        if self._read is not None and self._doutputs is not None:
-            dread = model.head.backward(self._doutputs, self._read, inside(grads, "head"))
+    def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
+        """Go back; with readout "last" the gradient is that of the outputs, else None."""
+        model = self._other
+        if self._read is not None:
+            dread = model.head.backward(gradient, self._read, back.inside("head").grads)
             dstate = model.add_to_last(dread, dstate)
-        self._spent = not retain
-        after = model.dropout_state
         dxs, recorded = [], []
-        try:
-            for piece in reversed(self._pieces):
-                model.dropout_state = piece.dropout
-                dx, dstate, *more = self._piece_backward(piece, dstate, need_dx, record, grads)
-                dxs.append(dx)
-                recorded += more
-        finally:
-            model.dropout_state = after
+        for piece in reversed(self._pieces):
+            dx, dstate, found = self._piece_back(piece, dstate, back)
+            dxs.append(dx)
+            recorded.append(found)
         dx = None
-        if need_dx and model.vocab_size is None:
-            dx = np.concatenate(dxs[::-1]) if dxs else np.zeros_like(self._data.x)
+        if back.need_dx and model.vocab_size is None:
+            dx = np.concatenate(dxs[::-1])
         dstate0: Any = dstate
-        if self._data.context is not None:
-            dstate0 = model.context_backward(self._data.context, dstate, grads)
-        result = dx, dstate0
-        return (*result, join_recorded(recorded[::-1])) if record else result
+        if self._context is not None:
+            dstate0 = model.context_backward(self._context, dstate, back.grads)
+        return dx, dstate0, join_recorded(recorded[::-1])
 
-    def _piece_backward(
-        self, piece: Piece, dstate: Any, need_dx: bool, record: tuple[str, ...],
-        grads: Mapping[str, np.ndarray] | None,
-    ) -> Any:
-        model, options = self._model, self._data.options
-        x, targets, weights = (self._data.piece(piece.steps) if self._read is None
-                               else (self._data.x[piece.steps], None, None))
-        y, _, p = model.run(x, piece.state, grad=True)
+    def _piece_back(self, piece: Piece, dstate: States, back: Back) -> Gradients:
+        model = self._other
+        for layer, state in zip(model.layers, piece.dropout, strict=True):
+            if layer.dropout:
+                layer.dropout_state = state
+        y, _, p = model.run(self._x[piece.steps], piece.state, grad=True, dropout=True)
         assert p is not None  # a pass was asked for
         dy = None
         if self._read is None:
-            _, weight, doutputs = model.score(model.head.apply(y), targets,
-                                              options.replace(weights=weights))
-            assert doutputs is not None
-            doutputs *= model.dtype.type(weight / self.weight if self.weight else 0.0)
-            dy = model.head.backward(doutputs, y, inside(grads, "head"))
-        return p._backward(dy, dstate, need_dx, record, grads)
+            doutputs = model.head.apply(y)
+            model.score(doutputs, self._goals.part(piece.steps), True)
+            dy = model.head.backward(doutputs, y, back.inside("head").grads)
+        return p._go_back(dy, dstate, back._replace(retain=False))

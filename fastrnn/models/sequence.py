@@ -17,15 +17,8 @@ from fastrnn._kernels.stream import Stream
 from fastrnn.layers.parameters import spawn
 from fastrnn.models import generate, recompute
 from fastrnn.models.linear import Linear, inside
-from fastrnn.models.losses import LOSSES
-from fastrnn.models.passes import (
-    Grads,
-    LossOptions,
-    LossPass,
-    OutputPass,
-    States,
-    _HeadLoss,
-)
+from fastrnn.models.losses import LOSSES, Goals
+from fastrnn.models.passes import Grads, LossOptions, LossPass, OutputPass, States
 from fastrnn.models.stack import Stack, arrays_of
 
 __all__ = ["SequenceModel"]
@@ -75,6 +68,8 @@ class SequenceModel(Stack):
         If layers and sizes do not fit, or an option is unknown.
     """
 
+    _fixed = Stack._fixed | {"head", "context", "output_size", "loss_name", "readout",
+                             "context_size"}
     head: Linear
     context: Linear | None
 
@@ -93,11 +88,12 @@ class SequenceModel(Stack):
         parts = self._body(layers, vocab_size, one_hot, inner)
         self.head = parts["head"] = Linear(self.width, self.output_size, dtype=self.layers[0].dtype,
                                            seed=head)
-        self.context = None
+        start = None
         if self.context_size is not None:
             size = sum(math.prod(shape) for shapes in self._state_shapes(1) for shape in shapes)
-            self.context = parts["context"] = Linear(
-                self.context_size, size, dtype=self.layers[0].dtype, seed=context)
+            start = parts["context"] = Linear(self.context_size, size, dtype=self.layers[0].dtype,
+                                              seed=context)
+        self.context = start
         super(Stack, self).__init__(parts)
 
     @property
@@ -123,24 +119,25 @@ class SequenceModel(Stack):
         return [[(layer.num_layers * layer.directions, B, layer.hidden_size)]
                 * len(layer.cell.states) for layer in self.layers]
 
-    def initial_state(self, state: Any, context: Any) -> tuple[Any, np.ndarray | None]:
+    def initial_state(
+        self, state: Any, context: Any, B: int
+    ) -> tuple[States, np.ndarray | None]:
         """Return the initial state, and the context as an array if that is where it comes from."""
         if context is None:
             if self.context is not None and state is None:
                 raise RefusedValue("neither state nor context is given, expected one: the model "
                                    "has a context_size")
-            return state, None
+            return self.check_states(state, B), None
         if self.context is None or state is not None:
             why = "the model has no context_size" if self.context is None else "state is given"
             raise RefusedValue(f"context is given, expected none: {why}")
-        size = self.context_size or 0
         context = np.ascontiguousarray(
-            _checks.array("context", context, self.dtype, ("B", size)))
+            _checks.array("context", context, self.dtype, (B, self.context_size or 0)))
         flat = self.context.apply(context)  # (B, all states of a row)
         states, start = [], 0
-        for shapes in self._state_shapes(len(context)):
+        for shapes in self._state_shapes(B):
             own = []
-            for L, B, H in shapes:
+            for L, _, H in shapes:
                 own.append(flat[:, start : start + L * H].reshape(B, L, H).swapaxes(0, 1))
                 start += L * H
             states.append(tuple(own) if len(own) > 1 else own[0])
@@ -149,14 +146,14 @@ class SequenceModel(Stack):
     def context_backward(self, context: np.ndarray, dstate: States, grads: Grads) -> np.ndarray:
         """Return the context's gradient (B, C), and add to the map's."""
         assert self.context is not None  # a pass with a context has its map
-        parts = [d.swapaxes(0, 1).reshape(len(context), -1)
+        parts = [d.swapaxes(0, 1).reshape(len(context), d.shape[0] * d.shape[2])
                  for of in dstate for d in arrays_of(of)]
         return self.context.backward(np.concatenate(parts, 1), context, inside(grads, "context"))
 
     # ---- forward ------------------------------------------------------------------------------
 
     @public
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, x: Any, state: States | None = None, *, context: Any = None
     ) -> tuple[np.ndarray, States]:
         """Return the outputs for a batch of sequences; in training mode with dropout.
@@ -180,7 +177,7 @@ class SequenceModel(Stack):
         TypeError, ValueError, IndexError
             If x, state or context do not fit, or a symbol is not below V.
         """
-        outputs, state, _ = self._outputs(x, state, context, False, dropout=True)
+        outputs, state, _ = self._outputs(x, state, context, grad=False, dropout=True)
         return outputs, state
 
     @public
@@ -200,17 +197,29 @@ class SequenceModel(Stack):
         outputs, state : as of a call
         p : OutputPass or None
         """
-        return self._outputs(x, state, context, grad)
+        return self._outputs(x, state, context, grad=grad, dropout=grad)
 
     def _outputs(
-        self, x: Any, state: Any, context: Any, grad: bool, dropout: bool | None = None
+        self, x: Any, state: Any, context: Any, *, grad: bool, dropout: bool
     ) -> tuple[np.ndarray, States, OutputPass | None]:
-        state, context = self.initial_state(state, context)
+        x = self.check_input(x)
+        state, context = self.initial_state(state, context, x.shape[1])
+        return self.outputs(x, state, context, grad=grad, dropout=dropout)
+
+    def outputs(
+        self, x: np.ndarray, state: States, context: np.ndarray | None, *, grad: bool, dropout: bool
+    ) -> tuple[np.ndarray, States, OutputPass | None]:
+        """Return the outputs, the final state and the pass, for arguments that were checked."""
         y, state, inner = self.run(x, state, grad=grad, dropout=dropout)
         read = self.read(y, state)
         outputs = self.head.apply(read)
         p = None if inner is None else OutputPass(self, inner, read, context)
         return outputs, state, p
+
+    def outputs_shape(self, T: int, B: int) -> tuple[int, ...]:
+        """Return the shape of the outputs: (T, B, N), or (B, N) with readout "last"."""
+        N = self.output_size
+        return (T, B, N) if self.readout == "every" else (B, N)
 
     def read(self, y: np.ndarray, state: States) -> np.ndarray:
         """Return what the head reads: y (T, B, D*H), or the last layer's final h (B, D*H)."""
@@ -226,10 +235,12 @@ class SequenceModel(Stack):
         D, H = last.directions, last.hidden_size
         dh = np.zeros((last.num_layers * D, len(dread), H), self.dtype)
         dh[-D:] = dread.reshape(len(dread), D, H).swapaxes(0, 1)
-        given, dc = (dstate[-1] or (None, None)) if last.has_c else (dstate[-1], None)
+        given, *dc = arrays_of(dstate[-1])
         if given is not None:
             dh += given
-        return (*dstate[:-1], (dh, dc) if last.has_c else dh)
+        if not last.has_c:
+            return *dstate[:-1], dh
+        return *dstate[:-1], (dh, dc[0] if dc else None)
 
     @public
     def loss(
@@ -277,21 +288,29 @@ class SequenceModel(Stack):
         self, x: Any, targets: Any, state: Any, context: Any, options: LossOptions
     ) -> LossPass:
         """Do what `loss` does; errors do not have its name yet."""
+        x = self.check_input(x)
+        goals = self.check_goals(targets, x.shape[:2], options)
+        state, context = self.initial_state(state, context, x.shape[1])
         if options.recompute_every is not None:
-            return recompute.loss(self, x, targets, state, context, options)
-        outputs, state, p = self._outputs(x, state, context, options.grad)
-        value, weight, doutputs = self.score(outputs, targets, options)
-        if p is None:
-            return LossPass(value, weight, state)
-        assert doutputs is not None  # a gradient was asked for
-        return _HeadLoss(value, weight, state, p, doutputs)
+            return recompute.loss(self, x, goals, state, context, options)
+        return self.loss_of(x, goals, state, context, options.grad)
 
-    def score(
-        self, outputs: np.ndarray, targets: Any, options: LossOptions
-    ) -> tuple[float, float, np.ndarray | None]:
-        """Return the loss, its weight and, with `grad`, its gradient, in the outputs' place."""
-        return LOSSES[self.loss_name](outputs, targets, options.weights, options.ignore_index,
-                                      options.grad, outputs if options.grad else None)
+    def check_goals(self, targets: Any, rows: tuple[int, ...], options: LossOptions) -> Goals:
+        """Return the targets and weights of outputs for an input of (T, B)."""
+        return LOSSES[self.loss_name].check(targets, options.weights, options.ignore_index,
+                                            self.outputs_shape(*rows), self.dtype)
+
+    def loss_of(
+        self, x: np.ndarray, goals: Goals, state: States, context: np.ndarray | None, grad: bool
+    ) -> LossPass:
+        """Return the loss for arguments that were checked."""
+        outputs, state, p = self.outputs(x, state, context, grad=grad, dropout=grad)
+        value = self.score(outputs, goals, grad)
+        return LossPass(value, goals.total, state, p, None if p is None else outputs)
+
+    def score(self, outputs: np.ndarray, goals: Goals, grad: bool) -> float:
+        """Return the loss; with `grad` the outputs become its gradient."""
+        return LOSSES[self.loss_name].compute(outputs, goals, outputs if grad else None)
 
     # ---- step by step -------------------------------------------------------------------------
 
@@ -363,5 +382,6 @@ class SequenceModel(Stack):
         """
         sampling = generate.Sampling.checked(temperature, top_k, top_p, seed)
         length = _checks.positive("length", length)
-        state, _ = self.initial_state(state, context)
-        return generate.run_freely(self, first, length, state, sampling)
+        x = generate.check_first(self, first)
+        state, _ = self.initial_state(state, context, len(x))
+        return generate.run_freely(self, x, length, state, sampling)

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn.layers.parameters import UNSET, Parametrized, spawn
+from fastrnn.layers.parameters import Parametrized, spawn
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.layers.standard import LAYERS
 from fastrnn.models.linear import Embedding
@@ -85,6 +85,7 @@ class Stack(Model):
         If the layers do not fit each other, or the symbols.
     """
 
+    _fixed = Model._fixed | {"layers", "embedding", "vocab_size", "one_hot"}
     layers: tuple[Recurrent, ...]
     embedding: Embedding | None
 
@@ -103,16 +104,16 @@ class Stack(Model):
         self.layers = _layers(layers, inner)
         self.vocab_size = None if vocab_size is None else _checks.positive("vocab_size", vocab_size)
         self.one_hot = bool(one_hot)
-        self.embedding = None
         first = self.layers[0]
         if self.one_hot and self.vocab_size != first.input_size:
             raise RefusedValue(f"one_hot is True with vocab_size {self.vocab_size}, expected as "
                                f"many symbols as layers[0] has inputs: {first.input_size}")
         parts: dict[str, Parametrized] = {f"layers.{i}": a for i, a in enumerate(self.layers)}
+        embedding = None
         if self.vocab_size is not None and not self.one_hot:
-            self.embedding = Embedding(self.vocab_size, first.input_size, dtype=first.dtype,
-                                       seed=table if table is not UNSET else UNSET)
-            parts["embedding"] = self.embedding
+            embedding = parts["embedding"] = Embedding(self.vocab_size, first.input_size,
+                                                       dtype=first.dtype, seed=table)
+        self.embedding = embedding
         return parts
 
     @property
@@ -131,34 +132,61 @@ class Stack(Model):
         """Features D*H of what the last layer gives."""
         return self.layers[-1].width
 
-    def run(
-        self, x: Any, state: States | None, *, grad: bool, dropout: bool | None = None
-    ) -> tuple[np.ndarray, States, StackPass | None]:
-        """Run the layers. Layers in training mode draw dropout if `dropout`, by default `grad`."""
-        index: np.ndarray | None = None
-        y: Any = None if self.embedding is None else self.embedding.weight
+    def check_input(self, x: Any, name: str = "x") -> np.ndarray:
+        """Return the input (T, B, I), or int32 (T, B): a copy of the symbols."""
         if self.vocab_size is None:
-            y = _checks.array("x", x, self.dtype, ("T", "B", self.input_size))
-        else:
-            index = _checks.rows(x, ("T", "B"), self.vocab_size, name="symbols")
-        after, passes = [], []
-        for layer, before in zip(self.layers, self.check_states(state), strict=True):
-            drops = grad if dropout is None else dropout
-            y, final, p = layer.run(y, index, before, grad=grad,
-                                    dropout=drops and layer.mode == "training")
-            after.append(final)
-            passes.append(p)
-            index = None
-        return y, tuple(after), StackPass(self, passes) if grad else None  # type: ignore[arg-type]
+            return _checks.array(name, x, self.dtype, ("T", "B", self.input_size))
+        return _checks.rows(x, ("T", "B"), self.vocab_size, name=name,
+                            of="the identity" if self.one_hot else "the embedding")
 
-    def check_states(self, state: Any, name: str = "state") -> States:
-        """Return a state (None: zero) for each layer."""
+    def check_states(self, state: Any, B: int, name: str = "state") -> States:
+        """Return a state, of arrays of the right shapes or None: zero, for each layer."""
         if state is None:
             return (None,) * len(self.layers)
         if not isinstance(state, (tuple, list)) or len(state) != len(self.layers):
             raise RefusedType(f"{name} is {_checks.show(state)}, expected a tuple with one entry "
                               f"for each of {len(self.layers)} layers")
-        return tuple(state)
+        checked = []
+        for i, (layer, of) in enumerate(zip(self.layers, state, strict=True)):
+            shape = (layer.num_layers * layer.directions, B, layer.hidden_size)
+            h, c = _checks.states(f"{name}[{i}]", of, layer.has_c, self.dtype, shape)
+            checked.append((h, c) if layer.has_c else h)
+        return tuple(checked)
+
+    def run(
+        self, x: np.ndarray, state: States, *, grad: bool, dropout: bool
+    ) -> tuple[np.ndarray, States, StackPass | None]:
+        """Run the layers over input and state that were checked.
+
+        Parameters
+        ----------
+        x : array (T, B, I), or int32 (T, B)
+        state : tuple
+        grad : bool
+            Whether a pass is wanted.
+        dropout : bool
+            Whether layers in training mode draw dropout.
+        """
+        index: np.ndarray | None = None
+        y: Any = x
+        if self.vocab_size is not None:
+            y, index = None if self.embedding is None else self.embedding.weight, x
+        after, passes = [], []
+        for layer, before in zip(self.layers, state, strict=True):
+            y, final, p = layer.run(y, index, before, grad=grad,
+                                    dropout=dropout and layer.mode == "training")
+            after.append(final)
+            passes.append(p)
+            index = None
+        own = [p for p in passes if p is not None]
+        return y, tuple(after), StackPass(self, own, x.shape[:2]) if grad else None
+
+    def checked_run(
+        self, x: Any, state: Any, *, grad: bool, dropout: bool, name: str = "x"
+    ) -> tuple[np.ndarray, States, StackPass | None]:
+        """Check x and state, and run."""
+        x = self.check_input(x, name)
+        return self.run(x, self.check_states(state, x.shape[1]), grad=grad, dropout=dropout)
 
     @public
     def __call__(self, x: Any, state: States | None = None) -> tuple[np.ndarray, States]:
@@ -175,7 +203,7 @@ class Stack(Model):
         state : tuple
             Every layer's final state.
         """
-        y, state, _ = self.run(x, state, grad=False, dropout=True)
+        y, state, _ = self.checked_run(x, state, grad=False, dropout=True)
         return y, state
 
     @public
@@ -195,7 +223,7 @@ class Stack(Model):
         y, state : as of a call
         p : StackPass or None
         """
-        return self.run(x, state, grad=grad)
+        return self.checked_run(x, state, grad=grad, dropout=grad)
 
     def _shapes_out(self) -> dict[str, str]:
         shapes = {f"layers.{i}": f"(T, B, {layer.width})" for i, layer in enumerate(self.layers)}

@@ -89,7 +89,7 @@ def _content(
 
 
 def load(
-    path: Any, model: Any, optimizer: Optimizer, about: dict[str, Any] | None = None
+    path: Any, model: Any, optimizer: Optimizer
 ) -> tuple[History, Any, dict[str, Any]]:
     """Bring model and optimizer to where a checkpoint left them.
 
@@ -100,8 +100,6 @@ def load(
         Of the same class and configuration as the one saved.
     optimizer : Optimizer
         Of the same class and options; only its learning rates may be others.
-    about : dict, optional
-        What the checkpoint's must be equal to, if it is given.
 
     Returns
     -------
@@ -115,16 +113,14 @@ def load(
     OSError
         If the file cannot be read.
     ValueError
-        If it is not a checkpoint, or one of another model, optimizer or run; the sentence names
-        what differs, and nothing has changed.
+        If it is not a checkpoint, or one of another model or optimizer; the sentence names what
+        differs, and nothing has changed.
     """
     mine = describe(model)
     with safetensors.opened(path, "checkpoint") as file:
         kept = file.about
         _compare(path, "model", {name: kept[name] for name in mine}, mine)
         _compare(path, "optimizer", *map(_without_rates, (kept["optimizer"], optimizer.config)))
-        if about is not None:
-            _compare(path, "run", kept["about"], about)
         if not isinstance(kept["about"], dict):
             raise RefusedValue(f"its about is {_checks.show(kept['about'])}")
         params = model.parameters()

@@ -72,7 +72,8 @@ def check_data(name: str, data: Any) -> Data:
     if not callable(data):
         raise RefusedType(f"{name} is {_checks.kind(data)}, expected a function of the step, such "
                           "as Windows or Samples")
-    return data
+    made: Data = data
+    return made
 
 
 def summary(a: np.ndarray) -> dict[str, Any]:

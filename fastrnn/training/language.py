@@ -21,7 +21,6 @@ from fastrnn.training import text as texts
 from fastrnn.training.data import Windows
 from fastrnn.training.history import History
 from fastrnn.training.loop import fit
-from fastrnn.training.optim import Adam
 from fastrnn.training.schedules import CosineDecay
 
 __all__ = ["bits_per_character", "train", "train_on"]
@@ -77,7 +76,7 @@ def _train(
             "next one; give more text, or a smaller batch_size or window")
     if validation is not None:
         options["validation"] = _validation(model, validation, B, T)
-    return fit(model, Windows(symbols, T, B), optimizer=Adam(model, lr),
+    return fit(model, Windows(symbols, T, B), optimizer="adam", lr=lr,
                schedule=CosineDecay(final=0.05) if decay else None, **options)
 
 
@@ -132,14 +131,25 @@ def _text_of(model: LanguageModel, text: Any) -> Any:
         isinstance(t, (str, os.PathLike)) for t in text)
     if not isinstance(text, os.PathLike) and not several:
         return text
-    joined = texts.read(texts.find_files(text))
+    return symbols_of(model, texts.read(texts.find_files(text)))
+
+
+def symbols_of(model: LanguageModel, text: np.ndarray) -> np.ndarray:
+    """Return a model's symbols (N,) of a file's bytes: these, or the characters that they encode.
+
+    Raises
+    ------
+    ValueError
+        If a model of characters lacks one, or the bytes are not UTF-8.
+    """
     if model.characters is None:
-        return joined
+        return _symbols(model, "the text", text)
     try:
-        return joined.tobytes().decode()
+        characters = text.tobytes().decode()
     except UnicodeDecodeError as error:
         raise RefusedValue(f"the text is not UTF-8: {error.reason} at byte {error.start:,}; "
                            "expected it for a model of characters") from error
+    return _symbols(model, "the text", characters)
 
 
 def _symbols(model: Any, name: str, text: Any) -> np.ndarray:
@@ -209,5 +219,7 @@ def _bits(model: LanguageModel, symbols: np.ndarray, batch_size: int, window: in
             now = slice(t, t + window)
             p = model.loss(x[:, now].T, targets[:, now].T, state, weights=real[:, now].T,
                            grad=False)
-            total, weight, state = total + p.value * p.weight, weight + p.weight, p.state
+            total += p.value * p.weight
+            weight += p.weight
+            state = p.state
     return total / weight / math.log(2)

@@ -1,111 +1,127 @@
-"""Training: a loop over batches with everything around it, and what judges a model.
+"""Training: a loop over batches with validation, checkpoints and early stopping.
 
-Truncated backpropagation through time: a batch that goes on where the one before ended gets its
-final state; the gradient is not carried.
+Truncated backpropagation through time: a batch that goes on where the one before ended begins with
+its final state; the gradient is not carried. Letters: N sequences, T steps, I features, K numbers
+of an output, C size of a context.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-import signal
-import threading
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import FrameType
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
-import numpy as np
+from fastrnn import _checks
+from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.layers.parameters import distinct, modes
+from fastrnn.training.arrays import read
+from fastrnn.training.data import Data, check_batch
+from fastrnn.training.folder import Folder
+from fastrnn.training.history import History, Progress
+from fastrnn.training.interrupt import Interrupt
+from fastrnn.training.optim import OPTIMIZERS, Optimizer
+from fastrnn.training.options import (
+    Descent,
+    Length,
+    Options,
+    Reading,
+    Saving,
+    Stopping,
+    check_known,
+    grouped,
+)
+from fastrnn.training.progress import shown
+from fastrnn.training.step import Step, check_model
+from fastrnn.training.validation import Validation
 
-from fastrnn import _checks, regularisers
-from fastrnn.batches import Batch, Windows
-from fastrnn.history import History, Progress
-from fastrnn.language_model import LanguageModel
-from fastrnn.layers import RNN
-from fastrnn.optim import Adam, Optimizer
-from fastrnn.schedules import cosine
-from fastrnn.stack import arrays_of, recurrent_layers
-
-__all__ = ["History", "Interrupt", "Progress", "bar", "evaluate", "fit", "judge", "train"]
-
-Data = Callable[[int], Batch]
-Show = Callable[[Progress], Any]
-LATEST, BEST = "latest.safetensors", "best.safetensors"
-
-
-class Interrupt:
-    """While it is entered, the first Ctrl-C only sets `asked`; the second raises KeyboardInterrupt.
-
-    So a step is never cut in half. Signals reach only the main thread; elsewhere it does nothing.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> Interrupt:
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *error: object) -> None:
-        if self._main:
-            signal.signal(signal.SIGINT, self._before)
+__all__ = ["fit"]
 
 
+@public
 def fit(
-    model: Any, data: Data, optimizer: Optimizer, *, steps: int | None = None,
-    minutes: float | None = None, schedule: Callable[[int, float], float] | None = None,
-    clip: float | None = 1.0, clip_value: float | None = None, omega: float = 0.0,
-    validate: Callable[[], float] | None = None, validate_every: int = 1000,
-    patience: int | None = None, target: float | None = None, segment: int | None = None,
-    folder: str | Path | None = None, save_every: int = 1000, resume: bool = False,
-    progress: bool | Show = False, interrupt: Interrupt | None = None,
+    model: Any, x: Any, y: Any = None, *, epochs: int | None = None, steps: int | None = None,
+    minutes: float | None = None, batch_size: int = 32, optimizer: Any = "adam",
+    lr: float | None = None, validation: Any = None, **options: Unpack[Options],
 ) -> History:
     """Train a model.
 
     Parameters
     ----------
     model : SequenceModel, EncoderDecoder or LanguageModel
-        Changed in place and left in training mode.
-    data : callable
-        The batch of a step, which counts from 0: see fastrnn.batches.
-    optimizer : Optimizer
-        Of this model.
-    steps, minutes : int or float
-        When to stop; exactly one of them. With `steps` the result is the same bits for the same
-        model, data and optimizer, on any number of threads.
+        Changed in place; its modes are afterwards what they were before.
+    x : array (N, T, I), or a function of the step that returns a Batch
+        Arrays are sequences first, of any number dtype; lists of arrays of one length, columns and
+        tables of pandas, and, with I = 1, also (N, T). One series may be (T, I) or (T,). Of symbols
+        (N, T) or (T,). For functions see fastrnn.training.data: Windows, Samples, Generated; then
+        batch_size, window, weights, context, shuffle and seed have no effect on the batches.
+    y : array (N, T, K), or (N, K) with readout "last"
+        Of classes, or with K = 1, without the K. None: each target is the next step of x.
+        (In this place a function of the step may be followed by the optimizer.)
+    epochs, steps, minutes : int, int or float
+        When to stop; exactly one of them. With epochs or steps the result is the same bits for the
+        same model, data and options, on any number of threads.
+    batch_size : int
+        Sequences of a step; the last batch of an epoch has the rest.
+    optimizer : {"adam", "adamw", "sgd", "rmsprop"}, class or object of fastrnn.optim
+        An object is of this model, or of parts of it: what it leaves out is frozen.
+    lr : float, optional
+        The first learning rate. None: the optimizer's default or, of an object, its own, and of a
+        run that is resumed the checkpoint's. If it is given, it is used in any case.
+    validation : (x, y), (x, y, weights), a fraction such as 0.1, or a function, optional
+        What the validation loss is computed on; less is better. A fraction holds out the last
+        sequences or, with `window`, the last steps. A function takes nothing and returns the loss.
+        Windows and Samples are read once.
+    window : int, optional
+        Read long series in windows of so many steps and carry the state on: truncated
+        backpropagation through time. The series of x are the rows, batch_size of them at a time;
+        one series is cut into up to batch_size rows. The order is that of time.
+    weights : array (N, T) or (N,), optional
+        Of each output, or of each sequence, in the loss; 0 or False leaves it out: padding.
+    context : array (N, C), optional
+        For a model with a context_size.
+    shuffle : bool
+        Whether the order of the sequences is drawn anew for each epoch; by default it is.
+    seed : int
+        Of the order; 0 by default.
     schedule : callable, optional
-        Takes the step and the share of the run that is done, and gives what the optimizer's first
-        learning rate is multiplied with: see fastrnn.schedules.
+        Takes the step and the fraction of the run that is done, and returns a factor on the first
+        learning rate: see fastrnn.schedules.
     clip : float or None
-        Greatest global norm of the gradients.
-    clip_value : float or None
+        Greatest global norm of the gradients, 1.0 by default.
+    clip_value : float, optional
         Greatest size of each of their elements, before that.
     omega : float
         Weight of the regulariser of Pascanu et al. on every RNN layer: see fastrnn.regularisers. It
-        is in the gradients, not in the losses told.
-    validate : callable, optional
-        Judges the model, less is better; called every `validate_every` steps and at the end.
+        is in the gradients, not in the losses of the history.
+    recompute_every : int, optional
+        Gradient checkpointing: see SequenceModel.loss.
+    validate_every : int, optional
+        Steps from one validation to the next; by default an epoch, or 1000 where there are none.
+        The last step is followed by a validation, too.
     patience : int, optional
-        Stop after as many validations that brought nothing better.
-    target : float, optional
+        Stop after as many validations without a better one.
+    target_loss : float, optional
         Stop after a validation below it.
-    segment : int, optional
-        Keep activations of so many steps only and run the rest anew: see SequenceModel.loss.
     folder : path, optional
-        Where `latest.safetensors` is written, every `save_every` steps and at the end, and
+        Where `latest.safetensors` is written, every `checkpoint_every` steps and at the end, and
         `best.safetensors`, the best validation's. Both are models, and latest is a checkpoint too.
+        That this is possible is tried before the first step. A file that cannot be written later
+        is a warning, and training goes on; if that was the last attempt, CheckpointError is raised
+        in the end.
+    checkpoint_every : int
+        1000 by default.
     resume : bool
-        Go on from the folder's latest, if there is one: bitwise as if it had never stopped.
-    progress : bool or callable
-        True for a progress bar (extra [cli]), or what is called with the Progress after every step.
+        Go on from the folder's latest, if there is one: bitwise as if it had never stopped. Data,
+        window, seed and batch_size must be those of the checkpoint; what a function of your own
+        returns is not compared.
+    overwrite : bool
+        Replace the files of an earlier run in the folder.
+    progress : bool or callable, optional
+        True for a progress bar (extra [cli]), False for none, or a function that is called with the
+        Progress after every step. By default a bar if standard error is a terminal and tqdm is
+        there.
     interrupt : Interrupt, optional
         One that the caller has entered already; by default training's own.
 
@@ -117,11 +133,16 @@ def fit(
 
     Raises
     ------
-    ValueError
-        If an option is out of its range, or the checkpoint is of another model or optimizer.
+    TypeError, ValueError, IndexError
+        If an argument does not fit, the folder has an earlier run, or the checkpoint is of another
+        model, optimizer, data or options. No step was taken.
+    OSError
+        If the folder cannot be written. No step was taken.
+    CheckpointError
+        If a file could not be written at the end; it has the `history`, and the model is trained.
     FloatingPointError
-        If the loss or the gradients' norm is not finite; it names the step and where it began. The
-        model is that of the step before, and the files in the folder stay as they are.
+        If the loss or the gradients' norm is not finite; the sentence says where it began, in the
+        data or elsewhere. The model is that of the step before, and the files stay as they are.
 
     References
     ----------
@@ -129,252 +150,147 @@ def fit(
     recurrent network trajectories", Neural Computation 2, 1990: truncated backpropagation through
     time.
     """
-    if (steps is None) == (minutes is None):
-        raise ValueError(f"fit: steps is {steps} and minutes is {minutes}, expected one of them")
-    limit = _checks.above("fit", "steps", steps) if steps is not None else _checks.above(
-        "fit", "minutes", minutes) * 60
-    for name, value in (("clip", clip), ("clip_value", clip_value)):
-        if value is not None:
-            _checks.above("fit", name, value)
-    for name, count in (("validate_every", validate_every), ("save_every", save_every),
-                        ("patience", 1 if patience is None else patience)):
-        _checks.positive("fit", name, count)
-    omega = _checks.at_least("fit", "omega", omega)
-    layers = [layer for layer in recurrent_layers(model) if isinstance(layer, RNN)] if omega else []
-    if omega and (not layers or segment is not None):
-        raise ValueError(f"fit: omega is {omega} for a model {'in segments' if layers else ''}"
-                         f"{'without an RNN' if not layers else ''}, expected one with an RNN and "
-                         "whole windows")
-    trained: Any = optimizer.target
-    if trained is not model:
-        raise ValueError("fit: optimizer is of another model, expected one of this model")
-    for name, given in (("patience", patience), ("target", target)):
-        if given is not None and validate is None:
-            raise ValueError(f"fit: {name} is given without validate, expected both")
-    if target is not None:
-        _checks.above("fit", "target", target, -math.inf)
-    history, state = History(clip=clip), None
-    run = None if folder is None else Path(folder)
-    if run is not None:
-        from fastrnn import checkpoint, files  # safetensors
+    check_known(options)
+    if isinstance(y, Optimizer):
+        optimizer, y = y, None
+    length = Length(epochs, steps, minutes)
+    reading = grouped(Reading, options | {"batch_size": batch_size})
+    descent, stopping = grouped(Descent, options), grouped(Stopping, options)
+    saving = grouped(Saving, options)
+    stopping.check(validation)
+    progress = shown(options.get("progress"))
+    interrupt = options.get("interrupt") or Interrupt()
+    if not isinstance(interrupt, Interrupt):
+        raise RefusedType(f"interrupt is {_checks.show(interrupt)}, expected an Interrupt")
+    data, source = read(check_model(model), x, y, reading, validation)
+    made_here = not isinstance(optimizer, Optimizer)
+    optimizer = _optimizer(model, optimizer, lr)
+    folder = None if saving.folder is None else Folder(saving, _about(data, reading))
+    run = Run(
+        model, data, optimizer, length, Step(model, optimizer, descent), length.limit(data),
+        None if source is None else Validation(model, source, stopping, data), folder,
+        History(clip=descent.clip))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(modes(model))
+        _set_modes(model, optimizer)
+        if folder is not None:
+            folder.try_write(model, optimizer)
+            if folder.goes_on:
+                run.history, run.state = folder.load(model, optimizer, lr, made_here)
+                run.history.stopped, run.history.clip = "done", descent.clip
+        run.show = stack.enter_context(progress)
+        if options.get("interrupt") is None:
+            stack.enter_context(interrupt)
+        run.go(interrupt)
+    return run.history
 
-        run.mkdir(parents=True, exist_ok=True)
-        if resume and (run / LATEST).exists():
-            history, state = checkpoint.load(run / LATEST, model, optimizer)
-            history.stopped, history.clip = "done", clip
-    model.train()
-    now, lr = history.progress, optimizer.lr
-    now.share = min(1.0, (now.steps if steps is not None else now.seconds) / limit)
-    best = min((loss for _, loss in history.validations), default=math.inf)
-    with _watching(layers), _restoring(optimizer), _shown(progress) as show, \
-            contextlib.nullcontext(interrupt) if interrupt else Interrupt() as interrupt:
-        before = now.seconds
-        start = time.perf_counter()
-        while now.share < 1 and history.stopped == "done":
-            batch = data(now.steps)
-            model.zero_grad()
-            loss, state = _loss(model, batch, state, segment)
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"fit: the loss is {loss} at step {now.steps + 1}, {_where(model, state)}; "
-                    "expected a finite number: try a smaller lr, or clip")
-            model.backward()
-            for layer in layers:
-                regularisers.omega(layer, omega)
-            if schedule is not None:
-                optimizer.lr = lr * schedule(now.steps, now.share)
-            try:
-                norm = optimizer.step(clip, clip_value)
-            except FloatingPointError:
-                raise FloatingPointError(
-                    f"fit: the gradients' norm is not finite at step {now.steps + 1}, "
-                    f"{_where(model, state)}; no parameter has changed: try clip, or a smaller lr"
-                ) from None
-            history.losses.append(loss)
-            history.norms.append(norm)
-            history.rates.append(optimizer.lr)
-            now.steps += 1
-            now.seen += batch.size
-            now.seconds = before + time.perf_counter() - start
-            # a mean over the last 100 steps or so, and from the first one on
-            now.loss = loss if now.steps == 1 else now.loss + max(0.01, 1 / now.steps) * (
-                loss - now.loss)
-            now.share = min(1.0, (now.steps if steps is not None else now.seconds) / limit)
-            if show is not None:
-                show(now)
+
+def _optimizer(model: Any, optimizer: Any, lr: float | None) -> Optimizer:
+    """Return the optimizer of a run, made if it is a name or a class."""
+    given = {} if lr is None else {"lr": _checks.above("lr", lr)}
+    if isinstance(optimizer, Optimizer):
+        own = {id(part) for part in distinct(model)}
+        strange = [name for name, part in optimizer.trained.items() if id(part) not in own]
+        if strange:
+            raise RefusedValue(f"optimizer is of another model, with {strange[0] or 'a layer'!r}, "
+                               "expected one of this model or of parts of it")
+        for name, value in given.items():
+            setattr(optimizer, name, value)
+        return optimizer
+    kind: Any = optimizer
+    if isinstance(kind, str):
+        kind = OPTIMIZERS[_checks.one_of("optimizer", kind.lower(), OPTIMIZERS)]
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        raise RefusedType(f"optimizer is {_checks.show(optimizer)}, expected one of "
+                          f"{list(OPTIMIZERS)}, or a class or an object of fastrnn.optim")
+    make: Any = kind
+    made: Optimizer = make(model, **given)
+    return made
+
+
+def _set_modes(model: Any, optimizer: Optimizer) -> None:
+    """Choose training mode for what is trained; frozen parts may stay in evaluation mode."""
+    for part in optimizer.trained.values():
+        part.set_mode("training")
+    for part in distinct(model):
+        if part.mode == "bfloat16":  # rounded weights have no backward
+            part.set_mode("evaluation")
+
+
+def _about(data: Data, reading: Reading) -> dict[str, Any]:
+    """Return what a run that is resumed must have in common with the one before."""
+    fingerprint = getattr(data, "fingerprint", dict)
+    return {"seed": int(reading.seed), **fingerprint()}
+
+
+@dataclasses.dataclass
+class Run:
+    """A training under way.
+
+    Attributes
+    ----------
+    limit : float
+        Steps or seconds of the whole run.
+    state : tuple or None
+        What is carried from step to step.
+    """
+
+    model: Any
+    data: Data
+    optimizer: Optimizer
+    length: Length
+    step: Step
+    limit: float
+    validation: Validation | None
+    folder: Folder | None
+    history: History
+    state: Any = None
+    show: Callable[[Progress], Any] | None = None
+
+    def go(self, interrupt: Interrupt) -> None:
+        """Take steps until the run is over."""
+        history, now = self.history, self.history.progress
+        now.fraction = self.length.fraction(now, self.limit)
+        start = time.perf_counter() - now.seconds
+        while now.fraction < 1 and history.stopped == "done":
+            self._advance(start)
+            if self.show is not None:
+                self.show(now)
             if interrupt.asked:
                 history.stopped = "interrupted"
-            over = now.share >= 1 or history.stopped != "done"
-            if validate is not None and (now.share >= 1 or now.steps % validate_every == 0):
-                judged = float(validate())
-                model.train()
-                history.validations.append((now.steps, judged))
-                if judged < best:
-                    best = judged
-                    if run is not None:
-                        files.save_model(model, run / BEST)
-                worse = len(history.validations) - 1 - min(
-                    range(len(history.validations)), key=lambda i: history.validations[i][1])
-                if target is not None and judged < target and not over:
-                    history.stopped, over = "target", True
-                if patience is not None and worse >= patience and not over:
-                    history.stopped, over = "patience", True
-            if run is not None and (over or now.steps % save_every == 0):
-                checkpoint.save(run / LATEST, model, optimizer, lr, state, history)
-    return history
+            if self.validation is not None and (
+                    now.fraction >= 1 or now.steps % self.validation.every == 0):
+                self._validate(self.validation)
+            if self.folder is not None and (
+                    now.fraction >= 1 or history.stopped != "done"
+                    or now.steps % self.folder.every == 0):
+                self.folder.save_latest(self.model, self.optimizer, self.state, history)
+        if self.folder is not None:
+            self.folder.finish(history)
 
+    def _advance(self, start: float) -> None:
+        """Take one step and write it down."""
+        history, now = self.history, self.history.progress
+        batch = check_batch(self.data(now.steps), now.steps)
+        loss, norm, clipped, rate, self.state = self.step(batch, self.state, now.steps,
+                                                          now.fraction)
+        history.losses.append(loss)
+        history.norms.append(norm)
+        history.rates.append(rate)
+        now.steps += 1
+        if clipped:
+            history.clipped.append(now.steps)
+        now.seen += batch.size
+        now.seconds = time.perf_counter() - start
+        # a mean over the last 100 steps or so, and from the first one on
+        now.loss = loss if now.steps == 1 else now.loss + max(0.01, 1 / now.steps) * (
+            loss - now.loss)
+        now.fraction = self.length.fraction(now, self.limit)
 
-@contextlib.contextmanager
-def _watching(layers: list[RNN]) -> Iterator[None]:
-    """While it is entered, backward leaves what omega needs."""
-    for layer in layers:
-        layer.watch = regularisers.OMEGA_NEEDS
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.watch, layer.seen = (), []
-
-
-@contextlib.contextmanager
-def _restoring(optimizer: Optimizer) -> Iterator[None]:
-    """Give an optimizer its own learning rate back after a schedule, also after an error."""
-    lr = optimizer.lr
-    try:
-        yield
-    finally:
-        optimizer.lr = lr
-
-
-@contextlib.contextmanager
-def bar(
-    say: Callable[[Progress], str] = "loss {0.loss:.4g}, {0.speed:,.0f}/s".format
-) -> Iterator[Show]:
-    """Give what draws a progress bar (tqdm), with what `say` makes of a Progress before it."""
-    from tqdm import tqdm
-
-    layout = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
-    with tqdm(total=1, bar_format=layout, mininterval=0.2) as drawn:
-
-        def show(now: Progress) -> None:
-            drawn.set_description_str(say(now), refresh=False)
-            drawn.update(now.share - drawn.n)
-
-        yield show
-
-
-def _shown(progress: bool | Show) -> contextlib.AbstractContextManager[Show | None]:
-    if isinstance(progress, bool):
-        return bar() if progress else contextlib.nullcontext()
-    return contextlib.nullcontext(progress)
-
-
-def _loss(
-    model: Any, batch: Batch, state: Any, segment: int | None = None
-) -> tuple[float, Any]:
-    """Return the loss of a batch and the state after it."""
-    options = {"weights": batch.weights, "vector": batch.vector, "segment": segment,
-               "state": None if batch.first else state}
-    given = {name: value for name, value in options.items() if value is not None}
-    loss, state = model.loss(*batch.inputs, batch.targets, **given)
-    return loss, state
-
-
-def _where(model: Any, state: Any) -> str:
-    """Say where the first number is that is not finite."""
-    places = [(f"parameter {name}", p) for name, p in model.parameters().items()]
-    places += [(f"the state of layers.{i}", a) for i, of in enumerate(state)
-               for a in arrays_of(of)]
-    places += [(f"the gradient of {name}", g) for name, g in model.grads.items()]
-    return next((f"first in {name}" for name, a in places if not np.isfinite(a).all()),
-                "in the outputs or the targets")
-
-
-# ---- judging -------------------------------------------------------------------------------------
-
-
-def judge(model: Any, data: Data, count: int) -> float:
-    """Return a model's mean loss over `count` batches, in evaluation mode.
-
-    Parameters
-    ----------
-    model : SequenceModel, EncoderDecoder or LanguageModel
-        Its mode is the same afterwards.
-    data : callable
-        The batch of a step, 0 to count - 1; the state is carried where a batch goes on.
-    count : int
-    """
-    count = _checks.positive("judge", "count", count)
-    training = model.training
-    if training:
-        model.eval()
-    state, losses = None, []
-    try:
-        for step in range(count):
-            loss, state = _loss(model, data(step), state)
-            losses.append(loss)
-    finally:
-        if training:
-            model.train()
-    return float(np.mean(losses))
-
-
-def evaluate(
-    model: LanguageModel, text: np.ndarray, *, batch_size: int = 32, bptt: int = 64
-) -> float:
-    """Return a model's bits per character on a text.
-
-    The text is read as in training, each character predicted from all before it in its row.
-
-    Parameters
-    ----------
-    model : LanguageModel
-        Its mode is the same afterwards.
-    text : uint8 (N,)
-    batch_size, bptt : int
-        At most; a short text is read in fewer rows and shorter windows.
-
-    Raises
-    ------
-    ValueError
-        If the text has fewer than two characters.
-    """
-    if len(text) < 2:
-        raise ValueError(f"evaluate: the text has {len(text)} characters, expected at least 2")
-    B = max(1, min(batch_size, (len(text) - 1) // bptt))
-    windows = Windows(text, min(bptt, (len(text) - 1) // B), B)
-    return judge(model, windows, windows.count) / math.log(2)
-
-
-# ---- the main job --------------------------------------------------------------------------------
-
-
-def train(
-    model: LanguageModel, text: np.ndarray, *, batch_size: int = 32, bptt: int = 64,
-    lr: float = 2e-3, decay: bool = True, **options: Any,
-) -> History:
-    """Train a model to predict a text byte by byte: `fit` with Windows of the text and Adam.
-
-    Parameters
-    ----------
-    model : LanguageModel
-    text : uint8 (N,)
-    batch_size, bptt : int
-        Rows B and steps T of a window.
-    lr : float
-        Adam's first learning rate.
-    decay : bool
-        Whether the learning rate falls to a twentieth along half a cosine.
-    options
-        As of fit.
-
-    Raises
-    ------
-    ValueError
-        If the text is shorter than one window of every row, or an option is out of its range.
-    """
-    _checks.positive("train", "batch_size", batch_size)
-    _checks.positive("train", "bptt", bptt)
-    data = Windows(text, bptt, batch_size)
-    return fit(model, data, Adam(model, lr), schedule=cosine(final=0.05) if decay else None,
-               **options)
+    def _validate(self, validation: Validation) -> None:
+        """Validate, keep the best model, and see whether to stop."""
+        history = self.history
+        if validation(history) and self.folder is not None:
+            self.folder.save_best(self.model)
+        if history.progress.fraction < 1 and history.stopped == "done":
+            history.stopped = validation.stop(history) or "done"

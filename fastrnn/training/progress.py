@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a progress bar in a terminal, or a function of the caller."""
+"""What a training shows while it runs: a progress bar, or what a function of the caller makes."""
 
 from __future__ import annotations
 

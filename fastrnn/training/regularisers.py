@@ -12,8 +12,8 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn._kernels import linear
+from fastrnn.layers import RNN
 from fastrnn.layers.passes import Recorded
-from fastrnn.layers.recurrent import RNN
 
 __all__ = ["OMEGA_NEEDS", "omega"]
 

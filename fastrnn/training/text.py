@@ -22,7 +22,7 @@ from fastrnn._checks import RefusedType, RefusedValue, public
 __all__ = ["Found", "check_length", "find_files", "read", "search", "split"]
 
 _LOOKED_AT = 8192  # bytes of a file in which a zero byte says that it is not text
-HELD_OUT = 20  # one of so many bytes is held out
+HELD_OUT = 20  # one of so many characters is held out
 
 
 class Found(NamedTuple):
@@ -181,12 +181,12 @@ def split(text: np.ndarray, part: int = HELD_OUT) -> tuple[np.ndarray, np.ndarra
 def least(batch_size: int, window: int) -> int:
     """Return how long a text must be, so that its two parts can be used.
 
-    B rows of one window and the byte after it are trained on, and at least two bytes are held out.
+    B rows of one window and the next character are trained on, and at least two are held out.
     """
     trained = batch_size * window + 1
     N = max(trained, 2 * HELD_OUT)
-    while N - N // HELD_OUT < trained:
-        N += trained - (N - N // HELD_OUT)
+    while (lacking := trained - (N - N // HELD_OUT)) > 0:
+        N += lacking
     return N
 
 
@@ -195,9 +195,10 @@ def check_length(text: np.ndarray, batch_size: int, window: int) -> None:
     needed = least(batch_size, window)
     if len(text) < needed:
         raise RefusedValue(
-            f"the text has {amount(len(text), 'byte')}, expected at least {needed:,}: "
-            f"{amount(batch_size, 'row')} of {amount(window, 'character')} to train on, and one "
-            f"byte in {HELD_OUT} that is held out; give more text, or a smaller batch or window")
+            f"the text has {amount(len(text), 'character')}, expected at least {needed:,}: "
+            f"{amount(batch_size, 'row')} of {amount(window, 'character')} to train "
+            f"on, and one in {HELD_OUT} that is held out; give more text, or a smaller batch or "
+            "window")
 
 
 def amount(count: int, what: str, several: str = "") -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
+PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 
 
 def test_the_tutorial_runs_and_draws_its_pictures(tmp_path, monkeypatch, capsys):

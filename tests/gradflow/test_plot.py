@@ -1,14 +1,20 @@
 """Pictures: what the drawn lines, bars and nodes hold. Needs matplotlib."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn.gradflow import gradient_flow, jacobians
+from fastrnn.gradflow import GradientFlow, gradient_flow, jacobians
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 from fastrnn import plot  # noqa: E402 (after the backend is chosen)
+from fastrnn.gradflow import plot as pictures  # noqa: E402
 
 X = np.random.default_rng(0).standard_normal((9, 3, 4)).astype(np.float32)
 LAYER = fastrnn.LSTM(4, 7, 2, bidirectional=True, seed=0)
@@ -35,10 +41,44 @@ def test_the_heatmap_is_units_by_steps():
     np.testing.assert_array_equal(ax.images[0].get_array(), FLOW.units[1, 1].T)
 
 
-def test_a_gradient_that_is_zero_can_be_drawn():
-    flow = gradient_flow(LAYER, X, np.zeros((9, 3, 14), np.float32))
-    assert plot.gradient_heatmap(flow).images[0].get_array().count() == 0
-    assert len(plot.gradient_norms(flow).lines) == 4
+@pytest.mark.parametrize(("value", "note"), [(0.0, "0 everywhere"),
+                                             (np.nan, "no finite value above 0")])
+def test_a_gradient_that_is_zero_or_not_finite_can_be_drawn(value, note):
+    flow = gradient_flow(LAYER, X, np.full((9, 3, 14), value, np.float32))
+    heatmap, norms = plot.gradient_heatmap(flow), plot.gradient_norms(flow)
+    assert heatmap.images[0].get_array().count() == 0
+    assert len(norms.lines) == 4
+    for ax in (heatmap, norms):
+        ax.figure.canvas.draw()
+        assert [text.get_text() for text in ax.texts] == [note]
+    assert not plot.gradient_norms(FLOW).texts
+
+
+def test_what_a_logarithmic_axis_cannot_show_is_left_out():
+    norms = np.array([[[[1.0], [0.0], [np.inf], [np.nan], [4.0]]]])
+    flow = GradientFlow("gru", norms=norms, units=norms.swapaxes(2, 3).reshape(1, 1, 5, 1))
+    ax = plot.gradient_norms(flow)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1, np.nan, np.nan, np.nan, 4])
+    assert plot.gradient_heatmap(flow).images[0].get_array().count() == 2
+    ax.figure.canvas.draw()
+    alone = GradientFlow("gru", norms=norms[:, :, :3])
+    assert plot.gradient_norms(alone).lines[0].get_marker() == "."  # a line needs two
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, np.nan])
+def test_flows_of_one_value_can_be_drawn(value):
+    a = np.full((1, 1, 1, 1), value)
+    flow = GradientFlow("rnn_tanh", norms=a, units=a, shares_ih=a[0], shares_hh=a[0],
+                        saturation=np.full((1, 1, 1, 1, 2), value))
+    for draw in (plot.gradient_norms, plot.gradient_heatmap, plot.shares, plot.saturation):
+        draw(flow).figure.canvas.draw()
+
+
+def test_jacobians_that_are_zero_can_be_drawn():
+    layer = fastrnn.RNN(4, 3, seed=0)
+    layer.flat = np.zeros_like(layer.flat)
+    found = jacobians(layer, X)
+    plot.jacobian_norms(found).figure.canvas.draw()
 
 
 @pytest.mark.parametrize("layer", [fastrnn.RNN(4, 7, seed=0), fastrnn.LSTM(4, 7, seed=0)])
@@ -103,3 +143,29 @@ def test_errors_name_the_argument(call, error, match):
     with pytest.raises(error, match=match) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+def run(code):
+    """Run Python code in a process that imports the same fastrnn."""
+    place = str(pathlib.Path(fastrnn.__file__).parents[1])
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          env=os.environ | {"PYTHONPATH": place})
+
+
+def test_matplotlib_is_imported_when_something_is_drawn():
+    done = run("import sys, fastrnn.plot, fastrnn.gradflow; print('matplotlib' in sys.modules)")
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_without_matplotlib_there_is_a_sentence():
+    done = run("import sys; sys.modules['matplotlib'] = None\n"
+               "import fastrnn.plot as plot\n"
+               "try: plot.unfolded((2, 3))\n"
+               "except ModuleNotFoundError as error: print(error)")
+    assert done.stdout == ("pictures need matplotlib, expected it to be installed: pip install "
+                           "'fastrnn[plot]'\n"), done.stderr
+
+
+def test_the_short_name_has_all_pictures():
+    assert plot.__all__ == pictures.__all__
+    assert all(getattr(plot, name) is getattr(pictures, name) for name in plot.__all__)

@@ -1,8 +1,9 @@
 """Guard pages: each array that a kernel touches ends, or begins, where no byte may be touched.
 
 A touch kills the process, so the sweep runs in a process of its own, one per instruction set and
-dtype: `python tests/kernels/test_guard.py avx2 float32`. The last line that it printed says what it was
-doing. Results must be those of ordinary arrays to the bit: what lies around an array is not read.
+dtype: `python tests/kernels/test_guard.py avx2 float32`. The last line that it printed says what it
+was doing. Results must be those of ordinary arrays to the bit: what lies around an array is not
+read.
 """
 
 import collections
@@ -16,7 +17,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cases
 import numpy as np
 import pytest
 

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -39,26 +38,6 @@ def restored():
     runtime.set_isa(isa)
 
 
-def layer_of(cell, I, H, dtype, **options):
-    kind, _, nonlinearity = cell.partition("_")
-    extra = {"nonlinearity": nonlinearity} if nonlinearity else {}
-    make = getattr(fastrnn, kind.upper())
-    return make(I, H, bidirectional=True, dtype=dtype, seed=3, **extra, **options)
-
-
-def both_ways(layer, x, dy):
-    """Return outputs and gradients of a bidirectional layer by name."""
-    layer.flat_grads.fill(0)
-    y, state = layer(x)
-    dx, dstate = layer.backward(dy)
-    states = {
-        f"{prefix}{k}": array
-        for prefix, s in (("state", state), ("dstate", dstate))
-        for k, array in enumerate(s if isinstance(s, tuple) else (s,))
-    }
-    return {"y": y, "dx": dx, **states, "grads": layer.flat_grads.copy()}
-
-
 # ---------------------------------------------------------------------------------- no other bits
 
 
@@ -75,27 +54,6 @@ def test_one_direction_has_the_same_bits_on_any_number_of_threads(cell, dtype, s
         assert fastrnn.get_num_threads() == threads
         assert_same_bytes(run(functional, case, reverse=True), expected, f"{threads} threads: ")
     assert runtime.pool_workers() >= 2, "the pool was not used"
-
-
-@pytest.mark.parametrize("shape", [*UNITS, *ROWS[:2]], ids=str)
-@pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize("cell", cases.CELLS)
-def test_two_directions_have_the_same_bits_on_any_number_of_threads(cell, dtype, shape):
-    T, B, I, H = shape
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((T, B, I)).astype(dtype)
-    dy = rng.standard_normal((T, B, 2 * H)).astype(dtype)
-    layer = layer_of(cell, I, H, dtype)
-    fastrnn.set_num_threads(1)
-    expected = both_ways(layer, x, dy)
-    for threads in COUNTS:
-        fastrnn.set_num_threads(threads)
-        for _ in range(2):
-            assert_same_bytes(both_ways(layer, x, dy), expected, f"{threads} threads: ")
-    layer.eval()
-    for threads in COUNTS:
-        fastrnn.set_num_threads(threads)
-        assert layer(x)[0].tobytes() == expected["y"].tobytes()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -233,26 +191,6 @@ def test_multiprocessing(method):
 # --------------------------------------------------------------------------------- Python's threads
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
-def test_64_threads_on_one_layer_in_eval_mode(cell, threads):
-    layer = layer_of(cell, 24, 50, np.float32, num_layers=2).eval()
-    rng = np.random.default_rng(0)
-    inputs = [rng.standard_normal((1 + k % 9, 1 + k % 5, 24)).astype(np.float32) for k in range(64)]
-    fastrnn.set_num_threads(1)
-    expected = [layer(x)[0].tobytes() for x in inputs]
-    fastrnn.set_num_threads(threads)
-    start = threading.Barrier(64)
-
-    def serve(k):
-        start.wait()
-        return [layer(inputs[(k + i) % 64])[0].tobytes() for i in range(8)]
-
-    with ThreadPoolExecutor(64) as pool:
-        for k, got in enumerate(pool.map(serve, range(64))):
-            assert got == [expected[(k + i) % 64] for i in range(8)]
-
-
 def test_64_threads_train_through_functional():
     fastrnn.set_num_threads(2)
     drawn = [cases.make_case(cases.CELLS[k % 5], 3, 8, 30, 40 + k % 3, seed=k) for k in range(64)]
@@ -267,42 +205,6 @@ def test_64_threads_train_through_functional():
         for k, results in enumerate(pool.map(serve, range(64))):
             for got in results:
                 assert_same_bytes(got, expected[k], f"{drawn[k].cell}: ")
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_two_threads_in_one_layer_in_training_mode(threads):
-    fastrnn.set_num_threads(threads)
-    T, B, I, H = 20, 8, 30, 60
-    layer = layer_of("lstm", I, H, np.float32, num_layers=2)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((T, B, I)).astype(np.float32)
-    dy = rng.standard_normal((T, B, 2 * H)).astype(np.float32)
-    expected = both_ways(layer, x, dy)
-    refused, wrong, right = [], [], []
-    end = time.monotonic() + 0.5
-
-    def train():
-        while time.monotonic() < end:
-            for name, act in (("y", lambda: layer(x)), ("dx", lambda: layer.backward(dy))):
-                try:
-                    same = act()[0].tobytes() == expected[name].tobytes()
-                except RuntimeError as error:
-                    refused.append(str(error))
-                else:
-                    (right if same else wrong).append(name)
-
-    two = [threading.Thread(target=train) for _ in range(2)]
-    for thread in two:
-        thread.start()
-    for thread in two:
-        thread.join()
-    assert not wrong
-    assert {"y", "dx"} <= set(right)
-    for message in set(refused):
-        assert re.match(
-            r"LSTM(\.backward)?: (another thread is using this layer|no call to go back through)",
-            message)
-    assert_same_bytes(both_ways(layer, x, dy), expected)
 
 
 @pytest.mark.parametrize("which", ["forward", "backward"])
@@ -430,15 +332,3 @@ def test_set_num_threads_takes_whole_numbers(n, expected):
     fastrnn.set_num_threads(n)
     assert fastrnn.get_num_threads() == expected
     assert type(fastrnn.get_num_threads()) is int
-
-
-@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
-def test_a_stream_of_wide_layers_has_the_same_bits_on_any_number_of_threads(cell):
-    layer = cases.LAYERS[cell](130, 520, 2, seed=0).eval()  # past the size that is worth threads
-    x = np.random.default_rng(0).standard_normal((5, 3, 130)).astype(np.float32)
-    fastrnn.set_num_threads(1)
-    expected, _ = layer(x)
-    for threads in COUNTS:
-        fastrnn.set_num_threads(threads)
-        step = layer.stream(3)
-        np.testing.assert_array_equal(np.stack([step(frame) for frame in x]), expected)

@@ -18,8 +18,8 @@ def rounded(layer):
     for name, array in state.items():
         if name.startswith("weight"):
             state[name] = pair(array)[0]
-    other = layer_of(layer.cell.name, layer.input_size, layer.hidden_size, num_layers=layer.num_layers,
-                     bidirectional=layer.bidirectional)
+    other = layer_of(layer.cell.name, layer.input_size, layer.hidden_size,
+                     num_layers=layer.num_layers, bidirectional=layer.bidirectional)
     other.load_state_dict(state)
     return other.eval()
 
@@ -112,7 +112,7 @@ def test_loading_keeps_the_format():
 
 
 def test_a_model_hands_it_on():
-    model = LanguageModel(9, 4, 16, seed=0)
+    model = fastrnn.LanguageModel(9, 4, 16, seed=0)
     symbols = np.arange(6).reshape(3, 2)
     exact = model.eval()(symbols)[0]
     got = model.eval("bfloat16")(symbols)[0]
@@ -124,6 +124,6 @@ def test_what_it_cannot_do_is_one_sentence():
     with pytest.raises(ValueError, match=r"LSTM.eval: weights is 'int8', expected 'float32' or"):
         fastrnn.LSTM(3, 4).eval("int8")
     layer = fastrnn.LSTM(3, 4, dtype=np.float64)
-    with pytest.raises(ValueError, match=r"expected 'float32' for a layer of float64"):
+    with pytest.raises(ValueError, match=r"expected 'float32' for float64"):
         layer.eval("bfloat16")
     assert layer.training

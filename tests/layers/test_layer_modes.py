@@ -35,8 +35,6 @@ def test_parameters_are_views_in_torchs_order(cell, bias):
     assert layer.flat.dtype == layer.flat_grads.dtype == layer.dtype == np.float32
     stacks.assert_views(layer)
     assert not np.any(layer.flat_grads)
-    params.clear()  # the dictionary is the caller's
-    assert list(layer.parameters()) == order
 
 
 @stacks.per_cell
@@ -397,18 +395,18 @@ def test_the_examples_in_the_docstrings_run(layer):
 
 @stacks.per_dtype
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one", "both"])
-def test_the_tape_of_an_lstm_is_six_numbers_per_unit_step_and_row(bidirectional, dtype):
+def test_the_tape_of_an_lstm_is_at_most_six_numbers_per_unit_step_and_row(bidirectional, dtype):
     T, B, H = 50, 8, 64
     layer = fastrnn.LSTM(3, H, 3, bidirectional=bidirectional, dtype=dtype, seed=0)
-    layer(np.zeros((T, B, 3), dtype))
+    *_, p = layer.forward(np.zeros((T, B, 3), dtype))
     units = B * H * (1 + bidirectional) * np.dtype(dtype).itemsize
-    for tape, _ in layer._tapes:
-        assert tape.nbytes <= (6 * T + 2) * units + 4096
+    assert 3 * 4 * T * units < p.nbytes <= 3 * ((6 * T + 2) * units + 4096)
 
 
 def test_a_training_call_takes_the_memory_of_the_one_before():
     layer = fastrnn.LSTM(3, 64, seed=0)
     x = np.zeros((200, 8, 3), np.float32)
+    nbytes = layer.forward(x)[2].nbytes
     tracemalloc.start()
     try:
         layer(x)
@@ -416,7 +414,7 @@ def test_a_training_call_takes_the_memory_of_the_one_before():
             size = tracemalloc.get_traced_memory()[0]
             tracemalloc.reset_peak()
             layer(x)  # nobody can go back through the call before it
-            assert tracemalloc.get_traced_memory()[1] - size < layer._tapes[0][0].nbytes / 2
+            assert tracemalloc.get_traced_memory()[1] - size < nbytes / 2
     finally:
         tracemalloc.stop()
 

@@ -59,7 +59,7 @@ def test_missing_states_and_gradients_are_zeros(cell):
     dx, dstate = layer.backward(data["dy"])
     got = {"y": y, "dx": dx, **stacks.named("hn", "cn", state),
            **stacks.named("dh0", "dc0", dstate)}
-    stacks.assert_same(got | layer.grads, expected)
+    stacks.assert_same(got | dict(layer.grads), expected)
     layer.zero_grad()
     expected = stacks.both(layer, data | {"dy": np.zeros_like(data["dy"])})
     layer.zero_grad()

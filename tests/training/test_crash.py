@@ -12,35 +12,38 @@ import time
 
 import numpy as np
 import pytest
+from runs import values
 
-from fastrnn import GRU, checkpoint, files
-from fastrnn.model import SequenceModel
+import fastrnn
+from fastrnn import GRU
+from fastrnn.models import SequenceModel
+from fastrnn.training import checkpoint
 
 TRIALS = int(os.environ.get("FASTRNN_TRIALS", "4"))
 
 TRAINING = """
 import sys, numpy as np
 from fastrnn import GRU, optim, training
-from fastrnn.batches import Windows
-from fastrnn.model import SequenceModel
+from fastrnn.models import SequenceModel
+from fastrnn.training import Windows
 x = np.sin(np.arange(3000) / 5).astype(np.float32)[:, None]
 model = SequenceModel(GRU(1, 16, seed=0), 1, loss="mse", seed=0)
 history = training.fit(
-    model, Windows(x, 10, 4), optim.Adam(model, 1e-3), minutes=1, folder=sys.argv[1], save_every=3,
-    progress=lambda now: now.steps == 1 and print("begun", flush=True))
+    model, Windows(x, 10, 4), optim.Adam(model, 1e-3), minutes=1, folder=sys.argv[1],
+    checkpoint_every=3, progress=lambda now: now.steps == 1 and print("begun", flush=True))
 print(history.stopped, history.progress.steps, flush=True)
 """
 
 SAVING = """
 import sys
-from fastrnn import files, GRU
-from fastrnn.model import SequenceModel
+from fastrnn import GRU, save
+from fastrnn.models import SequenceModel
 models = [SequenceModel(GRU(9, 64, seed=s), 5, seed=s) for s in (0, 1)]
-files.save_model(models[0], sys.argv[1])
+save(models[0], sys.argv[1])
 print("begun", flush=True)
 while True:
     for model in models[::-1]:
-        files.save_model(model, sys.argv[1])
+        save(model, sys.argv[1])
 """
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
@@ -71,7 +74,7 @@ def test_ctrl_c_at_any_moment_leaves_a_checkpoint_of_the_last_step(tmp_path):
         assert stopped == "interrupted"
         history = checkpoint.history(folder / "latest.safetensors")
         assert history.progress.steps == len(history.losses) == int(steps)
-        assert np.isfinite(files.load_model(folder / "latest.safetensors").flat).all()
+        assert np.isfinite(values(fastrnn.load(folder / "latest.safetensors"))).all()
         assert [p.name for p in folder.iterdir()] == ["latest.safetensors"]
     print(f"{TRIALS} trials: stopped within {longest:.2f} s")
 
@@ -79,12 +82,12 @@ def test_ctrl_c_at_any_moment_leaves_a_checkpoint_of_the_last_step(tmp_path):
 @posix
 def test_a_kill_during_a_save_leaves_the_old_file_or_the_new_one(tmp_path):
     path = tmp_path / "model.safetensors"
-    whole = {SequenceModel(GRU(9, 64, seed=s), 5, seed=s).flat.tobytes() for s in (0, 1)}
+    whole = {values(SequenceModel(GRU(9, 64, seed=s), 5, seed=s)).tobytes() for s in (0, 1)}
     seen = set()
     for _ in range(TRIALS):
         process, _, _ = cut_off(SAVING, path, signal.SIGKILL, 0.1)
         assert process.returncode == -signal.SIGKILL
-        seen.add(files.load_model(path).flat.tobytes())
+        seen.add(values(fastrnn.load(path)).tobytes())
     assert seen <= whole
     beside = [p for p in tmp_path.iterdir() if p != path]
     print(f"{TRIALS} trials: {len(seen)} of 2 files seen, {len(beside)} cut off while they were "

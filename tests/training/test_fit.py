@@ -1,143 +1,123 @@
-"""The training loop: resuming, stopping, judging, and what it refuses."""
+"""The training loop: steps, validation and stopping, history, and what it refuses."""
 
 import contextlib
-import dataclasses
-import re
-import signal
+import itertools
+import math
 
 import numpy as np
 import pytest
+from runs import model_of, run, sine, values
 
 import fastrnn
-from fastrnn import GRU, LSTM, RNN, files, optim, training
-from fastrnn.batches import Batch, Drawn, Samples, Windows
-from fastrnn.encoder_decoder import EncoderDecoder
-from fastrnn.model import SequenceModel
-from fastrnn.schedules import cosine
-from fastrnn.stack import Stack
+from fastrnn import GRU, LSTM, RNN, optim, training
+from fastrnn.layers.parameters import distinct
+from fastrnn.models import EncoderDecoder, SequenceModel, Stack
+from fastrnn.schedules import CosineDecay
+from fastrnn.training import Batch, Generated, Samples, Windows
 
 
-def sine(n=400):
-    return np.sin(np.arange(n) / 5).astype(np.float32)[:, None]
+def data_of(T=7, B=3):
+    return Windows(sine(), T, B)
 
 
-def model_of(seed=0, **options):
-    return SequenceModel([LSTM(1, 8, 2, dropout=0.3, seed=seed), GRU(8, 4, seed=seed)], 1,
-                         loss="mse", seed=seed, **options)
+# ----------------------------------------------------------------------------------------- steps
 
 
-def run(folder=None, steps=30, make=model_of, **options):
-    model = make()
-    optimizer = optim.Adam(model, 1e-2)
-    history = training.fit(model, Windows(sine(), 7, 3), optimizer, steps=steps, folder=folder,
-                           schedule=cosine(), **options)
-    return model, optimizer, history
+def test_results_are_the_same_bits_on_any_number_of_threads(threads):
+    results = set()
+    for n in threads:
+        fastrnn.set_num_threads(n)
+        results.add(values(run(recompute_every=3)[0]).tobytes())
+    assert len(results) == 1
 
 
-def state_of(model, optimizer, history):
-    kept = dataclasses.asdict(history) | {"progress": None}
-    return (model.flat.tobytes(), [layer.masks for layer in model.layers], optimizer.steps,
-            [a.tobytes() for a in optimizer.state_dict().values()], kept)
-
-
-# --------------------------------------------------------------------------------- the contract
-
-
-@pytest.mark.parametrize("stop", [1, 10, 19])
-def test_a_resumed_run_is_bitwise_one_that_never_stopped(tmp_path, stop):
-    whole = run()
-
-    def halt(now):
-        if now.steps == stop:
-            signal.raise_signal(signal.SIGINT)
-
-    half = run(tmp_path, progress=halt)
-    assert half[2].stopped == "interrupted"
-    assert len(half[2].losses) == stop
-    rest = run(tmp_path, resume=True)
-    assert state_of(*rest) == state_of(*whole)
-    assert rest[2].progress.seen == whole[2].progress.seen
-    assert files.load_model(tmp_path / "latest.safetensors").flat.tobytes() == \
-        whole[0].flat.tobytes()
-
-
-def test_a_run_resumes_from_its_last_save_after_a_crash(tmp_path):
-    def crash(now):
-        if now.steps == 17:
-            raise OSError("the lights went out")
-
-    with pytest.raises(OSError, match="lights"):
-        run(tmp_path, save_every=5, progress=crash)
-    assert state_of(*run(tmp_path, resume=True)) == state_of(*run())
-
-
-def test_results_are_the_same_bits_on_any_number_of_threads():
-    threads, results = fastrnn.get_num_threads(), []
-    try:
-        for n in (1, 2, 3):
-            fastrnn.set_num_threads(n)
-            results.append(run(segment=3)[0].flat.tobytes())
-    finally:
-        fastrnn.set_num_threads(threads)
-    assert results[0] == results[1] == results[2]
-
-
-def test_the_state_is_carried_from_window_to_window():
-    model, data = model_of(), Windows(sine(), 7, 3)
-    seen = []
-
-    class Spy:
-        layers, loss_of = model.layers, model.loss
-
-        def __getattr__(self, name):
-            return getattr(model, name)
-
-        def loss(self, x, targets, state=None, **options):
-            seen.append(state)
-            value, after = model.loss(x, targets, state, **options)
-            seen.append(after)
-            return value, after
-
-    spy = Spy()
-    optimizer = optim.SGD(model, 1e-3)
-    optimizer.target = spy
-    training.fit(spy, data, optimizer, steps=2 * data.count + 1)
-    before, after = seen[::2], seen[1::2]
-    for k in range(1, len(before)):
-        assert before[k] is (None if k % data.count == 0 else after[k - 1])
-
-
-# --------------------------------------------------------------------- validation and stopping
-
-
-def test_the_best_model_is_kept_and_patience_ends_the_run(tmp_path):
-    judged = iter([3.0, 2.0, 2.5, 2.0, 2.25, 9.0])
+def test_fit_is_the_bare_steps():
+    fitted, _, history = run(steps=25, clip=0.5, clip_value=0.1)
     model = model_of()
-    weights = []
-
-    def validate():
-        weights.append(model.flat.copy())
-        return next(judged)
-
-    history = training.fit(model, Windows(sine(), 7, 3), optim.Adam(model, 1e-2), steps=100,
-                           validate=validate, validate_every=4, patience=3, folder=tmp_path)
-    assert history.validations == [(4, 3.0), (8, 2.0), (12, 2.5), (16, 2.0), (20, 2.25)]
-    assert history.stopped == "patience"
-    best = files.load_model(tmp_path / "best.safetensors")
-    np.testing.assert_array_equal(best.flat, weights[1])
-    np.testing.assert_array_equal(files.load_model(tmp_path / "latest.safetensors").flat,
-                                  weights[-1])
+    optimizer, data, schedule, state = optim.Adam(model, 1e-2), data_of(), CosineDecay(), None
+    for k in range(25):
+        batch = data(k)
+        model.zero_grad()
+        p = model.loss(*batch.inputs, batch.targets, None if batch.first else state)
+        p.backward()
+        optimizer.lr = 1e-2 * schedule(k, k / 25)
+        assert optimizer.step(0.5, 0.1) == history.norms[k]
+        assert p.value == history.losses[k]
+        assert optimizer.lr == history.rates[k]
+        state = p.state
+    assert values(model).tobytes() == values(fitted).tobytes()
 
 
-def test_a_run_ends_when_a_validation_is_below_the_target(tmp_path):
-    judged = iter([3.0, 1.0, 0.9, 0.0])
+def test_the_state_is_carried_from_window_to_window(monkeypatch):
+    model, data, seen = model_of(), data_of(), []
+    loss = model.loss
+
+    def spy(x, targets, state=None, **options):
+        p = loss(x, targets, state, **options)
+        seen.append((state, p.state))
+        return p
+
+    monkeypatch.setitem(model.__dict__, "loss", spy)
+    training.fit(model, data, optim.SGD(model, 1e-3), steps=2 * data.count + 1)
+    for k in range(1, len(seen)):
+        assert seen[k][0] is (None if k % data.count == 0 else seen[k - 1][1])
+
+
+@pytest.mark.parametrize("modes", ["training", "evaluation", "bfloat16", "mixed"])
+def test_modes_are_left_as_they_were(modes, tmp_path):
     model = model_of()
-    history = training.fit(model, Windows(sine(), 7, 3), optim.Adam(model, 1e-2), steps=100,
-                           validate=lambda: next(judged), validate_every=4, target=1.0,
-                           folder=tmp_path)
-    assert history.validations == [(4, 3.0), (8, 1.0), (12, 0.9)]
-    assert history.stopped == "target"
-    assert files.load_model(tmp_path / "latest.safetensors").flat.tobytes() == model.flat.tobytes()
+    if modes != "training":
+        model.eval("bfloat16" if modes == "bfloat16" else "float32")
+    if modes == "mixed":
+        model.layers[0].train()
+    before = [part.mode for part in distinct(model)]
+    flat = values(model)
+    training.fit(model, data_of(), steps=3, validation=lambda: float(model.train(False).training),
+                 validate_every=1, folder=tmp_path)
+    assert [part.mode for part in distinct(model)] == before
+    assert (values(model) != flat).any()
+    with pytest.raises(FloatingPointError):
+        training.fit(model, lambda step: Batch(np.full((2, 2, 1), np.nan, np.float32),
+                                               np.zeros((2, 2, 1), np.float32)), steps=1)
+    assert [part.mode for part in distinct(model)] == before
+
+
+@pytest.mark.parametrize("mode", ["training", "float32", "bfloat16"])
+def test_frozen_parts_may_be_in_evaluation_mode(mode):
+    model = model_of()
+    frozen = model.layers[0]
+    if mode != "training":
+        frozen.eval(mode)
+    before, kept = values(model), frozen.flat.copy()
+    training.fit(model, data_of(), optim.Adam(model, freeze=frozen), steps=3)
+    np.testing.assert_array_equal(frozen.flat, kept)
+    assert (values(model) != before).any()
+    assert frozen.mode == {"float32": "evaluation"}.get(mode, mode)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "AdamW", "sgd", "rmsprop", optim.SGD, optim.Adam])
+def test_optimizers_by_name_and_class(optimizer):
+    history = run(steps=3, optimizer=optimizer)[2]
+    kind = optimizer if isinstance(optimizer, type) else optim.OPTIMIZERS[optimizer.lower()]
+    assert history.rates[0] == kind(model_of()).lr
+    model = model_of()
+    assert training.fit(model, data_of(), steps=1, optimizer=optimizer, lr=0.5).rates == [0.5]
+
+
+def test_lr_is_that_of_an_optimizer_that_is_given():
+    model = model_of()
+    optimizer = optim.Adam(model, 0.1)
+    assert training.fit(model, data_of(), optimizer, steps=1).rates == [0.1]
+    assert training.fit(model, data_of(), steps=1, optimizer=optimizer, lr=0.2).rates == [0.2]
+    assert optimizer.steps == 2
+
+
+def test_an_optimizer_of_some_parts_trains_these():
+    model = model_of()
+    before = model.state_dict()
+    training.fit(model, data_of(), steps=2, optimizer=optim.SGD([model.head, model.layers[1]], 0.1))
+    for name, p in model.parameters().items():
+        assert (p != before[name]).any() == (not name.startswith("layers.0")), name
 
 
 def test_a_schedule_leaves_the_optimizer_its_own_rate_also_after_an_error():
@@ -149,195 +129,410 @@ def test_a_schedule_leaves_the_optimizer_its_own_rate_also_after_an_error():
     optimizer = optim.SGD(model, 0.1)
     for options in ({}, {"progress": fail}):
         with pytest.raises(OSError, match="full") if options else contextlib.nullcontext():
-            training.fit(model, Windows(sine(), 7, 3), optimizer, steps=8, schedule=cosine(),
-                         **options)
+            training.fit(model, data_of(), optimizer, steps=8, schedule=CosineDecay(), **options)
         assert optimizer.lr == 0.1
 
 
-def test_a_progress_bar_tells_loss_and_speed(capsys):
-    run(steps=3, progress=True)
-    assert re.search(r"100%\|.*\| loss [\d.]+, [\d,]+/s \[", capsys.readouterr().err)
-    run(steps=3)
-    assert capsys.readouterr().err == ""
-
-
-def test_the_history_tells_what_happened():
+def test_minutes_end_a_run_and_epochs_are_walks_over_the_data():
     model = model_of()
-    history = training.fit(model, Windows(sine(), 7, 3), optim.SGD(model, 0.1), steps=20, clip=0.2,
-                           schedule=cosine(final=0.1), validate=lambda: 1.0, validate_every=8)
+    history = training.fit(model, data_of(), minutes=0.003)
+    assert history.progress.seconds >= 0.18
+    assert history.progress.fraction == 1
+    assert history.progress.steps > 1
+    data = data_of()
+    assert training.fit(model, data, epochs=2).progress.steps == 2 * data.count
+
+
+# ------------------------------------------------------------------------- validation and stopping
+
+
+def test_patience_ends_the_run_after_the_best(tmp_path):
+    losses = iter([3.0, 2.0, 2.5, 2.0, 2.25, 9.0])
+    model, flats = model_of(), []
+
+    def validation():
+        flats.append(values(model))
+        return next(losses)
+
+    history = training.fit(model, data_of(), optim.Adam(model, 1e-2), steps=100,
+                           validation=validation, validate_every=4, patience=3, folder=tmp_path)
+    assert history.validations == [(4, 3.0), (8, 2.0), (12, 2.5), (16, 2.0), (20, 2.25)]
+    assert history.stopped == "patience"
+    assert history.best == (8, 2.0)
+    np.testing.assert_array_equal(values(fastrnn.load(tmp_path / "best.safetensors")), flats[1])
+    np.testing.assert_array_equal(values(fastrnn.load(tmp_path / "latest.safetensors")), flats[-1])
+
+
+def test_a_validation_that_is_nan_is_never_the_best(tmp_path):
+    losses = iter([math.nan, 3.0, math.nan, 2.0, math.nan, math.nan])
+    history = run(tmp_path, 100, validation=lambda: next(losses), validate_every=1, patience=2)[2]
+    assert history.best == (4, 2.0)
+    assert history.stopped == "patience"
+    assert history.progress.steps == 6
+
+
+def test_a_run_ends_when_a_validation_is_below_the_target(tmp_path):
+    losses = iter([3.0, 1.0, 0.9, 0.0])
+    model, _, history = run(tmp_path, 100, validation=lambda: next(losses), validate_every=4,
+                            target_loss=1.0)
+    assert history.validations == [(4, 3.0), (8, 1.0), (12, 0.9)]
+    assert history.stopped == "target"
+    assert values(fastrnn.load(tmp_path / "latest.safetensors")).tobytes() == \
+        values(model).tobytes()
+
+
+def test_validation_is_due_after_an_epoch_and_at_the_end():
+    data = data_of()  # 19 windows
+    assert [s for s, _ in run(steps=50, validation=lambda: 1.0)[2].validations] == [19, 38, 50]
+    found = run(steps=5, data=data.__call__, validation=lambda: 1.0)[2].validations
+    assert [s for s, _ in found] == [5]
+    model = model_of()
+    history = training.fit(model, data_of(), minutes=0.002, validation=lambda: 1.0,
+                           validate_every=10**9)
+    assert [s for s, _ in history.validations] == [history.progress.steps]
+
+
+def test_validation_is_that_of_evaluate_and_leaves_dropout_alone():
+    model, held_out = model_of(), Windows(sine(200), 11, 2)
+    history = training.fit(model, data_of(), steps=5, validation=held_out)
+    assert history.validations == [(5, training.evaluate(model, held_out, held_out.count))]
+    assert values(run(steps=5, validation=held_out, validate_every=1)[0]).tobytes() == \
+        values(run(steps=5)[0]).tobytes()
+
+
+def test_evaluation_is_a_weighted_mean_over_all_rows():
+    """Two batches, one with a single weighted row: the mean over rows, not of the batches."""
+    model = SequenceModel(GRU(1, 3, dtype=np.float64, seed=0), 1, loss="mse", seed=0)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 5, 4, 1)), rng.standard_normal((2, 5, 4, 1)) * 50
+    w = np.ones((2, 5, 4))
+    w[1] = 0
+    w[1, 2, 3] = 1
+    flat = values(model)
+    found = training.evaluate(model, lambda k: Batch(x[k], y[k], w[k]), 2)
+    errors = np.stack([(model.forward(x[k], grad=False)[0] - y[k])[..., 0] ** 2 for k in (0, 1)])
+    assert found == pytest.approx((errors * w).sum() / w.sum(), rel=1e-12)
+    assert found != pytest.approx(np.mean([errors[0].mean(), errors[1, 2, 3]]), rel=0.01)
+    assert model.training
+    np.testing.assert_array_equal(values(model), flat)
+
+
+def test_evaluation_carries_the_state_and_leaves_the_mode():
+    model, data = model_of(), data_of()
+    total, weight, state = 0.0, 0.0, None
+    model.eval()
+    for k in range(5):
+        batch = data(k)
+        p = model.loss(*batch.inputs, batch.targets, state)
+        total, weight, state = total + p.value * p.weight, weight + p.weight, p.state
+    for how in (model.train, model.eval, lambda: model.eval("bfloat16")):
+        how()
+        before = [part.mode for part in distinct(model)]
+        found = training.evaluate(model, data, 5)
+        assert found == pytest.approx(total / weight, rel=2e-2)
+        assert (found == total / weight) == (before[0] != "bfloat16")
+        assert [part.mode for part in distinct(model)] == before
+
+
+def test_evaluation_of_nothing_is_refused():
+    x = np.zeros((2, 3, 1), np.float32)
+    with pytest.raises(ValueError, match="no output of 2 batches has a weight above 0"):
+        training.evaluate(model_of(), lambda step: Batch(x, x, np.zeros((2, 3))), 2)
+    with pytest.raises(ValueError, match="evaluate: count is 0"):
+        training.evaluate(model_of(), data_of(), 0)
+    with pytest.raises(TypeError, match="evaluate: model is of type GRU"):
+        training.evaluate(GRU(1, 2), data_of(), 1)
+    with pytest.raises(TypeError, match="evaluate: data is of type ndarray"):
+        training.evaluate(model_of(), x, 1)
+
+
+def test_an_evaluation_between_loss_and_backward_changes_nothing():
+    model = SequenceModel(GRU(1, 8, seed=0), 1, loss="mse", seed=1)
+    x = np.random.default_rng(0).standard_normal((6, 4, 1)).astype(np.float32)
+    found = []
+    for between in (False, True):
+        model.zero_grad()
+        p = model.loss(x, x)
+        if between:
+            training.evaluate(model, lambda step: Batch(2 * x, x), 1)
+        p.backward()
+        found.append([g.tobytes() for g in model.grads.values()])
+    assert found[0] == found[1]
+
+
+# ---------------------------------------------------------------------------------------- history
+
+
+def test_the_history_has_what_happened():
+    model = model_of()
+    history = training.fit(model, data_of(), optim.SGD(model, 0.1), steps=20, clip=0.2,
+                           schedule=CosineDecay(final=0.1), validation=lambda: 1.0,
+                           validate_every=8)
     assert len(history.losses) == len(history.norms) == len(history.rates) == 20
     assert history.rates[0] == 0.1
     assert history.clipped == [i + 1 for i, norm in enumerate(history.norms) if norm > 0.2]
     assert 0 < len(history.clipped) < 20
     assert [step for step, _ in history.validations] == [8, 16, 20]
     assert history.progress.loss == pytest.approx(np.mean(history.losses))
+    assert history.progress.fraction == 1
+    assert history.progress.seen == 20 * 7 * 3
 
 
-def test_judging_is_the_mean_loss_and_changes_nothing():
-    model, data = model_of(), Windows(sine(), 7, 3)
-    flat, state, losses = model.flat.copy(), None, []
-    model.eval()
-    for k in range(5):
-        batch = data(k)
-        loss, state = model.loss(*batch.inputs, batch.targets, state)
-        losses.append(loss)
-    model.train()
-    assert training.judge(model, data, 5) == pytest.approx(np.mean(losses))
-    assert model.training
-    np.testing.assert_array_equal(model.flat, flat)
+def test_clipped_is_about_the_norm_of_limited_elements():
+    free = run(steps=20, clip=None)[2]
+    assert free.clipped == []
+    largest = max(free.norms)
+    limited = run(steps=20, clip=largest / 2, clip_value=1e-4)[2]  # its norm is below 1e-4 * 30
+    assert max(limited.norms) > largest / 2
+    assert limited.clipped == []
+    assert run(steps=20, clip=1e-3, clip_value=1e-4)[2].clipped == list(range(1, 21))
 
 
-# ------------------------------------------------------------------------------------- batches
-
-
-def test_samples_are_all_read_once_a_pass_in_a_new_order():
-    x = np.arange(5 * 7).reshape(5, 7, 1)
-    data = Samples(x, np.arange(7), 2, axis=0, weights=np.arange(7) / 7, seed=1)
-    passes = []
-    for turn in range(2):
-        read = [data(turn * 3 + k) for k in range(3)]
-        for batch in read:
-            (columns,) = batch.inputs
-            np.testing.assert_array_equal(columns[0, :, 0], batch.targets)
-            np.testing.assert_array_equal(batch.weights, batch.targets / 7)
-            assert batch.first
-            assert batch.size == 2
-        passes.append(np.concatenate([batch.targets for batch in read]))
-        assert len(set(passes[-1].tolist())) == 6
-    assert passes[0].tolist() != passes[1].tolist()
-    np.testing.assert_array_equal(data(4).targets, passes[1][2:4])
-
-
-def test_drawn_batches_depend_on_seed_and_step_alone():
-    def draw(rng):
-        return Batch((rng.standard_normal((3, 2, 1)),), rng.standard_normal((3, 2, 1)))
-
-    a, b, c = Drawn(draw, 1), Drawn(draw, 1), Drawn(draw, 2)
-    np.testing.assert_array_equal(a(5).targets, b(5).targets)
-    assert not np.array_equal(a(5).targets, a(6).targets)
-    assert not np.array_equal(a(5).targets, c(5).targets)
-
-
-@pytest.mark.parametrize(
-    ("make", "match"),
-    [
-        (lambda: Windows(sine(10), 4, 3), "has 10 elements, expected at least 13 for 3 rows of 4"),
-        (lambda: Windows(sine(10), 0, 3), "T is 0"),
-        (lambda: Samples(np.zeros((5, 3, 1)), np.zeros(3), 4, axis=0), "x has 3 sequences"),
-        (lambda: Samples(np.zeros((5, 3, 1)), np.zeros((5, 4)), 2), "targets has 4 sequences"),
-    ],
-)
-def test_errors_of_batches(make, match):
-    with pytest.raises(ValueError, match=match):
-        make()
+def test_a_history_is_drawn():
+    pytest.importorskip("matplotlib")
+    history = run(steps=5, validation=lambda: 1.0)[2]
+    top, bottom = history.plot()
+    assert top.get_ylabel() == "loss"
+    assert "clipped above" in bottom.get_legend().get_texts()[1].get_text()
 
 
 # ------------------------------------------------------------------------- other kinds of model
 
 
-def test_a_vector_and_an_encoder_train():
-    model = SequenceModel(GRU(1, 8, seed=0), 1, loss="mse", vector_size=2, seed=0)
+def test_a_context_and_an_encoder_train():
+    model = SequenceModel(GRU(1, 8, seed=0), 1, loss="mse", context_size=2, seed=0)
 
     def draw(rng):
         speed = rng.uniform(0.1, 0.5, (4, 2)).astype(np.float32)
         y = np.sin(np.arange(9, dtype=np.float32)[:, None] * speed[:, 0])[..., None]
-        return Batch((y[:-1],), y[1:], vector=speed)
+        return Batch(y[:-1], y[1:], context=speed)
 
-    history = training.fit(model, Drawn(draw), optim.Adam(model, 1e-2), steps=200)
+    history = training.fit(model, Generated(draw), optim.Adam(model, 1e-2), steps=200)
     assert np.mean(history.losses[-20:]) < 0.2 * history.losses[0]
 
-    pair = EncoderDecoder(Stack(GRU(4, 16, seed=0), symbols=5, seed=0),
-                          SequenceModel(GRU(4, 16, seed=1), 5, symbols=5, seed=1))
+    pair = EncoderDecoder(Stack(GRU(4, 16, seed=0), vocab_size=5, seed=0),
+                          SequenceModel(GRU(4, 16, seed=1), 5, vocab_size=5, seed=1))
 
     def reverse(rng):
         source = rng.integers(1, 5, (3, 8))
         target = source[::-1]
         return Batch((source, np.concatenate([np.zeros((1, 8), int), target[:-1]])), target)
 
-    history = training.fit(pair, Drawn(reverse), optim.Adam(pair, 1e-2), steps=300)
+    history = training.fit(pair, Generated(reverse), optim.Adam(pair, 1e-2), steps=300)
     assert np.mean(history.losses[-20:]) < 0.2 * history.losses[0]
-    batch = Drawn(reverse)(1000)
+    assert history.progress.seen == 300 * 2 * 3 * 8
+    batch = Generated(reverse)(1000)
     written = pair.generate(batch.inputs[0], np.zeros(8, int), 3)
     assert (written == batch.targets).mean() > 0.9
 
 
-# -------------------------------------------------------------------------------------- errors
+def test_one_encoder_in_two_models_fitted_in_turn():
+    encoder = GRU(1, 8, seed=0)
+    models = [SequenceModel(encoder, 1, loss="mse", seed=s) for s in (1, 2)]
+    flats = [encoder.flat.copy()]
+    for _ in range(3):
+        for model in models:
+            training.fit(model, data_of(), steps=5)
+            flats.append(encoder.flat.copy())
+    assert all((a != b).any() for a, b in itertools.pairwise(flats))
+    for model in models:
+        assert model.state_dict()["layers.0.weight_hh_l0"].tobytes() == \
+            encoder.weight_hh_l0.tobytes()
 
 
+# ------------------------------------------------------------------------------------ not finite
+
+
+NAN = np.float32(np.nan)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize(
-    ("options", "match"),
+    ("what", "match"),
     [
-        ({}, "steps is None and minutes is None, expected one of them"),
-        ({"steps": 0}, "steps is 0"),
-        ({"steps": 1, "clip": -1}, "clip is -1"),
-        ({"steps": 1, "clip_value": 0}, "clip_value is 0"),
-        ({"steps": 1, "patience": 2}, "patience is given without validate"),
-        ({"steps": 1, "target": 2.0}, "target is given without validate"),
-        ({"steps": 1, "target": "low", "validate": float}, "target is 'low', expected a number"),
-        ({"steps": 1, "validate_every": 0}, "validate_every is 0"),
-        ({"steps": 1, "save_every": 0}, "save_every is 0"),
-        ({"steps": 1, "segment": 0}, "segment is 0"),
+        ("inputs", r"the inputs of this step have (NaN|inf) at \[3, 2, 0\], expected finite num"),
+        ("targets", r"the targets of this step have (NaN|inf) at \[3, 2, 0\], expected finite num"),
+        ("context", r"the context of this step have (NaN|inf) at \[1, 0\]"),
     ],
 )
-def test_errors_of_fit(options, match):
+def test_data_that_is_not_finite_is_named(what, match, bad):
+    x, y = np.ones((5, 4, 3), np.float32), np.ones((5, 4, 1), np.float32)
+    c = np.ones((4, 2), np.float32)
+    place = (1, 0) if what == "context" else (3, 2, 0)
+    {"inputs": x, "targets": y, "context": c}[what][place] = bad
+    model = SequenceModel(GRU(3, 8, seed=0), 1, loss="mse", context_size=2, seed=1)
+    before = values(model)
+    with pytest.raises(FloatingPointError, match=rf"^fit: .* at step 1.*: {match}") as raised:
+        training.fit(model, lambda step: Batch(x, y, context=c), steps=1)
+    assert "lr" not in str(raised.value)
+    np.testing.assert_array_equal(values(model), before)
+
+
+def test_one_of_several_inputs_is_named():
+    pair = EncoderDecoder(Stack(GRU(1, 4, seed=0)),
+                          SequenceModel(GRU(1, 4, seed=1), 1, loss="mse", seed=0))
+    x = np.zeros((3, 2, 1), np.float32)
+    with pytest.raises(FloatingPointError, match=r"the inputs\[1\] of this step have NaN"):
+        training.fit(pair, lambda step: Batch((x, x + NAN), x), steps=1)
+
+
+def test_nan_in_rows_of_weight_0_counts_for_nothing():
+    x, y, w = (np.ones((5, 4, n), np.float32) for n in (3, 1, 1))
+    w = w[..., 0] > 0
+    y[3, 2], w[3, 2] = np.nan, False
+    model = SequenceModel(GRU(3, 8, seed=0), 1, loss="mse", seed=1)
+    assert np.isfinite(training.fit(model, lambda step: Batch(x, y, w), steps=2).losses).all()
+    x[0, 0, 0] = np.nan
+    with pytest.raises(FloatingPointError, match="the inputs of this step have NaN"):
+        training.fit(model, lambda step: Batch(x, y, w), steps=1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_parameters_that_are_not_finite_are_named(bad):
     model = model_of()
-    before = model.flat.copy()
-    with pytest.raises(ValueError, match=match):
-        training.fit(model, Windows(sine(), 7, 3), optim.Adam(model), **options)
-    np.testing.assert_array_equal(model.flat, before)
+    model.parameters()["layers.0.weight_hh_l0"][1, 2] = bad
+    with pytest.raises(FloatingPointError, match=r"the parameter layers.0.weight_hh_l0 has "
+                       r"(NaN|inf) at \[1, 2\]") as raised:
+        training.fit(model, data_of(), steps=3)
+    assert "lr" not in str(raised.value)
 
 
-def test_an_optimizer_of_another_model_is_refused():
-    with pytest.raises(ValueError, match="optimizer is of another model"):
-        training.fit(model_of(), Windows(sine(), 7, 3), optim.Adam(model_of()), steps=1)
+def exploding():
+    """Return a relu network that grows beyond what floats hold."""
+    model = SequenceModel([RNN(1, 4, nonlinearity="relu", seed=0), LSTM(4, 4, seed=0)], 1,
+                          loss="mse", seed=0)
+    model.parameters()["layers.0.weight_hh_l0"][...] = 3e12
+    return model
 
 
-@pytest.mark.parametrize("what", ["loss", "gradients"])
-def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_files(tmp_path, what):
-    def make():
-        return SequenceModel([RNN(1, 4, nonlinearity="relu", seed=0), LSTM(4, 4, seed=0)], 1,
-                             loss="mse", seed=0)
+def test_an_explosion_is_blamed_on_the_rate_and_changes_nothing(tmp_path):
+    def fresh():
+        model = exploding()
+        model.parameters()["layers.0.weight_hh_l0"][...] /= 1e13
+        return model
 
-    run(tmp_path, 6, make, save_every=3)
+    run(tmp_path, 6, fresh, checkpoint_every=3)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    model = make()
-    place = model.parameters()["layers.0.weight_hh_l0"]
-    place[...] = np.nan if what == "loss" else np.inf
-    if what == "gradients":
-        place[...] = 3e12  # finite after 7 steps, but its gradient is not
-    match = ("the loss is nan at step 1, first in parameter layers.0.weight_hh_l0"
-             if what == "loss" else r"(loss|norm) is .* at step 1, first in")
-    flat = model.flat.copy()
-    with pytest.raises(FloatingPointError, match=match):
-        training.fit(model, Windows(sine(), 7, 3), optim.Adam(model), steps=9, folder=tmp_path)
-    np.testing.assert_array_equal(model.flat, flat)
+    model = exploding()
+    flat = values(model)
+    with pytest.raises(FloatingPointError, match=r"fit: the (loss is (nan|inf)|gradients' norm is "
+                       r"not finite) at step 1.*: first in .*; try a smaller lr, or clip"):
+        training.fit(model, data_of(), optim.Adam(model), steps=9, folder=tmp_path, overwrite=True)
+    np.testing.assert_array_equal(values(model), flat)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def test_outputs_too_large_for_the_loss():
+    model = SequenceModel(GRU(1, 4, seed=0), 1, loss="mse", seed=0)
+    y = np.full((3, 2, 1), 1e30, np.float32)
+    with pytest.raises(FloatingPointError, match="states are finite, the outputs are too large"):
+        training.fit(model, lambda step: Batch(np.zeros_like(y), y), steps=1)
+
+
+def test_gradients_larger_than_a_float32_can_square_are_clipped():
+    """A relu network, T = 400: the states stay small, the gradients grow by 1.17 a step."""
+    layer = RNN(1, 4, nonlinearity="relu", seed=0)
+    model = SequenceModel(layer, 1, loss="mse", readout="last", seed=0)
+    layer.weight_hh_l0 = np.eye(4) * 1.17
+    layer.weight_ih_l0 = np.ones((4, 1))
+    layer.bias_ih_l0 = layer.bias_hh_l0 = np.zeros(4)
+    x = np.full((400, 2, 1), 1e-27, np.float32)
+    history = training.fit(model, lambda step: Batch(x, np.zeros((2, 1), np.float32)),
+                           optim.SGD(model, 1e-3), steps=1)
+    assert 1e20 < history.norms[0] < 1e38
+    assert history.norms[0] == pytest.approx(
+        np.sqrt(sum((g.astype(float) ** 2).sum() for g in model.grads.values())), rel=1e-6)
+    assert history.clipped == [1]
+    assert np.isfinite(values(model)).all()
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+
+BATCH = Batch(np.zeros((2, 2, 1), np.float32), np.zeros((2, 2, 1), np.float32))
+
+
 @pytest.mark.parametrize(
-    ("make", "optimizer", "match"),
+    ("options", "error", "match"),
     [
-        (lambda: SequenceModel(LSTM(1, 8), 1, loss="mse"), optim.Adam, "of another model"),
-        (model_of, optim.SGD, "of another optimizer"),
-        (model_of, lambda m, lr: optim.Adam(m, 2 * lr), "of another optimizer"),
+        ({}, ValueError, "none of epochs, steps and minutes is given, expected one of epochs"),
+        ({"steps": 1, "minutes": 1}, ValueError, "steps and minutes are given, expected one of"),
+        ({"steps": 0}, ValueError, "steps is 0"),
+        ({"epochs": 1.5}, ValueError, "epochs is 1.5"),
+        ({"minutes": -1}, ValueError, "minutes is -1"),
+        ({"steps": 1, "batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"steps": 1, "window": 0}, ValueError, "window is 0"),
+        ({"steps": 1, "window": 5}, ValueError, "window is given with a function of the step"),
+        ({"steps": 1, "weights": [1]}, ValueError, "weights is given with a function of the step"),
+        ({"steps": 1, "seed": -1}, ValueError, "seed is -1"),
+        ({"steps": 1, "seed": None}, ValueError, "seed is None"),
+        ({"steps": 1, "lr": 0}, ValueError, "lr is 0"),
+        ({"steps": 1, "optimizer": "adagrad"}, ValueError, "optimizer is 'adagrad', expected one"),
+        ({"steps": 1, "optimizer": 3}, TypeError, "optimizer is 3, expected one of"),
+        ({"steps": 1, "schedule": 0.5}, TypeError, "schedule is 0.5, expected a function"),
+        ({"steps": 1, "clip": -1}, ValueError, "clip is -1"),
+        ({"steps": 1, "clip_value": 0}, ValueError, "clip_value is 0"),
+        ({"steps": 1, "omega": -1}, ValueError, "omega is -1"),
+        ({"steps": 1, "recompute_every": 0}, ValueError, "recompute_every is 0"),
+        ({"steps": 1, "patience": 2}, ValueError, "patience is given without validation"),
+        ({"steps": 1, "target_loss": 2.0}, ValueError, "target_loss is given without validation"),
+        ({"steps": 1, "validate_every": 2}, ValueError, "validate_every is given without valid"),
+        ({"steps": 1, "target_loss": "low", "validation": float}, ValueError,
+         "target_loss is 'low', expected a number"),
+        ({"steps": 1, "validation": float, "patience": 0}, ValueError, "patience is 0"),
+        ({"steps": 1, "validation": float, "validate_every": 0}, ValueError, "validate_every is 0"),
+        ({"steps": 1, "validation": 0.1}, ValueError, "validation is 0.1 with a function of the"),
+        ({"steps": 1, "validation": "x"}, TypeError, "validation is 'x', expected"),
+        ({"steps": 1, "validation": (1, 2, 3, 4)}, TypeError, "validation is .*, expected"),
+        ({"steps": 1, "validation": ([[0.0]], "y")}, TypeError, "validation: y is text"),
+        ({"steps": 1, "validation": lambda: None}, TypeError, "validation returned None, expected"),
+        ({"steps": 1, "checkpoint_every": 0}, ValueError, "checkpoint_every is 0"),
+        ({"steps": 1, "resume": True}, ValueError, "resume is True without a folder"),
+        ({"steps": 1, "overwrite": True}, ValueError, "overwrite is True without a folder"),
+        ({"steps": 1, "progress": 3}, TypeError, "progress is 3, expected True, False"),
+        ({"steps": 1, "interrupt": 3}, TypeError, "interrupt is 3, expected an Interrupt"),
+        ({"steps": 1, "save_every": 3}, TypeError, "there is no option 'save_every', expected"),
+    ],
+    ids=str,
+)
+def test_errors_of_options(options, error, match):
+    model = model_of()
+    before = values(model)
+    with pytest.raises(error, match=rf"^fit: {match}") as raised:
+        training.fit(model, data_of(), **options)
+    assert "\n" not in str(raised.value)
+    if "returned" not in match:
+        np.testing.assert_array_equal(values(model), before)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "error", "match"),
+    [
+        (GRU(1, 2), data_of(), TypeError, "model is of type GRU, expected a model with a loss"),
+        (Stack(GRU(1, 2)), data_of(), TypeError, "model is of type Stack, expected a model with"),
+        (None, data_of(), TypeError, "model is None, expected a model with a loss"),
+        (model_of(), [BATCH], TypeError, "x is a list of batches, expected a function of the step"),
+        (model_of(), BATCH, TypeError, "x is a Batch, expected a function of the step"),
+        (model_of(), lambda step: (BATCH.inputs[0], BATCH.targets), TypeError,
+         "the batch of step 1 is of type tuple, expected a Batch: let the function return"),
+        (model_of(), lambda step: None, TypeError, "the batch of step 1 is None, expected a Batch"),
     ],
 )
-def test_a_checkpoint_of_something_else_is_refused(tmp_path, make, optimizer, match):
-    run(tmp_path, 3)
-    model = make()
-    before = model.flat.copy()
-    with pytest.raises(ValueError, match=match) as raised:
-        training.fit(model, Windows(sine(), 7, 3), optimizer(model, 1e-2), steps=9,
-                     folder=tmp_path, resume=True)
-    assert "\n" not in str(raised.value)
-    np.testing.assert_array_equal(model.flat, before)
+def test_errors_of_models_and_data(model, data, error, match):
+    with pytest.raises(error, match=rf"^fit: {match}"):
+        training.fit(model, data, steps=1)
 
 
-def test_a_damaged_checkpoint_is_one_clear_error(tmp_path):
-    run(tmp_path, 3)
-    path = tmp_path / "latest.safetensors"
-    data = path.read_bytes()
-    for n in range(0, len(data), 997):
-        path.write_bytes(data[:n])
-        with pytest.raises(ValueError, match="is not a"):
-            run(tmp_path, 9, resume=True)
+def test_an_optimizer_of_another_model_is_refused():
+    model, other = model_of(), model_of()
+    for optimizer in (optim.Adam(other), optim.Adam([model, other]), optim.Adam(GRU(2, 3))):
+        with pytest.raises(ValueError, match=r"^fit: optimizer is of another model, with '.*'"):
+            training.fit(model, data_of(), optimizer, steps=1)
+
+
+def test_epochs_of_a_function_of_the_step_are_refused():
+    with pytest.raises(ValueError, match="epochs is 2 with a function of the step, expected steps"):
+        training.fit(model_of(), lambda step: BATCH, epochs=2)
+    x = np.zeros((5, 6, 1), np.float32)
+    history = training.fit(model_of(), Samples(x, x, 4), epochs=3)
+    assert history.progress.steps == 6

@@ -4,34 +4,34 @@ import cases
 import numpy as np
 import pytest
 
-from fastrnn import LSTM, RNN, optim, regularisers, training
-from fastrnn.batches import Windows
-from fastrnn.model import SequenceModel
+from fastrnn import LSTM, RNN, optim, training
+from fastrnn.models import SequenceModel
+from fastrnn.training import Batch, Windows
+from fastrnn.training.regularisers import OMEGA_NEEDS, omega
 
 SLOPES = {"tanh": lambda h: 1 - h**2, "sigmoid": lambda h: h * (1 - h),
           "relu": lambda h: 1.0 * (h > 0)}
 
 
 def layer_of(nonlinearity="tanh", layers=1, both=False, dtype=np.float64):
-    layer = RNN(3, 4, layers, nonlinearity, bidirectional=both, dtype=dtype, seed=1)
-    layer.watch = regularisers.OMEGA_NEEDS
-    return layer
+    return RNN(3, 4, layers, nonlinearity, bidirectional=both, dtype=dtype, seed=1)
 
 
 def go_back(layer, T=6, B=3):
     rng = np.random.default_rng(0)
-    y, _ = layer(rng.standard_normal((T, B, 3)).astype(layer.dtype))
+    y, _, p = layer.forward(rng.standard_normal((T, B, 3)).astype(layer.dtype))
     layer.zero_grad()
-    layer.backward(rng.standard_normal(y.shape).astype(layer.dtype))
+    dy = rng.standard_normal(y.shape).astype(layer.dtype)
+    return p.backward(dy, record=OMEGA_NEEDS)[2]
 
 
-def plain(layer):
-    """Return Omega, summed over stacked layers and directions, of what the layer has seen."""
+def plain(layer, recorded):
+    """Return Omega, summed over stacked layers and directions, of what backward recorded."""
     total = 0.0
-    for number, seen in enumerate(layer.seen):
+    for number, of in enumerate(recorded):
         for d in range(1 + layer.bidirectional):
             w = layer.parameters()[f"weight_hh_l{number}" + ("_reverse" if d else "")]
-            g, h = seen["dgates_h"][:, :, d, 0], seen["h"][:, :, d]
+            g, h = of["dgates_h"][:, :, d, 0], of["h"][:, :, d]
             T, B, _ = h.shape
             steps = range(1, T) if d == 0 else range(T - 1)
             for b in range(B):
@@ -48,14 +48,17 @@ def plain(layer):
 @pytest.mark.parametrize("nonlinearity", SLOPES)
 def test_omega_and_its_immediate_gradient(nonlinearity, layers, both):
     layer = layer_of(nonlinearity, layers, both)
-    go_back(layer)
+    recorded = go_back(layer)
     before = {name: g.copy() for name, g in layer.grads.items()}
-    value = regularisers.omega(layer, 2.5)
-    assert value == pytest.approx(2.5 * plain(layer), rel=1e-12)
+    value = omega(layer, recorded, 2.5)
+    assert value == pytest.approx(2.5 * plain(layer, recorded), rel=1e-12)
+    own = layer.new_grads()
+    assert omega(layer, recorded, 2.5, own) == value
     for name, param in layer.parameters().items():
         added = layer.grads[name] - before[name]
+        np.testing.assert_allclose(added, own[name], atol=1e-12)
         if name.startswith("weight_hh"):
-            expected = cases.differences(lambda: 2.5 * plain(layer), param)
+            expected = cases.differences(lambda: 2.5 * plain(layer, recorded), param)
             assert np.abs(expected).max() > 1e-3
             cases.assert_close(name, added, expected, 1e-6)
         else:
@@ -65,69 +68,82 @@ def test_omega_and_its_immediate_gradient(nonlinearity, layers, both):
 def test_steps_without_a_gradient_count_for_nothing():
     layer = layer_of()
     rng = np.random.default_rng(0)
-    y, _ = layer(rng.standard_normal((6, 3, 3)))
-    dy = np.zeros_like(y)
-    dy[2] = 1
-    layer.zero_grad()
-    layer.backward(dy)
-    assert regularisers.omega(layer, 1.0) == pytest.approx(plain(layer), rel=1e-12)
-    assert np.isfinite(layer.flat_grads).all()
-    layer(rng.standard_normal((6, 3, 3)))
-    layer.zero_grad()
-    layer.backward(np.zeros_like(dy))
-    assert regularisers.omega(layer, 1.0) == 0
-    assert not layer.flat_grads.any()
+    for last in (1, 0):
+        y, _, p = layer.forward(rng.standard_normal((6, 3, 3)))
+        dy = np.zeros_like(y)
+        dy[2] = last
+        layer.zero_grad()
+        _, _, recorded = p.backward(dy, record=OMEGA_NEEDS)
+        assert omega(layer, recorded, 1.0) == pytest.approx(plain(layer, recorded), rel=1e-12)
+        assert np.isfinite(layer.flat_grads).all()
+        assert layer.flat_grads.any() == bool(last)
 
 
 def test_a_matrix_that_leaves_norms_as_they_are_costs_nothing():
     layer = layer_of("relu")
-    layer.parameters()["weight_hh_l0"][...] = np.eye(4)
-    layer.parameters()["bias_ih_l0"][...] = 9  # all units live
-    go_back(layer)
-    assert regularisers.omega(layer, 1.0) == pytest.approx(0, abs=1e-20)
+    layer.weight_hh_l0 = np.eye(4)
+    layer.bias_ih_l0 = np.full(4, 9.0)  # all units live
+    assert omega(layer, go_back(layer), 1.0) == pytest.approx(0, abs=1e-20)
 
 
 def test_gradients_as_small_as_floats_count_like_any_other():
     layer = layer_of(dtype=np.float32)
-    go_back(layer)
+    recorded = go_back(layer)
     found = []
     for size in (1.0, 2.0**-110):
-        layer.seen[0]["dgates_h"] *= size
+        recorded[0]["dgates_h"] *= size
         layer.zero_grad()
-        found.append((regularisers.omega(layer, 1.0), layer.grads["weight_hh_l0"].copy()))
+        found.append((omega(layer, recorded, 1.0), layer.grads["weight_hh_l0"].copy()))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
     np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5, atol=1e-7)
 
 
-def test_training_with_omega_keeps_gradients_from_vanishing():
-    x = np.sin(np.arange(300) / 5).astype(np.float32)[:, None]
+X = np.sin(np.arange(300) / 5).astype(np.float32)[:, None]
 
-    def train(omega):
+
+def test_training_with_omega_keeps_gradients_from_vanishing():
+    def train(weight):
         layer = RNN(1, 16, seed=0)
         model = SequenceModel(layer, 1, loss="mse", seed=0)
-        training.fit(model, Windows(x, 20, 4), optim.SGD(model, 0.02), steps=200, omega=omega)
-        assert layer.watch == ()
-        assert not layer.seen
-        layer.watch = regularisers.OMEGA_NEEDS
-        y, _ = layer(x[:20, None])
-        layer.backward(np.ones_like(y))
-        return regularisers.omega(layer, 1.0)
+        training.fit(model, Windows(X, 20, 4), optim.SGD(model, 0.02), steps=200, omega=weight)
+        y, _, p = layer.forward(X[:20, None])
+        return omega(layer, p.backward(np.ones_like(y), record=OMEGA_NEEDS)[2], 1.0)
 
     assert train(2.0) < 0.5 * train(0.0)
+
+
+def test_omega_is_that_of_the_whole_window_with_gradient_checkpointing_and_beside_gated_layers():
+    found = []
+    for every in (None, 7):
+        model = SequenceModel([LSTM(1, 4, dtype=np.float64, seed=0),
+                               RNN(4, 6, dtype=np.float64, seed=0)], 1, loss="mse", seed=0)
+        training.fit(model, Windows(X.astype(float), 20, 4), optim.SGD(model, 0.02), steps=3,
+                     omega=2.0, recompute_every=every)
+        found.append(model.state_dict())
+    without = SequenceModel([LSTM(1, 4, dtype=np.float64, seed=0),
+                             RNN(4, 6, dtype=np.float64, seed=0)], 1, loss="mse", seed=0)
+    training.fit(without, Windows(X.astype(float), 20, 4), optim.SGD(without, 0.02), steps=3)
+    for name, a in found[0].items():
+        np.testing.assert_allclose(found[1][name], a, rtol=1e-10, atol=1e-12)
+    assert np.abs(found[0]["layers.1.weight_hh_l0"]
+                  - without.parameters()["layers.1.weight_hh_l0"]).max() > 1e-4
+
+
+def fit_with_omega(layer):
+    model = SequenceModel(layer, 1, loss="mse")
+    training.fit(model, lambda step: Batch(X, X), steps=1, omega=1.0)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda: regularisers.omega(LSTM(2, 3), 1.0), TypeError, "layer is of type LSTM"),
-        (lambda: regularisers.omega(layer_of(), 0), ValueError, "weight is 0"),
-        (lambda: regularisers.omega(layer_of(), 1), ValueError, "expected a backward with watch"),
-        (lambda: training.fit(
-            model := SequenceModel(LSTM(1, 2), 1, loss="mse"), None, optim.Adam(model), steps=1,
-            omega=1.0), ValueError, "omega is 1.0 for a model without an RNN"),
-        (lambda: training.fit(
-            model := SequenceModel(RNN(1, 2), 1, loss="mse"), None, optim.Adam(model), steps=1,
-            omega=1.0, segment=3), ValueError, "omega is 1.0 for a model in segments"),
+        (lambda: omega(LSTM(2, 3), [], 1.0), TypeError, "omega: layer is of type LSTM"),
+        (lambda: omega(layer_of(), go_back(layer_of()), 0), ValueError, "weight is 0"),
+        (lambda: omega(layer_of(), [], 1), ValueError, r"recorded is \[\], expected a list of 1"),
+        (lambda: omega(layer_of(), [{"h": 1}], 1), ValueError, "expected a list of 1 dicts"),
+        (lambda: omega(layer_of(layers=2), go_back(layer_of()), 1), ValueError, "of 2 dicts"),
+        (lambda: fit_with_omega(LSTM(1, 2)), ValueError,
+         "fit: omega is 1.0 for a model without an RNN"),
     ],
 )
 def test_errors(call, error, match):

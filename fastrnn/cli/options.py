@@ -1,0 +1,137 @@
+"""The arguments of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import fastrnn
+
+SAMPLE = 400  # characters of a sample
+PROMPT = "def "
+TEMPERATURE = 0.7
+SIZES: dict[str, Any] = {"cell": "lstm", "hidden": 256, "layers": 1, "embedding": 64}
+DEFAULT_FILE = "fastrnn-model.safetensors"
+_GIVEN = argparse.SUPPRESS  # an option that is not given has no attribute
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser; the command's function is its `run`."""
+    made = argparse.ArgumentParser(
+        prog="fastrnn",
+        description="Recurrent networks on CPUs: train and sample byte-level language models.")
+    made.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_train, _add_sample, _add_gradflow):
+        add(commands)
+    info = commands.add_parser("info", help="show instruction set, threads and versions")
+    info.set_defaults(run=lambda _: fastrnn.show_config())
+    return made
+
+
+def _command(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--threads", type=int, default=_GIVEN, metavar="N",
+                      help="at most the CPUs that this process may use (default: all of them)")
+    return made
+
+
+def _add_train(commands: Any) -> None:
+    train = _command(
+        commands, "train", "train a byte-level language model",
+        "Train a byte-level language model on files, on folders, or, without any, on the source of "
+        "Python's standard library. Ctrl-C stops and saves.")
+    train.add_argument("paths", nargs="*", metavar="PATH", help="text files and folders")
+    train.add_argument("--cell", choices=("rnn", "lstm", "gru"), default=_GIVEN,
+                       help="(default: lstm)")
+    for name, letter, summary in (
+            ("hidden", "H", "units of a layer"), ("layers", "L", "stacked layers"),
+            ("embedding", "E", "width of a byte's vector")):
+        train.add_argument(f"--{name}", type=int, default=_GIVEN, metavar=letter,
+                           help=f"{summary} (default: {SIZES[name]})")
+    train.add_argument("--from", dest="source", type=Path, default=_GIVEN, metavar="MODEL",
+                       help="go on from this trained model, with any text and options; it has the "
+                       "sizes")
+    train.add_argument("--batch", type=int, default=32, metavar="B", help="rows read side by side")
+    train.add_argument("--bptt", type=int, default=64, metavar="T",
+                       help="characters that a gradient goes back")
+    train.add_argument("--lr", type=float, default=4e-3, help="Adam's first learning rate")
+    length = train.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=_GIVEN,
+                        help="how long to train (default: 1)")
+    length.add_argument("--steps", type=int, default=_GIVEN,
+                        help="how many steps to train instead; the result is then reproducible")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--folder", type=Path, default=_GIVEN, metavar="FOLDER",
+                       help="keep checkpoints here: the latest, and the best on held-out text")
+    train.add_argument("--checkpoint-every", type=int, default=1000, metavar="N",
+                       help="steps between checkpoints")
+    train.add_argument("--resume", action="store_true",
+                       help="go on from the folder's latest, as if there had been no stop")
+    train.add_argument("-o", "--output", type=Path, default=Path(DEFAULT_FILE), metavar="FILE")
+    train.set_defaults(run=_train)
+
+
+def _add_sample(commands: Any) -> None:
+    sample = _command(commands, "sample", "continue a text",
+                      "Continue a text with a trained model.")
+    sample.add_argument("model", type=Path, metavar="MODEL", help="file that train wrote")
+    sample.add_argument("--prompt", default=PROMPT)
+    sample.add_argument("--length", type=int, default=SAMPLE, help="characters to add")
+    sample.add_argument("--temperature", type=float, default=TEMPERATURE,
+                        help="below 1: more cautious; 0: always the likeliest character")
+    sample.add_argument("--top-k", type=int, default=_GIVEN, metavar="K",
+                        help="draw from the K likeliest characters only")
+    sample.add_argument("--top-p", type=float, default=_GIVEN, metavar="P",
+                        help="draw from the fewest characters whose probabilities sum to P")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.set_defaults(run=_sample)
+
+
+def _add_gradflow(commands: Any) -> None:
+    flow = _command(
+        commands, "gradflow", "see how a model's gradient flows back through time",
+        "Send the loss of the last of many characters back through a trained model, say whether "
+        "its gradient vanishes or explodes, and draw it.")
+    flow.add_argument("model", type=Path, metavar="MODEL", help="file that train wrote")
+    flow.add_argument("paths", nargs="*", metavar="PATH", help="text files and folders")
+    flow.add_argument("--bptt", type=int, default=100, metavar="T", help="characters to go back")
+    flow.add_argument("--batch", type=int, default=16, metavar="B", help="rows side by side")
+    flow.add_argument("-o", "--output", type=Path, default=Path("gradflow"), metavar="FOLDER")
+    flow.set_defaults(run=_gradflow)
+
+
+# What a command needs is imported when it runs.
+
+
+def _train(args: argparse.Namespace) -> None:
+    from fastrnn.cli import train
+
+    _set_threads(args)
+    train.run(args)
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from fastrnn.cli import sample
+
+    _set_threads(args)
+    sample.run(args)
+
+
+def _gradflow(args: argparse.Namespace) -> None:
+    from fastrnn.cli import gradflow
+
+    _set_threads(args)
+    gradflow.run(args)
+
+
+def _set_threads(args: argparse.Namespace) -> None:
+    from fastrnn._kernels.runtime import cpu_limit
+
+    if hasattr(args, "threads"):
+        if args.threads < 1:
+            raise ValueError(f"--threads is {args.threads}, expected a whole number of at least 1")
+        fastrnn.set_num_threads(min(args.threads, cpu_limit()))

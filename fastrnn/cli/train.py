@@ -1,0 +1,165 @@
+"""The command `fastrnn train`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from typing import Any
+
+import numpy as np
+
+import fastrnn
+from fastrnn import _checks
+from fastrnn._kernels.runtime import get_isa
+from fastrnn.cli import streams
+from fastrnn.cli.options import PROMPT, SAMPLE, SIZES, TEMPERATURE
+from fastrnn.cli.sample import continued, load_language_model
+from fastrnn.formats import save
+from fastrnn.formats.models import try_save
+from fastrnn.models import LanguageModel
+from fastrnn.training import CheckpointError, checkpoint, language, text
+from fastrnn.training.data import Windows
+from fastrnn.training.folder import BEST, LATEST
+from fastrnn.training.interrupt import Interrupt
+from fastrnn.training.progress import progress_bar
+from fastrnn.training.text import amount
+
+TESTED = 2**20  # characters at most that the final test reads
+VALIDATED = 2**16  # characters of them that are read while it trains
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train a language model, save it, test it, and show a sample.
+
+    The model is the result: standard output may go away meanwhile.
+    """
+    out = streams.Lasting(sys.stdout)
+    with contextlib.redirect_stdout(out):
+        _train(args)
+    if out.error is not None and not isinstance(out.error, BrokenPipeError):
+        raise OSError(f"standard output: {out.error.strerror}")
+
+
+def _train(args: argparse.Namespace) -> None:
+    _check(args)
+    found = text.search(args.paths)
+    if complaint := found.complaint():
+        print(f"fastrnn train: {complaint}", file=sys.stderr)
+    whole = text.read(found.files, args.seed)
+    model = _model(args)
+    symbols = language.symbols_of(model, whole)
+    text.check_length(symbols, args.batch, args.bptt)
+    trained, held_out = text.split(symbols)
+    if args.resume:
+        _check_run(args, trained)
+    try_save(model, args.output)
+
+    what = "Python's standard library" if not args.paths else ", ".join(args.paths)
+    print(f"{what}: {amount(len(found.files), 'file')}, {len(trained):,} characters to train on, "
+          f"{len(held_out):,} held out")
+    layer = model.layers[0]
+    layers = f"{layer.num_layers} x " if layer.num_layers > 1 else ""
+    print(f"{layers}{model.cell.upper()} {layer.hidden_size}: {model.num_parameters:,} parameters, "
+          f"{amount(fastrnn.get_num_threads(), 'thread')}, {get_isa()}", flush=True)
+
+    notes = {"trained on": what, "batch": args.batch, "bptt": args.bptt, "lr": args.lr,
+             "seed": args.seed}
+    if hasattr(args, "source"):
+        notes["from"] = str(args.source)
+    failure = None
+    with Interrupt() as interrupt:
+        try:
+            with progress_bar(
+                    "{0.speed:,.0f} characters/s, {0.bits:.3f} bits/character".format) as bar:
+                history = language.train(
+                    model, trained, batch_size=args.batch, window=args.bptt, lr=args.lr,
+                    seed=args.seed, progress=bar, interrupt=interrupt, **_length(args),
+                    **_folder(args, held_out))
+        except CheckpointError as error:  # the training itself went well
+            failure, history = error, error.history
+        done = history.progress
+        notes |= {"steps": done.steps, "characters": done.seen,
+                  "training bits per character": round(done.bits, 4)}
+        save(model, args.output, notes)  # what follows may be interrupted
+    how = "stopped" if history.stopped == "interrupted" else "done"
+    print(f"{how} after {amount(done.steps, 'step')} and {done.seconds:.1f} s: {done.seen:,} "
+          f"characters, {done.speed:,.0f} a second")
+    print(f"saved {args.output}", flush=True)
+    bits = language.bits_per_character(model, held_out[:TESTED], batch_size=args.batch,
+                                       window=args.bptt)
+    print(f"held-out text: {bits:.3f} bits/character")
+    save(model, args.output, notes | {"held-out bits per character": round(bits, 4)})
+    sample = continued(model, PROMPT, SAMPLE, temperature=TEMPERATURE, seed=args.seed)
+    print(f"a sample:\n\n{sample}", flush=True)
+    if failure is not None:
+        raise failure
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what needs no text and no model to be seen."""
+    for name in ("batch", "bptt", "checkpoint_every"):
+        _checks.positive(f"--{name.replace('_', '-')}", getattr(args, name))
+    _checks.above("--lr", args.lr)
+    if hasattr(args, "steps"):
+        _checks.positive("--steps", args.steps)
+    if hasattr(args, "minutes"):
+        _checks.above("--minutes", args.minutes)
+    _checks.seeds(args.seed, 1)
+    if not hasattr(args, "folder"):
+        if args.resume:
+            raise ValueError("--resume is given without --folder, expected both")
+        return
+    earlier = any((args.folder / name).exists() for name in (LATEST, BEST))
+    if earlier and not args.resume:
+        raise ValueError(f"--folder {str(args.folder)!r} has an earlier run, expected another "
+                         "folder, or --resume to go on with it")
+
+
+def _model(args: argparse.Namespace) -> LanguageModel:
+    """Return the model to train: a new one, or the one to go on from."""
+    given = {name: getattr(args, name) for name in SIZES if hasattr(args, name)}
+    if not hasattr(args, "source"):
+        sizes = SIZES | given
+        return LanguageModel(embedding_size=sizes["embedding"], hidden_size=sizes["hidden"],
+                             num_layers=sizes["layers"], cell=sizes["cell"], seed=args.seed)
+    model = load_language_model(args.source)
+    layer = model.layers[0]
+    own = {"cell": model.cell, "hidden": layer.hidden_size, "layers": layer.num_layers,
+           "embedding": layer.input_size}
+    for name, value in given.items():
+        if value != own[name]:
+            raise ValueError(f"--{name} is {value}, expected {own[name]}, which "
+                             f"{str(args.source)!r} has, or no --{name}")
+    return model
+
+
+def _length(args: argparse.Namespace) -> dict[str, Any]:
+    if hasattr(args, "steps"):
+        return {"steps": args.steps}
+    return {"minutes": getattr(args, "minutes", 1)}
+
+
+def _folder(args: argparse.Namespace, held_out: np.ndarray) -> dict[str, Any]:
+    """Return the options of a training that keeps checkpoints."""
+    if not hasattr(args, "folder"):
+        return {}
+    return {"folder": args.folder, "resume": args.resume,
+            "checkpoint_every": args.checkpoint_every, "validate_every": args.checkpoint_every,
+            "validation": held_out[:VALIDATED]}
+
+
+def _check_run(args: argparse.Namespace, trained: np.ndarray) -> None:
+    """Refuse to resume a run with another text or other options, in the command line's words."""
+    path = args.folder / LATEST
+    kept = checkpoint.about(path) if path.exists() else None
+    if kept is None:
+        return  # there is nothing to go on with, or fit says what is wrong
+    differs = [f"--{option} {kept.get(name)}, not {getattr(args, option)}" for option, name in (
+        ("batch", "batch_size"), ("bptt", "window"), ("seed", "seed"))
+        if kept.get(name) != getattr(args, option)]
+    if not differs and kept.get("data") != Windows(trained, args.bptt, args.batch
+                                                   ).fingerprint()["data"]:
+        differs = ["another text"]
+    if differs:
+        raise ValueError(f"--resume: the run in {str(args.folder)!r} has {', '.join(differs)}")

@@ -1,0 +1,12 @@
+"""How models learn: fit, what it reads, and what it reports."""
+
+from fastrnn.training.data import Batch, Generated, Samples, Windows
+from fastrnn.training.folder import CheckpointError
+from fastrnn.training.history import History, Progress
+from fastrnn.training.interrupt import Interrupt
+from fastrnn.training.loop import fit
+from fastrnn.training.progress import progress_bar
+from fastrnn.training.validation import evaluate
+
+__all__ = ["Batch", "CheckpointError", "Generated", "History", "Interrupt", "Progress", "Samples",
+           "Windows", "evaluate", "fit", "progress_bar"]

@@ -1,0 +1,179 @@
+"""One step of training: loss, backward, and the optimiser's step; and what is not finite in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn._checks import RefusedType, RefusedValue
+from fastrnn.layers import RNN
+from fastrnn.layers.parameters import Parametrized, distinct
+from fastrnn.models.passes import LossPass
+from fastrnn.training.data import Batch
+from fastrnn.training.optim import Optimizer
+from fastrnn.training.options import Descent
+from fastrnn.training.regularisers import OMEGA_NEEDS, omega
+
+__all__ = ["Done", "Step", "check_model", "loss_of"]
+
+
+class Done(NamedTuple):
+    """What a step was.
+
+    Attributes
+    ----------
+    loss : float
+    norm : float
+        Of the gradients, before any clipping.
+    clipped : bool
+        Whether they were scaled down to `clip`.
+    rate : float
+    state : tuple
+        What is carried to the next step.
+    """
+
+    loss: float
+    norm: float
+    clipped: bool
+    rate: float
+    state: Any
+
+
+def check_model(model: Any) -> Any:
+    """Return a model that has a loss."""
+    if isinstance(model, Parametrized) and callable(getattr(model, "loss", None)):
+        return model
+    raise RefusedType(f"model is {_checks.kind(model)}, expected a model with a loss, such as "
+                      "SequenceModel(layers, output_size)")
+
+
+def loss_of(
+    model: Any, batch: Batch, state: Any, *, grad: bool, recompute_every: int | None = None
+) -> LossPass:
+    """Return the loss of a batch; the state before it counts if the batch goes on."""
+    options: dict[str, Any] = {}
+    if not batch.first and state is not None:
+        options["state"] = state
+    if batch.weights is not None:
+        options["weights"] = batch.weights
+    if batch.context is not None:
+        options["context"] = batch.context
+    if recompute_every is not None:
+        options["recompute_every"] = recompute_every
+    p: LossPass = model.loss(*batch.inputs, batch.targets, grad=grad, **options)
+    return p
+
+
+class Step:
+    """What every step of a run does, with the arrays and layers found once.
+
+    Parameters
+    ----------
+    model : model
+    optimizer : Optimizer
+        Of parts of this model.
+    descent : Descent
+    """
+
+    def __init__(self, model: Any, optimizer: Optimizer, descent: Descent) -> None:
+        self._model, self._optimizer, self._descent = model, optimizer, descent
+        self._grads = [part.flat_grads for part in distinct(model)]
+        self._regularised = [
+            (i, layer) for i, layer in enumerate(model.recurrent) if isinstance(layer, RNN)
+        ] if descent.omega else []
+        if descent.omega and not self._regularised:
+            raise RefusedValue(f"omega is {descent.omega} for a model without an RNN, expected one "
+                               "with an RNN")
+
+    def __call__(self, batch: Batch, state: Any, step: int, fraction: float) -> Done:
+        """Take one step; without a finite loss and gradient nothing has changed."""
+        model, optimizer, descent = self._model, self._optimizer, self._descent
+        for grads in self._grads:
+            grads.fill(0)
+        p = loss_of(model, batch, state, grad=True, recompute_every=descent.recompute_every)
+        loss = p.value
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"fit: the loss is {loss} at step {step + 1}: "
+                                     + explain(model, batch, state, p.state))
+        if self._regularised:
+            *_, recorded = p.backward(record=OMEGA_NEEDS)
+            for number, layer in self._regularised:
+                omega(layer, recorded[number], descent.omega)
+        else:
+            p.backward()
+        first = optimizer.lr
+        if descent.schedule is not None:
+            optimizer.lr = first * descent.schedule(step, fraction)
+        rate = optimizer.lr
+        try:
+            norm, limited = optimizer._step(descent.clip, descent.clip_value)
+        except FloatingPointError:
+            raise FloatingPointError(
+                f"fit: the gradients' norm is not finite at step {step + 1}, no parameter has "
+                "changed: " + explain(model, batch, state, p.state)) from None
+        finally:
+            optimizer.lr = first
+        return Done(loss, norm, descent.clip is not None and limited > descent.clip, rate, p.state)
+
+
+# ---- what is not finite --------------------------------------------------------------------------
+
+
+def explain(model: Any, batch: Batch, before: Any, after: Any) -> str:
+    """Return where the first number is that is not finite, and what to do about it."""
+    names = [""] if len(batch.inputs) == 1 else [f"[{i}]" for i in range(len(batch.inputs))]
+    data = [(f"the inputs{name}", x) for name, x in zip(names, batch.inputs, strict=True)]
+    data += [("the targets", _counting(batch)), ("the weights", batch.weights),
+             ("the context", batch.context)]
+    for name, a in data:
+        if a is not None and (place := _first(a)):
+            return f"{name} of this step have {place}, expected finite numbers"
+    for name, param in model.parameters().items():
+        if place := _first(param):
+            return f"the parameter {name} has {place}, expected finite parameters"
+    advice = "try a smaller lr, or clip"
+    if not batch.first:
+        for number, a in _states(before):
+            if place := _first(a):
+                return f"the state of recurrent layer {number} before this step has {place}; " \
+                       f"{advice}"
+    for number, a in _states(after):
+        if place := _first(a):
+            return f"first in the state of recurrent layer {number}, which has {place}; {advice}"
+    for name, g in model.grads.items():
+        if place := _first(g):
+            return f"first in the gradient of {name}, which has {place}; {advice}"
+    return f"inputs, parameters and states are finite, the outputs are too large; {advice}"
+
+
+def _counting(batch: Batch) -> np.ndarray:
+    """Return the targets, with zeros where they have weight 0."""
+    targets = np.asarray(batch.targets)
+    if batch.weights is None or targets.dtype.kind != "f":
+        return targets
+    w = np.asarray(batch.weights)
+    w = w.reshape(w.shape + (1,) * (targets.ndim - w.ndim))
+    return np.where(w > 0, targets, 0)
+
+
+def _first(a: Any) -> str:
+    """Return the first number that is not finite and its place; "" if there is none."""
+    a = np.asarray(a)
+    finite = np.isfinite(a)
+    if finite.all():
+        return ""
+    place = tuple(int(i) for i in np.argwhere(~finite)[0])
+    value = a[place]
+    return f"{'NaN' if np.isnan(value) else value} at {list(place)}"
+
+
+def _states(state: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the arrays of a state with the numbers of their layers."""
+    for number, of in enumerate(state or ()):
+        for a in of if isinstance(of, tuple) else (of,):
+            if a is not None:
+                yield number, a

@@ -1,0 +1,225 @@
+"""The command line from end to end: train, sample, gradflow, info."""
+
+import re
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import LanguageModel, SequenceModel, cli
+from fastrnn.training import checkpoint
+
+
+def notes_of(path):
+    from fastrnn.formats import safetensors
+
+    with safetensors.opened(path) as file:
+        return file.about["notes"]
+
+
+def test_train_and_sample_from_end_to_end(corpus, small, command, tmp_path):
+    model = tmp_path / "m.safetensors"
+    done = command("train", corpus, *small, "--steps", 300, "--lr", 0.01, "--seed", 1, "-o", model)
+    assert done.returncode == 0, done.stderr
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert re.search(r"4 files, [\d,]+ characters to train on, [\d,]+ held out", out)
+    assert re.search(r"^LSTM 32: 15,872 parameters, 1 thread, \w+$", out, re.M)
+    bits = float(re.search(r"held-out text: ([\d.]+) bits/char", out)[1])
+    assert bits < 2
+    assert re.search(r"^done after 300 steps and [\d.]+ s: 38,400 characters, [\d,]+ a second$", out,
+                     re.M)
+    assert f"saved {model}\n" in out
+    assert "a sample:\n\ndef " in out
+    assert len(out.split("a sample:\n\n")[1]) == 4 + 400 + 1
+    assert re.search(r"100%\|.*[\d,]+ characters/s, [\d.]+ bits/character", err)
+    notes = notes_of(model)
+    assert notes["held-out bits per character"] == pytest.approx(bits, abs=1e-3)
+    assert (notes["steps"], notes["characters"], notes["seed"]) == (300, 38400, 1)
+
+    first, again = (command("sample", model, "--prompt", "line 1", "--length", 80, "--seed", 2,
+                            "--threads", n).stdout.decode() for n in (1, 2))
+    assert first == again
+    assert first.startswith("line 1")
+    assert len(first) == len("line 1") + 80 + 1
+    other = command("sample", model, "--prompt", "line 1", "--length", 80, "--seed", 3)
+    assert other.stdout.decode() != first
+
+
+def test_steps_and_seed_make_the_same_file(corpus, small, tmp_path):
+    made = []
+    for name in "ab":
+        path = tmp_path / f"{name}.safetensors"
+        assert cli.main(["train", str(corpus), *small, "--steps", "5", "-o", str(path)]) == 0
+        made.append(path.read_bytes())
+    assert made[0] == made[1]
+
+
+def test_sampling_from_few_characters(tmp_path, capsys):
+    model = tmp_path / "m"
+    fastrnn.save(LanguageModel(256, 2, 3, seed=0), model)
+    args = ["sample", str(model), "--length", "50", "--temperature", "100"]
+    shown = {}
+    for name, more in (("all", []), ("k", ["--top-k", "1"]), ("p", ["--top-p", "1e-9"]),
+                       ("likeliest", ["--temperature", "0"])):
+        assert cli.main([*args, *more]) == 0
+        shown[name] = capsys.readouterr().out
+    assert shown["k"] == shown["p"] == shown["likeliest"] != shown["all"]
+
+
+def test_a_model_of_characters_is_sampled_and_goes_on(tmp_path, capsys):
+    model, out = tmp_path / "m", tmp_path / "out"
+    text = tmp_path / "text"
+    text.write_text("añb€\n" * 300)
+    fastrnn.save(LanguageModel(embedding_size=4, hidden_size=8, characters="añb€\n", seed=0), model)
+    assert cli.main(["sample", str(model), "--prompt", "añ", "--length", "30"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown) == 2 + 30 + 1
+    assert set(shown) <= set("añb€\n")
+    assert cli.main(["sample", str(model), "--prompt", "ax"]) == 1
+    assert "has the character 'x'" in capsys.readouterr().err
+    assert cli.main(["gradflow", str(model), str(text), "--bptt", "9", "-o", str(out)]) == 0
+
+
+@pytest.mark.parametrize("bptt", [2, 30])
+def test_gradflow_says_and_draws_what_the_gradient_does(corpus, tmp_path, capsys, bptt):
+    pytest.importorskip("matplotlib")
+    model = tmp_path / "m.safetensors"
+    fastrnn.save(LanguageModel(embedding_size=8, hidden_size=32, num_layers=2, cell="gru", seed=0),
+                 model)
+    args = ["gradflow", str(model), str(corpus), "-o", str(tmp_path / "drawn"), "--bptt"]
+    assert cli.main([*args, str(bptt)]) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^layer [01]: \w+", out, re.M)) == 2
+    assert re.search(r"^effective memory: ", out, re.M)
+    drawn = {p.name for p in (tmp_path / "drawn").iterdir()}
+    assert drawn == {"unfolded.png", "layers.0.norms.png", "layers.0.jacobians.png"} | {
+        f"layers.0.{n}.{kind}.png" for n in (0, 1) for kind in ("heatmap", "shares", "saturation")}
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [(["--bptt", "1"], "--bptt is 1, expected a whole number of at least 2"),
+     (["--bptt", "0"], "--bptt is 0"), (["--bptt", "-5"], "--bptt is -5"),
+     (["--batch", "0"], "--batch is 0, expected a whole number of at least 1"),
+     (["--bptt", "100000"], "has 53,560 characters, expected at least 1,600,001: 16 rows of 100,000"),
+     (["-o", "MODEL"], "File exists"), (["-o", "MODEL/x"], "Not a directory")])
+def test_gradflow_refuses_before_it_starts(corpus, tmp_path, capsys, monkeypatch, args, match):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    fastrnn.save(LanguageModel(embedding_size=2, hidden_size=3, seed=0), "MODEL")
+    assert cli.main(["gradflow", "MODEL", str(corpus), *args]) == 1
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert re.search(match, err), err
+    assert [p.name for p in tmp_path.iterdir()] == ["MODEL"]
+
+
+def test_info_prints_the_configuration(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    for name in ("instruction set", "available", "threads", "numpy", "fastrnn"):
+        assert re.search(rf"^{name} +\S", out, re.M), name
+    config = fastrnn.show_config("dicts")
+    assert config["instruction set"] in config["available"]
+    for mode in ("loud", None):
+        with pytest.raises(ValueError, match=f"^show_config: mode is {mode!r}, expected one of"):
+            fastrnn.show_config(mode)
+
+
+# ---- one sentence each ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (["train", "nowhere"], "no file or folder 'nowhere'"),
+        (["train", ""], "no file or folder '', expected text"),
+        (["train", "LONG", ""], "no file or folder ''"),
+        (["train", "EMPTY"], r"the text has 1 character, expected at least 2,156: 32 rows of 64 "),
+        (["train", "EMPTY", "--batch", "1", "--bptt", "1"], "has 1 character, expected at least 40"),
+        (["train", "EMPTYDIR"], "no text files in 'EMPTYDIR'"),
+        (["train", "SHORT"], "the text has 121 characters, expected at least 2,156"),
+        (["train", "LONG", "--bptt", "1" + "0" * 400], "the text has 6,002 characters, expected at"),
+        (["train", "LONG", "--hidden", "0"], "hidden_size is 0, expected a whole number of at least 1"),
+        (["train", "LONG", "--layers", "1000000000"], "more than there is memory for"),
+        (["train", "LONG", "--hidden", "1" + "0" * 30], "more than there is memory for"),
+        (["train", "LONG", "--batch", "0"], "--batch is 0"),
+        (["train", "LONG", "--bptt", "-3"], "--bptt is -3"),
+        (["train", "LONG", "--lr", "-1"], "--lr is -1"),
+        (["train", "LONG", "--lr", "nan"], "--lr is nan"),
+        (["train", "LONG", "--minutes", "0"], "--minutes is 0"),
+        (["train", "LONG", "--steps", "0"], "--steps is 0"),
+        (["train", "LONG", "--threads", "0"], "--threads is 0, expected a whole number of at least 1"),
+        (["train", "LONG", "--seed", "-1"], "seed is -1"),
+        (["train", "LONG", "-o", "no/folder/m"], r"No such file or directory: no/folder/m"),
+        (["train", "LONG", "-o", "."], "is a folder"),
+        (["train", "LONG", "-o", "SHORT/m"], "Not a directory: SHORT/m"),
+        (["train", "LONG", "-o", ""], "is a folder"),
+        (["train", "LONG", "-o", "x" * 300], "File name too long: x"),
+        (["train", "LONG", "--resume"], "--resume is given without --folder"),
+        (["train", "LONG", "--folder", "SHORT"], "File exists: .*SHORT"),
+        (["train", "LONG", "--folder", "x", "--checkpoint-every", "0"], "--checkpoint-every is 0"),
+        (["train", "LONG", "--folder", "x", "--steps", "0"], "--steps is 0"),
+        (["train", "LONG", "--from", "nowhere"], "No such file or directory: nowhere"),
+        (["train", "LONG", "--from", "SHORT"], "'SHORT' is not a safetensors file"),
+        (["train", "LONG", "--from", "NUMBERS"], "'NUMBERS' is a SequenceModel, expected a language"),
+        (["train", "LONG", "--from", "MODEL", "--hidden", "64"], "--hidden is 64, expected 3, which"),
+        (["train", "LONG", "--from", "MODEL", "--cell", "gru"], "--cell is gru, expected lstm, which"),
+        (["sample", "nowhere"], "No such file or directory: nowhere"),
+        (["sample", "SHORT"], "'SHORT' is not a safetensors file"),
+        (["sample", "NUMBERS"], "is a SequenceModel, expected a language model of bytes"),
+        (["sample", "LAYER"], "is a GRU, expected a language model"),
+        (["sample", "SYMBOLS"], "is a LanguageModel, expected a language model of bytes"),
+        (["sample", "MODEL", "--prompt", ""], "--prompt is empty"),
+        (["sample", "MODEL", "--length", "0"], "length is 0"),
+        (["sample", "MODEL", "--length", "1" + "0" * 17], "not enough|[Uu]nable to allocate"),
+        (["sample", "MODEL", "--temperature", "-1"], "temperature is -1"),
+        (["sample", "MODEL", "--top-k", "0"], "top_k is 0"),
+        (["sample", "MODEL", "--top-p", "0"], "top_p is 0"),
+        (["gradflow", "SYMBOLS", "LONG"], "expected a language model of bytes"),
+        (["gradflow", "MODEL", ""], "no file or folder ''"),
+    ],
+)
+def test_errors_are_one_sentence_before_any_work(args, match, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").touch()
+    (tmp_path / "EMPTYDIR").mkdir()
+    (tmp_path / "SHORT").write_text("short " * 20)
+    (tmp_path / "LONG").write_text("long enough \n" * 461 + "to train")
+    fastrnn.save(LanguageModel(256, 2, 3, seed=0), "MODEL")
+    fastrnn.save(LanguageModel(7, 2, 3, seed=0), "SYMBOLS")
+    fastrnn.save(SequenceModel(fastrnn.GRU(2, 3, seed=0), 1, loss="mse", seed=0), "NUMBERS")
+    fastrnn.save(fastrnn.GRU(2, 3, seed=0), "LAYER")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert cli.main(args) == 1
+    out, err = capsys.readouterr()
+    assert re.search(match, err), err
+    assert "a sample" not in out
+    assert "saved" not in out
+    lines = [line for line in err.splitlines() if line and "0%" not in line]
+    assert len(lines) == 1
+    assert lines[-1].startswith(f"fastrnn {args[0]}: ")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_threads_beyond_the_cpus_allowed_are_as_many_as_those(tmp_path, capsys):
+    from fastrnn._kernels.runtime import cpu_limit
+
+    fastrnn.save(LanguageModel(256, 2, 3, seed=0), tmp_path / "m")
+    before = fastrnn.get_num_threads()
+    try:
+        for n in ("64", "9" * 30):
+            assert cli.main(["sample", str(tmp_path / "m"), "--length", "5", "--threads", n]) == 0
+            assert fastrnn.get_num_threads() <= cpu_limit()
+    finally:
+        fastrnn.set_num_threads(before)
+
+
+def test_an_existing_file_is_replaced(corpus, small, tmp_path):
+    path = tmp_path / "m"
+    path.write_bytes(b"old")
+    assert cli.main(["train", str(corpus), *small, "--steps", "1", "-o", str(path)]) == 0
+    assert fastrnn.load(path).config["hidden_size"] == 32
+    assert checkpoint.history(path) is None
+    assert np.isfinite(fastrnn.load(path).head.bias).all()

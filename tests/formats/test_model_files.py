@@ -1,0 +1,141 @@
+"""Models and layers as files: loaded they are the same bits, and only what can be loaded is saved."""
+
+import os
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import GRU, LSTM, RNN, EncoderDecoder, LanguageModel, SequenceModel, Stack
+from fastrnn.formats import describe
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((5, 2, 3))
+SYMBOLS = RNG.integers(0, 7, (5, 2))
+
+
+def pair():
+    return EncoderDecoder(Stack(GRU(3, 4, 2, seed=0, dropout=0.5)),
+                          SequenceModel(GRU(6, 4, 2, seed=1), 7, vocab_size=7, seed=2))
+
+
+MADE = {  # what is saved, and what is called to compare
+    "RNN": (lambda: RNN(3, 4, nonlinearity="sigmoid", bias=False, seed=0), lambda m: m(single(X))),
+    "LSTM": (lambda: LSTM(3, 4, 2, bidirectional=True, dropout=0.25, seed=0), lambda m: m(single(X))),
+    "GRU of float64": (lambda: GRU(3, 4, batch_first=True, dtype="float64", seed=0), lambda m: m(X)),
+    "Stack": (lambda: Stack([LSTM(3, 4, seed=0), RNN(4, 5, seed=0)]), lambda m: m(single(X))),
+    "Stack of one-hot": (lambda: Stack(GRU(7, 4, seed=0), vocab_size=7, one_hot=True),
+                         lambda m: m(SYMBOLS)),
+    "SequenceModel": (lambda: SequenceModel(LSTM(3, 4, seed=0), 2, loss="bce", readout="last",
+                                            seed=1), lambda m: m(single(X))),
+    "SequenceModel of contexts": (
+        lambda: SequenceModel([GRU(6, 4, seed=0), LSTM(4, 3, seed=1)], 7, vocab_size=7,
+                              context_size=3, seed=2), lambda m: m(SYMBOLS, context=single(X[0]))),
+    "EncoderDecoder": (pair, lambda m: m.loss(single(X), SYMBOLS, SYMBOLS, grad=False).value),
+    "LanguageModel": (lambda: LanguageModel(embedding_size=3, hidden_size=4, num_layers=2,
+                                            cell="gru", dropout=0.1, seed=0),
+                      lambda m: m.sample(b"ab", 20, seed=0)),
+    "LanguageModel of characters": (
+        lambda: LanguageModel(embedding_size=3, hidden_size=4, characters="añ\U0001f600\udc80\"\\b",
+                              seed=0), lambda m: m.sample("ba", 20, seed=0)),
+}
+
+
+def single(a):
+    return a.astype(np.float32)
+
+
+def flatten(tree):
+    return [a for branch in tree for a in flatten(branch)] if isinstance(tree, tuple) else [tree]
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_loaded_model_is_the_same_bits(tmp_path, name):
+    make, call = MADE[name]
+    model = make()
+    fastrnn.save(model, tmp_path / "m.safetensors", {"why": "a test"})
+    other = fastrnn.load(tmp_path / "m.safetensors")
+    assert type(other) is type(model)
+    assert other.config == model.config
+    assert not other.training
+    for a, b in zip(flatten(call(other)), flatten(call(model.eval())), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert os.listdir(tmp_path) == ["m.safetensors"]
+    other.train().save(tmp_path / "again")
+    assert {n: a.tobytes() for n, a in fastrnn.load(tmp_path / "again").parameters().items()} == {
+        n: a.tobytes() for n, a in model.parameters().items()}
+
+
+@pytest.mark.parametrize("mode", ["float32", "bfloat16"])
+def test_a_model_in_evaluation_mode_saves_its_own_values(tmp_path, mode):
+    model = LanguageModel(embedding_size=3, hidden_size=4, seed=0).eval(mode)
+    model.save(tmp_path / "m")
+    for name, param in fastrnn.load(tmp_path / "m").parameters().items():
+        np.testing.assert_array_equal(param, model.parameters()[name])
+    assert model.layers[0].mode == ("evaluation" if mode == "float32" else "bfloat16")
+
+
+def test_two_models_that_share_a_layer_save_the_same_values(tmp_path):
+    layer = GRU(3, 4, seed=0)
+    first, second = (SequenceModel(layer, n, loss="mse", seed=n) for n in (1, 2))
+    layer.weight_hh_l0[...] = 0.5
+    layer.weight_hh_l0[0, 0] = 2
+    loaded = []
+    for name, model in (("first", first), ("second", second)):
+        model.save(tmp_path / name)
+        loaded.append(fastrnn.load(tmp_path / name))
+    for name, param in layer.parameters().items():
+        for model in loaded:
+            np.testing.assert_array_equal(model.parameters()[f"layers.0.{name}"], param)
+
+
+def test_a_layer_that_is_there_twice_is_saved_twice(tmp_path):
+    layer = GRU(3, 3, seed=0)
+    model = EncoderDecoder(Stack(layer), SequenceModel(layer, 3, loss="mse", seed=0))
+    model.save(tmp_path / "m")
+    other = fastrnn.load(tmp_path / "m")
+    for part in (other.encoder, other.decoder):
+        np.testing.assert_array_equal(part.layers[0].weight_hh_l0, layer.weight_hh_l0)
+
+
+class Mine(SequenceModel):
+    pass
+
+
+class MyGRU(GRU):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Mine(GRU(3, 4), 1, loss="mse"),
+         "model is of type Mine, expected one of .*: a subclass of SequenceModel cannot be made"),
+        (lambda: MyGRU(3, 4), "a subclass of GRU cannot be made again from a file"),
+        (lambda: Mine(GRU(3, 4), 1).head, "model is of type Linear, expected one of"),
+        (lambda: None, "model is None, expected one of"),
+        (lambda: {"weight": np.zeros(3)}, "model is of type dict"),
+        (lambda: GRU, "model is of type ABCMeta"),
+    ],
+)
+def test_what_cannot_be_made_again_is_refused(tmp_path, make, match):
+    thing = make()
+    for call in (lambda: fastrnn.save(thing, tmp_path / "m"), lambda: describe(thing)):
+        with pytest.raises(TypeError, match=match):
+            call()
+    assert os.listdir(tmp_path) == []
+
+
+def test_errors_of_saving(tmp_path):
+    model = GRU(2, 3, seed=0)
+    with pytest.raises(TypeError, match=r"^save: what is to be kept .* is not JSON"):
+        fastrnn.save(model, tmp_path / "m", {"x": np.zeros(2)})
+    with pytest.raises(TypeError, match="^save: path is None"):
+        fastrnn.save(model, None)
+    with pytest.raises(FileNotFoundError, match=r"none/m'$"):
+        fastrnn.save(model, tmp_path / "none" / "m")
+    with pytest.raises(FileNotFoundError, match=r"none'$"):
+        fastrnn.load(tmp_path / "none")
+    with pytest.raises(IsADirectoryError):
+        fastrnn.load(tmp_path)
+    assert os.listdir(tmp_path) == []
