@@ -39,7 +39,8 @@ def module(name, extra=()):
 
 # Only `runtime` is linked with the C side: one pool, one choice of instruction set in a process.
 kernels = sorted(glob("src_c/*.c") + glob("src_c/isa/*.c"))
-modules = [module("runtime", kernels), *map(module, ("check", "walk", "packed", "tape", "sequence", "stream", "dense"))]
+others = ("check", "walk", "packed", "tape", "sequence", "stream", "dense")
+modules = [module("runtime", kernels), *map(module, others)]
 
 setup(
     ext_modules=cythonize(
