@@ -43,8 +43,8 @@ def cells(T):
 
 def main(argv=None):
     """Return {cell: [(step, loss)]} and the loss without a memory."""
-    args = parser(__doc__, "seconds: T = 5").parse_args(argv)
-    T, H, lr, steps, every = (5, 100, 5e-3, 1500, 500) if args.quick else (
+    args = parser(__doc__, "seconds: T = 10").parse_args(argv)
+    T, H, lr, steps, every = (10, 100, 5e-3, 1500, 500) if args.quick else (
         100, 128, 2e-3, 6000, 100)
     baseline = COPIED * math.log(8) / (T + 2 * COPIED)
     test = Generated(problem(T, 200), 12345)

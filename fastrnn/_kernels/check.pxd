@@ -14,3 +14,8 @@ cdef check_weights(tuple weights, int gates, object dtype, ptrdiff_t I, ptrdiff_
 cdef void *pointer(object array) noexcept
 cdef fr_rows grid(object array, ptrdiff_t offset, bint reverse)
 cdef tuple named_rows(object index, ptrdiff_t V)
+cdef object take_rows(object array, object index)
+cdef void put_rows(object array, object index, object rows) noexcept
+cdef object as_array(str name, object value, object of)
+cdef object numbers(str name, object value, object dtype, tuple shape)
+cdef object check_out(str name, object out, object dtype, tuple shape)

@@ -10,6 +10,7 @@ import numpy as np
 
 cimport numpy as cnp
 from libc.stdint cimport int32_t
+from libc.string cimport memcpy
 
 from fastrnn._kernels.walk cimport rows_of
 
@@ -136,3 +137,70 @@ cdef tuple named_rows(object index, ptrdiff_t V):
     for i in range(n):
         row[i] = number[row[i]]
     return renumbered, np.flatnonzero(numbers >= 0).astype(np.int32)
+
+
+cdef object take_rows(object array, object index):
+    """Return array[index] for an array (V, I) with contiguous rows, or (V,), and int32 index.
+
+    Where an allocation fails, NumPy's own may return NULL without an exception.
+    """
+    cdef ptrdiff_t i, n = cnp.PyArray_SIZE(index), stride = cnp.PyArray_STRIDE(array, 0)
+    cdef ptrdiff_t size = cnp.PyArray_ITEMSIZE(array)
+    cdef const int32_t *row = <const int32_t *> pointer(index)
+    shape = index.shape
+    if cnp.PyArray_NDIM(array) == 2:
+        shape += (array.shape[1],)
+        size *= cnp.PyArray_DIM(array, 1)
+    taken = np.empty(shape, array.dtype)
+    cdef char *target = <char *> pointer(taken)
+    cdef const char *source = <const char *> pointer(array)
+    for i in range(n):
+        memcpy(target + i * size, source + row[i] * stride, size)
+    return taken
+
+
+cdef void put_rows(object array, object index, object rows) noexcept:
+    """Write rows (U, I), contiguous, to array[index] of an array (V, I) with contiguous rows."""
+    cdef ptrdiff_t i, size = cnp.PyArray_ITEMSIZE(array) * cnp.PyArray_DIM(array, 1)
+    cdef const int32_t *row = <const int32_t *> pointer(index)
+    cdef char *target = <char *> pointer(array)
+    for i in range(cnp.PyArray_SIZE(index)):
+        memcpy(target + row[i] * cnp.PyArray_STRIDE(array, 0),
+               <const char *> pointer(rows) + i * size, size)
+
+
+# ---- what people pass, not only other modules ----------------------------------------------------
+
+cdef object as_array(str name, object value, object of):
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is a ragged sequence, expected an array of {of}") from error
+    except RuntimeError as error:  # a tensor of torch that is part of a graph
+        raise TypeError(f"{name} is of type {type(value).__name__}, expected an array of {of}: "
+                        f"{error}") from error
+
+
+cdef object numbers(str name, object value, object dtype, tuple shape):
+    """Return `value` as a C-contiguous array; arrays must have the dtype, lists are converted."""
+    array = as_array(name, value, dtype)
+    if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
+        if array.dtype.newbyteorder("=") != dtype:
+            raise TypeError(f"{name} is {array.dtype}, expected {dtype}")
+    elif array.dtype.kind not in "fiu":
+        came = "None" if value is None else f"of type {type(value).__name__}"
+        raise TypeError(f"{name} is {came}, expected numbers ({dtype})")
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+    return np.require(array, dtype, ("C", "A"))
+
+
+cdef object check_out(str name, object out, object dtype, tuple shape):
+    """Refuse what a result cannot be written into."""
+    if not isinstance(out, np.ndarray) or out.dtype != dtype or not out.dtype.isnative:
+        came = out.dtype if isinstance(out, np.ndarray) else f"of type {type(out).__name__}"
+        raise TypeError(f"{name} is {came}, expected an array of {dtype}")
+    if out.shape != shape:
+        raise ValueError(f"{name} has shape {out.shape}, expected {shape}")
+    if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
+        raise ValueError(f"{name} must be C-contiguous, aligned and writeable")

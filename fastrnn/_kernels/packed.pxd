@@ -36,6 +36,17 @@ cdef class Packed:
     cdef tuple unpacked(self)
 
 
+cdef class Head:
+    """Weight (N, K) and bias (N,) of a linear layer, packed."""
+    cdef Buffer buffer
+    cdef const fr_table *table
+    cdef void *weight       # (panels, K, plain_vectors * lanes)
+    cdef void *bias         # padded to whole panels, or NULL
+    cdef ptrdiff_t panels, inputs, outputs
+    cdef object dtype
+    cdef tuple unpacked(self)
+
+
 cdef tuple packed_sizes(const Pass *p)
 cdef object unpack(const fr_table *table, const fr_cell_row *cell, const void *panels, object dtype,
-                   ptrdiff_t K, ptrdiff_t H, object columns=*)
+                   ptrdiff_t K, ptrdiff_t H, object columns=*, bint halves=*)

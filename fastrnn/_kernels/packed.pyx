@@ -1,18 +1,19 @@
 """Weights in the order in which the kernels read them, made once for many calls.
 
-Letters: B batch, I input, H hidden, G gates, S slots of a tape row, K columns of a weight, U columns
-in use. `lanes` and `vectors` are those of fr_table and fr_cell_row.
+Letters: I input, H hidden, G gates, S slots of a tape row, K columns of a weight, U columns in use,
+N outputs of a head. `lanes` and `vectors` are those of fr_table and fr_cell_row.
 """
 
 import numpy as np
 
 cimport numpy as cnp
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.c cimport fr_cell_row, fr_table
-from fastrnn._kernels.check cimport Carver, check_flat, check_weights, pointer
-from fastrnn._kernels.runtime cimport Buffer
-from fastrnn._kernels.walk cimport Pass, pack_weights, sized
+from fastrnn._kernels.check cimport Carver, check_flat, check_weights, numbers, pointer
+from fastrnn._kernels.runtime cimport Buffer, table_for
+from fastrnn._kernels.walk cimport Pass, ceil_div, pack_weights, sized
 
 cnp.import_array()
 
@@ -25,16 +26,19 @@ cdef tuple packed_sizes(const Pass *p):
 
 
 cdef object unpack(const fr_table *table, const fr_cell_row *cell, const void *panels, object dtype,
-                   ptrdiff_t K, ptrdiff_t H, object columns=None):
-    """Return the weight (G*H, K) that pack_weights has packed, or these `columns` of it, int64 (U,).
+                   ptrdiff_t K, ptrdiff_t H, object columns=None, bint halves=False):
+    """Return the weight (G*H, K) that pack_weights has packed.
 
-    The inverse of pack_plain_t and pack_gates.
+    With `columns`, int64 (U,), return these columns of it alone. The inverse of pack_plain_t and
+    pack_gates. With `halves` the K are words of bfloat16.pair, and `columns` those of the weights
+    in them, two in a word.
     """
     cdef ptrdiff_t U = K if columns is None else cnp.PyArray_SIZE(columns)
-    cdef ptrdiff_t i, row, unit, source, lanes = table.lanes, width = cell.vectors * table.lanes
+    cdef ptrdiff_t i, k, row, unit, source, lanes = table.lanes, width = cell.vectors * table.lanes
     cdef ptrdiff_t per = width if cell.plain else lanes  # units in a panel
     cdef const cnp.int64_t *column = <const cnp.int64_t *> pointer(columns)
     cdef int gate, vector
+    cdef uint32_t word
     weight = np.empty((cell.gates * <object> H, U), dtype)
     cdef void *target = pointer(weight)
     with nogil:
@@ -46,19 +50,17 @@ cdef object unpack(const fr_table *table, const fr_cell_row *cell, const void *p
                 if not cell.plain:
                     source += vector * lanes
                 for i in range(U):
-                    if table.itemsize == 4:
-                        (<uint32_t *> target)[row + i] = (<const uint32_t *> panels)[
-                            source + (column[i] if column != NULL else i) * width]
+                    k = column[i] if column != NULL else i
+                    if halves:
+                        word = (<const uint32_t *> panels)[source + k // 2 * width]
+                        (<uint32_t *> target)[row + i] = word if k % 2 else word << 16
+                    elif table.itemsize == 4:
+                        (<uint32_t *> target)[row + i] = (
+                            <const uint32_t *> panels)[source + k * width]
                     else:
-                        (<uint64_t *> target)[row + i] = (<const uint64_t *> panels)[
-                            source + (column[i] if column != NULL else i) * width]
+                        (<uint64_t *> target)[row + i] = (
+                            <const uint64_t *> panels)[source + k * width]
     return weight
-
-
-cdef object from_words(object words, object columns):
-    """Return the weights of `columns`, given for each the word that holds it: (G*H, U) both."""
-    bits = np.ascontiguousarray(words).view(np.uint32)
-    return np.where(columns % 2 == 0, bits << np.uint32(16), bits).view(np.float32)
 
 
 cdef class Packed:
@@ -126,27 +128,26 @@ cdef class Packed:
 
     cdef object columns(self, object columns):
         """Return these columns of weight_ih, (G*H, U), for int64 (U,)."""
-        if not self.half:
-            return unpack(self.table, self.cell, self.wx, self.dtype, self.input_size,
-                          self.hidden_size, columns)
-        words = unpack(self.table, self.cell, self.wx_half, self.dtype, (self.input_size + 1) // 2,
-                       self.hidden_size, columns // 2)
-        return from_words(words, columns)
+        if self.half:
+            return unpack(self.table, self.cell, self.wx_half, self.dtype,
+                          (self.input_size + 1) // 2, self.hidden_size, columns, True)
+        return unpack(self.table, self.cell, self.wx, self.dtype, self.input_size,
+                      self.hidden_size, columns)
 
     cdef tuple unpacked(self):
         """Return the weights and halves of the moment when they were packed."""
+        cdef ptrdiff_t words_x = (self.input_size + 1) // 2, words_h = (self.hidden_size + 1) // 2
+        w_ih = self.columns(np.arange(self.input_size, dtype=np.int64))
         if not self.half:
-            w_ih = self.columns(np.arange(self.input_size, dtype=np.int64))
             w_hh = unpack(self.table, self.cell, self.wh, self.dtype, self.hidden_size,
                           self.hidden_size)
             return (w_ih, w_hh, *self.biases), None
-        words_ih = unpack(self.table, self.cell, self.wx_half, self.dtype,
-                          (self.input_size + 1) // 2, self.hidden_size)
-        words_hh = unpack(self.table, self.cell, self.wh_half, self.dtype,
-                          (self.hidden_size + 1) // 2, self.hidden_size)
-        every = np.arange(max(self.input_size, self.hidden_size), dtype=np.int64)
-        w_ih = from_words(words_ih[:, every[:self.input_size] // 2], every[:self.input_size])
-        w_hh = from_words(words_hh[:, every[:self.hidden_size] // 2], every[:self.hidden_size])
+        w_hh = unpack(self.table, self.cell, self.wh_half, self.dtype, words_h, self.hidden_size,
+                      np.arange(self.hidden_size, dtype=np.int64), True)
+        words_ih = unpack(self.table, self.cell, self.wx_half, self.dtype, words_x,
+                          self.hidden_size)
+        words_hh = unpack(self.table, self.cell, self.wh_half, self.dtype, words_h,
+                          self.hidden_size)
         return (w_ih, w_hh, *self.biases), (words_ih, words_hh)
 
     def __reduce__(self):
@@ -157,3 +158,47 @@ cdef class Packed:
     def __copy__(self):
         """Return itself: nothing in it ever changes."""
         return self
+
+
+cdef class Head:
+    def __cinit__(self, str name, head, dtype, ptrdiff_t K):
+        cdef ptrdiff_t width, weight, bias
+        cdef const void *source
+        if not isinstance(head, (tuple, list)) or len(head) != 2:
+            raise TypeError(f"{name}: head is of type {type(head).__name__}, "
+                            "expected a pair (weight, bias)")
+        matrix, vector = head
+        shape = np.shape(matrix)
+        if len(shape) != 2 or shape[0] < 1 or shape[1] != K:
+            raise ValueError(f"{name}: head[0] has shape {shape}, expected (N, {K})")
+        matrix = numbers(f"{name}: head[0]", matrix, dtype, shape)
+        if vector is not None:
+            vector = numbers(f"{name}: head[1]", vector, dtype, (shape[0],))
+        self.dtype = dtype
+        self.table = table_for(dtype)
+        self.inputs = K
+        self.outputs = shape[0]
+        width = self.table.plain_vectors * self.table.lanes
+        self.panels = ceil_div(self.outputs, width)
+        carver = Carver(self.table.itemsize)
+        weight = carver.add(<object> self.panels * width * K)
+        bias = carver.add(<object> self.panels * width)
+        self.buffer = Buffer(carver.bytes)
+        self.weight = self.buffer.data + weight
+        source = cnp.PyArray_DATA(matrix)
+        with nogil:
+            self.table.pack_plain_t(self.weight, source, K, self.outputs, 0, self.panels)
+        if vector is not None:
+            self.bias = self.buffer.data + bias
+            memset(self.bias, 0, self.panels * width * self.table.itemsize)
+            memcpy(self.bias, cnp.PyArray_DATA(vector), self.outputs * self.table.itemsize)
+
+    cdef tuple unpacked(self):
+        """Return (weight, bias or None) as they came."""
+        weight = unpack(self.table, &self.table.cell[0], self.weight, self.dtype, self.inputs,
+                        self.outputs)
+        if self.bias == NULL:
+            return weight, None
+        bias = np.empty(self.outputs, self.dtype)
+        memcpy(cnp.PyArray_DATA(bias), self.bias, self.outputs * self.table.itemsize)
+        return weight, bias

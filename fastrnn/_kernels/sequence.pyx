@@ -22,6 +22,8 @@ from fastrnn._kernels.check cimport (
     grid,
     named_rows,
     pointer,
+    put_rows,
+    take_rows,
 )
 from fastrnn._kernels.packed cimport Packed, packed_sizes
 from fastrnn._kernels.runtime cimport Buffer, Workspace, run
@@ -127,7 +129,7 @@ cdef PackLayout lay_out_packs(Carver carver, object weights, const Pass *p, bint
     return layout
 
 
-cdef void use_weights(Pass *p, tuple weights, char *packs, const PackLayout *layout) noexcept:
+cdef void use_packs(Pass *p, char *packs, const PackLayout *layout) noexcept:
     """Set what a pass reads of weights that the walk packs."""
     p.wx = packs + layout.wx
     p.wh = packs + layout.wh
@@ -252,7 +254,7 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
             tape.embedding_rows = x.shape[0]
         index, tape.used_rows = named_rows(index, I if one_hot else tape.embedding_rows)
         if not one_hot:
-            x = x[tape.used_rows]
+            x = take_rows(x, tape.used_rows)
     check("y", y, dtype, (T, B, D * H), True)
     check_flat("hn", hn, dtype, (D, B, H), True)
     check_state("h0", h0, dtype, (D, B, H))
@@ -290,10 +292,11 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
         p.symbols = buffer.data + tape_layouts[d].symbols
         parameters[d] = weights[d]
         if isinstance(weights[d], Packed):
-            use_packed(p, weights[d], NULL if packs is None else packs.data, &pack_layouts[d], dense)
+            use_packed(p, weights[d], NULL if packs is None else packs.data, &pack_layouts[d],
+                       dense)
             parameters[d] = (<Packed> weights[d]).weights
         else:
-            use_weights(p, weights[d], packs.data, &pack_layouts[d])
+            use_packs(p, packs.data, &pack_layouts[d])
         if parameters[d] is not None:
             use_parameters(p, parameters[d])
         if dense:
@@ -495,7 +498,7 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
             p.dx = grid(dx, 0, tape.reverse[d])
 
     # from here on nobody else can give the tape's memory away
-    memory, kept, weights = tape.buffer, tape.kept, tape.weights
+    memory, _alive = tape.buffer, (tape.kept, tape.weights)
     if memory is None:
         raise RuntimeError("backward: this tape was used already, a tape serves one backward")
     tape.used = True
@@ -509,7 +512,7 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
             store_state(dc0, d, p.dc, p)
     if dx is not whole:
         whole.fill(0)
-        whole[used] = dx
+        put_rows(whole, used, dx)
     for name in record:
         if name in ("dh", "dc"):
             out[name] = out[name].reshape(T, B, D, H)

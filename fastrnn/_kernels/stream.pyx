@@ -14,8 +14,8 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.c cimport fr_barrier, fr_forward, fr_product, fr_table
-from fastrnn._kernels.check cimport Carver
-from fastrnn._kernels.packed cimport Packed, packed_sizes, unpack
+from fastrnn._kernels.check cimport Carver, as_array, check_out, numbers
+from fastrnn._kernels.packed cimport Head, Packed, packed_sizes
 from fastrnn._kernels.runtime cimport (
     Buffer,
     flush_denormals,
@@ -28,7 +28,6 @@ from fastrnn._kernels.runtime cimport (
 )
 from fastrnn._kernels.walk cimport (
     Pass,
-    ceil_div,
     forward_panels,
     part,
     project_symbols,
@@ -100,41 +99,6 @@ cdef inline bint is_matrix(object a, int typenum, ptrdiff_t rows, ptrdiff_t colu
 
 # ---- checks, off the fast path ------------------------------------------------------------------
 
-cdef object as_array(str name, object value, object of):
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name} is a ragged sequence, expected an array of {of}") from error
-    except RuntimeError as error:  # a tensor of torch that is part of a graph
-        raise TypeError(f"{name} is of type {type(value).__name__}, expected an array of {of}: "
-                        f"{error}") from error
-
-
-cdef object numbers(str name, object value, object dtype, tuple shape):
-    """Return `value` as a C-contiguous array; arrays must have the dtype, lists are converted."""
-    array = as_array(name, value, dtype)
-    if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
-        if array.dtype.newbyteorder("=") != dtype:
-            raise TypeError(f"{name} is {array.dtype}, expected {dtype}")
-    elif array.dtype.kind not in "fiu":
-        came = "None" if value is None else f"of type {type(value).__name__}"
-        raise TypeError(f"{name} is {came}, expected numbers ({dtype})")
-    if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
-    return np.require(array, dtype, ("C", "A"))
-
-
-cdef object check_out(str name, object out, object dtype, tuple shape):
-    """Refuse what a result cannot be written into."""
-    if not isinstance(out, np.ndarray) or out.dtype != dtype or not out.dtype.isnative:
-        came = out.dtype if isinstance(out, np.ndarray) else f"of type {type(out).__name__}"
-        raise TypeError(f"{name} is {came}, expected an array of {dtype}")
-    if out.shape != shape:
-        raise ValueError(f"{name} has shape {out.shape}, expected {shape}")
-    if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
-        raise ValueError(f"{name} must be C-contiguous, aligned and writeable")
-
-
 cdef tuple parts_of_state(str name, object state, bint has_c, object dtype, tuple shape):
     """Return (h, c) of one stack of layers; None stands for zeros."""
     h, c = state, None
@@ -160,12 +124,14 @@ cdef tuple checked_groups(str name, object groups, object dtype):
     cdef const fr_table *table = table_for(dtype)
     cdef Py_ssize_t i
     if not isinstance(groups, (list, tuple)) or not groups:
-        raise ValueError(f"{name}: groups is {reprlib.repr(groups)}, expected a list of lists of Packed")
+        raise ValueError(f"{name}: groups is {reprlib.repr(groups)}, "
+                         "expected a list of lists of Packed")
     checked = [None] * len(groups)
     for i in range(len(groups)):
         group = groups[i]
         if not isinstance(group, (list, tuple)) or not group:
-            raise ValueError(f"{name}: groups[{i}] is {reprlib.repr(group)}, expected a list of Packed")
+            raise ValueError(f"{name}: groups[{i}] is {reprlib.repr(group)}, "
+                             "expected a list of Packed")
         first = group[0]
         for one in group:
             if not isinstance(one, Packed):
@@ -188,58 +154,6 @@ cdef tuple checked_groups(str name, object groups, object dtype):
 
 
 # ---- the stream ---------------------------------------------------------------------------------
-
-cdef class Head:
-    """Packed weights and bias of a linear layer."""
-    cdef Buffer buffer
-    cdef const fr_table *table
-    cdef void *weight       # (panels, K, plain_vectors * lanes)
-    cdef void *bias         # padded to whole panels, or NULL
-    cdef ptrdiff_t panels, inputs, outputs
-    cdef object dtype
-
-    def __cinit__(self, str name, head, dtype, ptrdiff_t K):
-        cdef ptrdiff_t width, weight, bias
-        cdef const void *source
-        if not isinstance(head, (tuple, list)) or len(head) != 2:
-            raise TypeError(f"{name}: head is of type {type(head).__name__}, "
-                            "expected a pair (weight, bias)")
-        matrix, vector = head
-        shape = np.shape(matrix)
-        if len(shape) != 2 or shape[0] < 1 or shape[1] != K:
-            raise ValueError(f"{name}: head[0] has shape {shape}, expected (N, {K})")
-        matrix = numbers(f"{name}: head[0]", matrix, dtype, shape)
-        if vector is not None:
-            vector = numbers(f"{name}: head[1]", vector, dtype, (shape[0],))
-        self.dtype = dtype
-        self.table = table_for(dtype)
-        self.inputs = K
-        self.outputs = shape[0]
-        width = self.table.plain_vectors * self.table.lanes
-        self.panels = ceil_div(self.outputs, width)
-        carver = Carver(self.table.itemsize)
-        weight = carver.add(<object> self.panels * width * K)
-        bias = carver.add(<object> self.panels * width)
-        self.buffer = Buffer(carver.bytes)
-        self.weight = self.buffer.data + weight
-        source = cnp.PyArray_DATA(matrix)
-        with nogil:
-            self.table.pack_plain_t(self.weight, source, K, self.outputs, 0, self.panels)
-        if vector is not None:
-            self.bias = self.buffer.data + bias
-            memset(self.bias, 0, self.panels * width * self.table.itemsize)
-            memcpy(self.bias, cnp.PyArray_DATA(vector), self.outputs * self.table.itemsize)
-
-    cdef tuple unpacked(self):
-        """Return (weight, bias or None) as they came."""
-        weight = unpack(self.table, &self.table.cell[0], self.weight, self.dtype, self.inputs,
-                        self.outputs)
-        if self.bias == NULL:
-            return weight, None
-        bias = np.empty(self.outputs, self.dtype)
-        memcpy(cnp.PyArray_DATA(bias), self.bias, self.outputs * self.table.itemsize)
-        return weight, bias
-
 
 cdef class Stream:
     """A stack of layers, and a head if there is one, that advances one time step per call.
@@ -306,8 +220,8 @@ cdef class Stream:
             raise RuntimeError(f"{name}: this stream is complete, expected a new one")
         if (isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer))
                 or batch_size < 1):
-            raise ValueError(f"{name}: batch_size is {reprlib.repr(batch_size)}, expected a whole number of at "
-                             "least 1")
+            raise ValueError(f"{name}: batch_size is {reprlib.repr(batch_size)}, "
+                             "expected a whole number of at least 1")
         dtype = np.dtype(dtype)
         groups = checked_groups(name, groups, dtype)
         if not nested and len(groups) > 1:
@@ -344,7 +258,8 @@ cdef class Stream:
             if len(shape) != 2 or not 1 <= shape[0] < 2**31 or shape[1] != first.input_size:
                 raise ValueError(f"{self.name}: embedding has shape {shape}, "
                                  f"expected (V, {first.input_size})")
-            self.embedding = numbers(f"{self.name}: embedding", embedding, self.dtype, shape).copy()
+            embedding = numbers(f"{self.name}: embedding", embedding, self.dtype, shape)
+            self.embedding = embedding.copy()
             self.V = shape[0]
         if embedding is not None and self.V > TABLE_ROWS:
             return
@@ -667,7 +582,8 @@ cdef class Stream:
             step = &self.layers[i].step
             size = step.hidden * self.itemsize
             for b in range(self.batch_size):
-                row = <char *> (step.c if c else <void *> step.h_prev) + b * step.pitch * self.itemsize
+                row = <char *> (step.c if c else <void *> step.h_prev)
+                row += b * step.pitch * self.itemsize
                 if data == NULL:
                     memset(row, 0, size)
                 elif into:

@@ -1,7 +1,7 @@
 """The tape of one forward call: where it lies, how it is copied, and what can be read from it.
 
-Letters: T steps, B batch, I input, H hidden, G gates, D directions, V rows of an embedding, U of them
-in use.
+Letters: T steps, B batch, I input, H hidden, G gates, D directions, V rows of an embedding, U rows
+of it in use.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ cimport numpy as cnp
 from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.c cimport fr_barrier
+from fastrnn._kernels.check cimport take_rows
 from fastrnn._kernels.runtime cimport Buffer, Workspace
 from fastrnn._kernels.walk cimport Pass
 
@@ -144,4 +145,4 @@ cdef class Tape:
         x, index = self.kept
         if index is None:
             return x
-        return (self.used_rows if x is None else x)[index]
+        return take_rows(self.used_rows if x is None else x, index)

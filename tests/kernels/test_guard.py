@@ -210,7 +210,8 @@ def sweep(isa, dtype):
 def in_a_new_process(*arguments):
     return subprocess.run(
         [sys.executable, __file__, *arguments], capture_output=True, text=True, check=False,
-        timeout=600, env={**os.environ, "PYTHONPATH": str(HOME)},
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": f"{HOME}{os.pathsep}{Path(__file__).parent}"},
     )
 
 
