@@ -1,4 +1,8 @@
-"""Pictures of how gradients flow, and of a network unfolded in time: see fastrnn.gradflow.plot."""
+"""Pictures of how gradients flow, and of a network unfolded in time; needs matplotlib.
+
+Install it with ``pip install 'fastrnn[plot]'``. The functions are those of fastrnn.gradflow.plot
+and fastrnn.gradflow.unfolded.
+"""
 
 from fastrnn.gradflow.plot import (
     gradient_heatmap,
@@ -6,8 +10,8 @@ from fastrnn.gradflow.plot import (
     jacobian_norms,
     saturation,
     shares,
-    unfolded,
 )
+from fastrnn.gradflow.unfolded import unfolded
 
 __all__ = ["gradient_heatmap", "gradient_norms", "jacobian_norms", "saturation", "shares",
            "unfolded"]

@@ -11,7 +11,7 @@ SOURCES = [path for folder, endings in (("fastrnn", ("*.py", "*.pyx", "*.pxd")),
                                         ("src_c", ("*.c", "*.h")))
            for ending in endings for path in sorted((ROOT / folder).rglob(ending))
            if path.with_suffix(".pyx") == path or path.suffix != ".c" or folder == "src_c"]
-LONGEST = 510  # lines: a longer file holds two things
+LONGEST = 550  # lines: a longer file holds two things
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)

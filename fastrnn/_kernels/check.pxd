@@ -19,3 +19,4 @@ cdef void put_rows(object array, object index, object rows) noexcept
 cdef object as_array(str name, object value, object of)
 cdef object numbers(str name, object value, object dtype, tuple shape)
 cdef object check_out(str name, object out, object dtype, tuple shape)
+cdef tuple parts_of_state(str name, object state, bint has_c, object dtype, tuple shape)

@@ -4,6 +4,7 @@ Letters: T steps, B batch, I input, H hidden, G gates, V rows of an embedding, U
 Nothing below this module and its callers checks again.
 """
 
+import reprlib
 import sys
 
 import numpy as np
@@ -204,3 +205,22 @@ cdef object check_out(str name, object out, object dtype, tuple shape):
         raise ValueError(f"{name} has shape {out.shape}, expected {shape}")
     if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
         raise ValueError(f"{name} must be C-contiguous, aligned and writeable")
+
+
+cdef tuple parts_of_state(str name, object state, bint has_c, object dtype, tuple shape):
+    """Return (h, c) of one stack of layers; None stands for zeros."""
+    h, c = state, None
+    if has_c and state is not None:
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            try:
+                came = f"{type(state).__name__} of {len(state)}"
+            except TypeError:  # it has no length
+                came = reprlib.repr(state)
+            raise TypeError(f"{name} is {came}, expected a pair (h, c)")
+        h, c = state
+        h = None if h is None else numbers(f"{name}[0]", h, dtype, shape)
+        c = None if c is None else numbers(f"{name}[1]", c, dtype, shape)
+        return h, c
+    if isinstance(state, tuple):
+        raise TypeError(f"{name} is a tuple of {len(state)}, expected one array")
+    return None if h is None else numbers(name, h, dtype, shape), None

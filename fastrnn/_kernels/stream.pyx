@@ -13,23 +13,14 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._kernels.c cimport fr_barrier, fr_forward, fr_product, fr_table
-from fastrnn._kernels.check cimport Carver, as_array, check_out, numbers
-from fastrnn._kernels.packed cimport Head, Packed, packed_sizes
-from fastrnn._kernels.runtime cimport (
-    Buffer,
-    flush_denormals,
-    pitch_of,
-    restore,
-    run,
-    table_for,
-    threads_for,
-    wait,
-)
+from fastrnn._kernels.c cimport fr_forward, fr_product
+from fastrnn._kernels.check cimport Carver, as_array, check_out, numbers, parts_of_state
+from fastrnn._kernels.packed cimport Head, Packed, checked_groups, packed_sizes
+from fastrnn._kernels.runtime cimport Buffer, pitch_of, run, threads_for
+from fastrnn._kernels.stack cimport Layer, Stack, is_matrix, overlap, walk_stack
 from fastrnn._kernels.walk cimport (
     Pass,
     forward_panels,
-    part,
     project_symbols,
     rows_of,
     sized,
@@ -45,112 +36,6 @@ cdef ptrdiff_t HEAVY = 2 * 1024 * 1024
 
 # The rows of an embedding of at most so many symbols are multiplied by W_ih beforehand.
 cdef ptrdiff_t TABLE_ROWS = 4096
-
-
-cdef struct Layer:
-    fr_forward step
-    void (*forward)(const fr_forward *) noexcept nogil
-
-
-cdef struct Stack:
-    Layer *layers
-    int count
-    bint has_head
-    fr_product head
-    void (*product)(const fr_product *) noexcept nogil
-    fr_barrier barrier
-
-
-cdef void walk_stack(void *arg, int rank, int size) noexcept nogil:
-    """One step of all layers and the head, units and outputs split between threads."""
-    cdef Stack *stack = <Stack *> arg
-    cdef fr_forward step
-    cdef fr_product head
-    cdef unsigned state = flush_denormals()
-    cdef int i
-    for i in range(stack.count):
-        step = stack.layers[i].step
-        step.panel0 = part(step.panel1, rank, size)
-        step.panel1 = part(step.panel1, rank + 1, size)
-        stack.layers[i].forward(&step)
-        wait(&stack.barrier, size)
-    if stack.has_head:
-        head = stack.head
-        head.a.base = stack.layers[stack.count - 1].step.h
-        head.panel0 = part(head.panel1, rank, size)
-        head.panel1 = part(head.panel1, rank + 1, size)
-        stack.product(&head)
-    restore(state)
-
-
-cdef inline bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
-    """Whether two C-contiguous arrays share memory."""
-    cdef const char *a0 = cnp.PyArray_BYTES(a)
-    cdef const char *b0 = cnp.PyArray_BYTES(b)
-    return a0 < b0 + cnp.PyArray_NBYTES(b) and b0 < a0 + cnp.PyArray_NBYTES(a)
-
-
-cdef inline bint is_matrix(object a, int typenum, ptrdiff_t rows, ptrdiff_t columns) noexcept:
-    """Whether it is a C-contiguous, aligned, native array of this dtype and shape."""
-    return (cnp.PyArray_Check(a) and cnp.PyArray_TYPE(a) == typenum and cnp.PyArray_NDIM(a) == 2
-            and cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_DIM(a, 0) == rows
-            and cnp.PyArray_DIM(a, 1) == columns)
-
-
-# ---- checks, off the fast path ------------------------------------------------------------------
-
-cdef tuple parts_of_state(str name, object state, bint has_c, object dtype, tuple shape):
-    """Return (h, c) of one stack of layers; None stands for zeros."""
-    h, c = state, None
-    if has_c and state is not None:
-        if not isinstance(state, (tuple, list)) or len(state) != 2:
-            try:
-                came = f"{type(state).__name__} of {len(state)}"
-            except TypeError:  # it has no length
-                came = reprlib.repr(state)
-            raise TypeError(f"{name} is {came}, expected a pair (h, c)")
-        h, c = state
-        h = None if h is None else numbers(f"{name}[0]", h, dtype, shape)
-        c = None if c is None else numbers(f"{name}[1]", c, dtype, shape)
-        return h, c
-    if isinstance(state, tuple):
-        raise TypeError(f"{name} is a tuple of {len(state)}, expected one array")
-    return None if h is None else numbers(name, h, dtype, shape), None
-
-
-cdef tuple checked_groups(str name, object groups, object dtype):
-    """Return the groups as tuples of Packed that fit each other."""
-    cdef Packed packed, before = None
-    cdef const fr_table *table = table_for(dtype)
-    cdef Py_ssize_t i
-    if not isinstance(groups, (list, tuple)) or not groups:
-        raise ValueError(f"{name}: groups is {reprlib.repr(groups)}, "
-                         "expected a list of lists of Packed")
-    checked = [None] * len(groups)
-    for i in range(len(groups)):
-        group = groups[i]
-        if not isinstance(group, (list, tuple)) or not group:
-            raise ValueError(f"{name}: groups[{i}] is {reprlib.repr(group)}, "
-                             "expected a list of Packed")
-        first = group[0]
-        for one in group:
-            if not isinstance(one, Packed):
-                raise TypeError(f"{name}: groups[{i}] holds a {type(one).__name__}, "
-                                "expected Packed")
-            packed = one
-            if packed.table != table:
-                raise ValueError(f"{name}: groups[{i}] was packed for another dtype or "
-                                 f"instruction set, expected {dtype} and the one in use")
-            if packed.kind != first.kind or packed.hidden_size != first.hidden_size:
-                raise ValueError(f"{name}: groups[{i}] has cells of different kinds or sizes, "
-                                 "expected equal ones")
-            if before is not None and packed.input_size != before.hidden_size:
-                raise ValueError(f"{name}: groups[{i}] has a layer of input size "
-                                 f"{packed.input_size} behind one of hidden size "
-                                 f"{before.hidden_size}, expected the same")
-            before = packed
-        checked[i] = tuple(group)
-    return tuple(checked)
 
 
 # ---- the stream ---------------------------------------------------------------------------------

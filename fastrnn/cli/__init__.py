@@ -7,9 +7,11 @@ Ctrl-C comes while NumPy is loaded.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from fastrnn.cli import streams
 
@@ -31,21 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         gone. Wrong usage raises SystemExit, as argparse has it.
     """
     streams.prepare()
-    with contextlib.redirect_stderr(streams.Lasting(sys.stderr)):
+    out, err = sys.stdout, sys.stderr
+    with contextlib.redirect_stdout(streams.Stream(out, "standard output")), \
+            contextlib.redirect_stderr(streams.Lasting(err, "standard error")):
         try:
-            try:
-                status = _run(argv)
-            except SystemExit:  # argparse has printed its help, or an error
-                sys.stdout.flush()
-                raise
-            sys.stdout.flush()
+            return _run(argv)
         except BrokenPipeError:
-            status = PIPE_CLOSED
-        except OSError as error:  # of the flush
-            status = _complain("fastrnn", f"standard output: {error.strerror}")
+            return PIPE_CLOSED
         finally:
-            streams.abandon_if_broken(sys.stdout)
-    return status
+            streams.abandon_if_broken(out)
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -54,11 +50,16 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         from fastrnn.cli.options import parser
 
-        args = parser().parse_args(argv)
+        try:
+            args = parser().parse_args(argv)
+        except SystemExit:  # argparse has printed its help, or an error
+            sys.stdout.flush()
+            raise
         name = f"fastrnn {args.command}"
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: (_complain(name, str(message)), None)[1]
+            warnings.showwarning = functools.partial(_warn, name)
             args.run(args)
+        sys.stdout.flush()
     except BrokenPipeError:
         raise
     except ModuleNotFoundError as error:
@@ -75,6 +76,11 @@ def _run(argv: Sequence[str] | None) -> int:
         _complain(f"\n{name}", "interrupted")
         return INTERRUPTED
     return 0
+
+
+def _warn(name: str, message: Warning | str, *_: Any) -> None:
+    """Print a warning like an error: in one line, without the place in the code."""
+    _complain(name, str(message))
 
 
 def _complain(name: str, sentence: str) -> int:

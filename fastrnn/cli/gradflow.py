@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ def run(args: argparse.Namespace) -> None:
 
     from fastrnn import gradflow, plot
 
+    matplotlib.use("agg")
     T, B = args.bptt, _checks.positive("--batch", args.batch)
     if T < 2:
         raise ValueError(f"--bptt is {T}, expected a whole number of at least 2: a character, and "
@@ -45,25 +47,31 @@ def run(args: argparse.Namespace) -> None:
     flows = gradflow.model_flow(
         model, lambda m: m.loss(*batch.inputs, batch.targets, weights=weights))
     print(f"the loss of character {T}, back through the {T} before it:")
-    matplotlib.use("agg")
-    pictures: dict[str, Any] = {"unfolded": plot.unfolded(model.layers[0])}
+    _save(plot.unfolded(model.layers[0]), args.output, "unfolded")
     for i, (layer, flow) in enumerate(zip(model.layers, flows, strict=True)):
         print(gradflow.verdict(flow))
-        pictures[f"layers.{i}.norms"] = plot.gradient_norms(flow)
+        _save(plot.gradient_norms(flow), args.output, f"layers.{i}.norms")
         for number in range(layer.num_layers):
             for kind, draw in (("heatmap", plot.gradient_heatmap), ("shares", plot.shares),
                                ("saturation", plot.saturation)):
-                pictures[f"layers.{i}.{number}.{kind}"] = draw(flow, number)
+                _save(draw(flow, number), args.output, f"layers.{i}.{number}.{kind}")
     x = model.parameters()["embedding.weight"][batch.inputs[0]]
     jacobians = gradflow.jacobians(model.layers[0], x, distance=T - 1)
     print(gradflow.verdict(jacobians))
     memory = jacobians.memory()
     print(f"effective memory: {text.amount(memory, 'step') if memory else f'over {T - 1} steps'}")
-    pictures["layers.0.jacobians"] = plot.jacobian_norms(jacobians)
+    _save(plot.jacobian_norms(jacobians), args.output, "layers.0.jacobians")
     history = checkpoint.history(args.model)
     if history is not None and history.norms:
         print(f"training: {gradflow.verdict(history)}")
-        pictures["training"] = history.plot()[0]
-    for name, axes in pictures.items():
-        axes.get_figure(root=True).savefig(args.output / f"{name}.png", dpi=120)
+        _save(history.plot()[0], args.output, "training")
     print(f"drawn in {args.output}")
+
+
+def _save(axes: Any, folder: Path, name: str) -> None:
+    """Write a picture, and forget it."""
+    from matplotlib import pyplot
+
+    figure = axes.get_figure(root=True)
+    figure.savefig(folder / f"{name}.png", dpi=120)
+    pyplot.close(figure)

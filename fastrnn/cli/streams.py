@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
-__all__ = ["Lasting", "abandon_if_broken", "prepare"]
+__all__ = ["Lasting", "Stream", "abandon_if_broken", "prepare"]
 
 
 def prepare() -> None:
@@ -24,7 +25,35 @@ def prepare() -> None:
         reconfigure(errors="replace")
 
 
-class Lasting:
+class Stream:
+    """A text stream whose errors name it."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name = stream, name
+
+    def write(self, text: str) -> int:
+        """Write."""
+        with self._errors():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush."""
+        with self._errors():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._name) from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class Lasting(Stream):
     """A text stream that goes quiet when it can no longer be written to.
 
     Attributes
@@ -33,35 +62,16 @@ class Lasting:
         What ended it.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.error: OSError | None = None
-
-    def write(self, text: str) -> int:
-        """Write, or do nothing."""
-        with self._quietly():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush, or do nothing."""
-        with self._quietly():
-            self._stream.flush()
+    error: OSError | None = None
 
     @contextlib.contextmanager
-    def _quietly(self) -> Any:
+    def _errors(self) -> Iterator[None]:
         try:
-            if self.error is None:
+            with super()._errors():
                 yield
-            else:
-                with contextlib.suppress(OSError):
-                    yield
         except OSError as error:
-            self.error = error
+            self.error = self.error or error
             abandon_if_broken(self._stream)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def abandon_if_broken(stream: Any) -> None:

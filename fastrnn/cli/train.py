@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> None:
 
     The model is the result: standard output may go away meanwhile.
     """
-    out = streams.Lasting(sys.stdout)
+    out = streams.Lasting(sys.stdout, "standard output")
     with contextlib.redirect_stdout(out):
         _train(args)
     if out.error is not None and not isinstance(out.error, BrokenPipeError):
-        raise OSError(f"standard output: {out.error.strerror}")
+        raise out.error
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -90,7 +90,9 @@ def _train(args: argparse.Namespace) -> None:
                                        window=args.bptt)
     print(f"held-out text: {bits:.3f} bits/character")
     save(model, args.output, notes | {"held-out bits per character": round(bits, 4)})
-    sample = continued(model, PROMPT, SAMPLE, temperature=TEMPERATURE, seed=args.seed)
+    known = model.characters is None or set(PROMPT) <= set(model.characters)
+    prompt = PROMPT if known else model.decode(held_out[: len(PROMPT)])
+    sample = continued(model, prompt, SAMPLE, temperature=TEMPERATURE, seed=args.seed)
     print(f"a sample:\n\n{sample}", flush=True)
     if failure is not None:
         raise failure
@@ -155,8 +157,9 @@ def _check_run(args: argparse.Namespace, trained: np.ndarray) -> None:
     kept = checkpoint.about(path) if path.exists() else None
     if kept is None:
         return  # there is nothing to go on with, or fit says what is wrong
-    differs = [f"--{option} {kept.get(name)}, not {getattr(args, option)}" for option, name in (
-        ("batch", "batch_size"), ("bptt", "window"), ("seed", "seed"))
+    differs = [
+        f"another --{option} ({kept.get(name)}, not {getattr(args, option)})"
+        for option, name in (("batch", "batch_size"), ("bptt", "window"), ("seed", "seed"))
         if kept.get(name) != getattr(args, option)]
     if not differs and kept.get("data") != Windows(trained, args.bptt, args.batch
                                                    ).fingerprint()["data"]:

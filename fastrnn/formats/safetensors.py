@@ -31,6 +31,7 @@ __all__ = ["File", "NamedError", "as_path", "opened", "refusing", "try_write", "
 FORMAT = 3  # of what fastrnn keeps in the metadata
 _KEY = "fastrnn"  # of the metadata
 _LONGEST = 100_000_000  # bytes of a header, as the specification has it
+_MOST_AXES = 32  # of an array
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
            "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -98,7 +99,7 @@ def _beside(
 ) -> Iterator[tuple[Path, Path]]:
     """Give a new file with this content, and the place that it is for; it is gone after an error.
 
-    Nobody's umask is touched: the kernel applies it when the file is made.
+    The process's umask is not touched: the system applies it when the file is made.
     """
     header, chunks = _encoded(arrays, about)
     place = Path(os.path.realpath(path))
@@ -163,7 +164,7 @@ def _encoded(
 ) -> tuple[bytes, Iterator[memoryview]]:
     """Return a file's bytes before the arrays, and then those of the arrays, one by one."""
     try:
-        text = json.dumps({"format": FORMAT} | about)
+        text = json.dumps({"format": FORMAT} | about, default=_plain)
     except (TypeError, ValueError) as error:
         raise RefusedType(f"what is to be kept beside the arrays is not JSON: {error}") from error
     header: dict[str, Any] = {"__metadata__": {_KEY: text}}
@@ -181,6 +182,13 @@ def _encoded(
     # no copy of an array that lies in memory as it lies in a file
     chunks = (_bytes(np.ascontiguousarray(array, dtype)) for array, dtype in ordered)
     return len(encoded).to_bytes(8, "little") + encoded, chunks
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy as one of Python."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _bytes(array: np.ndarray) -> memoryview:
@@ -318,13 +326,14 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str]]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise RefusedValue("its metadata are not strings")
     entries, at = {}, 8 + length
-    for name, told in sorted(header.items(), key=lambda item: _offsets(item[1])):
-        shape, (begin, end) = told["shape"], _offsets(told)
-        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+    for name, described in sorted(header.items(), key=lambda item: _offsets(item[1])):
+        shape, (begin, end) = described["shape"], _offsets(described)
+        if not isinstance(shape, list) or len(shape) > _MOST_AXES or not all(
+                type(n) is int and n >= 0 for n in shape):
             raise RefusedValue(f"the shape of {name!r} is {_checks.show(shape)}")
-        dtype = _DTYPES.get(told["dtype"])
+        dtype = _DTYPES.get(described["dtype"])
         if dtype is None:
-            raise RefusedValue(f"{name!r} is {_checks.show(told['dtype'])}, expected one of "
+            raise RefusedValue(f"{name!r} is {_checks.show(described['dtype'])}, expected one of "
                                f"{list(_DTYPES)}")
         if 8 + length + begin != at or end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
             raise RefusedValue(f"the bytes of {name!r} are not where they should be")
@@ -335,9 +344,9 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str]]:
     return entries, metadata
 
 
-def _offsets(told: Any) -> tuple[int, int]:
+def _offsets(described: Any) -> tuple[int, int]:
     """Return where an array begins and ends."""
-    begin, end = told["data_offsets"]
+    begin, end = described["data_offsets"]
     if type(begin) is not int or type(end) is not int:
         raise RefusedValue("its offsets are not whole numbers")
     return begin, end

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-__all__ = ["NotFinite", "Computed", "all_finite", "broken_parameter", "kind", "search"]
+__all__ = ["Computed", "NotFinite", "all_finite", "broken_parameter", "kind", "search"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +45,14 @@ class NotFinite:
 
 
 def all_finite(a: np.ndarray) -> bool:
-    """Return whether all of an array is finite; whole numbers are."""
+    """Return whether all of an array is finite; whole numbers are.
+
+    Call it inside np.errstate: NumPy warns where the sum overflows.
+    """
     if a.dtype.kind != "f":
         return True
-    with np.errstate(all="ignore"):
-        # one pass without an array of booleans; a sum that overflows is looked at again
-        return math.isfinite(a.sum()) or bool(np.isfinite(a).all())
+    # one pass without an array of booleans; a sum that overflows is looked at again
+    return math.isfinite(a.sum()) or bool(np.isfinite(a).all())
 
 
 def kind(a: np.ndarray) -> str:
@@ -98,6 +100,10 @@ class Computed:
     norms: np.ndarray
     has_c: bool
 
+    def all_finite(self) -> bool:
+        """Return whether everything is finite."""
+        return all(map(all_finite, (self.x, self.h, *self.final, self.norms)))
+
 
 def search(
     layers: list[Computed], dy: np.ndarray | None, loss: float
@@ -118,6 +124,8 @@ def search(
     list of tuples, each D entries
         None where everything is finite, or where the gradient became too large on its way back.
     """
+    if all(layer.all_finite() for layer in layers):
+        return [(None,) * len(layer.norms) for layer in layers]
     forward: list[list[NotFinite | None]] = []
     for layer in layers:
         below = bool(forward) and any(forward[-1])

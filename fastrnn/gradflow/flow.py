@@ -140,7 +140,7 @@ def gradient_flow(
     if dy is not None:
         dy = np.asarray(dy)
         dy = dy.swapaxes(0, 1) if layer.batch_first and dy.ndim == 3 else dy
-    return _Backward({"": layer}, recorded, grads, layer.parameters(), (final,), dy).flows(parts)[0]
+    return _Backward(layer, {"": layer}, recorded, grads, (final,), dy).flows(parts)[0]
 
 
 @public
@@ -190,7 +190,7 @@ def model_flow(
     for of_layer in recorded:
         _check_size(next(iter(of_layer[0].values())))
     states = (None,) * (len(layers) - len(p.state)) + tuple(p.state)  # a decoder's are the last
-    return _Backward(layers, recorded, grads, model.parameters(), states, loss=p.value).flows(parts)
+    return _Backward(model, layers, recorded, grads, states, loss=p.value).flows(parts)
 
 
 def _pass(run: Any, model: Model) -> LossPass:
@@ -237,12 +237,13 @@ class _Backward:
 
     Attributes
     ----------
+    whole : layer or model
     layers : dict of recurrent layers
         By their names in the whole.
     recorded : list of lists of dicts
         What backward recorded, for each layer and stacked layer; [] if nothing.
-    grads, parameters : mapping
-        By their names in the whole; gradients are those of this backward alone.
+    grads : mapping
+        The gradients of this backward alone, by the parameters' names in the whole.
     states : tuple
         The final state of each layer; None if it is not known.
     dy : array (T, ...) or None
@@ -251,10 +252,10 @@ class _Backward:
         The value of the loss.
     """
 
+    whole: Recurrent | Model
     layers: Mapping[str, Recurrent]
     recorded: list[Recorded]
     grads: Mapping[str, np.ndarray]
-    parameters: Mapping[str, np.ndarray]
     states: tuple[Any, ...]
     dy: np.ndarray | None = None
     loss: float = 0.0
@@ -263,22 +264,25 @@ class _Backward:
         """Return the flow of each layer."""
         if not self.recorded:
             return [GradientFlow(layer.cell.name) for layer in self.layers.values()]
-        # gradients that are not finite are a result, too
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):  # gradients that are not finite are a result, too
             measured = [
-                [measure(layer.cell, recorded, self._gradients(name, number), parts)
+                [measure(layer.cell, recorded, self._gradients(name, number, parts), parts)
                  for number, recorded in enumerate(of_layer)]
                 for (name, layer), of_layer in zip(self.layers.items(), self.recorded, strict=True)
             ]
-        found = self._not_finite(measured) if "norms" in parts else [None] * len(measured)
+            found = self._not_finite(measured) if "norms" in parts else [None] * len(measured)
         return [
             GradientFlow(layer.cell.name, not_finite=sources, **{
-                name: np.stack([one[name] for one in of_layer]) for name in of_layer[0]})
+                name: _stack([one[name] for one in of_layer]) for name in of_layer[0]})
             for layer, of_layer, sources in zip(self.layers.values(), measured, found, strict=True)
         ]
 
-    def _gradients(self, layer: str, number: int) -> dict[str, list[np.ndarray]]:
+    def _gradients(
+        self, layer: str, number: int, parts: tuple[str, ...]
+    ) -> dict[str, list[np.ndarray]]:
         """Return the gradients of weight_ih and weight_hh of a stacked layer, by direction."""
+        if "shares" not in parts:
+            return {}
         suffixes = ("", "_reverse")[: self.layers[layer].directions]
         return {side: [self.grads[full_name(layer, f"weight_{side}_l{number}{suffix}")]
                        for suffix in suffixes] for side in ("ih", "hh")}
@@ -297,7 +301,7 @@ class _Backward:
         broken = [not finite.all_finite(layer.flat) for layer in self.layers.values()]
         parameter = None
         if any(broken) or any(map(any, found)):
-            parameter = finite.broken_parameter(self.parameters)
+            parameter = finite.broken_parameter(self.whole.parameters())
         sources: list[Sources | None] = []
         for layer, own in zip(self.layers.values(), broken, strict=True):
             rows, found = found[: layer.num_layers], found[layer.num_layers :]
@@ -314,3 +318,8 @@ class _Backward:
         D, H = layer.directions, layer.hidden_size
         return tuple(s.reshape(layer.num_layers, D, -1, H)[number]
                      for s in (state if layer.has_c else (state,)))
+
+
+def _stack(arrays: list[np.ndarray]) -> np.ndarray:
+    """Return arrays along a new first axis, without a copy if it is one."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)

@@ -232,6 +232,7 @@ class _Direction:
         turn = 1 - 2 * self.d
         return self.alone().forward(x[::turn], self.state(), grad=False)[0][::turn]
 
+    @np.errstate(all="ignore")
     def not_finite(self, x: np.ndarray, y: np.ndarray, T: int) -> NotFinite | None:
         """Return where values that are not finite come from.
 
@@ -250,7 +251,7 @@ class _Direction:
                 return NotFinite("initial state", finite.kind(s))
         h = np.concatenate([np.zeros_like(y[:1]), y])  # its own, which is finite, is first
         computed = finite.Computed(x, h[:-1, :, None], (h[-1:],), np.zeros((1, len(x), 1)),
-                         self.layer.has_c)
+                                   self.layer.has_c)
         ((found,),) = finite.search([computed], None, 0.0)
         if found is None:
             return None

@@ -280,7 +280,7 @@ class Part(Parametrized):
 
     @property
     def dtype(self) -> np.dtype:
-        """dtype of parameters, inputs and outputs: float32 or float64."""
+        """Dtype of parameters, inputs and outputs: float32 or float64."""
         return self.flat.dtype
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -90,7 +91,7 @@ class Recurrent(Part):
         if seed is not UNSET:
             bound = 1 / math.sqrt(self.hidden_size)
             self.flat[:] = np.random.default_rng(weights).uniform(-bound, bound, self.flat.size)
-        self._masks = np.random.default_rng(masks)
+        self._masks, self._masks_pid = np.random.default_rng(masks), os.getpid()
 
     def _check_size(self, dtype: np.dtype) -> None:
         """Refuse sizes that no memory can hold before naming every parameter."""
@@ -314,18 +315,30 @@ class Recurrent(Part):
 
     def _mask(self, y: np.ndarray) -> np.ndarray:
         """Return zeros with probability `dropout`, and elsewhere what keeps the mean."""
-        keep = self._masks.random(y.shape, np.float32) >= np.float32(self.dropout)
+        keep = self._generator().random(y.shape, np.float32) >= np.float32(self.dropout)
         scale = 1 / (1 - self.dropout) if self.dropout < 1 else 0
         return np.multiply(keep, scale, dtype=self.dtype)
+
+    def _generator(self) -> np.random.Generator:
+        """Return the generator of dropout's masks.
+
+        In a forked child it is a new one in the same state: of the parent's, a lock may be held by
+        a thread that the child does not have.
+        """
+        if self._masks_pid != os.getpid():
+            masks = np.random.default_rng(0)
+            masks.bit_generator.state = self._masks.bit_generator.state
+            self._masks, self._masks_pid = masks, os.getpid()
+        return self._masks
 
     @property
     def dropout_state(self) -> dict[str, Any]:
         """The state of the generator that draws dropout's masks; it can be set."""
-        return dict(self._masks.bit_generator.state)
+        return dict(self._generator().bit_generator.state)
 
     @dropout_state.setter
     def dropout_state(self, state: dict[str, Any]) -> None:
-        self._masks.bit_generator.state = state
+        self._generator().bit_generator.state = state
 
     # ---- weights ----------------------------------------------------------------------------
 
@@ -437,7 +450,7 @@ class Recurrent(Part):
         left_out = ("_last", "_packs", "_workspace", "_weights", "_own_grads", "_reverse")
         state = {name: value for name, value in super().__getstate__().items()
                  if name not in left_out}
-        return state | {"cell": self.cell.name, "_masks": copy.deepcopy(self._masks)}
+        return state | {"cell": self.cell.name, "_masks": copy.deepcopy(self._generator())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state | {"cell": CELLS[state["cell"]], "_last": None, "_packs": None,

@@ -11,7 +11,9 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.layers.passes import Pass
 from fastrnn.models import generate
+from fastrnn.models.linear import inside
 from fastrnn.models.model import Model
 from fastrnn.models.passes import (
     Back,
@@ -19,8 +21,8 @@ from fastrnn.models.passes import (
     LossOptions,
     LossPass,
     ModelPass,
-    StackPass,
     States,
+    back_through,
 )
 from fastrnn.models.sequence import SequenceModel
 from fastrnn.models.stack import Stack
@@ -106,11 +108,12 @@ class EncoderDecoder(Model):
         source, inputs = self._check_inputs(source, inputs)
         goals = decoder.check_goals(targets, inputs.shape[:2],
                                     LossOptions(weights, ignore_index, grad=grad))
-        _, state, read = self.encoder.checked_run(source, None, grad=grad, dropout=grad)
+        start = self.encoder.check_states(None, source.shape[1])
+        _, state, passes = self.encoder.run(source, start, grad=grad, dropout=grad)
         p = decoder.loss_of(inputs, goals, state, None, grad)
-        if read is None or p.inner is None:
+        if p.inner is None:
             return p
-        return LossPass(p.value, p.weight, p.state, _DecoderPass(self, read, p.inner), p.doutputs)
+        return LossPass(p.value, p.weight, p.state, _DecoderPass(self, passes, p.inner), p.doutputs)
 
     def _check_inputs(self, source: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return what the encoder and what the decoder reads, of equally many rows."""
@@ -147,19 +150,22 @@ class EncoderDecoder(Model):
         if source.shape[1] != len(first):
             raise RefusedValue(f"first has {len(first)} rows, expected {source.shape[1]}: as many "
                                "as source")
-        _, state, _ = self.encoder.checked_run(source, None, grad=False, dropout=False)
+        start = self.encoder.check_states(None, source.shape[1])
+        _, state, _ = self.encoder.run(source, start, grad=False, dropout=False)
         return generate.run_freely(self.decoder, first, length, state, sampling)
 
 
 class _DecoderPass(ModelPass):
     """A loss of the decoder, through which the gradient reaches the encoder."""
 
-    def __init__(self, model: EncoderDecoder, encoder: StackPass, decoder: ModelPass) -> None:
+    def __init__(self, model: EncoderDecoder, encoder: list[Pass], decoder: ModelPass) -> None:
         super().__init__(model, model.decoder, decoder.rows)
         self._encoder, self._decoder = encoder, decoder
 
     def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
-        _, between, after = self._decoder._go_back(
-            gradient, dstate, back.inside("decoder")._replace(need_dx=False))
-        dx, dstate0, before = self._encoder._go_back(None, between, back.inside("encoder"))
+        model: Any = self._model
+        own = back._replace(grads=inside(back.grads, "decoder"), need_dx=False)
+        _, between, after = self._decoder._go_back(gradient, dstate, own)
+        own = back._replace(grads=inside(back.grads, "encoder"))
+        dx, dstate0, before = back_through(model.encoder, self._encoder, None, between, own)
         return dx, dstate0, before + after

@@ -117,7 +117,13 @@ def targets(
     used = None if weights is None else weights > 0
     if softmax:
         return _in_range("y", _whole("y", a, used), K, "classes", ignore=-100)
-    return _floats("y", a, model.dtype, used)
+    a = _floats("y", a, model.dtype, used)
+    if model.loss_name == "bce":
+        counted = a if used is None else a[used]
+        if counted.size and not (counted.min() >= 0 and counted.max() <= 1):
+            raise RefusedValue(f"y has numbers from {counted.min()} to {counted.max()}, expected 0 "
+                               "to 1: chances, for the loss 'bce'")
+    return a
 
 
 def next_steps(model: SequenceModel, of: Sequences) -> tuple[Sequences, np.ndarray]:
@@ -217,7 +223,7 @@ def _floats(
 ) -> np.ndarray:
     """Return finite numbers of a dtype; rows that are not used may have anything."""
     with np.errstate(over="ignore"):
-        converted = np.ascontiguousarray(a, dtype)
+        converted = np.asarray(a, dtype, order="C")
     finite = np.isfinite(converted)
     if used is not None:
         finite |= ~used[..., None]
@@ -234,6 +240,7 @@ def _whole(name: str, a: np.ndarray, used: np.ndarray | None = None) -> np.ndarr
     if used is not None:
         a = np.where(used, a, 0)
     if a.dtype.kind == "f":
+        a = a.astype(np.float64)  # of float16 2^31 is infinite
         wrong = ~np.isfinite(a)
         wrong |= a != np.floor(a)
         if wrong.any():
@@ -254,4 +261,4 @@ def _in_range(
     if counted.size and not (counted.min() >= 0 and counted.max() < count):
         raise RefusedIndex(f"{name} has numbers from {counted.min()} to {counted.max()}, expected "
                            f"0 to {count - 1}: the model has {count} {what}")
-    return np.ascontiguousarray(a, np.int32)
+    return np.asarray(a, np.int32, order="C")

@@ -69,6 +69,7 @@ class LanguageModel(SequenceModel):
         if characters is not None:
             if not isinstance(characters, str) or not characters:
                 raise RefusedValue(f"characters is {_checks.show(characters)}, expected a text")
+            _as_bytes("characters", characters)  # refuses what no file could keep
             characters = "".join(sorted(set(characters)))
             if vocab_size not in (256, len(characters)):
                 raise RefusedValue(f"vocab_size is {_checks.show(vocab_size)} with characters, "

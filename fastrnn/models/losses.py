@@ -231,7 +231,9 @@ def _check_classes(
     targets: Any, weights: Any, ignore_index: Any, shape: tuple[int, ...], dtype: np.dtype
 ) -> Goals:
     *rows, N = shape
-    labels = _checks.numbers("targets", targets)
+    labels = targets
+    if type(labels) is not np.ndarray or labels.dtype.kind not in "iu":
+        labels = _checks.numbers("targets", targets)
     if labels.size and labels.dtype.kind not in "iu":
         raise RefusedType(f"targets is {labels.dtype}, expected whole numbers: classes")
     if labels.shape != tuple(rows):
@@ -241,8 +243,8 @@ def _check_classes(
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
             raise RefusedValue(f"ignore_index is {_checks.show(ignore_index)}, expected a whole "
                                "number, or None")
-        if (ignored := labels == ignore_index).any():
-            w = np.where(ignored, 0.0, 1.0 if w is None else w)
+        if ignore_index in labels:
+            w = np.where(labels == ignore_index, 0.0, 1.0 if w is None else w)
     if w is not None:  # the labels of rows that do not count may be anything
         labels = np.where(w > 0, labels, 0)
     labels = _checks.rows(labels, rows, N, name="targets", of="the outputs' last axis")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrnn.layers.parameters import Parametrized, Part, distinct
+from fastrnn.layers.parameters import Parametrized, Part
 from fastrnn.layers.recurrent import Recurrent
 
 __all__ = ["Model"]
@@ -21,14 +21,21 @@ class Model(Parametrized):
     parts : dict of parts and models
         In the order in which `parameters` has them. The parts of a model are named
         "model.part".
+
+    Attributes
+    ----------
+    distinct : tuple of parts
+        Each once, even if it has several names.
     """
 
     _parts: dict[str, Part]
-    _fixed: frozenset[str] = frozenset(["_parts"])  # attributes that cannot be set again
+    distinct: tuple[Part, ...]
+    _fixed: frozenset[str] = frozenset(["_parts", "distinct"])  # cannot be set again
 
     def __init__(self, parts: Mapping[str, Parametrized]) -> None:
         self._parts = {f"{name}.{inner}" if inner else name: part for name, of in parts.items()
                        for inner, part in of.parts().items()}
+        self.distinct = tuple({id(part): part for part in self._parts.values()}.values())
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse to replace what the model is made of, and to hide what looks like a buffer."""
@@ -48,7 +55,12 @@ class Model(Parametrized):
     @property
     def num_parameters(self) -> int:
         """How many numbers the parameters have together; those of shared parts count once."""
-        return sum(part.flat.size for part in distinct(self))
+        return sum(part.flat.size for part in self.distinct)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of parameters, inputs and outputs: float32 or float64."""
+        return self.distinct[0].flat.dtype
 
     @property
     def recurrent(self) -> list[Recurrent]:

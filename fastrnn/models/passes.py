@@ -49,10 +49,6 @@ class Back(NamedTuple):
     grads: Grads
     retain: bool
 
-    def inside(self, part: str) -> Back:
-        """Return the same options for a part: `grads` has the part's arrays only."""
-        return self if self.grads is None else self._replace(grads=inside(self.grads, part))
-
 
 class ModelPass(abc.ABC):
     """One forward of a model, to go back through.
@@ -71,29 +67,52 @@ class ModelPass(abc.ABC):
 
     def __init__(self, model: Model, stack: Stack, rows: tuple[int, int]) -> None:
         self._model, self._stack, self.rows = model, stack, rows
-        self._versions = [(part, part.version) for part in model.parts().values()]
-        self._spent = False
-
-    @property
-    def spent(self) -> bool:
-        """Whether it has had its backward."""
-        return self._spent
+        self._versions = [part.version for part in model.distinct]
+        self.spent = False  # whether it has had its backward
 
     def go_back(self, gradient: Any, dstate: Any, back: Back) -> Any:
         """Do what `backward` does: whatever can be refused is, before anything has changed."""
-        for part, version in self._versions:
-            check_unspent(self._spent, part, version)
+        model = self._model
+        for part, version in zip(model.distinct, self._versions, strict=True):
+            if self.spent or part.version != version:
+                check_unspent(self.spent, part, version)
         dstate = self._stack.check_states(dstate, self.rows[1], "dstate")
-        _check_record(back.record, self._model)
-        _check_grads(back.grads, self._model)
-        with _adding(self._model) if back.grads is None else contextlib.nullcontext():
-            self._spent = not back.retain
+        if back.record != ():
+            _check_record(back.record, model)
+        if back.grads is None:
+            guard: Any = adding(model.distinct[0].flat_grads)  # against another pass of the model
+        else:
+            _check_grads(back.grads, model)
+            guard = contextlib.nullcontext()
+        with guard:
+            self.spent = not back.retain
             dx, dstate0, recorded = self._go_back(gradient, dstate, back)
         return (dx, dstate0, recorded) if back.record else (dx, dstate0)
 
     @abc.abstractmethod
     def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
         """Go back, with arguments that were checked."""
+
+
+def back_through(
+    stack: Stack, passes: list[Pass], dy: Any, dstate: States, back: Back
+) -> Gradients:
+    """Go back through the layers of a stack, with arguments that were checked."""
+    symbols = stack.vocab_size is not None
+    dx, dstate0, recorded = dy, [], []
+    for i in reversed(range(len(passes))):
+        p, record = passes[i], back.record
+        if record and not p.layer.has_c:
+            record = tuple(name for name in record if name != "dc")
+        wanted = i > 0 or stack.embedding is not None or (back.need_dx and not symbols)
+        dx, d0, *more = p._backward(dx, dstate[i], wanted, record,
+                                    inside(back.grads, f"layers.{i}"), back.retain)
+        dstate0.append(d0)
+        if back.record:
+            recorded.append(more[0] if more else [{} for _ in range(p.layer.num_layers)])
+    if stack.embedding is not None:
+        stack.embedding.add(dx, inside(back.grads, "embedding"))
+    return None if symbols else dx, tuple(dstate0[::-1]), recorded[::-1]
 
 
 def _check_record(record: Any, model: Model) -> None:
@@ -115,27 +134,6 @@ def _check_grads(grads: Any, model: Model) -> None:
             raise RefusedValue(f"grads lacks {name!r}, expected an array for each parameter: see "
                                "new_grads()")
         _checks.output(f"grads[{name!r}]", grads[name], model.dtype, param.shape)
-
-
-class _adding:  # noqa: N801, used as a function
-    """While it is entered, no other pass of a model adds to the own gradients of these parts."""
-
-    def __init__(self, model: Model) -> None:
-        parts = {id(part): part for part in model.parts().values()}
-        self._marks = [adding(part.flat_grads) for part in parts.values()]
-
-    def __enter__(self) -> None:
-        for i, mark in enumerate(self._marks):
-            try:
-                mark.__enter__()
-            except RuntimeError:
-                for entered in self._marks[:i]:
-                    entered.__exit__()
-                raise
-
-    def __exit__(self, *error: object) -> None:
-        for mark in self._marks:
-            mark.__exit__()
 
 
 class StackPass(ModelPass):
@@ -179,29 +177,18 @@ class StackPass(ModelPass):
         return self.go_back(dy, dstate, Back(need_dx, record, grads, retain))
 
     def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
-        stack = self._stack
-        symbols = stack.vocab_size is not None
-        dx, dstate0, recorded = gradient, [], []
-        for i in reversed(range(len(self._passes))):
-            layer, p, own = stack.layers[i], self._passes[i], back.inside(f"layers.{i}")
-            record = tuple(name for name in back.record if layer.has_c or name != "dc")
-            wanted = i > 0 or stack.embedding is not None or (back.need_dx and not symbols)
-            dx, d0, *more = p._backward(dx, dstate[i], wanted, record, own.grads, back.retain)
-            dstate0.append(d0)
-            recorded.append(more[0] if more else [{} for _ in range(layer.num_layers)])
-        if stack.embedding is not None:
-            stack.embedding.add(dx, back.inside("embedding").grads)
-        return None if symbols else dx, tuple(dstate0[::-1]), recorded[::-1]
+        return back_through(self._stack, self._passes, gradient, dstate, back)
 
 
 class OutputPass(ModelPass):
     """One forward of a SequenceModel: ``outputs, state, p = model.forward(x)``."""
 
     def __init__(
-        self, model: SequenceModel, inner: StackPass, read: np.ndarray, context: np.ndarray | None
+        self, model: SequenceModel, passes: list[Pass], rows: tuple[int, int], read: np.ndarray,
+        context: np.ndarray | None,
     ) -> None:
-        super().__init__(model, model, inner.rows)
-        self._inner, self._context = inner, context
+        super().__init__(model, model, rows)
+        self._passes, self._context = passes, context
         self._read: np.ndarray | None = read
 
     @public
@@ -237,10 +224,10 @@ class OutputPass(ModelPass):
         read = self._read
         if not back.retain:
             self._read = None
-        dread: Any = model.head.backward(gradient, read, back.inside("head").grads)
+        dread: Any = model.head.backward(gradient, read, inside(back.grads, "head"))
         if model.readout == "last":
             dstate, dread = model.add_to_last(dread, dstate), None
-        dx, dstate0, recorded = self._inner._go_back(dread, dstate, back)
+        dx, dstate0, recorded = back_through(model, self._passes, dread, dstate, back)
         if self._context is None:
             return dx, dstate0, recorded
         return dx, model.context_backward(self._context, dstate0, back.grads), recorded

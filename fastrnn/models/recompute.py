@@ -16,6 +16,7 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue
 from fastrnn.layers.recurrent import Recurrent
+from fastrnn.models.linear import inside
 from fastrnn.models.losses import Goals
 from fastrnn.models.passes import (
     Back,
@@ -24,6 +25,7 @@ from fastrnn.models.passes import (
     LossPass,
     ModelPass,
     States,
+    back_through,
     join_recorded,
 )
 
@@ -125,7 +127,7 @@ class _Recomputed(ModelPass):
         """Go back; with readout "last" the gradient is that of the outputs, else None."""
         model = self._other
         if self._read is not None:
-            dread = model.head.backward(gradient, self._read, back.inside("head").grads)
+            dread = model.head.backward(gradient, self._read, inside(back.grads, "head"))
             dstate = model.add_to_last(dread, dstate)
         dxs, recorded = [], []
         for piece in reversed(self._pieces):
@@ -145,11 +147,10 @@ class _Recomputed(ModelPass):
         for layer, state in zip(model.layers, piece.dropout, strict=True):
             if layer.dropout:
                 layer.dropout_state = state
-        y, _, p = model.run(self._x[piece.steps], piece.state, grad=True, dropout=True)
-        assert p is not None  # a pass was asked for
+        y, _, passes = model.run(self._x[piece.steps], piece.state, grad=True, dropout=True)
         dy = None
         if self._read is None:
             doutputs = model.head.apply(y)
             model.score(doutputs, self._goals.part(piece.steps), True)
-            dy = model.head.backward(doutputs, y, back.inside("head").grads)
-        return p._go_back(dy, dstate, back._replace(retain=False))
+            dy = model.head.backward(doutputs, y, inside(back.grads, "head"))
+        return back_through(model, passes, dy, dstate, back._replace(retain=False))

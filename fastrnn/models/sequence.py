@@ -210,10 +210,10 @@ class SequenceModel(Stack):
         self, x: np.ndarray, state: States, context: np.ndarray | None, *, grad: bool, dropout: bool
     ) -> tuple[np.ndarray, States, OutputPass | None]:
         """Return the outputs, the final state and the pass, for arguments that were checked."""
-        y, state, inner = self.run(x, state, grad=grad, dropout=dropout)
+        y, state, passes = self.run(x, state, grad=grad, dropout=dropout)
         read = self.read(y, state)
         outputs = self.head.apply(read)
-        p = None if inner is None else OutputPass(self, inner, read, context)
+        p = OutputPass(self, passes, x.shape[:2], read, context) if grad else None
         return outputs, state, p
 
     def outputs_shape(self, T: int, B: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.layers.parameters import Parametrized, spawn
+from fastrnn.layers.passes import Pass
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.layers.standard import LAYERS
 from fastrnn.models.linear import Embedding
@@ -26,7 +27,7 @@ __all__ = ["Stack"]
 
 def _layers(layers: Any, seed: Any) -> tuple[Recurrent, ...]:
     """Return the layers, made from their configurations if that is what they are."""
-    if isinstance(layers, Recurrent):
+    if isinstance(layers, (Recurrent, dict)):
         layers = [layers]
     if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
         raise RefusedType(f"layers is {_checks.show(layers)}, expected recurrent layers")
@@ -155,7 +156,7 @@ class Stack(Model):
 
     def run(
         self, x: np.ndarray, state: States, *, grad: bool, dropout: bool
-    ) -> tuple[np.ndarray, States, StackPass | None]:
+    ) -> tuple[np.ndarray, States, list[Pass]]:
         """Run the layers over input and state that were checked.
 
         Parameters
@@ -166,27 +167,36 @@ class Stack(Model):
             Whether a pass is wanted.
         dropout : bool
             Whether layers in training mode draw dropout.
+
+        Returns
+        -------
+        y, state : as of a call
+        passes : list
+            Of each layer; empty without `grad`.
         """
         index: np.ndarray | None = None
         y: Any = x
         if self.vocab_size is not None:
             y, index = None if self.embedding is None else self.embedding.weight, x
-        after, passes = [], []
+        after: list[Any] = []
+        passes: list[Pass] = []
         for layer, before in zip(self.layers, state, strict=True):
             y, final, p = layer.run(y, index, before, grad=grad,
                                     dropout=dropout and layer.mode == "training")
             after.append(final)
-            passes.append(p)
+            if p is not None:
+                passes.append(p)
             index = None
-        own = [p for p in passes if p is not None]
-        return y, tuple(after), StackPass(self, own, x.shape[:2]) if grad else None
+        return y, tuple(after), passes
 
     def checked_run(
-        self, x: Any, state: Any, *, grad: bool, dropout: bool, name: str = "x"
+        self, x: Any, state: Any, *, grad: bool, dropout: bool
     ) -> tuple[np.ndarray, States, StackPass | None]:
         """Check x and state, and run."""
-        x = self.check_input(x, name)
-        return self.run(x, self.check_states(state, x.shape[1]), grad=grad, dropout=dropout)
+        x = self.check_input(x)
+        y, state, passes = self.run(x, self.check_states(state, x.shape[1]), grad=grad,
+                                    dropout=dropout)
+        return y, state, StackPass(self, passes, x.shape[:2]) if grad else None
 
     @public
     def __call__(self, x: Any, state: States | None = None) -> tuple[np.ndarray, States]:

@@ -6,7 +6,8 @@ from fastrnn.training.history import History, Progress
 from fastrnn.training.interrupt import Interrupt
 from fastrnn.training.loop import fit
 from fastrnn.training.progress import progress_bar
+from fastrnn.training.step import NotFiniteError
 from fastrnn.training.validation import evaluate
 
-__all__ = ["Batch", "CheckpointError", "Generated", "History", "Interrupt", "Progress", "Samples",
-           "Windows", "evaluate", "fit", "progress_bar"]
+__all__ = ["Batch", "CheckpointError", "Generated", "History", "Interrupt", "NotFiniteError",
+           "Progress", "Samples", "Windows", "evaluate", "fit", "progress_bar"]

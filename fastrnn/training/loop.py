@@ -33,7 +33,7 @@ from fastrnn.training.options import (
     grouped,
 )
 from fastrnn.training.progress import shown
-from fastrnn.training.step import Step, check_model
+from fastrnn.training.step import NotFiniteError, Step, check_model
 from fastrnn.training.validation import Validation
 
 __all__ = ["fit"]
@@ -140,9 +140,10 @@ def fit(
         If the folder cannot be written. No step was taken.
     CheckpointError
         If a file could not be written at the end; it has the `history`, and the model is trained.
-    FloatingPointError
-        If the loss or the gradients' norm is not finite; the sentence says where it began, in the
-        data or elsewhere. The model is that of the step before, and the files stay as they are.
+    NotFiniteError
+        A FloatingPointError: the loss or the gradients' norm is not finite. The sentence says where
+        it began, in the data or elsewhere; `history` is that of the steps before, the model is that
+        of the last of them, and the files stay as they are.
 
     References
     ----------
@@ -272,8 +273,12 @@ class Run:
         """Take one step and write it down."""
         history, now = self.history, self.history.progress
         batch = check_batch(self.data(now.steps), now.steps)
-        loss, norm, clipped, rate, self.state = self.step(batch, self.state, now.steps,
-                                                          now.fraction)
+        try:
+            loss, norm, clipped, rate, self.state = self.step(batch, self.state, now.steps,
+                                                              now.fraction)
+        except NotFiniteError as error:
+            error.history = history
+            raise
         history.losses.append(loss)
         history.norms.append(norm)
         history.rates.append(rate)

@@ -14,11 +14,24 @@ from fastrnn.layers import RNN
 from fastrnn.layers.parameters import Parametrized, distinct
 from fastrnn.models.passes import LossPass
 from fastrnn.training.data import Batch
+from fastrnn.training.history import History
 from fastrnn.training.optim import Optimizer
 from fastrnn.training.options import Descent
 from fastrnn.training.regularisers import OMEGA_NEEDS, omega
 
-__all__ = ["Done", "Step", "check_model", "loss_of"]
+__all__ = ["Done", "NotFiniteError", "Step", "check_model", "loss_of"]
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss or a gradient that is not finite ended a training.
+
+    Attributes
+    ----------
+    history : History
+        Of the steps before; the model is that of the last of them.
+    """
+
+    history: History
 
 
 class Done(NamedTuple):
@@ -97,8 +110,8 @@ class Step:
         p = loss_of(model, batch, state, grad=True, recompute_every=descent.recompute_every)
         loss = p.value
         if not math.isfinite(loss):
-            raise FloatingPointError(f"fit: the loss is {loss} at step {step + 1}: "
-                                     + explain(model, batch, state, p.state))
+            raise NotFiniteError(f"fit: the loss is {loss} at step {step + 1}: "
+                                 + explain(model, batch, state, p.state))
         if self._regularised:
             *_, recorded = p.backward(record=OMEGA_NEEDS)
             for number, layer in self._regularised:
@@ -112,7 +125,7 @@ class Step:
         try:
             norm, limited = optimizer._step(descent.clip, descent.clip_value)
         except FloatingPointError:
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"fit: the gradients' norm is not finite at step {step + 1}, no parameter has "
                 "changed: " + explain(model, batch, state, p.state)) from None
         finally:

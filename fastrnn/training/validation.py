@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -68,6 +69,17 @@ def _evaluating(model: Any) -> Iterator[None]:
         yield
 
 
+def _check_callable(source: Any) -> None:
+    """Refuse a function that cannot be called with nothing, before there is work to lose."""
+    try:
+        inspect.signature(source).bind()
+    except TypeError:
+        raise RefusedType("validation takes arguments, expected a function of none that returns "
+                          "the loss, such as lambda: evaluate(model, batches, count)") from None
+    except ValueError:  # it has no signature
+        return
+
+
 class Validation:
     """The validation of a run: when it is due, what it found, whether to stop.
 
@@ -85,6 +97,8 @@ class Validation:
         self._source: Callable[[], Any] = source
         if isinstance(source, (Windows, Samples)):
             self._source = lambda: _evaluate(model, source, source.count)
+        else:
+            _check_callable(source)
         self.every = stopping.validate_every or getattr(data, "count", None) or 1000
 
     def __call__(self, history: History) -> bool:

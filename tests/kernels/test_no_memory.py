@@ -13,9 +13,9 @@ import calls
 import numpy as np
 import pytest
 
-from fastrnn import bfloat16
 from fastrnn._kernels.packed import Packed
 from fastrnn._kernels.stream import Stream
+from fastrnn.layers.packs import pair
 
 _testcapi = pytest.importorskip("_testcapi")
 
@@ -92,7 +92,7 @@ def sweep_packed(call):
     weights, words = call.weights[0], None
     for half in (False, True):
         if half:
-            (w_ih, ih), (w_hh, hh) = map(bfloat16.pair, weights[:2])
+            (w_ih, ih), (w_hh, hh) = map(pair, weights[:2])
             weights, words = (w_ih, w_hh, *weights[2:]), (ih, hh)
         expected, _ = call.forward(keep=False, weights=(weights,))
 

@@ -9,11 +9,11 @@ import cases
 import numpy as np
 import pytest
 
-from fastrnn import bfloat16
 from fastrnn._kernels import runtime
-from fastrnn._kernels.dense import linear_forward
+from fastrnn._kernels.linear import linear_forward
 from fastrnn._kernels.packed import Packed
 from fastrnn._kernels.stream import Stream
+from fastrnn.layers.packs import pair
 
 per_cell = pytest.mark.parametrize("cell", cases.CELLS)
 RNG = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def group(cell, I, H, layers=1, *, half=False, dtype=np.float32, seed=0):
     for call in made:
         weights, words = call.weights[0], None
         if half:
-            (w_ih, ih), (w_hh, hh) = map(bfloat16.pair, weights[:2])
+            (w_ih, ih), (w_hh, hh) = map(pair, weights[:2])
             weights, words = (w_ih, w_hh, *weights[2:]), (ih, hh)
             call.weights = (weights,)
         packs.append(Packed(call.kind, weights, words))

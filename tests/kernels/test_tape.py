@@ -98,7 +98,7 @@ def test_a_dropped_tape_gives_its_memory_back():
         del tape
         # the workspace holds it, and hands it out again
         assert tracemalloc.get_traced_memory()[0] > kept - nbytes // 2
-        again, _tape = call.forward(keep=True)
+        again, tape = call.forward(keep=True)
         assert tracemalloc.get_traced_memory()[0] < kept + nbytes // 2
     finally:
         tracemalloc.stop()

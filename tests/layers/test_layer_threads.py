@@ -207,6 +207,25 @@ finally:
     thread.join()
 assert found == [0] * 40, found
 assert not failed, failed
+
+# and while another thread draws masks, which takes too little time to be met by chance
+held, over = threading.Event(), threading.Event()
+
+
+def draw():
+    with layer._masks.bit_generator.lock:
+        held.set()
+        over.wait()
+
+
+thread = threading.Thread(target=draw)
+thread.start()
+held.wait()
+try:
+    assert status_of_child(lambda: train(form) == expected) == 0
+finally:
+    over.set()
+    thread.join()
 assert train(form) == expected
 """
 

@@ -1,214 +1,254 @@
-"""The language model and its loss against plain NumPy and central differences."""
+"""Language models: text and symbols, samples, what a model of bytes or of characters takes."""
 
 import copy
-import pickle
+import json
 
-import cases
 import numpy as np
 import pytest
+from kinds import language_of, scale
 
-from fastrnn import reference
-from fastrnn.language_model import LanguageModel
-from fastrnn.losses import softmax_cross_entropy
-
-SIZES = {"symbols": 7, "embedding_size": 3, "hidden_size": 5}
+import fastrnn
+from fastrnn import LanguageModel
 
 
-def model_of(cell="lstm", **options):
-    return LanguageModel(**{**SIZES, "cell": cell, "dtype": np.float64, "seed": 3, **options})
+def bytes_model(**options):
+    return LanguageModel(256, 4, 8, seed=0, **options)
 
 
-def some_text(T=4, B=3, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 7, (T, B)), rng.integers(0, 7, (T, B))
+# ------------------------------------------------------------------------------------------ text
 
 
-def plain_logits(model, symbols):
-    """Return what a one-layer model should say, from the reference and a product."""
-    p = model.parameters()
-    weights = [p[f"layers.0.{name}_l0"] for name in cases.PARAMETERS]
-    run = getattr(reference, model.config["cell"] + "_forward")
-    y, _, _ = run(symbols, None, *weights, embedding=p["embedding.weight"])
-    return y @ p["head.weight"].T + p["head.bias"]
+def test_a_model_of_bytes_encodes_utf8():
+    model = bytes_model()
+    for text in ("to be", "", "Ä€𝄞\n\0", "\udcff\udc80"):
+        symbols = model.encode(text)
+        assert symbols.dtype == np.int32
+        assert bytes(symbols.tolist()) == text.encode("utf-8", "surrogateescape")
+    assert model.encode(b"\xff\x00").tolist() == [255, 0]
+    assert model.encode(bytearray(b"\xff\x00")).tolist() == [255, 0]
+    assert model.encode([1, 2]).tolist() == [1, 2]
+    assert model.encode(np.array([255], np.uint8)).tolist() == [255]
+    assert model.encode([]).tolist() == []
+    symbols = np.array([1, 2], np.int32)
+    model.encode(symbols)[0] = 9
+    assert symbols.tolist() == [1, 2]
 
 
-def plain_loss(logits, targets):
-    logits = logits - logits.max(-1, keepdims=True)
-    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return -np.take_along_axis(log_p, targets[..., None], -1).mean()
+def test_a_model_of_bytes_decodes_utf8():
+    model = bytes_model()
+    for text in ("to be", "", "Ä€𝄞\n\0"):
+        assert model.decode(model.encode(text)) == text
+    assert model.decode([0xC4]) == "\ufffd"
+    assert model.decode([0xFF, 65]) == "\ufffdA"
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_logits_and_loss_are_the_references(cell):
-    model = model_of(cell)
-    symbols, targets = some_text()
-    expected = plain_logits(model, symbols)
-    logits, _ = model(symbols)
-    cases.assert_close("logits", logits, expected, 1e-13)
-    for mode in (True, False):
-        loss, _ = model.train(mode).loss(symbols, targets)
-        assert loss == pytest.approx(plain_loss(expected, targets), rel=1e-13)
+def test_a_model_of_characters():
+    model = LanguageModel(characters="to be or not to be €", embedding_size=4, hidden_size=8)
+    assert model.characters == " benort€"
+    assert model.vocab_size == model.output_size == 8
+    assert model.encode("to€").tolist() == [6, 4, 7]
+    assert model.decode([6, 4, 7]) == "to€"
+    assert model.decode(model.encode("not to be")) == "not to be"
+    assert model.encode([7, 0]).tolist() == [7, 0]
+    with pytest.raises(ValueError, match=r"LanguageModel\.encode: text has the character 'x', "
+                                         "expected those that the model has: ' benort€'"):
+        model.encode("to x y")
+    for text in (b"to", bytearray(b"to")):
+        with pytest.raises(TypeError, match=r"text is of type byte.*, expected str: the model's"):
+            model.encode(text)
+    many = LanguageModel(characters="".join(map(chr, range(256, 512))), embedding_size=2,
+                         hidden_size=2)
+    assert many.vocab_size == 256  # and still no model of bytes
+    with pytest.raises(TypeError, match="text is of type bytes, expected str"):
+        many.encode(b"to")
+    assert many.decode([0, 255]) == chr(256) + chr(511)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_every_gradient_against_central_differences(cell, layers):
-    model = model_of(cell, num_layers=layers)
-    symbols, targets = some_text()
-    _, state = model(symbols)
-    model.loss(symbols, targets, state)
-    _, (dstate,) = model.backward()
-    (state,) = state
-
-    def loss():
-        return model.loss(symbols, targets, (state,))[0]
-
-    for name, param in model.parameters().items():
-        cases.assert_close(name, model.grads[name], cases.differences(loss, param), 1e-6)
-    lstm = cell == "lstm"
-    for name, h, dh in zip("hc", state if lstm else (state,), dstate if lstm else (dstate,),
-                           strict=False):
-        cases.assert_close(f"d{name}0", dh, cases.differences(loss, h), 1e-6)
+def test_a_model_of_numbers_takes_no_text():
+    model = language_of()
+    for text in ("to be", b"to be"):
+        with pytest.raises(TypeError, match="expected whole numbers below 7: only models of bytes"):
+            model.encode(text)
+        with pytest.raises(TypeError, match=r"LanguageModel\.sample: prompt is of type"):
+            model.sample(text, 3)
+    with pytest.raises(TypeError, match=r"LanguageModel\.decode: the model has 7 symbols without"):
+        model.decode([1])
 
 
-def test_backward_after_a_call_takes_the_logits_gradient():
-    model = model_of()
-    symbols, targets = some_text()
-    model.loss(symbols, targets)
-    model.backward()
-    expected = model.flat_grads.copy()
-    model.zero_grad()
-    logits, _ = model(symbols)
-    with pytest.raises(ValueError, match="doutputs is None after a call"):
-        model.backward()
-    model.backward(softmax_cross_entropy(logits, targets)[1])
-    np.testing.assert_array_equal(model.flat_grads, expected)
-    with pytest.raises(RuntimeError, match="no call to go back through"):
-        model.backward()
-    model.loss(symbols, targets)
-    with pytest.raises(ValueError, match="doutputs is given after loss"):
-        model.backward(np.zeros((4, 3, 7)))
+@pytest.mark.parametrize(("text", "error", "match"), [
+    ([7], IndexError, "text has numbers from 7 to 7, expected 0 to 6: rows of the vocabulary"),
+    ([-1], IndexError, "text has numbers from -1"),
+    ([0.5], TypeError, "text is float64, expected whole numbers"),
+    ([[1]], ValueError, r"text has shape \(1, 1\), expected \(N,\)"),
+    (5, ValueError, r"text has shape \(\)"),
+    (None, TypeError, "text is object, expected whole numbers"),
+    ([[1], [1, 2]], ValueError, "text is a ragged sequence"),
+])
+def test_what_is_no_sequence_of_symbols(text, error, match):
+    with pytest.raises(error, match=match) as raised:
+        language_of().encode(text)
+    assert str(raised.value).startswith("LanguageModel.encode: ")
 
 
-def test_all_parameters_lie_in_one_buffer():
-    model = model_of(num_layers=2)
-    names = list(model.parameters())
-    assert names[0] == "layers.0.weight_ih_l0"
-    assert names[-3:] == ["embedding.weight", "head.weight", "head.bias"]
-    assert sum(p.size for p in model.parameters().values()) == model.flat.size
-    before = model.layers[0].parameters()["weight_hh_l1"].copy()
-    model.flat += 1
-    np.testing.assert_array_equal(model.layers[0].parameters()["weight_hh_l1"], before + 1)
+def test_half_of_a_pair_of_surrogates_is_no_character():
+    model = bytes_model()
+    with pytest.raises(ValueError, match=r"encode: text has the character '\\ud800', which"):
+        model.encode("ab\ud800")
+    with pytest.raises(ValueError, match=r"sample: prompt has the character '\\ud800'"):
+        model.sample("ab\ud800", 3)
 
 
-def test_eval_mode_is_read_only_through_and_through():
-    model = model_of().eval()
-    for array in (model.flat, model.layers[0].flat, *model.parameters().values(),
-                  *model.layers[0].parameters().values()):
-        with pytest.raises(ValueError, match="read-only"):
-            array[...] = 0
-    model.train().flat[:] = 0
-    assert model(some_text()[0])[0].any() == 0
+# ---------------------------------------------------------------------------------------- samples
 
 
-@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-@pytest.mark.parametrize("mode", [True, False])
-def test_a_copy_is_equal_and_apart(copier, mode):
-    model = model_of(num_layers=2).train(mode)
-    other = copier(model)
-    symbols, targets = some_text()
-    assert other.training == mode
-    assert other.loss(symbols, targets)[0] == model.loss(symbols, targets)[0]
-    assert np.shares_memory(other.flat, other.layers[0].flat)
-    assert not np.shares_memory(other.flat, model.flat)
+def test_what_goes_in_comes_out():
+    model = bytes_model()
+    text, raw, numbers = (model.sample(prompt, 9, seed=1) for prompt in (
+        "be", b"be", [ord("b"), ord("e")]))
+    assert type(text) is str
+    assert type(raw) is bytes
+    assert len(raw) == 9
+    assert raw.decode("utf-8", "replace") == text
+    assert numbers.shape == (9,)
+    assert bytes(numbers.tolist()) == raw
+    assert model.sample(bytearray(b"be"), 9, seed=1) == raw
+    assert model.sample(np.array([98, 101]), 9, seed=1).tolist() == numbers.tolist()
+    own = LanguageModel(characters="abcd", embedding_size=4, hidden_size=8, seed=0)
+    text = own.sample("ab", 50, seed=0)
+    assert type(text) is str
+    assert len(text) == 50
+    assert set(text) <= set("abcd")
+    assert own.decode(own.sample([0, 1], 50, seed=0)) == text
+    with pytest.raises(ValueError, match=r"LanguageModel\.sample: prompt has the character 'x'"):
+        own.sample("x", 3)
 
 
-def test_the_same_seed_is_the_same_model():
-    assert np.array_equal(model_of().flat, model_of().flat)
-    assert not np.array_equal(model_of().flat, model_of(seed=4).flat)
+def test_a_prompt_of_bytes_that_are_no_utf8():
+    model = bytes_model()
+    latin = "Größe".encode("latin-1")
+    assert model.sample(latin, 9, seed=1) == model.sample(
+        latin.decode("utf-8", "surrogateescape").encode("utf-8", "surrogateescape"), 9, seed=1)
+    assert isinstance(model.sample(latin.decode("utf-8", "surrogateescape"), 9, seed=1), str)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_a_sample_follows_the_models_own_probabilities(cell, layers):
-    model = model_of(cell, num_layers=layers)
-    model.flat *= 3  # far from uniform
+    model = scale(language_of(cell, num_layers=layers), 3)
     drawn = model.sample([1, 2], 6, temperature=0)
     text = [1, 2, *drawn.tolist()]
     for i, symbol in enumerate(drawn, 2):
-        logits, _ = model.eval()(np.array(text[:i])[:, None])
+        logits, _ = model(np.array(text[:i])[:, None])
         assert logits[-1, 0].argmax() == symbol
     same = [model.sample([3], 20, seed=5).tolist() for _ in range(2)]
     assert same[0] == same[1] != model.sample([3], 20, seed=6).tolist()
+    for options in ({"top_k": 1}, {"top_p": 1e-9}):
+        assert model.sample([1, 2], 6, seed=3, **options).tolist() == drawn.tolist()
 
 
-def test_sampling_frequencies_are_the_softmax():
-    model = model_of()
-    logits, _ = model.eval()(np.array([[4]]))
-    p = np.exp(logits[0, 0] / 0.5)
-    p /= p.sum()
-    draws = np.array([model.sample([4], 1, temperature=0.5, seed=s)[0] for s in range(4000)])
-    counts = np.bincount(draws, minlength=7)
-    # chi-squared with 6 degrees of freedom exceeds 22.5 once in a thousand; the seeds are fixed
-    assert ((counts - 4000 * p) ** 2 / (4000 * p)).sum() < 22.5
+def test_a_sample_leaves_the_model_as_it_was():
+    model = bytes_model(num_layers=2, dropout=0.8)
+    before, dropout = model.state_dict(), model.dropout_state
+    one = model.sample("to be", 40, seed=0)
+    assert model.training
+    assert model.dropout_state == dropout
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    model.eval("bfloat16")
+    two = model.sample("to be", 40, temperature=np.float32(1), seed=0)
+    assert [part.mode for part in model.parts().values()] == ["bfloat16"] * 3
+    assert model.eval().sample("to be", 40, seed=0) == one
+    assert two
+
+
+# ------------------------------------------------------------------------------ configuration, seed
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"vocab_size": 300, "cell": "gru", "num_layers": 2, "dropout": 0.25},
+    {"characters": "to be or not €\udc80\udcff"}, {"dtype": "float64", "cell": "rnn"},
+    {"characters": "".join(map(chr, range(300)))}])
+def test_a_configuration_makes_the_same_model(options):
+    model = LanguageModel(embedding_size=3, hidden_size=5, seed=0, **options)
+    config = json.loads(json.dumps(model.config))
+    other = LanguageModel(**config, seed=0)
+    assert other.config == model.config
+    assert str(other) == str(model)
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(other.state_dict()[name], array)
+    assert copy.deepcopy(model).characters == model.characters
+
+
+def test_the_sizes_that_are_given_are_the_models():
+    model = LanguageModel(300, 3, 5, 2, "gru", dropout=0.5, dtype=np.float64, seed=0)
+    assert model.embedding.weight.shape == (300, 3)
+    (layer,) = model.layers
+    assert repr(layer) == "GRU(3, 5, num_layers=2, dropout=0.5, dtype=float64)"
+    assert model.head.weight.shape == (300, 5)
+    assert (model.output_size, model.loss_name, model.readout) == (300, "softmax", "every")
+    assert repr(model) == f"LanguageModel: {layer!r}, 300 outputs, loss 'softmax', readout 'every'"
+    assert LanguageModel(hidden_size=4).vocab_size == 256
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"cell": "elman"}, ValueError, r"cell is 'elman', expected one of \['rnn', 'lstm', 'g"),
+        ({"vocab_size": 0}, ValueError, "vocab_size is 0, expected a whole number of at least 1"),
+        ({"vocab_size": 2.5}, ValueError, "vocab_size is 2.5"),
+        ({"embedding_size": -1}, ValueError, "embedding_size is -1"),
+        ({"hidden_size": True}, ValueError, "hidden_size is True"),
+        ({"num_layers": 0}, ValueError, "num_layers is 0"),
+        ({"dropout": 2}, ValueError, "dropout is 2, expected a number from 0 to 1"),
+        ({"dtype": "int8"}, TypeError, "dtype is 'int8', expected float32 or float64"),
+        ({"seed": -1}, ValueError, "seed is -1"),
+        ({"characters": ""}, ValueError, "characters is '', expected a text"),
+        ({"characters": b"ab"}, ValueError, "characters is b'ab', expected a text"),
+        ({"characters": "ab\ud800"}, ValueError, r"characters has the character '\\ud800', which"),
+        ({"characters": 5}, ValueError, "characters is 5, expected a text"),
+        ({"characters": "ab", "vocab_size": 5}, ValueError,
+         "vocab_size is 5 with characters, expected their number, 2, or none"),
+    ],
+)
+def test_arguments_that_make_no_model(options, error, match):
+    with pytest.raises(error, match=match) as raised:
+        LanguageModel(**options)
+    assert str(raised.value).startswith("LanguageModel: ")
 
 
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda m: LanguageModel(cell="elman"), ValueError, "cell is 'elman', expected one of"),
-        (lambda m: LanguageModel(symbols=0), ValueError, "symbols is 0, expected a whole number"),
-        (lambda m: LanguageModel(hidden_size=-1), ValueError, "hidden_size is -1"),
-        (lambda m: m([[7]]), IndexError, "symbols has numbers from 7 to 7, expected 0 to 6"),
-        (lambda m: m([[0.5]]), TypeError, "symbols is float64, expected whole numbers"),
-        (lambda m: m([1]), ValueError, r"symbols has shape \(1,\), expected \(T, B\)"),
-        (lambda m: m.loss([[1]], [[1, 2]]), ValueError, r"targets has shape \(1, 2\)"),
-        (lambda m: m.loss([[1]], [[9]]), IndexError, "targets has numbers from 9 to 9"),
-        (lambda m: m.backward(), RuntimeError, "no call to go back through"),
-        (lambda m: m.sample([], 3), ValueError, "prompt is empty"),
-        (lambda m: m.sample([1], 0), ValueError, "length is 0"),
-        (lambda m: m.sample([1], 1, -1), ValueError, "temperature is -1"),
-        (lambda m: m.sample([1], 1, seed="x"), ValueError, "seed is .x."),
-        (lambda m: m.load_state_dict({}), ValueError, "missing .*embedding.weight"),
+        (lambda m: m.sample([], 3), ValueError, "sample: prompt is empty, expected at least one"),
+        (lambda m: m.sample([9], 3), IndexError, "sample: prompt has numbers from 9 to 9"),
+        (lambda m: m.sample(None, 3), TypeError, "sample: prompt is object, expected whole numb"),
+        (lambda m: m.sample([1], 0), ValueError, "sample: length is 0"),
+        (lambda m: m.sample([1], 1, -1), ValueError, "sample: temperature is -1"),
+        (lambda m: m.sample([1], 1, seed="x"), ValueError, "sample: seed is .x."),
+        (lambda m: m.sample([1], 1, top_k=0), ValueError, "sample: top_k is 0"),
+        (lambda m: m.sample([1], 1, top_p=2), ValueError, "sample: top_p is 2"),
+        (lambda m: m.decode([7]), IndexError, "decode: symbols has numbers from 7 to 7"),
+        (lambda m: m([[7]]), IndexError, "LanguageModel: x has numbers from 7 to 7, expected 0 to"),
+        (lambda m: m([[0.5]]), TypeError, "LanguageModel: x is float64, expected whole numbers"),
+        (lambda m: m([1]), ValueError, r"LanguageModel: x has shape \(1,\), expected \(T, B\)"),
+        (lambda m: m.loss([[1]], [[1, 2]]), ValueError, r"loss: targets has shape \(1, 2\)"),
+        (lambda m: m.loss([[1]], [[9]]), IndexError, "loss: targets has numbers from 9 to 9"),
     ],
 )
 def test_errors_name_the_argument(call, error, match):
-    model = model_of()
-    before = model.flat.copy()
+    model = language_of()
+    before = model.state_dict()
     with pytest.raises(error, match=match) as raised:
         call(model)
+    assert str(raised.value).startswith("LanguageModel")
     assert "\n" not in str(raised.value)
-    np.testing.assert_array_equal(model.flat, before)
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
 
 
-# ---------------------------------------------------------------------------------------- loss
-
-
-def test_the_loss_of_any_leading_shape_and_its_gradient():
-    rng = np.random.default_rng(0)
-    logits, targets = rng.standard_normal((4, 3, 11)), rng.integers(0, 11, (4, 3))
-    loss, grad = softmax_cross_entropy(logits, targets)
-    assert loss == pytest.approx(plain_loss(logits, targets), rel=1e-14)
-    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    p[np.arange(4)[:, None], np.arange(3), targets] -= 1
-    cases.assert_close("dlogits", grad, p / 12, 1e-13)
-    assert softmax_cross_entropy(logits, targets, need_grad=False) == (loss, None)
-    out = logits.copy()
-    assert softmax_cross_entropy(out, targets, out=out)[1] is out
-    np.testing.assert_array_equal(out, grad)
-    assert softmax_cross_entropy(np.empty((0, 3)), np.empty(0, int))[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("logits", "targets", "error", "match"),
-    [
-        (np.zeros((2, 3), int), [0, 1], TypeError, "logits: dtype is"),
-        (np.zeros((2, 0)), [0, 1], ValueError, r"logits has shape \(2, 0\)"),
-        (np.zeros((2, 3)), [0], ValueError, r"targets has shape \(1,\), expected \(2,\)"),
-        (np.zeros((2, 3)), [0, 3], IndexError, "expected 0 to 2"),
-        (np.zeros((2, 3)), [0.0, 1.0], TypeError, "targets is float64"),
-    ],
-)
-def test_errors_of_the_loss(logits, targets, error, match):
-    with pytest.raises(error, match=match):
-        softmax_cross_entropy(logits, targets)
+def test_threads_change_no_sample(threads):
+    model, found = bytes_model(), []
+    for n in threads:
+        fastrnn.set_num_threads(n)
+        found.append(model.sample(b"to be", 30, seed=0))
+    assert all(one == found[0] for one in found)

@@ -172,7 +172,7 @@ def test_rows_with_the_ignored_label_have_weight_zero():
     assert losses.softmax_cross_entropy(logits, np.full(6, -100, np.int8))[0] == 0
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64, ">i4"])
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "i4", "i8", "u8", ">i4"])
 def test_labels_of_any_dtype_of_whole_numbers(dtype):
     logits, targets, weights = some("softmax")
     right = losses.softmax_cross_entropy(logits, targets, weights)[0]
@@ -287,7 +287,7 @@ def test_errors_name_the_argument(name, args, error, match):
 def test_errors_of_the_options():
     call, labels = losses.softmax_cross_entropy, [0, 1]
     for ignored in (1.0, True, "x"):
-        with pytest.raises(ValueError, match="ignore_index is .*, expected a whole number, or No"):
+        with pytest.raises(ValueError, match=r"ignore_index is .*, expected a whole number"):
             call(O, labels, ignore_index=ignored)
     assert call(O, labels, ignore_index=np.int64(5))[0] == pytest.approx(np.log(3))
     with pytest.raises(ValueError, match=r"out has shape \(3, 3\), expected \(2, 3\)"):

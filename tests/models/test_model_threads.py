@@ -134,11 +134,15 @@ def test_dropout_in_threads_keeps_what_it_drew():
     # which masks a thread draws is left to chance, but its gradients are those of its masks
     model = SequenceModel(LSTM(3, 4, 3, dropout=0.5, dtype=np.float64, seed=0), 4, loss="mse",
                           seed=0)
-    x, targets = np.ones((6, 2, 3)), np.ones((6, 2, 4))
+    x, targets, weights = np.ones((6, 2, 3)), np.ones((6, 2, 4)), np.ones((6, 2))
+    weights[-1] = 0
 
     def one(every):
-        p, grads = model.loss(x, targets, recompute_every=every), model.new_grads()
+        p, grads = model.loss(x, targets, weights=weights, recompute_every=every), model.new_grads()
         _, _, recorded = p.backward(grads=grads, record=("x", "h"), retain=True)
+        # the states that backward went through give the loss of forward
+        outputs = recorded[0][2]["h"][1:, :, 0] @ model.head.weight.T + model.head.bias
+        assert p.value == pytest.approx(((outputs - 1) ** 2).mean(), rel=1e-12)
         # where a mask was zero, the layer above read zero
         reads = [recorded[0][k]["x"] == 0 for k in (1, 2)]
         again = model.new_grads()
@@ -191,7 +195,7 @@ def in_child(function):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_child_forked_during_another_threads_call_can_train():
+def test_a_child_forked_during_another_threads_call_can_train(threads):
     fastrnn.set_num_threads(2)
     rng = np.random.default_rng(0)
     model = LanguageModel(64, 32, 128, 2, seed=0)

@@ -7,9 +7,9 @@ import cases
 import numpy as np
 import pytest
 from kinds import (
-    B,
     F64,
     KINDS,
+    B,
     N,
     T,
     V,

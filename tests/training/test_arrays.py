@@ -54,6 +54,17 @@ def test_arrays_lists_and_tables_are_the_same_data(as_):
     np.testing.assert_array_equal(X, before)
 
 
+def test_tables_and_columns_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"a": range(40), "b": np.arange(40) / 2, "c": True, "y": range(40)})
+    x, y = table[["a", "b", "c"]].astype(float), table["y"]
+    for given in ((x, y), (x.iloc[::2], y.iloc[::2])):
+        arrays = [a.to_numpy() for a in given]
+        assert fitted(model_of(outputs=1), *given, window=5) == \
+            fitted(model_of(outputs=1), *arrays, window=5)
+    assert fitted(model_of(1, 1), y, window=5) == fitted(model_of(1, 1), y.to_numpy(), window=5)
+
+
 def test_integers_become_numbers():
     x = RNG.integers(-9, 9, (N, T, I))
     assert fitted(model_of(), x, Y) == fitted(model_of(), x.astype(float), Y)
@@ -278,7 +289,7 @@ def bad(place, value=np.nan, of=X):
     [
         (None, Y, {}, TypeError, "x is None"),
         ("text", Y, {}, TypeError, "x is text, expected numbers"),
-        (3, Y, {}, ValueError, r"x has shape \(1,\), expected \(N, T, 3\)"),
+        (3, Y, {}, ValueError, r"x has shape \(\), expected \(N, T, 3\)"),
         (X[..., :2], Y, {}, ValueError, r"x has shape \(10, 6, 2\), expected \(N, T, 3\), or one"),
         (X, Y[:9], {}, ValueError, r"y has shape \(9, 6, 2\), expected \(10, 6, 2\)"),
         (X, Y[:, 0], {}, ValueError, r"y has shape \(10, 2\), expected \(10, 6, 2\): 2 numb"),

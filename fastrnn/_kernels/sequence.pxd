@@ -1,1 +1,0 @@
-from fastrnn._kernels.check cimport check_flat

@@ -1,0 +1,57 @@
+"""One step of a stack of layers and its head: what a Stream runs, with everything in its place."""
+
+cimport numpy as cnp
+
+from fastrnn._kernels.c cimport fr_barrier, fr_forward, fr_product
+from fastrnn._kernels.runtime cimport flush_denormals, restore, wait
+from fastrnn._kernels.walk cimport part
+
+
+cdef struct Layer:
+    fr_forward step
+    void (*forward)(const fr_forward *) noexcept nogil
+
+
+cdef struct Stack:
+    Layer *layers
+    int count
+    bint has_head
+    fr_product head
+    void (*product)(const fr_product *) noexcept nogil
+    fr_barrier barrier
+
+
+cdef inline void walk_stack(void *arg, int rank, int size) noexcept nogil:
+    """One step of all layers and the head, units and outputs split between threads."""
+    cdef Stack *stack = <Stack *> arg
+    cdef fr_forward step
+    cdef fr_product head
+    cdef unsigned state = flush_denormals()
+    cdef int i
+    for i in range(stack.count):
+        step = stack.layers[i].step
+        step.panel0 = part(step.panel1, rank, size)
+        step.panel1 = part(step.panel1, rank + 1, size)
+        stack.layers[i].forward(&step)
+        wait(&stack.barrier, size)
+    if stack.has_head:
+        head = stack.head
+        head.a.base = stack.layers[stack.count - 1].step.h
+        head.panel0 = part(head.panel1, rank, size)
+        head.panel1 = part(head.panel1, rank + 1, size)
+        stack.product(&head)
+    restore(state)
+
+
+cdef inline bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether two C-contiguous arrays share memory."""
+    cdef const char *a0 = cnp.PyArray_BYTES(a)
+    cdef const char *b0 = cnp.PyArray_BYTES(b)
+    return a0 < b0 + cnp.PyArray_NBYTES(b) and b0 < a0 + cnp.PyArray_NBYTES(a)
+
+
+cdef inline bint is_matrix(object a, int typenum, ptrdiff_t rows, ptrdiff_t columns) noexcept:
+    """Whether it is a C-contiguous, aligned, native array of this dtype and shape."""
+    return (cnp.PyArray_Check(a) and cnp.PyArray_TYPE(a) == typenum and cnp.PyArray_NDIM(a) == 2
+            and cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_DIM(a, 0) == rows
+            and cnp.PyArray_DIM(a, 1) == columns)
