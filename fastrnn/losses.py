@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._kernels import dense
+from fastrnn._kernels import loss as kernel
 
 __all__ = ["LOSSES", "binary_cross_entropy", "mean_squared_error", "softmax_cross_entropy"]
 
@@ -107,7 +107,7 @@ def softmax_cross_entropy(
     grad = _place(owner, need_grad, out, logits.shape, dtype)
     flat = logits.reshape(-1, N)
     mean = 1 / max(1, len(flat)) if shares is None else 1.0
-    loss = dense.softmax_cross_entropy(flat, targets.reshape(-1), mean,
+    loss = kernel.softmax_cross_entropy(flat, targets.reshape(-1), mean,
                                        None if grad is None else grad.reshape(-1, N), shares)
     return loss * mean, grad
 

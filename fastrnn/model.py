@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._kernels import dense
+from fastrnn._kernels import linear
 from fastrnn._kernels.stream import Stream
 from fastrnn.layers import LSTM
 from fastrnn.losses import LOSSES
@@ -132,7 +132,7 @@ class SequenceModel(Stack):
             raise ValueError(f"{owner}: vector is given, expected none: {why}")
         vector = _checks.array(owner, "vector", vector, self.dtype, ("B", self.vector_size))
         vector = np.ascontiguousarray(vector)
-        flat = dense.linear_forward(vector, self._params["start.weight"],
+        flat = linear.linear_forward(vector, self._params["start.weight"],
                                     self._params["start.bias"])  # (B, all states of a row)
         states, at = [], 0
         for shapes in self._state_shapes(len(vector)):
@@ -147,7 +147,7 @@ class SequenceModel(Stack):
         """Return the vector's gradient (B, C), and add to the map's."""
         parts = [d.swapaxes(0, 1).reshape(len(vector), -1)
                  for of in dstate for d in arrays_of(of)]
-        dvector = dense.linear_backward(
+        dvector = linear.linear_backward(
             np.ascontiguousarray(np.concatenate(parts, 1)), vector, self._params["start.weight"],
             self.grads["start.weight"], self.grads["start.bias"])
         assert dvector is not None  # it was asked for
@@ -200,7 +200,7 @@ class SequenceModel(Stack):
         """Return outputs (..., N) of what is read (..., D*H)."""
         N = self.output_size
         flat = None if out is None else out.reshape(-1, N)
-        outputs = dense.linear_forward(read.reshape(-1, self.width), self._params["head.weight"],
+        outputs = linear.linear_forward(read.reshape(-1, self.width), self._params["head.weight"],
                                        self._params["head.bias"], flat)
         return outputs.reshape(*read.shape[:-1], N) if out is None else out
 
@@ -371,7 +371,7 @@ class SequenceModel(Stack):
 
     def _head_back(self, doutputs: np.ndarray, read: np.ndarray) -> np.ndarray:
         """Return the gradient of what the head read (..., D*H), and add to the head's."""
-        dread = dense.linear_backward(
+        dread = linear.linear_backward(
             doutputs.reshape(-1, self.output_size), read.reshape(-1, self.width),
             self._params["head.weight"], self.grads["head.weight"], self.grads["head.bias"])
         assert dread is not None  # it was asked for

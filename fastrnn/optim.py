@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._kernels import dense
+from fastrnn._kernels.update import Ranges, norms
 from fastrnn.parameters import Parametrized
 
 __all__ = ["OPTIMIZERS", "SGD", "Adam", "AdamW", "Optimizer", "RMSProp", "clip_grad_norm",
@@ -19,7 +19,7 @@ __all__ = ["OPTIMIZERS", "SGD", "Adam", "AdamW", "Optimizer", "RMSProp", "clip_g
 
 def grad_norm(target: Parametrized) -> float:
     """Return the 2-norm of all gradients together."""
-    return math.sqrt(dense.sum_of_squares(target.flat_grads))
+    return norms([target.flat_grads])[0]
 
 
 def _scale(norm: float, max_norm: float | None) -> float:
@@ -144,7 +144,7 @@ class Optimizer(abc.ABC):
         if clip is not None:
             _checks.above(owner, "clip", clip)
         limit = math.inf if clip_value is None else _checks.above(owner, "clip_value", clip_value)
-        norm, limited = map(math.sqrt, dense.sums_of_squares(self.target.flat_grads, limit))
+        norm, limited = norms([self.target.flat_grads], limit)
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"{owner}: the gradients' norm is {norm} at step {self.steps + 1}, expected a "
@@ -154,6 +154,12 @@ class Optimizer(abc.ABC):
         self._update(limit, _scale(limited, clip))
         self.steps += 1
         return norm
+
+    def _ranges(self) -> Ranges:
+        names = {"momentum": "m", "square": "v"}
+        buffers = {names.get(name, name): a for name, a in self._buffers.items()}
+        decay: float = self.weight_decay  # type: ignore[attr-defined]
+        return Ranges([(self.target.flat, self.target.flat_grads, buffers, 1.0, decay)])
 
     @abc.abstractmethod
     def _update(self, limit: float, grad_scale: float) -> None:
@@ -240,11 +246,7 @@ class SGD(Optimizer):
         super().__init__(target, lr, ("momentum",) if self.momentum else ())
 
     def _update(self, limit: float, grad_scale: float) -> None:
-        dense.sgd_step(
-            self.target.flat, self.target.flat_grads, self._buffers.get("momentum"), lr=self.lr,
-            momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay,
-            limit=limit, grad_scale=grad_scale,
-        )
+        self._ranges().sgd(self.lr, self.momentum, self.nesterov, limit, grad_scale)
 
 
 class RMSProp(Optimizer):
@@ -292,12 +294,7 @@ class RMSProp(Optimizer):
         super().__init__(target, lr, ("square", "momentum") if self.momentum else ("square",))
 
     def _update(self, limit: float, grad_scale: float) -> None:
-        dense.rmsprop_step(
-            self.target.flat, self.target.flat_grads, self._buffers["square"],
-            self._buffers.get("momentum"), lr=self.lr, alpha=self.alpha, eps=self.eps,
-            momentum=self.momentum, weight_decay=self.weight_decay, limit=limit,
-            grad_scale=grad_scale,
-        )
+        self._ranges().rmsprop(self.lr, self.alpha, self.eps, self.momentum, limit, grad_scale)
 
 
 class Adam(Optimizer):
@@ -342,12 +339,7 @@ class Adam(Optimizer):
         super().__init__(target, lr, ("m", "v"))
 
     def _update(self, limit: float, grad_scale: float) -> None:
-        dense.adam_step(
-            self.target.flat, self.target.flat_grads, **self._buffers, lr=self.lr,
-            beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
-            weight_decay=self.weight_decay, step=self.steps + 1, limit=limit,
-            grad_scale=grad_scale,
-        )
+        self._ranges().adam(self.lr, *self.betas, self.eps, self.steps + 1, limit, grad_scale)
 
 
 class AdamW(Adam):

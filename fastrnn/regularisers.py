@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._kernels import dense
+from fastrnn._kernels import linear
 from fastrnn.layers import RNN
 
 __all__ = ["OMEGA_NEEDS", "omega"]
@@ -74,14 +74,14 @@ def _add(layer: RNN, name: str, g: np.ndarray, h: np.ndarray, weight: float) -> 
     slope = SLOPES[layer.nonlinearity](h).reshape(-1, H)
     # far back g is as small as a float can be: only unit vectors are multiplied
     g, before = _unit(g.reshape(-1, H))
-    u = dense.linear_forward(g, np.ascontiguousarray(w.T))
+    u = linear.linear_forward(g, np.ascontiguousarray(w.T))
     u *= slope
     u, after = _unit(u)
     excess = np.where(before > 0, after - 1, 0)
     # d|u| / dW = g' (u phi') / |u|
     g *= (2 * weight / max(1, B) * excess).astype(g.dtype)[:, None]
     u *= slope
-    dense.linear_backward(g, u, w, dw, None, False)
+    linear.linear_backward(g, u, w, dw, None, False)
     return float(weight * np.square(excess).sum() / max(1, B))
 
 
