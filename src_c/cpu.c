@@ -1,29 +1,18 @@
-/* Which kernels this CPU can run, and the one place that knows of CPUID and of the floating-point
- * control register. */
+/* Which kernels this CPU can run, and the one place that knows of the floating-point control
+ * register. */
 #include "fastrnn.h"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
 
-/* What the operating system saves on a task switch (XGETBV), not only what the CPU has. */
-static unsigned long long saved_state(void) {
-  unsigned a, b, c, d, low, high;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return 0;
-  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return ((unsigned long long)high << 32) | low;
+/* The builtins also ask the operating system, whether it saves the registers on a task switch
+ * (XGETBV). */
+static int has_avx2(void) {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
-
-static int has(unsigned ecx1, unsigned ebx7, unsigned long long state) {
-  unsigned a, b, c, d;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & ecx1) != ecx1) return 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & ebx7) != ebx7) return 0;
-  return (saved_state() & state) == state;
-}
-
-static int has_avx2(void) { return has(bit_AVX | bit_FMA, bit_AVX2, 0x6); }
 static int has_avx512(void) {
-  return has(bit_AVX | bit_FMA, bit_AVX2 | bit_AVX512F | bit_AVX512DQ, 0xe6);
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
 }
 #endif
 

@@ -203,7 +203,7 @@ void fr_run(fr_work work, void *arg, int threads);
 int fr_workers(void);                     /* threads that exist beside the caller */
 
 typedef struct {
-  int count, phase;
+  int count, phase, sleepers;
 } fr_barrier;                             /* zero before use */
 void fr_wait(fr_barrier *barrier, int size);
 #endif

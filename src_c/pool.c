@@ -1,14 +1,34 @@
-/* The thread pool: one job at a time, spread over workers that spin for a moment and then sleep.
+/* The thread pool: one job at a time, spread over workers that wait awake for a moment and then sleep.
  *
  * Why not OpenMP: a bundled libgomp hangs after fork, two OpenMP runtimes in one process disturb
  * each other, and a step of a small batch needs a barrier cheaper than a parallel region.
  *
  * fr_run takes the pool or, if somebody else has it, does the whole job alone: with size 1. Workers
- * are made when first needed and never end. After fork the child starts with an empty pool. */
+ * are made when first needed and never end. After fork the child starts with an empty pool.
+ *
+ * Why there is no race:
+ *  - Who holds `busy` is the owner. Only the owner writes job_work, job_arg, job_size, `workers` and
+ *    the tickets, and it gives `busy` back only when `remaining` is 0.
+ *  - A job is for the workers of rank 1 to size - 1. The owner counts the ticket of each of them up
+ *    (release), and a worker reads the job's fields only after it has seen its own ticket change
+ *    (acquire) and before it counts `remaining` down (release). So the fields stand still while
+ *    anybody reads them. A worker without a new ticket reads nothing and is not waited for: a job of
+ *    two costs the same however many workers there are.
+ *  - Sleeping: whoever sleeps first announces it in a flag and then lets sleep_while compare the
+ *    word once more; whoever changes the word first changes it and then looks at the flag. All four
+ *    are sequentially consistent, so at least one of the two sees the other: no wake is lost. A wake
+ *    too many does no harm, since every sleeper looks again. */
+#define _GNU_SOURCE
 #include "fastrnn.h"
+#include <limits.h>
 #include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
+#include <signal.h>
+#include <time.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(__x86_64__) || defined(__i386__)
 #define relax() __builtin_ia32_pause()
@@ -18,70 +38,155 @@
 #define relax() ((void)0)
 #endif
 
-/* About 100 us of spinning: longer than the gaps between the calls of a training loop, which cost a
- * small model 9% of its time if the worker sleeps in them; far shorter than what others spin. */
-enum { SPINS = 10000 };
-/* Within a job the others are running; after as many looks one of them is probably not on a core,
- * and may be waiting for this one. */
-enum { BARRIER_SPINS = 2000 };
-
-static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER; /* held by whoever has the pool */
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards sleeping */
-static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-static _Atomic int workers;        /* written under `busy` */
-static _Atomic unsigned job;       /* counts jobs; a change is the signal to look */
-static _Atomic int remaining;      /* workers that have not finished the job */
-static fr_work job_work;
-static void *job_arg;
-static int job_size;               /* published by `job` */
+/* How long to wait awake, in nanoseconds. PATIENT: a worker between the calls of a training loop (a
+ * small model loses 9% of its time if the worker sleeps in them), and threads within a job, where a
+ * sleep costs more than most waits. HASTY: when somebody has kept the others waiting for longer than
+ * that. Probably it is not on a core, and whoever waits awake may be what keeps it off. Every PROBE-th
+ * wait is patient all the same, to find out when that is over: those who wake late make others late,
+ * so that it would not end by itself. */
+enum { PATIENT = 100000, HASTY = 2000, PROBE = 64 };
 
 typedef struct {
-  int rank;
-  unsigned seen;
-} birth;
-static birth births[FR_MAX_THREADS];
+  int ticket;              /* counts the jobs that this worker takes part in */
+  int asleep;
+  int seen;                /* the ticket before its first job */
+  char padding[64 - 3 * sizeof(int)];
+} worker_state;
+
+static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER; /* held by the owner of the pool */
+static worker_state states[FR_MAX_THREADS] __attribute__((aligned(64))); /* [rank - 1] */
+static int workers;
+static int remaining;      /* workers that have not finished the job */
+static int owner_asleep;
+static int late;           /* 0, or waits within jobs since somebody was late */
+static fr_work job_work;
+static void *job_arg;
+static int job_size;
+
+/* ---- waiting for an int to change ----------------------------------------------------------- */
+
+static int load(const int *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+
+static int64_t now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Waits until *word is not `value`, but not longer than about `patience`; returns whether it is. A
+ * pause takes 10 to 150 cycles, depending on the CPU: only the clock knows how long it was. */
+static int spin_while(const int *word, int value, int64_t patience) {
+  int64_t start = 0;
+  for (;;) {
+    for (int i = 0; i < 32; i++) {
+      if (load(word) != value) return 1;
+      relax();
+    }
+    const int64_t time = now();
+    if (!start) start = time;
+    if (time - start >= patience) return 0;
+  }
+}
+
+#if defined(__linux__)
+/* Sleeps until somebody wakes `word`, unless it is not `value` any more. May return early. */
+static void sleep_while(const int *word, int value) {
+  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+
+static void wake(const int *word) {
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static void forget_sleepers(void) {}
+#else
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t woken = PTHREAD_COND_INITIALIZER;
+
+static void sleep_while(const int *word, int value) {
+  pthread_mutex_lock(&lock);
+  while (__atomic_load_n(word, __ATOMIC_SEQ_CST) == value) pthread_cond_wait(&woken, &lock);
+  pthread_mutex_unlock(&lock);
+}
+
+static void wake(const int *word) {
+  (void)word; /* all who sleep look at theirs */
+  pthread_mutex_lock(&lock);
+  pthread_cond_broadcast(&woken);
+  pthread_mutex_unlock(&lock);
+}
+
+static void forget_sleepers(void) {
+  pthread_mutex_init(&lock, NULL);
+  pthread_cond_init(&woken, NULL);
+}
+#endif
+
+/* Waits until *word is not `value`; returns whether awake. `sleepers` counts who sleeps. */
+static int wait_while(int *word, int value, int *sleepers, int64_t patience) {
+  if (spin_while(word, value, patience)) return 1;
+  __atomic_add_fetch(sleepers, 1, __ATOMIC_SEQ_CST);
+  while (__atomic_load_n(word, __ATOMIC_SEQ_CST) == value) sleep_while(word, value);
+  __atomic_sub_fetch(sleepers, 1, __ATOMIC_SEQ_CST);
+  return 0;
+}
+
+/* The same within a job. `late` is a guess that all threads share: lost counts do no harm. */
+static void wait_for_others(int *word, int value, int *sleepers) {
+  const int waits = __atomic_load_n(&late, __ATOMIC_RELAXED), patient = waits % PROBE == 0;
+  const int awake = wait_while(word, value, sleepers, patient ? PATIENT : HASTY);
+  const int next = patient ? !awake : waits + 1;
+  if (next != waits) __atomic_store_n(&late, next, __ATOMIC_RELAXED);
+}
+
+static void wake_if_any(const int *word, const int *sleepers) {
+  if (__atomic_load_n(sleepers, __ATOMIC_SEQ_CST)) wake(word);
+}
+
+/* ---- the pool ------------------------------------------------------------------------------- */
 
 static void *worker(void *arg) {
-  const int rank = ((birth *)arg)->rank;
-  unsigned seen = ((birth *)arg)->seen;
+  worker_state *me = arg;
+  const int rank = (int)(me - states) + 1;
+  int seen = me->seen;
   for (;;) {
-    for (int i = 0; i < SPINS && atomic_load_explicit(&job, memory_order_acquire) == seen; i++)
-      relax();
-    if (atomic_load_explicit(&job, memory_order_acquire) == seen) {
-      pthread_mutex_lock(&lock);
-      while (atomic_load_explicit(&job, memory_order_acquire) == seen)
-        pthread_cond_wait(&wake, &lock);
-      pthread_mutex_unlock(&lock);
-    }
-    seen = atomic_load_explicit(&job, memory_order_acquire);
-    /* every worker answers every job, so that none can read the next job's fields as this one's */
-    if (rank < job_size) job_work(job_arg, rank, job_size);
-    atomic_fetch_sub_explicit(&remaining, 1, memory_order_release);
+    wait_while(&me->ticket, seen, &me->asleep,
+               __atomic_load_n(&late, __ATOMIC_RELAXED) ? HASTY : PATIENT);
+    seen = load(&me->ticket);
+    job_work(job_arg, rank, job_size);
+    if (__atomic_sub_fetch(&remaining, 1, __ATOMIC_SEQ_CST) == 0)
+      wake_if_any(&remaining, &owner_asleep);
   }
   return NULL;
 }
 
 static void after_fork_in_child(void) {
   pthread_mutex_init(&busy, NULL);
-  pthread_mutex_init(&lock, NULL);
-  pthread_cond_init(&wake, NULL);
-  workers = 0;
+  forget_sleepers();
+  workers = owner_asleep = 0;
 }
 
 static void watch_forks(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
 
-/* Makes workers until there are n; fewer if the system has no more threads to give. */
+/* Makes workers until there are n; fewer if the system has no more threads to give. Signals are for
+ * the threads of the program: workers block them all. */
 static void hire(int n) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
+  if (workers >= n) return;
   pthread_once(&once, watch_forks);
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
   while (workers < n) {
     pthread_t thread;
-    births[workers] =
-        (birth){.rank = workers + 1, .seen = atomic_load_explicit(&job, memory_order_relaxed)};
-    if (pthread_create(&thread, NULL, worker, &births[workers])) return;
+    worker_state *state = &states[workers];
+    state->seen = state->ticket;
+    state->asleep = 0;
+    if (pthread_create(&thread, NULL, worker, state)) break;
     pthread_detach(thread);
-    workers++;
+    __atomic_store_n(&workers, workers + 1, __ATOMIC_RELAXED);
   }
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 void fr_run(fr_work work, void *arg, int threads) {
@@ -92,40 +197,31 @@ void fr_run(fr_work work, void *arg, int threads) {
   }
   hire(threads - 1);
   if (threads > workers + 1) threads = workers + 1;
-  if (threads > 1) {
-    job_work = work;
-    job_arg = arg;
-    job_size = threads;
-    atomic_store_explicit(&remaining, workers, memory_order_relaxed);
-    /* under the lock: a worker that is about to sleep sees the new number or gets the wake */
-    pthread_mutex_lock(&lock);
-    atomic_fetch_add_explicit(&job, 1, memory_order_release);
-    pthread_cond_broadcast(&wake);
-    pthread_mutex_unlock(&lock);
+  job_work = work;
+  job_arg = arg;
+  job_size = threads;
+  __atomic_store_n(&remaining, threads - 1, __ATOMIC_RELAXED); /* published by the tickets */
+  for (int i = 0; i < threads - 1; i++) {
+    __atomic_add_fetch(&states[i].ticket, 1, __ATOMIC_SEQ_CST);
+    wake_if_any(&states[i].ticket, &states[i].asleep);
   }
   work(arg, 0, threads);
-  for (int i = 0; threads > 1 && atomic_load_explicit(&remaining, memory_order_acquire) > 0; i++)
-    if (i < BARRIER_SPINS)
-      relax();
-    else
-      sched_yield();
+  for (int left; (left = load(&remaining)) > 0;)
+    wait_for_others(&remaining, left, &owner_asleep);
   pthread_mutex_unlock(&busy);
 }
 
-int fr_workers(void) { return workers; }
+int fr_workers(void) { return __atomic_load_n(&workers, __ATOMIC_RELAXED); }
 
 /* A sense-free barrier: the last to come opens the next phase. */
 void fr_wait(fr_barrier *b, int size) {
   if (size <= 1) return;
   const int phase = __atomic_load_n(&b->phase, __ATOMIC_RELAXED);
-  if (__atomic_add_fetch(&b->count, 1, __ATOMIC_ACQ_REL) == size) {
-    __atomic_store_n(&b->count, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&b->phase, phase + 1, __ATOMIC_RELEASE);
+  if (__atomic_add_fetch(&b->count, 1, __ATOMIC_ACQ_REL) < size) {
+    wait_for_others(&b->phase, phase, &b->sleepers);
     return;
   }
-  for (int i = 0; __atomic_load_n(&b->phase, __ATOMIC_ACQUIRE) == phase; i++)
-    if (i < BARRIER_SPINS)
-      relax();
-    else
-      sched_yield();
+  __atomic_store_n(&b->count, 0, __ATOMIC_RELAXED);
+  __atomic_store_n(&b->phase, phase + 1, __ATOMIC_SEQ_CST);
+  wake_if_any(&b->phase, &b->sleepers);
 }

@@ -16,6 +16,7 @@ cdef extern from "fastrnn.h" nogil:
         FR_RNN_SIGMOID
         FR_LSTM
         FR_GRU
+        FR_CELLS
 
     ctypedef struct fr_rows:
         void *base
@@ -128,7 +129,7 @@ cdef extern from "fastrnn.h" nogil:
     ctypedef void (*fr_work)(void *, int, int) noexcept nogil
 
     ctypedef struct fr_barrier:
-        int count, phase
+        int count, phase, sleepers
 
     int fr_isa_count()
     const char *fr_isa_name(int)

@@ -11,8 +11,10 @@ import numpy as np
 cimport numpy as cnp
 
 from fastrnn._kernels.c cimport (
+    FR_CELLS,
     FR_MAX_THREADS,
     fr_barrier,
+    fr_cell_row,
     fr_flush_denormals,
     fr_isa_count,
     fr_isa_name,
@@ -28,6 +30,9 @@ from fastrnn._kernels.c cimport (
 )
 
 cnp.import_array()
+
+# Spare buffers of a workspace: enough for the layers of a stack, forward and backward.
+cdef int SPARE = 8
 
 # Work below this many floating-point operations (5 to 10 us) stays on the caller's thread.
 cdef double SERIAL = 1e6
@@ -88,7 +93,9 @@ def set_num_threads(n):
     Parameters
     ----------
     n : int
-        At least 1. Results are the same bits for any number. Small work stays on one thread.
+        At least 1. Results are the same bits for any number. Small work stays on one thread. A
+        number above that of the CPUs that may be used counts as that number: more threads would
+        wait for each other. FASTRNN_OVERSUBSCRIBE=1 in the environment allows more, for tests.
 
     Raises
     ------
@@ -98,12 +105,30 @@ def set_num_threads(n):
     global threads
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise ValueError(f"set_num_threads: n is {n!r}, expected a whole number of at least 1")
-    threads = min(n, FR_MAX_THREADS)
+    most = FR_MAX_THREADS
+    if os.environ.get("FASTRNN_OVERSUBSCRIBE") != "1":
+        most = min(most, cpu_limit())
+    threads = min(n, most)
 
 
 def get_num_threads():
     """Return how many threads a call may use."""
     return threads
+
+
+def cell_rows():
+    """Return what the C side knows of each cell, a dict in the order of fr_cell (fastrnn.h)."""
+    cdef const fr_cell_row *row
+    rows = []
+    for kind in range(FR_CELLS):
+        row = &table_of(32).cell[<int> kind]
+        rows.append({
+            "gates": row.gates, "slots": row.slots, "has_c": bool(row.has_c),
+            "order_x": [row.order_x[g] for g in range(row.gates)],
+            "slot_h": [row.slot_h[g] for g in range(row.gates)],
+            "vectors": row.vectors, "plain": bool(row.plain), "apart": row.apart,
+        })
+    return rows
 
 
 def pool_workers():
@@ -198,6 +223,7 @@ cdef class Buffer:
 cdef class Workspace:
     def __cinit__(self):
         self.spare = []
+        self.lent = self.kept = self.most = 0
 
     def __reduce__(self):
         return Workspace, ()
@@ -206,18 +232,34 @@ cdef class Workspace:
         return Workspace()
 
     cdef Buffer take(self, object nbytes):
-        cdef Buffer buffer
-        for i in range(len(self.spare)):
-            buffer = self.spare[i]
-            if nbytes <= buffer.nbytes <= 2 * nbytes + 4096:
-                del self.spare[i]
-                return buffer
-        self.spare.clear()
-        return Buffer(nbytes)
+        """Return the smallest spare buffer that fits well, or a new one."""
+        cdef Buffer buffer, best = None
+        for buffer in self.spare:
+            if (nbytes <= buffer.nbytes <= 2 * nbytes + 4096
+                    and (best is None or buffer.nbytes < best.nbytes)):
+                best = buffer
+        if best is None:
+            best = Buffer(nbytes)
+        else:
+            self.spare.remove(best)
+            self.kept -= best.nbytes
+        self.lent += best.nbytes
+        self.most = max(self.most, self.lent)
+        self.trim()
+        return best
 
     cdef void give(self, Buffer buffer):
-        if len(self.spare) < 2:
-            self.spare.append(buffer)
+        self.lent -= buffer.nbytes
+        self.kept += buffer.nbytes
+        self.spare.append(buffer)
+        self.trim()
+
+    cdef void trim(self):
+        """Drop the oldest: all memory together is at most what was once in use at the same time."""
+        cdef Buffer oldest
+        while len(self.spare) > SPARE or self.kept + self.lent > self.most:
+            oldest = self.spare.pop(0)
+            self.kept -= oldest.nbytes
 
 
 def activate(x, op):

@@ -2,9 +2,10 @@
 
 import re
 
-import fastrnn
 import numpy as np
 from pages import ROOT, run
+
+import fastrnn
 
 # Of the release before: "today's README stays valid as the short form".
 BEFORE = '''

@@ -173,11 +173,10 @@ def test_a_link_stays_and_special_files_are_refused(tmp_path):
     assert read(tmp_path / "below" / "a")[1] == ABOUT | {"format": 3}
     assert os.listdir(tmp_path / "below") == ["a"]
     os.mkfifo(tmp_path / "pipe")
-    for name in ("pipe", "/dev/null"):  # as root a rename would replace /dev/null
-        with pytest.raises(OSError, match="is not an ordinary file"):
-            safetensors.write(tmp_path / name, {}, {})
-        with pytest.raises(ValueError, match="not an ordinary file"):
-            read(tmp_path / name)  # opening a pipe would wait for ever
+    with pytest.raises(OSError, match="is not an ordinary file"):
+        safetensors.write(tmp_path / "pipe", {}, {})
+    with pytest.raises(ValueError, match="not an ordinary file"):
+        read(tmp_path / "pipe")  # opening it would wait for ever
     with pytest.raises(IsADirectoryError, match="is a folder"):
         safetensors.write(tmp_path / "below", {}, {})
     with pytest.raises(IsADirectoryError):
