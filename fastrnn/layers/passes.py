@@ -72,6 +72,9 @@ class Kept(NamedTuple):
     version: int
 
 
+_SPENT = Kept([], Layout(), 0)
+
+
 class Pass:
     """One forward of a recurrent layer, to go back through: ``y, state, p = layer.forward(x)``.
 
@@ -152,22 +155,26 @@ class Pass:
         check_unspent(self.spent, layer, version)
         T, B, _, H = tapes[0][0].shape
         L, D, dtype = layer.num_layers, layer.directions, layer.dtype
+        has_c, padded = layer.has_c, (L * D, B, H)
         if dy is not None:
             dy = layout.from_caller(_checks.array("dy", dy, dtype, layout.y_shape(T, B, D * H)))
-        shape = (L * D, B, H) if layout.batched else (L * D, H)
-        dhn, dcn = _checks.states("dstate" if layer.has_c else "dhn", dstate, layer.has_c, dtype,
-                                  shape)
-        dhn, dcn = (None if s is None else s.reshape(L * D, B, H) for s in (dhn, dcn))
-        record = checked_record(record, layer.has_c)
+        shape = padded if layout.batched else (L * D, H)
+        dhn = dcn = None
+        if dstate is not None:
+            dhn, dcn = _checks.states("dstate" if has_c else "dhn", dstate, has_c, dtype, shape)
+            dhn = None if dhn is None else dhn.reshape(padded)
+            dcn = None if dcn is None else dcn.reshape(padded)
+        if record != ():
+            record = checked_record(record, has_c)
         into = layer.grads_by_layer(grads)
 
-        dh0 = np.empty((L * D, B, H), dtype)
-        dc0 = np.empty_like(dh0) if layer.has_c else None
+        dh0 = np.empty(padded, dtype)
+        dc0 = np.empty(padded, dtype) if has_c else None
         with adding(into[0][0][0]):
             if retain:
                 tapes = [(tape.copy(), mask) for tape, mask in tapes]
             else:
-                self.spent, self.kept = True, self.kept._replace(tapes=[])
+                self.spent, self.kept = True, _SPENT
             dx, recorded = None, []
             for number in reversed(range(L)):
                 tape, mask = tapes[number]
@@ -223,6 +230,8 @@ class adding:  # noqa: N801, used as a function
 
     Who is adding is noted by process, so a child that was forked meanwhile starts free.
     """
+
+    __slots__ = ("_key",)
 
     def __init__(self, grad: np.ndarray) -> None:
         self._key = os.getpid(), id(grad)

@@ -191,8 +191,9 @@ class Recurrent(Part):
     def _forward(
         self, x: Any, state: State, grad: bool, latest: bool = False
     ) -> tuple[np.ndarray, State, Pass | None]:
-        I = self.input_size
-        x = _checks.numeric("x", x, self.dtype)
+        I, dtype = self.input_size, self.flat.dtype
+        if type(x) is not np.ndarray:
+            x = _checks.numeric("x", x, dtype)
         shape: _checks.Shape
         if x.ndim == 2:
             layout, shape = _UNBATCHED, ("T", I)
@@ -200,8 +201,11 @@ class Recurrent(Part):
             layout, shape = _BATCH_FIRST, ("B", "T", I)
         else:
             layout, shape = _BATCHED, ("T", "B", I)
-        x = layout.from_caller(_checks.array("x", x, self.dtype, shape, self._explain))
-        y, state, p = self.run(x, None, state, grad=grad, dropout=grad and self.training,
+        x = _checks.array("x", x, dtype, shape, self._explain)
+        drops = grad and self.mode == "training"
+        if layout is _BATCHED:
+            return self.run(x, None, state, grad=grad, dropout=drops, latest=latest)
+        y, state, p = self.run(layout.from_caller(x), None, state, grad=grad, dropout=drops,
                                layout=layout, latest=latest)
         return layout.to_caller(y), state, p
 
@@ -241,12 +245,15 @@ class Recurrent(Part):
         """
         T, B = x.shape[:2] if index is None else index.shape
         L, D, H = self.num_layers, self.directions, self.hidden_size
-        shape = (L * D, B, H) if layout.batched else (L * D, H)
-        has_c = self.has_c
-        h0, c0 = _checks.states("state" if has_c else "h0", state, has_c, self.dtype, shape)
-        h0, c0 = (None if s is None else s.reshape(L * D, B, H) for s in (h0, c0))
-        hn = np.empty((L * D, B, H), self.dtype)
-        cn = np.empty_like(hn) if has_c else None
+        has_c, dtype, padded = self.has_c, self.flat.dtype, (L * D, B, H)
+        shape = padded if layout.batched else (L * D, H)
+        h0 = c0 = None
+        if state is not None:
+            h0, c0 = _checks.states("state" if has_c else "h0", state, has_c, dtype, shape)
+            h0 = None if h0 is None else h0.reshape(padded)
+            c0 = None if c0 is None else c0.reshape(padded)
+        hn = np.empty(padded, dtype)
+        cn = np.empty(padded, dtype) if has_c else None
         if grad and self.mode == "bfloat16":
             raise RefusedValue("a pass is wanted in the mode 'bfloat16', expected eval() or "
                                "train(): rounded weights have no backward")
@@ -255,7 +262,7 @@ class Recurrent(Part):
             self.__dict__["_last"] = None
         tapes = []
         for number in range(L):
-            y = rows(T, B, D * H, self.dtype, layout.batch_first)
+            y = rows(T, B, D * H, dtype, layout.batch_first)
             own = slice(number * D, (number + 1) * D)
             tape = sequence.forward(
                 self.cell.number, x, index, weights[number], self._reverse,

@@ -127,7 +127,7 @@ def _text_of(model: LanguageModel, text: Any) -> Any:
             raise RefusedValue(f"text is {_checks.show(text)}, the name of a file, expected a text "
                                "or a path: give pathlib.Path(...)")
         return text
-    several = isinstance(text, (list, tuple)) and all(
+    several = isinstance(text, (list, tuple)) and text and all(
         isinstance(t, (str, os.PathLike)) for t in text)
     if not isinstance(text, os.PathLike) and not several:
         return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -101,6 +102,11 @@ class Step:
         if descent.omega and not self._regularised:
             raise RefusedValue(f"omega is {descent.omega} for a model without an RNN, expected one "
                                "with an RNN")
+        if descent.recompute_every is not None and (
+                "recompute_every" not in inspect.signature(model.loss).parameters):
+            raise RefusedValue(f"recompute_every is {descent.recompute_every} for a model "
+                               f"{_checks.kind(model)}, expected None: its loss has no gradient "
+                               "checkpointing")
 
     def __call__(self, batch: Batch, state: Any, step: int, fraction: float) -> Done:
         """Take one step; without a finite loss and gradient nothing has changed."""

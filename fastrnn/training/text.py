@@ -10,7 +10,7 @@ import os
 import stat
 import sysconfig
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,17 +69,20 @@ def search(paths: Any = ()) -> Found:
     files: dict[Any, Path] = {}  # each file by what it is on disk
     unreadable: list[OSError] = []
     paths = [paths] if isinstance(paths, (str, bytes, os.PathLike)) else list(paths)
+
+    def add(found: list[Path], is_text: Callable[[Path], bool]) -> None:
+        for path in found:
+            try:
+                if is_text(path):
+                    files.setdefault(_identity(path), path)
+            except OSError as error:
+                unreadable.append(error)
+
     if not paths:
-        for path in _standard_library():
-            files.setdefault(_identity(path), path)
+        add(_standard_library(), lambda path: True)
     for path in map(_as_path, paths):
         if path.is_dir():
-            for found in _below(path, unreadable):
-                try:
-                    if _is_text(found):
-                        files.setdefault(_identity(found), found)
-                except OSError as error:
-                    unreadable.append(error)
+            add(_below(path, unreadable), _is_text)
         else:
             if stat.S_ISREG(path.stat().st_mode):
                 path.open("rb").close()  # may it be read? A pipe may be opened only once

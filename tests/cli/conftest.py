@@ -39,7 +39,8 @@ def command(tmp_path):
             line = ["sh", "-c", f'"$@" {shell}', "sh", *line]
         return subprocess.run(
             line, capture_output=True, timeout=120, cwd=options.pop("cwd", tmp_path),
-            env={**os.environ, "FASTRNN_NUM_THREADS": "1", **(env or {})}, **options)
+            env={**os.environ, "FASTRNN_NUM_THREADS": "1", "PYTHONUNBUFFERED": "",
+                 **(env or {})}, **options)
 
     return run
 

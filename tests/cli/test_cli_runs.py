@@ -213,14 +213,17 @@ def test_from_and_output_may_be_one_file(run, corpus, small, tmp_path):
 # ---- places that cannot be written ---------------------------------------------------------------
 
 
+NOBODY = """
+import os, sys
+import fastrnn.cli.train, fastrnn.cli.options, fastrnn.training.language, tqdm
+os.setgid(65534); os.setuid(65534)
+sys.exit(fastrnn.cli.main())
+"""
+
+
 @posix
 @root
 def test_places_that_nobody_may_write_are_refused_before_training(small):
-    program = (
-        "import os, sys\n"
-        "import fastrnn.cli.train, fastrnn.cli.options, fastrnn.training.language, tqdm\n"
-        "os.setgid(65534); os.setuid(65534)\n"
-        "sys.exit(fastrnn.cli.main())\n")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         folder.chmod(0o777)
@@ -230,13 +233,35 @@ def test_places_that_nobody_may_write_are_refused_before_training(small):
                      ["--folder", folder / "closed", "-o", folder / "m"],
                      ["--folder", folder / "closed" / "new", "-o", folder / "m"]):
             done = subprocess.run(
-                [sys.executable, "-c", program, "train", folder / "text", *small, "--steps", "5",
+                [sys.executable, "-c", NOBODY, "train", folder / "text", *small, "--steps", "5",
                  *args], capture_output=True, text=True, timeout=60, cwd=folder)
             assert done.returncode == 1
             last = done.stderr.splitlines()[-1]
             assert re.search(r"Permission denied: .*closed", last), done.stderr
             assert not re.search(r"[1-9]\d?%", done.stderr), done.stderr  # no step was taken
             assert sorted(os.listdir(folder)) == ["closed", "text"]
+
+
+@posix
+@root
+def test_what_cannot_be_read_in_a_folder_is_one_line(small):
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        folder.chmod(0o777)
+        (folder / "text").write_text("the quick brown fox\n" * 400)
+        for closed in ("a", "b"):
+            (folder / closed).write_text("text")
+            (folder / closed).chmod(0)
+        args = [sys.executable, "-c", NOBODY, "train", *small, "--steps", "2", "-o", folder / "m"]
+        done, named = (subprocess.run([*args, path], capture_output=True, text=True, timeout=60,
+                                      cwd=folder) for path in (folder, folder / "b"))
+    assert done.returncode == 0, done.stderr
+    assert "1 file, " in done.stdout
+    line = "fastrnn train: left out 2 files or folders that could not be read, the first "
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("left out") == 1
+    assert named.returncode == 1
+    assert named.stderr == f"fastrnn train: Permission denied: {folder / 'b'}\n"
 
 
 FULL = """

@@ -88,7 +88,9 @@ def test_closed_streams(command, train, model, tmp_path, shell):
 
 @pytest.mark.parametrize("args", [
     ["sample", "MODEL"], ["sample", "MODEL", "--prompt", "x" * 100_000], ["info"], ["--help"]])
-def test_a_reader_that_has_gone_ends_a_command_quietly(command, model, args):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_ends_a_command_quietly(command, model, args, unbuffered):
+    env = {"PYTHONUNBUFFERED": unbuffered}
     args = [model if a == "MODEL" else a for a in args]
     program = ("import subprocess, sys\n"
                "command = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)\n"
@@ -96,10 +98,10 @@ def test_a_reader_that_has_gone_ends_a_command_quietly(command, model, args):
                "print(command.wait())\n")
     done = subprocess.run(
         [sys.executable, "-c", program, sys.executable, "-m", "fastrnn.cli", *map(str, args)],
-        capture_output=True, text=True, timeout=60)
+        capture_output=True, text=True, timeout=60, env={**os.environ, **env})
     assert done.stderr == ""
     assert done.stdout in ("141\n", "0\n")
-    done = command(*args, shell="| head -c 1")
+    done = command(*args, shell="| head -c 1", env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     assert len(done.stdout) == 1
 

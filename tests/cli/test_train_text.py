@@ -144,6 +144,8 @@ def test_train_on_takes_text_and_paths(tmp_path, symbols):
         model.train_on(str(path), steps=1)
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         model.train_on(tmp_path / "none", steps=1)
+    with pytest.raises(ValueError, match="the text has 0 characters"):
+        model.train_on([], steps=1)
 
 
 def test_train_on_holds_a_part_out(symbols):

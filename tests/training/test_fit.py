@@ -429,6 +429,12 @@ def test_an_optimizer_of_another_model_is_refused():
             training.fit(model, data_of(), optimizer, steps=1)
 
 
+def test_gradient_checkpointing_of_a_model_that_has_none():
+    pair = EncoderDecoder(Stack(GRU(1, 4)), SequenceModel(GRU(1, 4), 1, loss="mse"))
+    with pytest.raises(ValueError, match="recompute_every is 3 for a model of type EncoderDecoder"):
+        training.fit(pair, data_of(), steps=1, recompute_every=3)
+
+
 def test_every_option_belongs_to_one_group():
     kinds = (options.Reading, options.Descent, options.Stopping, options.Saving)
     fields = [field.name for kind in kinds for field in dataclasses.fields(kind)]
