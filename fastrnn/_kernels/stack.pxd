@@ -29,6 +29,9 @@ cdef inline void walk_stack(void *arg, int rank, int size) noexcept nogil:
     cdef unsigned state = flush_denormals()
     cdef int i
     for i in range(stack.count):
+        if size == 1:
+            stack.layers[i].forward(&stack.layers[i].step)
+            continue
         step = stack.layers[i].step
         step.panel0 = part(step.panel1, rank, size)
         step.panel1 = part(step.panel1, rank + 1, size)

@@ -284,21 +284,14 @@ cdef class Stream:
         -------
         array (B, H) or (B, N)
         """
-        self.enter()
-        try:
-            return self.advance(x, out)
-        finally:
-            self.busy = False
-
-    @cython.final
-    cdef inline object advance(self, x, out):
         cdef cnp.npy_intp[2] shape
         cdef fr_forward *step
         cdef void *h
         cdef int i
-        if self.indexed:
-            self.take_symbols(x)
-        elif not is_matrix(x, self.typenum, self.batch_size, self.input_size):
+        if not (self.indexed
+                or is_matrix(x, self.typenum, self.batch_size, self.input_size)):
+            if self.layers == NULL:
+                self.refuse()
             x = numbers(f"{self.name}: x", x, self.dtype, (self.batch_size, self.input_size))
         if out is None:
             shape[0] = self.batch_size
@@ -312,12 +305,17 @@ cdef class Stream:
             if not self.indexed and overlap(<object> x, <object> out):
                 x = x.copy()
         step = &self.layers[0].step
-        if not self.indexed:
+        if self.indexed:
+            self.take_symbols(x)
+        else:
+            if self.busy:  # only now: what came before may have let another thread run
+                self.refuse()
             step.x = cnp.PyArray_DATA(x)
         if self.stack.has_head:
             self.stack.head.c.base = cnp.PyArray_DATA(out)
         else:
             self.layers[self.num_layers - 1].step.y = cnp.PyArray_DATA(out)
+        self.busy = True  # nothing fails until it is False again
         with nogil:
             for i in range(1, self.num_layers):
                 self.layers[i].step.x = self.layers[i - 1].step.h
@@ -328,6 +326,7 @@ cdef class Stream:
                 step.h = <void *> step.h_prev
                 step.h_prev = h
                 step.down ^= 1  # what this step has just read is still in the cache
+        self.busy = False
         return out
 
     @cython.final
@@ -343,6 +342,8 @@ cdef class Stream:
                 and cnp.PyArray_DIM(x, 0) == self.batch_size):
             given, x = self.whole_numbers(x)
             typenum = cnp.NPY_INT64
+        if self.busy:
+            self.refuse()
         for i in range(self.batch_size):
             if typenum == cnp.NPY_INT64:
                 number = (<const cnp.int64_t *> cnp.PyArray_DATA(x))[i]

@@ -44,14 +44,13 @@ class Sampling:
         if self.temperature == 0:
             return np.asarray(logits.argmax(-1), np.int32)
         x = logits.astype(np.float64)
-        # a tiny temperature makes all but the likeliest 0; what is not finite is refused below
-        with np.errstate(over="ignore", invalid="ignore"):
-            p = np.exp((x - x.max(-1, keepdims=True)) / self.temperature)
-        p = self._kept(p)
-        cumulated = p.cumsum(-1)
-        if not np.isfinite(cumulated[:, -1]).all():
+        largest = x.max(-1, keepdims=True)
+        if not np.isfinite(largest).all():
             raise RefusedValue("the model's outputs are not finite, expected finite logits: its "
                                "parameters or its state have NaN or infinities")
+        with np.errstate(over="ignore"):  # a tiny temperature makes all but the likeliest 0
+            p = np.exp((x - largest) / self.temperature)
+        cumulated = self._kept(p).cumsum(-1)
         drawn = self.rng.random(len(p)) * cumulated[:, -1]
         symbols = np.minimum((cumulated <= drawn[:, None]).sum(-1), x.shape[-1] - 1)
         return np.asarray(symbols, np.int32)
@@ -65,7 +64,6 @@ class Sampling:
         ranked = np.take_along_axis(p, order, -1)
         before = ranked.cumsum(-1) - ranked
         keep = before < self.top_p * ranked.sum(-1, keepdims=True)
-        keep[:, 0] = True
         if self.top_k is not None:
             keep[:, self.top_k :] = False
         kept = np.zeros_like(p)

@@ -1,4 +1,4 @@
-"""The examples, in the small: each script's --quick run, and what it must show."""
+"""Each example runs with --quick, and shows what it must show."""
 
 import importlib
 import sys
@@ -71,7 +71,7 @@ def test_characters_of_unseen_files_are_tagged(example):
     assert by_tag["name"] > 0.9
 
 
-def test_a_chaotic_series_is_foreseen(example):
+def test_a_chaotic_series_is_forecast(example):
     found = example("forecasting").main(["--quick"])
     assert found["GRU"][0] < 0.02, found
     assert found["GRU"][1] < 0.7 * found["the mean"][1], found

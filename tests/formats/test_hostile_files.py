@@ -93,7 +93,7 @@ def test_random_bytes_in_a_file_raise_nothing_else(tmp_path, what):
     for _ in range(MUTATIONS):
         changed = bytearray(data)
         for _ in range(rng.choice((1, 1, 1, 2, 5))):
-            at = rng.randrange(end + 20 if rng.random() < 0.95 else len(data))
+            at = rng.randrange(min(end + 20 if rng.random() < 0.95 else len(data), len(changed)))
             kind = rng.randrange(4)
             if kind == 0:
                 changed[at] = rng.randrange(256)

@@ -1,8 +1,10 @@
 """Parameters never move: what is a live array, what an assignment does, and who may change what."""
 
 import copy
+import mmap
 import pickle
 import time
+from pathlib import Path
 
 import cases
 import numpy as np
@@ -489,11 +491,26 @@ def test_a_models_copy_keeps_its_layers_and_shares_nothing():
 # -------------------------------------------------------------------------------- impossible sizes
 
 
+@pytest.fixture
+def little_memory():
+    """Let this process have 300 MB more than it has, so that a failure does not take all there is."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:  # not Linux
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (pages * mmap.PAGESIZE + 300 * 2**20, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 @pytest.mark.parametrize("sizes", [
     (2, 3, 10**9), (2, 10**9, 3), (2, 10**9, 1), (10**400, 1, 1), (1, 10**400, 1), (1, 1, 10**400),
     (2**31, 2**31, 1), (1, 1, 2**63), (1, 2**63, 2**63), (1, 1, 10**5)], ids=lambda s: str(s)[:40])
 @stacks.per_kind
-def test_sizes_that_no_memory_holds_are_refused_at_once(cell, sizes):
+def test_sizes_that_no_memory_holds_are_refused_at_once(cell, sizes, little_memory):
     start = time.perf_counter()
     with pytest.raises(MemoryError, match=r"^[A-Z]+: these sizes make \S+ parameters.* more than"):
         cases.LAYERS[cell](*sizes)

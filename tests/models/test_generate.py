@@ -126,6 +126,20 @@ def test_symbols_are_drawn_with_these_probabilities(options, expected):
         assert chi < {4: 18.5}.get(k, CHI.get(k)), counts
 
 
+def test_at_the_edges():
+    halves = np.log([[0.5, 0.25, 0.25]])  # top_p is reached by the first alone
+    rows = np.repeat(halves, 500, 0)
+    assert not Sampling.checked(1, None, 0.5, 0).draw(rows).any()
+    assert set(Sampling.checked(1, None, 0.5000001, 0).draw(rows)) == {0, 1}
+
+    class Zeros:
+        def random(self, size):
+            return np.zeros(size)
+
+    impossible = np.array([[-np.inf, -np.inf, 1.0, 2.0]])  # are not drawn, not even by 0.0
+    assert Sampling(1.0, None, 1.0, Zeros()).draw(impossible).tolist() == [2]
+
+
 def test_rows_are_drawn_apart():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((50, 7)) * 9
@@ -156,8 +170,9 @@ def test_logits_that_are_not_finite_are_refused_in_a_sentence():
     with pytest.raises(ValueError, match=r"SequenceModel\.generate: the model's outputs are"):
         model.generate([1], 3)
     model.head.bias = np.where(np.arange(V) == 2, np.inf, 0)
-    with pytest.raises(ValueError, match="outputs are not finite"):
-        model.generate([1], 3)
+    for options in ({}, {"top_k": 2}, {"top_p": 0.5}):
+        with pytest.raises(ValueError, match="outputs are not finite"):
+            model.generate([1], 3, **options)
 
 
 # ---------------------------------------------------------------------------- encoder, decoder

@@ -465,7 +465,16 @@ def test_dropouts_state_can_be_set_back():
     assert model.loss(x, targets).value != one
     model.dropout_state = state
     assert model.loss(x, targets).value == one
-    assert model.loss(x, targets, grad=False).value == model.eval().loss(x, targets).value
+    assert model(x)[0].tobytes() != model(x)[0].tobytes()  # a call draws, too
+    right = model.loss(x, targets, grad=False).value
+    state = model.dropout_state
+    model.eval()
+    for every in (None, 2):  # in evaluation mode there is none, with a pass or without
+        for grad in (True, False):
+            found = model.loss(x, targets, grad=grad, recompute_every=every).value
+            assert found == pytest.approx(right, rel=1e-13)
+    assert model(x)[0].tobytes() == model(x)[0].tobytes() == model.forward(x)[0].tobytes()
+    assert model.dropout_state == state
 
 
 # ---------------------------------------------------------------------------------- the parts alone

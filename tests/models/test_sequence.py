@@ -134,6 +134,25 @@ def test_every_gradient_against_central_differences(kind, every):
     check_gradients(model, run, p, **more)
 
 
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("last", ["h and c", "h", "c", "none"])
+def test_a_readout_of_an_lstms_last_state_adds_to_its_gradient(last, every):
+    model = SequenceModel([GRU(3, 4, seed=1, **F64), LSTM(4, 3, 2, seed=2, **F64)], N,
+                          readout="last", seed=0)
+    x, targets, _, _ = data_of(model)
+    h, c = model(x)[1][1]
+    own = {"h and c": (h, c), "h": (h, None), "c": (None, c), "none": None}[last]
+    p = model.loss(x, targets, recompute_every=every)
+    dx, _ = p.backward((None, own), need_dx=True)
+
+    def run():
+        p = model.loss(x, targets, grad=False)
+        return p.value + sum((a * d).sum() for a, d in zip(p.state[1], own or (), strict=False)
+                             if d is not None)
+
+    check_gradients(model, run, p, dx=(x, dx))
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_every_gradient_of_a_language_model(cell, layers):
