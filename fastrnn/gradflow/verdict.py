@@ -99,7 +99,7 @@ def verdict(of: GradientFlow | Jacobians | History) -> str:
     of the number of steps, the factor decides: below 0.01 gradients vanish, above 100 they explode.
     Where the loss enters at every step, the gradients that enter late hide what reaches back from
     the last step. For a History the norms are those of the whole gradient at each step of the
-    training: it explodes where one is above 100 times their median.
+    training: it explodes where one is above 100 times the median of the steps around it.
 
     Values that are not finite do not count as exploding where they come from the input, from
     parameters, from an initial state or from the loss; the verdict then begins with "not finite"
@@ -187,11 +187,24 @@ def _of_training(history: History) -> str:
     clipped = len(history.clipped)
     acted = ("no limit was set" if history.clip is None else
              f"clipped above {history.clip:g} at {clipped} of {n} steps")
-    if norms[at] > HEALTHY[1] * middle:
+    jumps = np.flatnonzero(norms > HEALTHY[1] * _usual(norms))
+    if jumps.size:
+        at = int(jumps[norms[jumps].argmax()])
+        text = (f"the gradient's norm has a median of {middle:.3g} and jumps to {norms[at]:.3g}, at "
+                f"step {at + 1}")
         advice = EXPLODING if history.clip is None else "a smaller learning rate if the loss jumps"
         return f"exploding: {text}; {acted}; try {advice}"
     often = "; so often it acts as a smaller learning rate" if 2 * clipped > n else ""
     return f"healthy: {text}; {acted}{often}"
+
+
+def _usual(norms: np.ndarray) -> np.ndarray:
+    """Return the median of the up to 101 norms around each step: a training's norms drift."""
+    reach = 50
+    if len(norms) < 2 * reach + 1:
+        return np.full(len(norms), np.median(norms))
+    middle = np.median(np.lib.stride_tricks.sliding_window_view(norms, 2 * reach + 1), axis=1)
+    return np.pad(middle, (reach, len(norms) - len(middle) - reach), mode="edge")
 
 
 def _broken_training(losses: np.ndarray, norms: np.ndarray) -> str:

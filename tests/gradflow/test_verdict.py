@@ -39,7 +39,13 @@ def test_the_verdict_on_a_training_counts_what_was_clipped():
         "at 4 of 5 steps; so often it acts as a smaller learning rate")
     spiked = verdict(History(norms=[*norms, 251.0]))
     assert spiked.startswith("exploding: ")
-    assert "at most 251, at step 6; no limit was set; try smaller" in spiked
+    assert "jumps to 251, at step 6; no limit was set; try smaller" in spiked
+    # norms that fall while the training succeeds are no explosion, a jump after them is
+    falling = [*np.geomspace(9, 1e-4, 400)]
+    assert verdict(History(norms=falling)).startswith("healthy: ")
+    late = verdict(History(norms=[*falling[:300], 1.0, *falling[300:]]))
+    assert late.startswith("exploding: ")
+    assert "jumps to 1, at step 301" in late
     with pytest.raises(ValueError, match=r"^verdict: of is a History without steps"):
         verdict(History())
 

@@ -493,7 +493,7 @@ def test_a_models_copy_keeps_its_layers_and_shares_nothing():
 
 @pytest.fixture
 def little_memory():
-    """Let this process have 300 MB more than it has, so that a failure does not take all there is."""
+    """Let this process have 300 MB more than it has: a failure shall not take all there is."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_AS)
     try:
