@@ -5,6 +5,7 @@ an instrumented package; FASTRNN_DEBUG=1 keeps assertions and bounds checks.
 """
 
 import os
+import sys
 from glob import glob
 
 import numpy as np
@@ -15,8 +16,8 @@ sanitize = os.environ.get("FASTRNN_SANITIZE", "")
 debug = os.environ.get("FASTRNN_DEBUG", "") == "1"
 
 # -g0: Python's own flags ask for debug information, which would be nine tenths of the package.
-# -ffp-contract=off: a product and a sum become one rounding only where the source says so (vfma), so
-# that results do not depend on the compiler.
+# -ffp-contract=off: a product and a sum become one rounding only where the source says so (vfma),
+# so that results do not depend on the compiler.
 flags = ["-std=c11", "-O3", "-g0", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math",
          "-ffp-contract=off"]
 link = ["-pthread"]
@@ -25,6 +26,8 @@ if sanitize:
     link += [f"-fsanitize={sanitize}"]
 if not debug:
     flags.append("-DNDEBUG")
+if not (debug or sanitize) and sys.platform == "linux":
+    link.append("-Wl,-s")  # no tables of symbols
 
 
 def module(name, extra=()):

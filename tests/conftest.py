@@ -10,6 +10,7 @@ from fastrnn._kernels import runtime
 
 # processes that tests start shall import the installed package too, not the folder they start in
 os.environ["PYTHONSAFEPATH"] = "1"
+os.environ["PYTHONPATH"] = str(pathlib.Path(fastrnn.__file__).parents[1])
 # that threads change no bit is shown with more of them than a small machine has CPUs
 os.environ["FASTRNN_OVERSUBSCRIBE"] = "1"
 

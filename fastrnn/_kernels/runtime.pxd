@@ -23,7 +23,5 @@ cdef class Buffer:
 cdef class Workspace:
     """Hands out buffers and takes them back, so that a training loop faults its pages in once."""
     cdef list spare  # the oldest first
-    cdef object lent, kept, most  # bytes in use, spare, and in use at once at most
     cdef Buffer take(self, object nbytes)
     cdef void give(self, Buffer buffer)
-    cdef void trim(self)

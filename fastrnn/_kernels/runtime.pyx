@@ -32,7 +32,7 @@ from fastrnn._kernels.c cimport (
 cnp.import_array()
 
 # Spare buffers of a workspace: enough for the layers of a stack, forward and backward.
-cdef int SPARE = 8
+cdef int SPARE = 16
 
 # Work below this many floating-point operations (5 to 10 us) stays on the caller's thread.
 cdef double SERIAL = 1e6
@@ -223,7 +223,6 @@ cdef class Buffer:
 cdef class Workspace:
     def __cinit__(self):
         self.spare = []
-        self.lent = self.kept = self.most = 0
 
     def __reduce__(self):
         return Workspace, ()
@@ -232,34 +231,30 @@ cdef class Workspace:
         return Workspace()
 
     cdef Buffer take(self, object nbytes):
-        """Return the smallest spare buffer that fits well, or a new one."""
+        """Return the smallest spare buffer that fits well, or a new one.
+
+        A new one takes the place of the oldest spare one, so that there are never more buffers
+        than were once in use at the same time.
+        """
         cdef Buffer buffer, best = None
         for buffer in self.spare:
             if (nbytes <= buffer.nbytes <= 2 * nbytes + 4096
                     and (best is None or buffer.nbytes < best.nbytes)):
                 best = buffer
-        if best is None:
-            best = Buffer(nbytes)
-        else:
+        if best is not None:
             self.spare.remove(best)
-            self.kept -= best.nbytes
-        self.lent += best.nbytes
-        self.most = max(self.most, self.lent)
-        self.trim()
-        return best
+            return best
+        if self.spare:
+            del self.spare[0]
+        return Buffer(nbytes)
 
     cdef void give(self, Buffer buffer):
-        self.lent -= buffer.nbytes
-        self.kept += buffer.nbytes
-        self.spare.append(buffer)
-        self.trim()
-
-    cdef void trim(self):
-        """Drop the oldest: all memory together is at most what was once in use at the same time."""
-        cdef Buffer oldest
-        while len(self.spare) > SPARE or self.kept + self.lent > self.most:
-            oldest = self.spare.pop(0)
-            self.kept -= oldest.nbytes
+        try:
+            self.spare.append(buffer)
+        except MemoryError:  # then it is not kept
+            return
+        if len(self.spare) > SPARE:
+            del self.spare[0]
 
 
 def activate(x, op):

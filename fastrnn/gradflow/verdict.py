@@ -190,8 +190,8 @@ def _of_training(history: History) -> str:
     jumps = np.flatnonzero(norms > HEALTHY[1] * _usual(norms))
     if jumps.size:
         at = int(jumps[norms[jumps].argmax()])
-        text = (f"the gradient's norm has a median of {middle:.3g} and jumps to {norms[at]:.3g}, at "
-                f"step {at + 1}")
+        text = (f"the gradient's norm has a median of {middle:.3g} and jumps to {norms[at]:.3g}, "
+                f"at step {at + 1}")
         advice = EXPLODING if history.clip is None else "a smaller learning rate if the loss jumps"
         return f"exploding: {text}; {acted}; try {advice}"
     often = "; so often it acts as a smaller learning rate" if 2 * clipped > n else ""

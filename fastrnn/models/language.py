@@ -138,17 +138,24 @@ class LanguageModel(SequenceModel):
         return np.array([place[character] for character in text], np.int32)
 
     @public
-    def decode(self, symbols: Any) -> str:
-        """Return the text of symbols (N,); bytes that are not UTF-8 become replacement characters.
+    def decode(self, symbols: Any, errors: str = "replace") -> str:
+        """Return the text of symbols (N,).
+
+        Parameters
+        ----------
+        symbols : whole numbers (N,)
+        errors : str
+            What becomes of bytes that are not UTF-8, as of bytes.decode: by default replacement
+            characters.
 
         Raises
         ------
         TypeError
             If the model is neither of bytes nor of characters.
         """
-        return self._decode(symbols)
+        return self._decode(symbols, errors)
 
-    def _decode(self, symbols: Any) -> str:
+    def _decode(self, symbols: Any, errors: str) -> str:
         numbers = _checks.rows(symbols, ("N",), int(self.vocab_size or 0), name="symbols",
                                of="the vocabulary")
         if self.characters is not None:
@@ -156,7 +163,7 @@ class LanguageModel(SequenceModel):
         if self.vocab_size != 256:
             raise RefusedType(f"the model has {self.vocab_size} symbols without characters, "
                               "expected a model of bytes or of characters")
-        return bytes(numbers.astype(np.uint8)).decode("utf-8", "replace")
+        return bytes(numbers.astype(np.uint8)).decode("utf-8", errors)
 
     @public
     def sample(
@@ -180,7 +187,8 @@ class LanguageModel(SequenceModel):
         Returns
         -------
         str, bytes or integers (length,), as the prompt
-            The continuation, without the prompt.
+            The continuation, without the prompt. Bytes that are not UTF-8 become replacement
+            characters in a str, or surrogates if the prompt has such ("surrogateescape").
 
         Raises
         ------
@@ -197,7 +205,8 @@ class LanguageModel(SequenceModel):
             _, state, _ = self.checked_run(symbols[:-1, None], None, grad=False, dropout=False)
         drawn = generate.run_freely(self, symbols[-1:], length, state, sampling)[:, 0]
         if isinstance(prompt, str):
-            return self._decode(drawn)
+            escaped = any("\udc80" <= character <= "\udcff" for character in prompt)
+            return self._decode(drawn, "surrogateescape" if escaped else "replace")
         if isinstance(prompt, (bytes, bytearray)):
             return bytes(drawn.astype(np.uint8))
         return drawn

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrnn import _checks
 from fastrnn.layers.parameters import Parametrized, Part
 from fastrnn.layers.recurrent import Recurrent
 
@@ -74,7 +75,11 @@ class Model(Parametrized):
 
     @dropout_state.setter
     def dropout_state(self, states: list[dict[str, Any]]) -> None:
-        for layer, state in zip(self.recurrent, states, strict=True):
+        layers = self.recurrent
+        if not isinstance(states, (list, tuple)) or len(states) != len(layers):
+            raise ValueError(f"dropout_state is {_checks.show(states)}, expected a list with one "
+                             f"state for each of {len(layers)} recurrent layers")
+        for layer, state in zip(layers, states, strict=True):
             layer.dropout_state = state
 
     def _shapes_out(self) -> dict[str, str]:

@@ -252,7 +252,7 @@ class LossPass:
         doutputs: np.ndarray | None = None,
     ) -> None:
         self.value, self.weight, self.state = value, weight, state
-        self.inner, self.doutputs = inner, doutputs
+        self.inner, self.doutputs = inner, doutputs  # what backward goes through, and with
 
     @property
     def spent(self) -> bool:

@@ -67,7 +67,7 @@ def apart(model: M) -> M:
 
 def _apart(layer: Recurrent) -> Recurrent:
     other: Recurrent = object.__new__(type(layer))
-    other.__dict__.update(layer.__dict__)
+    other.__dict__.update(layer.__dict__, _last=None)
     if layer.dropout:
         other.__dict__["_masks"] = np.random.default_rng(0)
         other.dropout_state = layer.dropout_state

@@ -108,9 +108,10 @@ def _arrays(model: Any, x: Any, y: Any, weights: Any, context: Any, window: int 
         raise RefusedValue(f"x has {data.N} sequences of {data.T} steps, expected at least one")
     if y is None:
         data, goals = inputs.next_steps(model, data)
-    else:
-        goals = inputs.targets(model, y, data)
-    w = inputs.weights(model, weights, data)
+        w = inputs.weights(model, weights, data)
+    else:  # the targets of weight 0 may be anything
+        w = inputs.weights(model, weights, data)
+        goals = inputs.targets(model, y, data, w)
     if context is not None:
         context = _checks.array("context", np.asarray(context, model.dtype), model.dtype,
                                 (data.N, model.context_size or 0))

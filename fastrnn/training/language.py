@@ -100,8 +100,9 @@ def train_on(model: LanguageModel, text: Any, **options: Any) -> History:
         A str is the text itself. Files are found and joined by fastrnn.training.text; a model with
         characters of its own reads them as UTF-8.
     options
-        As of `train`, but for a `validation` of "held out": the last twentieth of the text is
-        then validated on instead of being trained on.
+        As of `train`. Without `epochs`, `steps` or `minutes` it trains for a minute. A short text is
+        read in fewer rows, and in shorter windows. A `validation` of "held out" validates on the
+        last twentieth of the text instead of training on it.
 
     Returns
     -------
@@ -117,6 +118,13 @@ def train_on(model: LanguageModel, text: Any, **options: Any) -> History:
     symbols = _symbols(model, "text", _text_of(model, text))
     if isinstance(options.get("validation"), str) and options["validation"] == "held out":
         symbols, options["validation"] = texts.split(symbols)
+    if not any(options.get(name) for name in ("epochs", "steps", "minutes")):
+        options["minutes"] = 1
+    if len(symbols) > 1:  # of fewer, `train` says what is missing
+        window = _checks.positive("window", options.get("window", 64))
+        rows = _checks.positive("batch_size", options.get("batch_size", 32))
+        options["window"] = window = min(window, len(symbols) - 1)
+        options["batch_size"] = min(rows, (len(symbols) - 1) // window)
     return train(model, symbols, **options)
 
 

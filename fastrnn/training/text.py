@@ -169,8 +169,9 @@ def read(files: Iterable[Path], seed: int = 0) -> np.ndarray:
     files = list(files)
     text = bytearray()
     for i in np.random.default_rng(*_checks.seeds(seed, 1)).permutation(len(files)):
-        text += files[i].read_bytes()
-        if not text.endswith(b"\n"):
+        part = files[i].read_bytes()
+        text += part
+        if not part.endswith(b"\n"):
             text += b"\n"
     return np.frombuffer(text, np.uint8)
 

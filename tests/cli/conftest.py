@@ -1,15 +1,10 @@
 """What tests of the command line share: a text to train on, and ways to run `fastrnn`."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
-
-import fastrnn
-
-os.environ["PYTHONPATH"] = str(pathlib.Path(fastrnn.__file__).parents[1])
 
 SMALL = ["--hidden", "32", "--embedding", "8", "--batch", "8", "--bptt", "16"]
 

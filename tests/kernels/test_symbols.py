@@ -30,7 +30,9 @@ thread = threading.Thread(target=change)
 sys.setswitchinterval(1e-6)
 thread.start()
 ended = {"refused": 0, "ran": 0}
-for i in range(2000):
+for i in range(200_000):
+    if i >= 2000 and all(ended.values()):
+        break
     try:
         step(call.index[0])
         if i % 4 == 0:

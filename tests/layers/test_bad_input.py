@@ -18,6 +18,8 @@ def draw(*shape, seed=1):
 X, DY, STATE = draw(T, B, I), draw(T, B, H, seed=2), draw(2, B, H, seed=3)
 WRONG = draw(2, B, H + 1)
 RAGGED = [[[1.0] * I], [[1.0] * I, [1.0] * I]]
+MASKED = np.ma.masked_greater(X, 1.0)
+MASKED_DY = np.ma.masked_greater(DY, 1.0)
 
 
 class Opaque:
@@ -80,6 +82,9 @@ CALLS = [
     (ALL, lambda a: a([[1j] * I]), TypeError, r"x is of type list, expected numbers .*"),
     (ALL, lambda a: a([[10**400] * I]), TypeError, r"x is of type list, expected numbers .*"),
     (ALL, lambda a: a(RAGGED), ValueError, "x is a ragged sequence, expected an array of float32"),
+    (ALL, lambda a: a(MASKED), TypeError, "x is a masked array with masked places, expected .*"),
+    (ALL, lambda a: a.backward(MASKED_DY), TypeError,
+     "dy is a masked array with masked places, .*"),
     # states
     (("rnn_tanh", "gru"), lambda a: a(X, (STATE, STATE)), TypeError,
      "h0 is a tuple of 2, expected one array"),

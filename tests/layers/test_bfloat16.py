@@ -1,5 +1,8 @@
 """Evaluation with bfloat16 weights: what is rounded, by how much, and that nothing else changes."""
 
+import gc
+import tracemalloc
+
 import cases
 import numpy as np
 import pytest
@@ -109,6 +112,22 @@ def test_loading_keeps_the_format():
     other = layer_of("gru", 8, 16, seed=5)
     layer.load_state_dict(other.state_dict())
     np.testing.assert_array_equal(layer(x)[0], other.eval("bfloat16")(x)[0])
+
+
+@pytest.mark.parametrize("cell", cases.CELLS)
+def test_it_takes_no_more_memory_than_float32(cell):
+    layer, sizes = layer_of(cell, 256, 256), []
+    for weights in ("float32", "bfloat16"):
+        gc.collect()
+        tracemalloc.start()
+        try:
+            layer.eval(weights)
+            sizes.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+        layer.train()
+    assert 0.4 * sizes[0] < sizes[1] < 0.6 * sizes[0]
+    assert sizes[0] > layer.flat.nbytes * 0.95
 
 
 def test_a_model_hands_it_on():

@@ -70,7 +70,7 @@ def results_of_ours(layer, x, states, dy, dstates):
     named = {"y": y, "dx": dx}
     for letter, end, start in zip("hc", as_tuple(final), as_tuple(initial), strict=False):
         named |= {f"{letter}n": end, f"d{letter}0": start}
-    return named | layer.grads
+    return named | dict(layer.grads)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -192,3 +192,19 @@ def test_initial_weights_have_torchs_spread(cell):
             spread = bound / np.sqrt(3)
             assert abs(array.mean()) < 5 * spread / np.sqrt(array.size)
             assert abs(array.std() / spread - 1) < 5 / np.sqrt(array.size)
+
+
+@per_cell
+def test_tensors_that_are_no_arrays_are_refused_in_one_sentence(cell):
+    theirs, ours = pair(cell, 7, 5)
+    before, name = ours.flat.tobytes(), type(ours).__name__
+    half = {key: tensor.bfloat16() for key, tensor in theirs.state_dict().items()}
+    match = rf"^{name}.load_state_dict: weight_ih_l0 is of type Tensor, expected an array of numbe"
+    with pytest.raises(TypeError, match=match) as caught:
+        ours.load_state_dict(half)
+    assert "\n" not in str(caught.value)
+    x = torch.zeros(4, 3, 7, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(TypeError, match=rf"^{name}: x is of type Tensor, expected an array of"):
+        ours(x)
+    assert ours.flat.tobytes() == before
+    ours.load_state_dict({key: tensor.half() for key, tensor in theirs.state_dict().items()})

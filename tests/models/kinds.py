@@ -66,9 +66,9 @@ def language_of(cell="lstm", **options):
     return LanguageModel(**{**sizes, "cell": cell, "dtype": np.float64, "seed": 3, **options})
 
 
-def some_text(seed=0, V=7):
+def some_text(seed=0, symbols=7):
     rng = np.random.default_rng(seed)
-    return rng.integers(0, V, (4, B)), rng.integers(0, V, (4, B))
+    return rng.integers(0, symbols, (4, B)), rng.integers(0, symbols, (4, B))
 
 
 def arrays(state):
@@ -86,3 +86,23 @@ def scale(model, factor):
     for part in model.parts().values():
         part.flat[...] *= factor
     return model
+
+
+def models():
+    """Return models of all kinds by name."""
+    return {**{kind: model_of(kind) for kind in KINDS}, "pair": pair_of(),
+            "stack": Stack([LSTM(3, 3, 2, seed=1, **F64), GRU(3, 5, seed=3, **F64)], seed=0),
+            "language": language_of(num_layers=2),
+            "characters": language_of(vocab_size=256, characters="abc")}
+
+
+def some_output(model):
+    """Return something that a model computes."""
+    if isinstance(model, EncoderDecoder):
+        return model.generate(pair_data()[0], np.zeros(B, int), 6)
+    if not isinstance(model, SequenceModel):
+        return model(np.random.default_rng(0).standard_normal((T, B, 3)))[0]
+    if model.output_size == N:
+        x, _, _, context = data_of(model)
+        return model(x, context=context)[0]
+    return model(some_text(symbols=model.vocab_size)[0])[0]

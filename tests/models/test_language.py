@@ -40,6 +40,8 @@ def test_a_model_of_bytes_decodes_utf8():
         assert model.decode(model.encode(text)) == text
     assert model.decode([0xC4]) == "\ufffd"
     assert model.decode([0xFF, 65]) == "\ufffdA"
+    assert model.decode([0xFF, 65], "surrogateescape") == "\udcffA"
+    assert model.encode(model.decode(range(256), "surrogateescape")).tolist() == list(range(256))
 
 
 def test_a_model_of_characters():
@@ -128,7 +130,10 @@ def test_a_prompt_of_bytes_that_are_no_utf8():
     latin = "Größe".encode("latin-1")
     assert model.sample(latin, 9, seed=1) == model.sample(
         latin.decode("utf-8", "surrogateescape").encode("utf-8", "surrogateescape"), 9, seed=1)
-    assert isinstance(model.sample(latin.decode("utf-8", "surrogateescape"), 9, seed=1), str)
+    escaped = model.sample(latin.decode("utf-8", "surrogateescape"), 99, seed=1)
+    assert escaped.encode("utf-8", "surrogateescape") == model.sample(latin, 99, seed=1)
+    assert "\ufffd" not in escaped
+    assert "\ufffd" in model.sample("plain", 99, seed=1)
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -341,3 +341,22 @@ def test_errors_of_models_for_arrays():
     with pytest.raises(IndexError, match="fit: validation: x has numbers from 7 to 7"):
         training.fit(symbols, np.zeros((N, T), int), steps=1,
                      validation=(np.full((N, T), 7), None))
+
+
+def test_padding_of_weight_0_may_be_anything():
+    """Labels and numbers of weight 0 are left out, whatever they are: also NaN and -1."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((6, 5, 3))
+    weights = np.ones((6, 5), bool)
+    weights[:, 3:] = False
+    for loss, y, bad in (("mse", rng.standard_normal((6, 5, 2)), np.nan),
+                         ("softmax", rng.integers(0, 2, (6, 5)), -1)):
+        found = []
+        for filler in (0, bad):
+            padded = y.astype(float) if loss == "mse" else y.copy()
+            padded[:, 3:] = filler
+            model = fastrnn.SequenceModel(fastrnn.GRU(3, 4, seed=0), 2, loss=loss, seed=1)
+            fastrnn.fit(model, x, padded, epochs=2, weights=weights, progress=False)
+            found.append(model.state_dict())
+        for name, a in found[0].items():
+            assert np.array_equal(a, found[1][name]), (loss, name)
