@@ -112,10 +112,7 @@ def _arrays(model: Any, x: Any, y: Any, weights: Any, context: Any, window: int 
     else:  # the targets of weight 0 may be anything
         w = inputs.weights(model, weights, data)
         goals = inputs.targets(model, y, data, w)
-    if context is not None:
-        context = _checks.array("context", np.asarray(context, model.dtype), model.dtype,
-                                (data.N, model.context_size or 0))
-    return Arrays(data.x, goals, w, context, each)
+    return Arrays(data.x, goals, w, inputs.contexts(model, context, data), each)
 
 
 def _split(arrays: Arrays, fraction: Any, window: int | None) -> tuple[Arrays, Arrays]:

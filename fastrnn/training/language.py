@@ -100,9 +100,9 @@ def train_on(model: LanguageModel, text: Any, **options: Any) -> History:
         A str is the text itself. Files are found and joined by fastrnn.training.text; a model with
         characters of its own reads them as UTF-8.
     options
-        As of `train`. Without `epochs`, `steps` or `minutes` it trains for a minute. A short text is
-        read in fewer rows, and in shorter windows. A `validation` of "held out" validates on the
-        last twentieth of the text instead of training on it.
+        As of `train`. Without `epochs`, `steps` or `minutes` it trains for a minute. A short text
+        is read in fewer rows, and in shorter windows. A `validation` of "held out" validates on
+        the last twentieth of the text instead of training on it.
 
     Returns
     -------

@@ -305,7 +305,7 @@ def bad(place, value=np.nan, of=X):
         (X[:0], Y[:0], {}, ValueError, "x has 0 sequences of 6 steps, expected at least one"),
         (X[:, :0], Y[:, :0], {}, ValueError, "x has 10 sequences of 0 steps"),
         (X, Y, {"weights": np.ones(3)}, ValueError, r"weights has shape \(3,\), expected \(10, 6"),
-        (X, Y, {"context": np.ones((N, 1))}, ValueError, r"context has shape \(10, 1\)"),
+        (X, Y, {"context": np.ones((N, 1))}, ValueError, "context is given, expected none"),
         (X, Y, {"validation": 0.05}, ValueError, "validation is 0.05 of 10 sequences, expected"),
         (X, Y, {"validation": 1.0}, ValueError, "validation is 1.0, expected a number above 0"),
         (X, Y, {"validation": True}, ValueError, "validation is True, expected a number above"),
