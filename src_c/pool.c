@@ -7,8 +7,8 @@
  * are made when first needed and never end. After fork the child starts with an empty pool.
  *
  * Why there is no race:
- *  - Who holds `busy` is the owner. Only the owner writes job_work, job_arg, job_size, `workers` and
- *    the tickets, and it gives `busy` back only when `remaining` is 0.
+ *  - Who holds `busy` is the owner. Only the owner writes what begins with job_, `workers` and the
+ *    tickets, and it gives `busy` back only when `remaining` is 0.
  *  - A job is for the workers of rank 1 to size - 1. The owner counts the ticket of each of them up
  *    (release), and a worker reads the job's fields only after it has seen its own ticket change
  *    (acquire) and before it counts `remaining` down (release). So the fields stand still while
@@ -39,12 +39,13 @@
 #endif
 
 /* How long to wait awake, in nanoseconds. PATIENT: a worker between the calls of a training loop (a
- * small model loses 9% of its time if the worker sleeps in them), and threads within a job, where a
- * sleep costs more than most waits. HASTY: when somebody has kept the others waiting for longer than
+ * small model loses 9% of its time if the worker sleeps in them). Within a job, where a sleep costs
+ * more than most waits, it is as long as the job has taken so far, from PATIENT to LONGEST: the parts
+ * of a job are never quite equal. HASTY: when somebody has kept the others waiting for longer than
  * that. Probably it is not on a core, and whoever waits awake may be what keeps it off. Every PROBE-th
  * wait is patient all the same, to find out when that is over: those who wake late make others late,
  * so that it would not end by itself. */
-enum { PATIENT = 100000, HASTY = 2000, PROBE = 64 };
+enum { PATIENT = 100000, LONGEST = 1000000, HASTY = 5000, PROBE = 128 };
 
 typedef struct {
   int ticket;              /* counts the jobs that this worker takes part in */
@@ -62,6 +63,7 @@ static int late;           /* 0, or waits within jobs since somebody was late */
 static fr_work job_work;
 static void *job_arg;
 static int job_size;
+static int64_t job_start;
 
 /* ---- waiting for an int to change ----------------------------------------------------------- */
 
@@ -134,7 +136,13 @@ static int wait_while(int *word, int value, int *sleepers, int64_t patience) {
 /* The same within a job. `late` is a guess that all threads share: lost counts do no harm. */
 static void wait_for_others(int *word, int value, int *sleepers) {
   const int waits = __atomic_load_n(&late, __ATOMIC_RELAXED), patient = waits % PROBE == 0;
-  const int awake = wait_while(word, value, sleepers, patient ? PATIENT : HASTY);
+  if (patient && spin_while(word, value, HASTY)) { /* nearly always; without a look at the clock */
+    if (waits) __atomic_store_n(&late, 0, __ATOMIC_RELAXED);
+    return;
+  }
+  int64_t patience = patient ? now() - job_start : HASTY;
+  if (patient) patience = patience < PATIENT ? PATIENT : patience < LONGEST ? patience : LONGEST;
+  const int awake = wait_while(word, value, sleepers, patience);
   const int next = patient ? !awake : waits + 1;
   if (next != waits) __atomic_store_n(&late, next, __ATOMIC_RELAXED);
 }
@@ -150,8 +158,7 @@ static void *worker(void *arg) {
   const int rank = (int)(me - states) + 1;
   int seen = me->seen;
   for (;;) {
-    wait_while(&me->ticket, seen, &me->asleep,
-               __atomic_load_n(&late, __ATOMIC_RELAXED) ? HASTY : PATIENT);
+    wait_while(&me->ticket, seen, &me->asleep, PATIENT);
     seen = load(&me->ticket);
     job_work(job_arg, rank, job_size);
     if (__atomic_sub_fetch(&remaining, 1, __ATOMIC_SEQ_CST) == 0)
@@ -200,6 +207,7 @@ void fr_run(fr_work work, void *arg, int threads) {
   job_work = work;
   job_arg = arg;
   job_size = threads;
+  job_start = now();
   __atomic_store_n(&remaining, threads - 1, __ATOMIC_RELAXED); /* published by the tickets */
   for (int i = 0; i < threads - 1; i++) {
     __atomic_add_fetch(&states[i].ticket, 1, __ATOMIC_SEQ_CST);
