@@ -20,6 +20,39 @@ from fastrnn.layers.passes import adding
 __all__ = ["Embedding", "Linear"]
 
 
+class Scratch:
+    """Arrays that are done with, kept for the next computation of the same shape.
+
+    So a training loop writes to the same pages of memory again. An array belongs to one computation
+    from `take` until `give`.
+    """
+
+    def __init__(self) -> None:
+        self._spare: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Return an array with any values."""
+        for i, spare in enumerate(self._spare):
+            if spare.shape == shape and spare.dtype == dtype:
+                try:
+                    taken = self._spare.pop(i)  # atomic: no other thread gets it
+                except IndexError:
+                    break
+                if taken.shape == shape and taken.dtype == dtype:
+                    return taken
+                break  # another thread has moved the list: this one is dropped
+        return np.empty(shape, dtype)
+
+    def give(self, array: np.ndarray) -> None:
+        """Take back an array that nobody uses any more."""
+        self._spare.append(array)
+        if len(self._spare) > 3:
+            del self._spare[0]
+
+    def __reduce__(self) -> Any:
+        return Scratch, ()
+
+
 class Linear(Part):
     """y = x W^T + b: the head of a model, or the map from a context to an initial state.
 
@@ -46,30 +79,33 @@ class Linear(Part):
         K, N = _checks.positive("inputs", inputs), _checks.positive("outputs", outputs)
         rng = _generator(seed)
         super().__init__({"weight": (N, K), "bias": (N,)}, _checks.float_dtype(dtype))
+        self.scratch = Scratch()
         if rng is not None:
             bound = 1 / math.sqrt(K)
             for param in self._params.values():
                 param[...] = rng.uniform(-bound, bound, param.shape)
 
-    def apply(self, x: np.ndarray) -> np.ndarray:
-        """Return y (..., N) for x (..., K)."""
+    def apply(self, x: np.ndarray, scratch: bool = False) -> np.ndarray:
+        """Return y (..., N) for x (..., K), in an array to give back if it is from `scratch`."""
         N, K = self._shapes["weight"]
-        flat = np.ascontiguousarray(x).reshape(-1, K)
-        y = linear.linear_forward(flat, self._params["weight"], self._params["bias"])
-        return y.reshape(*x.shape[:-1], N)
+        shape = (*x.shape[:-1], N)
+        y = self.scratch.take(shape, self.dtype) if scratch else np.empty(shape, self.dtype)
+        linear.linear_forward(np.ascontiguousarray(x).reshape(-1, K), self._params["weight"],
+                              self._params["bias"], y.reshape(-1, N))
+        return y
 
     def backward(
         self, dy: np.ndarray, x: np.ndarray, grads: Mapping[str, np.ndarray] | None = None
     ) -> np.ndarray:
-        """Return dx (..., K) for dy (..., N); add to `grads`, None: the part's own."""
+        """Return dx (..., K) for dy (..., N), from `scratch`; add to `grads`, None: its own."""
         N, K = self._shapes["weight"]
         into = self._grads if grads is None else grads
+        dx = self.scratch.take(x.shape, self.dtype)
         with adding(into["weight"]):
-            dx = linear.linear_backward(
+            linear.linear_backward(
                 np.ascontiguousarray(dy).reshape(-1, N), np.ascontiguousarray(x).reshape(-1, K),
-                self._params["weight"], into["weight"], into["bias"])
-        assert dx is not None  # it was asked for
-        return dx.reshape(x.shape)
+                self._params["weight"], into["weight"], into["bias"], dx=dx.reshape(-1, K))
+        return dx
 
     @property
     def config(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue, public
 from fastrnn.layers.passes import RECORD, Pass, Recorded, adding, check_unspent
-from fastrnn.models.linear import inside
+from fastrnn.models.linear import Scratch, inside
 
 if TYPE_CHECKING:
     from fastrnn.models.model import Model
@@ -228,6 +228,8 @@ class OutputPass(ModelPass):
         if model.readout == "last":
             dstate, dread = model.add_to_last(dread, dstate), None
         dx, dstate0, recorded = back_through(model, self._passes, dread, dstate, back)
+        if dread is not None:
+            model.head.scratch.give(dread)
         if self._context is None:
             return dx, dstate0, recorded
         return dx, model.context_backward(self._context, dstate0, back.grads), recorded
@@ -249,10 +251,11 @@ class LossPass:
 
     def __init__(
         self, value: float, weight: float, state: States, inner: ModelPass | None = None,
-        doutputs: np.ndarray | None = None,
+        doutputs: np.ndarray | None = None, scratch: Scratch | None = None,
     ) -> None:
         self.value, self.weight, self.state = value, weight, state
         self.inner, self.doutputs = inner, doutputs  # what backward goes through, and with
+        self._scratch = scratch  # where doutputs came from
 
     @property
     def spent(self) -> bool:
@@ -299,6 +302,8 @@ class LossPass:
                                "grad=False and kept nothing to go back through")
         result = inner.go_back(self.doutputs, dstate, Back(need_dx, record, grads, retain))
         if inner.spent:
+            if self._scratch is not None and self.doutputs is not None:
+                self._scratch.give(self.doutputs)
             self.doutputs = None
         return result
 

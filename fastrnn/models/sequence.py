@@ -207,12 +207,16 @@ class SequenceModel(Stack):
         return self.outputs(x, state, context, grad=grad, dropout=dropout)
 
     def outputs(
-        self, x: np.ndarray, state: States, context: np.ndarray | None, *, grad: bool, dropout: bool
+        self, x: np.ndarray, state: States, context: np.ndarray | None, *, grad: bool,
+        dropout: bool, scratch: bool = False,
     ) -> tuple[np.ndarray, States, OutputPass | None]:
-        """Return the outputs, the final state and the pass, for arguments that were checked."""
+        """Return the outputs, the final state and the pass, for arguments that were checked.
+
+        Outputs from the head's `scratch` are given back by whoever asked for them.
+        """
         y, state, passes = self.run(x, state, grad=grad, dropout=dropout)
         read = self.read(y, state)
-        outputs = self.head.apply(read)
+        outputs = self.head.apply(read, scratch)
         p = OutputPass(self, passes, x.shape[:2], read, context) if grad else None
         return outputs, state, p
 
@@ -304,9 +308,13 @@ class SequenceModel(Stack):
         self, x: np.ndarray, goals: Goals, state: States, context: np.ndarray | None, grad: bool
     ) -> LossPass:
         """Return the loss for arguments that were checked."""
-        outputs, state, p = self.outputs(x, state, context, grad=grad, dropout=grad)
+        outputs, state, p = self.outputs(x, state, context, grad=grad, dropout=grad, scratch=True)
         value = self.score(outputs, goals, grad)
-        return LossPass(value, goals.total, state, p, None if p is None else outputs)
+        scratch = self.head.scratch
+        if p is None:
+            scratch.give(outputs)
+            return LossPass(value, goals.total, state)
+        return LossPass(value, goals.total, state, p, outputs, scratch)
 
     def score(self, outputs: np.ndarray, goals: Goals, grad: bool) -> float:
         """Return the loss; with `grad` the outputs become its gradient."""
