@@ -53,9 +53,6 @@ def draw(found: dict[str, Any], path: Path) -> None:
     used = [cell for cell in _CELLS if any(r["case"]["cell"] == cell for r in rows)]
     handles = [plt.Rectangle((0, 0), 1, 1, color=_CELLS[cell][1]) for cell in used]
     names = [_CELLS[cell][0] for cell in used]
-    if any(r["need"] for r in rows):
-        handles.append(plt.Line2D([], [], color="black", marker="|", linestyle="none", ms=9))
-        names.append("needed")
     figure.legend(handles, names, loc="upper right", ncols=len(names), frameon=False, fontsize=9)
     m = found["machine"]
     peers = ", ".join(f"{k} {v.split(' (')[0].removeprefix('numpy ')}"
@@ -95,15 +92,13 @@ def _ratios(axis: Any, rows: list[dict[str, Any]], labels: list[str], bar: float
     for r, y in zip(rows, _places(rows, labels, bar), strict=True):
         ratio = r["ratio"]
         axis.barh(y, ratio - 1, bar * 0.9, left=1, color=_CELLS[r["case"]["cell"]][1])
-        if r["need"]:
-            axis.plot(r["need"], y, "k|", ms=7, mew=1.3)
-        end = max(ratio, r["need"] or 0, 1)
+        end = max(ratio, 1)
         colour = "0.25" if ratio >= 1 else "#B00020"
         axis.annotate(f"{ratio:.2f} {r['best']}", (end, y), (4, 0), va="center", fontsize=6.5,
                       textcoords="offset points", color=colour)
     axis.axvline(1, color="black", linewidth=1)
     low = min([r["ratio"] for r in rows], default=1)
-    high = max([max(r["ratio"], r["need"] or 0) for r in rows], default=2)
+    high = max([r["ratio"] for r in rows], default=2)
     axis.set_xlim(min(0.8, low * 0.9), high * 1.8)
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)
              if min(0.8, low * 0.9) <= t <= high * 1.8]
@@ -119,8 +114,7 @@ def _fractions(axis: Any, rows: list[dict[str, Any]], labels: list[str], bar: fl
         best = r["peers"].get(r.get("best", ""), {}).get("fraction")
         if best:
             axis.plot(best, y, "o", ms=2.6, mfc="white", mec="0.3", mew=0.7)
-        axis.plot(r["aim"], y, "|", ms=5, mew=1, color="0.5")
     axis.set_xlim(0, 1.05)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
-    axis.set_xlabel("circle: the best peer; grey mark: the aim", fontsize=8)
+    axis.set_xlabel("circle: the best peer; over 100%: weights in a nearer cache than assumed", fontsize=8)
     _frame(axis, labels)

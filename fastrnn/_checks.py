@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 class Refused(Exception):
-    """An argument that does not fit; raised to the user as the builtin class it stands for."""
+    """An argument that does not fit; `public` raises it as the class in `builtin`."""
 
     builtin: type[Exception]
 
@@ -68,7 +68,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _class_name(of: Any) -> str:
-    """Return the name of an object's class as users know it: of a private one, its base's."""
+    """Return the name of an object's class as users know it; for a private class, its base's."""
     names = (base.__name__ for base in type(of).__mro__)
     return next(name for name in names if not name.startswith("_"))
 
@@ -122,7 +122,19 @@ def numeric(name: str, value: Any, dtype: Any) -> np.ndarray:
         if a.dtype.newbyteorder("=") != dtype:
             raise RefusedType(f"{name} is {a.dtype}, expected {dtype}")
         return a
-    return numbers(name, value, dtype).astype(dtype)
+    return held(name, numbers(name, value, dtype), dtype)
+
+
+def held(name: str, a: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return numbers in a dtype, a copy if they had another; refuse those too large for it."""
+    with np.errstate(over="ignore"):
+        converted = a.astype(dtype, copy=False)
+    if a.dtype.kind != "f" or a.dtype.itemsize > dtype.itemsize:
+        lost = np.isinf(converted) & (a.dtype.kind != "f" or np.isfinite(a))
+        if lost.any():
+            place = tuple(int(i) for i in np.argwhere(lost)[0])
+            raise RefusedValue(f"{name} has {a[place]} at {list(place)}, which {dtype} cannot hold")
+    return converted
 
 
 def numbers(name: str, value: Any, dtype: Any = "") -> np.ndarray:
@@ -198,7 +210,8 @@ def rows(
     """
     a = _as_array(name, value, "whole numbers")
     if a.size and a.dtype.kind not in "iu":  # an empty list becomes an array of floats
-        raise RefusedType(f"{name} is {a.dtype}, expected whole numbers: rows of {of}")
+        came = kind(value) if a.dtype == object and a is not value else a.dtype
+        raise RefusedType(f"{name} is {came}, expected whole numbers: rows of {of}")
     if not _fits(a.shape, shape):
         raise RefusedValue(f"{name} has shape {a.shape}, expected {_show_shape(shape)}")
     a = np.array(a, order="C")
@@ -334,6 +347,13 @@ def probability(name: str, value: Any) -> float:
     if not 0 <= number <= 1:
         raise RefusedValue(f"{name} is {show(value)}, expected a number from 0 to 1")
     return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return `value` if it is True or False, or 1 or 0; words are not, for "no" would be true."""
+    if isinstance(value, (bool, int, np.bool_, np.integer)) and value in (0, 1):
+        return bool(value)
+    raise RefusedType(f"{name} is {show(value)}, expected True or False")
 
 
 def one_of(name: str, value: Any, known: Any) -> str:

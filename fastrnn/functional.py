@@ -197,7 +197,7 @@ def rnn_backward(
     dhn : array (B, H) or None
         Gradient with respect to hn, added to what reaches that state through y.
     tape : Tape
-        Of rnn_forward; spent by this call.
+        The tape that rnn_forward returned; this call consumes it.
     need_dx : bool
         Whether the gradient of the input is wanted.
     grads : dict of arrays or None

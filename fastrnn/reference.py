@@ -2,7 +2,7 @@
 
 Design
 ------
-Each cell is a pair: its forward stands directly above its backward, the equations are the comment,
+Each cell is a pair: forward, and directly below it backward. The equations are the comment,
 and the names mirror each other (``i f g o`` and ``di df dg do_``). A gate's gradient is the one of
 its argument, before the activation. The tests hold every kernel against this file, and this file
 against finite differences; no shipped module imports it.

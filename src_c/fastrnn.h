@@ -2,10 +2,10 @@
  *
  * Letters: T steps, B batch, I input, H hidden, G gates of a cell, S slots of its tape row.
  *
- * Conventions, said once:
- *  - Kernels cannot fail: they allocate nothing, check nothing, return nothing. The door that checks
- *    is fastrnn/_kernels/sequence.pyx.
- *  - void * stands for float * or double *, as the table's `itemsize` says; every stride, pitch and
+ * Conventions:
+ *  - Kernels cannot fail: they allocate nothing, check nothing, return nothing. fastrnn/_kernels
+ *    checks the arguments.
+ *  - void * means float * or double *, according to the table's `itemsize`; every stride, pitch and
  *    offset counts elements of that type.
  *  - `pitch` is the padded width of H that internal buffers use (fr_pitch): a multiple of 64 bytes
  *    and not of 1024, so that rows do not alias each other in the cache. Whole vectors may be
@@ -115,8 +115,8 @@ typedef struct {
  *   adam      m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
  *             p = (1 - decay) p - step_size m / (sqrt v + eps)
  *
- * sgd and rmsprop without m (NULL) take m for what beta1 = 0 makes it. Adam's step_size and eps hold
- * the bias corrections; see update.pyx. */
+ * With m = NULL, sgd and rmsprop compute as with beta1 = 0. Adam's step_size and eps contain the
+ * bias corrections; see update.pyx. */
 typedef struct {
   void *param, *m, *v;
   const void *grad;
@@ -177,11 +177,11 @@ typedef struct {
                           ptrdiff_t u0, ptrdiff_t u1, const fr_cell_row *);
   /* rows of N logits: weight * (softmax - onehot(target)) * scale into grad (may be logits; NULL:
    * none); returns the sum of weight * -log softmax[target], accumulated in double. weights (rows)
-   * or NULL: 1. A row of weight 0 is not looked at. */
+   * or NULL: 1. A row of weight 0 is not read. */
   double (*softmax_loss)(void *grad, const void *logits, const int32_t *target,
                          const double *weights, ptrdiff_t rows, ptrdiff_t n, double scale);
-  /* of scale * x, x limited to +-limit, in double; scale is a power of two, for float64 whose squares
-   * overflow or underflow; the same bits for all instruction sets */
+  /* sum of squares of scale * x, x limited to +-limit, in double; scale is a power of two, for
+   * float64 whose squares overflow or underflow; the same bits for all instruction sets */
   double (*sum_squares)(const void *x, ptrdiff_t n, double limit, double scale);
   fr_optimizer sgd, rmsprop, adam;
   /* elementwise, for tests: op 0 sigmoid, 1 tanh, 2 exp of x <= 0 */

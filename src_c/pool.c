@@ -11,11 +11,11 @@
  *    tickets, and it gives `busy` back only when `remaining` is 0.
  *  - A job is for the workers of rank 1 to size - 1. The owner counts the ticket of each of them up
  *    (release), and a worker reads the job's fields only after it has seen its own ticket change
- *    (acquire) and before it counts `remaining` down (release). So the fields stand still while
- *    anybody reads them. A worker without a new ticket reads nothing and is not waited for: a job of
- *    two costs the same however many workers there are.
+ *    (acquire) and before it counts `remaining` down (release). So the fields do not change while
+ *    a worker reads them. A worker without a new ticket reads nothing and is not waited for: a job
+ *    of two costs the same however many workers there are.
  *  - Sleeping: whoever sleeps first announces it in a flag and then lets sleep_while compare the
- *    word once more; whoever changes the word first changes it and then looks at the flag. All four
+ *    word once more; whoever changes the word first changes it and then reads the flag. All four
  *    are sequentially consistent, so at least one of the two sees the other: no wake is lost. A wake
  *    too many does no harm, since every sleeper looks again. */
 #define _GNU_SOURCE
@@ -112,7 +112,7 @@ static void sleep_while(const int *word, int value) {
 }
 
 static void wake(const int *word) {
-  (void)word; /* all who sleep look at theirs */
+  (void)word; /* every sleeper checks its own word */
   pthread_mutex_lock(&lock);
   pthread_cond_broadcast(&woken);
   pthread_mutex_unlock(&lock);
@@ -136,7 +136,7 @@ static int wait_while(int *word, int value, int *sleepers, int64_t patience) {
 /* The same within a job. `late` is a guess that all threads share: lost counts do no harm. */
 static void wait_for_others(int *word, int value, int *sleepers) {
   const int waits = __atomic_load_n(&late, __ATOMIC_RELAXED), patient = waits % PROBE == 0;
-  if (patient && spin_while(word, value, HASTY)) { /* nearly always; without a look at the clock */
+  if (patient && spin_while(word, value, HASTY)) { /* nearly always; does not read the clock */
     if (waits) __atomic_store_n(&late, 0, __ATOMIC_RELAXED);
     return;
   }

@@ -1,4 +1,4 @@
-"""src_c/fastrnn.h, as Cython sees it. The contracts stand there."""
+"""Declarations of src_c/fastrnn.h for Cython. That file has the contracts."""
 
 from libc.stdint cimport int32_t
 

@@ -173,6 +173,9 @@ cdef void put_rows(object array, object index, object rows) noexcept:
 # ---- what people pass, not only other modules ----------------------------------------------------
 
 cdef object as_array(str name, object value, object of):
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise TypeError(f"{name} is a masked array with masked places, expected an array of {of}: "
+                        "fill the places")
     try:
         return np.asarray(value)
     except ValueError as error:
@@ -208,7 +211,7 @@ cdef object check_out(str name, object out, object dtype, tuple shape):
 
 
 cdef tuple parts_of_state(str name, object state, bint has_c, object dtype, tuple shape):
-    """Return (h, c) of one stack of layers; None stands for zeros."""
+    """Return (h, c) of one stack of layers; None means zeros."""
     h, c = state, None
     if has_c and state is not None:
         if not isinstance(state, (tuple, list)) or len(state) != 2:

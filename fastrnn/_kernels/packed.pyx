@@ -32,8 +32,8 @@ cdef object unpack(const fr_table *table, const fr_cell_row *cell, const void *p
     """Return the weight (G*H, K) that pack_weights has packed.
 
     With `columns`, int64 (U,), return these columns of it alone. The inverse of pack_plain_t and
-    pack_gates. With `halves` the K are words of bfloat16.pair, and `columns` those of the weights
-    in them, two in a word.
+    pack_gates. With `halves` the K are words of layers.packs.pair, and `columns` are
+    those of the weights in them, two in a word.
     """
     cdef ptrdiff_t U = K if columns is None else cnp.PyArray_SIZE(columns)
     cdef ptrdiff_t i, k, row, unit, source, lanes = table.lanes, width = cell.vectors * table.lanes

@@ -181,7 +181,7 @@ cdef void use_index(Pass *p, object index, bint reverse) noexcept:
 
 
 cdef object use_one_hot(Pass *p, object weights, object used_rows):
-    """Set which columns of W_ih symbols stand for; return an array that must stay alive."""
+    """Set the column of W_ih for each symbol; return arrays that must stay alive, or None."""
     p.column = <const int32_t *> pointer(used_rows)
     if not isinstance(weights, Packed):
         p.gathered = pointer(weights[0])
@@ -434,7 +434,7 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
 
     Parameters
     ----------
-    tape : of a forward call with keep=True
+    tape : what a forward call with keep=True returned
     dy : (T, B, D*H), contiguous rows, or None: zero
     dhn, dcn : (D, B, H) or None: zero
     dx : out, like forward's x, or None: not wanted, or one-hot
@@ -444,12 +444,12 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
 
     Returns
     -------
-    dict of the arrays named in `record`, in torch's order of time, also of the reverse direction
+    dict of the arrays named in `record`, in torch's order of time, also for the reverse direction
         dh, dc : (T, B, D, H), the whole derivatives with respect to h(t) and c(t)
         gates : (T, B, D, G, H), after their activations
         dgates_x, dgates_h : (T, B, D, G, H), gradients of W_ih x(t) + b_ih and of
             W_hh h(t-1) + b_hh; they differ for n of a GRU alone, where r comes between
-        x : forward's, no copy; of one-hot rows the index (T, B)
+        x : forward's, no copy; for one-hot rows the index (T, B)
         h : (T, B, D, H), the state that step t began with: h(t-1), in reverse h(t+1)
     """
     cdef int D = tape.count, d, threads

@@ -333,7 +333,7 @@ cdef class Stream:
     cdef object take_symbols(self, x):
         """Copy the numbers of x into `row_numbers`, check the copy, and look up large rows."""
         cdef ptrdiff_t i, size = self.input_size * self.itemsize
-        cdef int typenum = cnp.PyArray_TYPE(x) if cnp.PyArray_Check(x) else -1
+        cdef int typenum = cnp.PyArray_TYPE(x) if cnp.PyArray_CheckExact(x) else -1
         cdef bint good = True
         cdef cnp.int64_t number
         given = x
@@ -389,7 +389,7 @@ cdef class Stream:
     def state(self):
         """The state after the latest step, a copy; it can be set, None means zeros.
 
-        h (L, B, H), or (h, c) for an LSTM; of a stream of several layer objects a tuple of such.
+        h (L, B, H), or (h, c) for an LSTM; with several layer objects a tuple of these.
         """
         self.enter()
         try:
@@ -445,7 +445,7 @@ cdef class Stream:
         return checked
 
     cdef object put_states(self, list states):
-        """Set h and c of every group; None stands for zeros."""
+        """Set h and c of every group; None means zeros."""
         cdef Packed packed
         cdef int i = 0, k = 0
         for group in self.groups:

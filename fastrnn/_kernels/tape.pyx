@@ -141,7 +141,7 @@ cdef class Tape:
         return copied
 
     cdef object input(self):
-        """Return forward's x, (T, B, I); of one-hot symbols the index (T, B)."""
+        """Return forward's x, (T, B, I); for one-hot symbols the index (T, B)."""
         x, index = self.kept
         if index is None:
             return x

@@ -127,7 +127,7 @@ cdef void pack_forward(Pass *p, ptrdiff_t panel0, ptrdiff_t panel1, bint bias) n
 
 
 cdef void unpack_halves(const Pass *p, ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil:
-    """The weights of wx_half, two in a word, into wx; see bfloat16.py."""
+    """The weights of wx_half, two in a word, into wx; see layers/packs.py."""
     cdef ptrdiff_t width = p.cell.vectors * p.table.lanes, words = (p.I + 1) // 2
     cdef ptrdiff_t panel, j, lane
     cdef const uint32_t *source

@@ -17,7 +17,7 @@ from fastrnn.training.data import Windows
 
 
 def run(args: argparse.Namespace) -> None:
-    """Say and draw what the gradient of a model's loss does on its way back through time."""
+    """Print and draw how the gradient of a model's loss changes backward through time."""
     import matplotlib
 
     from fastrnn import gradflow, plot

@@ -30,6 +30,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _path(text: str) -> Path:
+    """Return a path; an empty one would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty, expected a file or folder")
+    return Path(text)
+
+
 def _command(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=description,
@@ -52,7 +59,7 @@ def _add_train(commands: Any) -> None:
             ("embedding", "E", "width of a byte's vector")):
         train.add_argument(f"--{name}", type=int, default=_GIVEN, metavar=letter,
                            help=f"{summary} (default: {SIZES[name]})")
-    train.add_argument("--from", dest="source", type=Path, default=_GIVEN, metavar="MODEL",
+    train.add_argument("--from", dest="source", type=_path, default=_GIVEN, metavar="MODEL",
                        help="go on from this trained model, with any text and options; it has the "
                        "sizes")
     train.add_argument("--batch", type=int, default=32, metavar="B", help="rows read side by side")
@@ -65,20 +72,20 @@ def _add_train(commands: Any) -> None:
     length.add_argument("--steps", type=int, default=_GIVEN,
                         help="how many steps to train instead; the result is then reproducible")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--folder", type=Path, default=_GIVEN, metavar="FOLDER",
+    train.add_argument("--folder", type=_path, default=_GIVEN, metavar="FOLDER",
                        help="keep checkpoints here: the latest, and the best on held-out text")
     train.add_argument("--checkpoint-every", type=int, default=1000, metavar="N",
                        help="steps between checkpoints")
     train.add_argument("--resume", action="store_true",
                        help="go on from the folder's latest, as if there had been no stop")
-    train.add_argument("-o", "--output", type=Path, default=Path(DEFAULT_FILE), metavar="FILE")
+    train.add_argument("-o", "--output", type=_path, default=Path(DEFAULT_FILE), metavar="FILE")
     train.set_defaults(run=_train)
 
 
 def _add_sample(commands: Any) -> None:
     sample = _command(commands, "sample", "continue a text",
                       "Continue a text with a trained model.")
-    sample.add_argument("model", type=Path, metavar="MODEL", help="file that train wrote")
+    sample.add_argument("model", type=_path, metavar="MODEL", help="file that train wrote")
     sample.add_argument("--prompt", default=PROMPT)
     sample.add_argument("--length", type=int, default=SAMPLE, help="characters to add")
     sample.add_argument("--temperature", type=float, default=TEMPERATURE,
@@ -96,11 +103,11 @@ def _add_gradflow(commands: Any) -> None:
         commands, "gradflow", "see how a model's gradient flows back through time",
         "Send the loss of the last of many characters back through a trained model, say whether "
         "its gradient vanishes or explodes, and draw it.")
-    flow.add_argument("model", type=Path, metavar="MODEL", help="file that train wrote")
+    flow.add_argument("model", type=_path, metavar="MODEL", help="file that train wrote")
     flow.add_argument("paths", nargs="*", metavar="PATH", help="text files and folders")
     flow.add_argument("--bptt", type=int, default=100, metavar="T", help="characters to go back")
     flow.add_argument("--batch", type=int, default=16, metavar="B", help="rows side by side")
-    flow.add_argument("-o", "--output", type=Path, default=Path("gradflow"), metavar="FOLDER")
+    flow.add_argument("-o", "--output", type=_path, default=Path("gradflow"), metavar="FOLDER")
     flow.set_defaults(run=_gradflow)
 
 

@@ -156,7 +156,7 @@ def _check_run(args: argparse.Namespace, trained: np.ndarray) -> None:
     path = args.folder / LATEST
     kept = checkpoint.about(path) if path.exists() else None
     if kept is None:
-        return  # there is nothing to go on with, or fit says what is wrong
+        return  # there is no checkpoint, or fit raises the error
     differs = [
         f"another --{option} ({kept.get(name)}, not {getattr(args, option)})"
         for option, name in (("batch", "batch_size"), ("bptt", "window"), ("seed", "seed"))

@@ -20,6 +20,7 @@ from fastrnn.formats import safetensors
 from fastrnn.layers.parameters import UNSET, Parametrized
 from fastrnn.layers.standard import LAYERS
 from fastrnn.models import EncoderDecoder, LanguageModel, SequenceModel, Stack
+from fastrnn.models.model import Model
 
 __all__ = ["BESIDE", "describe", "load", "model_from", "save", "try_save"]
 
@@ -43,13 +44,23 @@ def describe(model: Any) -> dict[str, Any]:
     TypeError
         If it is something else, or of a subclass: nobody could make it again from a file.
     """
-    name = type(model).__name__
-    if MODELS.get(name) is not type(model):
-        base = next((c.__name__ for c in type(model).__mro__ if c in _CLASSES), None)
+    _check_class("model", model)
+    if isinstance(model, EncoderDecoder):
+        _check_class("encoder", model.encoder)
+        _check_class("decoder", model.decoder)
+    if isinstance(model, Model):
+        for layer in model.recurrent:
+            _check_class("a layer of the model", layer)
+    return {"model": type(model).__name__, "config": model.config}
+
+
+def _check_class(name: str, of: Any) -> None:
+    """Refuse what nobody could make again from a file."""
+    if MODELS.get(type(of).__name__) is not type(of):
+        base = next((c.__name__ for c in type(of).__mro__ if c in _CLASSES), None)
         why = "" if base is None else (f": a subclass of {base} cannot be made again from a file, "
                                        "but its state_dict() can be saved")
-        raise RefusedType(f"model is {_checks.kind(model)}, expected one of {list(MODELS)}{why}")
-    return {"model": name, "config": model.config}
+        raise RefusedType(f"{name} is {_checks.kind(of)}, expected one of {list(MODELS)}{why}")
 
 
 @public
@@ -149,8 +160,13 @@ def check_entries(file: safetensors.File, params: Mapping[str, np.ndarray]) -> N
 def model_from(name: str, config: dict[str, Any]) -> Any:
     """Return the model of a configuration; its parameters are zero until a file brings them."""
     if name == "EncoderDecoder":
-        return EncoderDecoder(model_from("Stack", config["encoder"]),
-                              model_from("SequenceModel", config["decoder"]))
+        encoder, decoder = model_from("Stack", config["encoder"]), dict(config["decoder"])
+        name = decoder.pop("model", "SequenceModel")
+        if shared := config.get("shared"):
+            decoder["layers"] = list(decoder["layers"])
+            for theirs, own in shared:  # numbers of layers
+                decoder["layers"][own] = encoder.layers[theirs]
+        return EncoderDecoder(encoder, model_from(name, decoder))
     made: Any = MODELS[name]
     if name in LAYERS:
         config = {key: value for key, value in config.items() if key != "layer"}
@@ -172,7 +188,7 @@ def _claimed(name: str, config: dict[str, Any]) -> tuple[int, int]:
     """Return how many stacked layers a configuration has, and at least how many parameters."""
     if name == "EncoderDecoder":
         encoder = _claimed("Stack", config["encoder"])
-        decoder = _claimed("SequenceModel", config["decoder"])
+        decoder = _claimed(config["decoder"].get("model", "SequenceModel"), config["decoder"])
         return encoder[0] + decoder[0], encoder[1] + decoder[1]
     if name in LAYERS:
         return _claimed_by_layer(name, config)

@@ -3,7 +3,7 @@
 A file is 8 bytes with the length of the header, the header in JSON, then the arrays' bytes without
 gaps. It is read and written here, with NumPy alone, array by array: what is written comes straight
 from the arrays and what is read goes straight into them, so that neither takes the memory of a
-second copy. Everything that a header says is checked before it is used.
+second copy. All entries of a header are checked before they are used.
 
 Specification: https://github.com/huggingface/safetensors
 """
@@ -37,15 +37,19 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def as_path(path: Any) -> Path:
+def as_path(path: Any, name: str = "path", of: str = "the name of a file") -> Path:
     """Return a path as a Path, or refuse what is none."""
     try:
-        name = os.fsdecode(path)
+        text = os.fsdecode(path)
     except TypeError:
-        raise RefusedType(f"path is {_checks.kind(path)}, expected the name of a file") from None
-    if not name:
-        raise RefusedValue("path is '', expected the name of a file")
-    return Path(name)
+        raise RefusedType(f"{name} is {_checks.kind(path)}, expected {of}") from None
+    try:
+        usable = bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # a character that names of files cannot have
+        usable = False
+    if not usable:
+        raise RefusedValue(f"{name} is {_checks.show(text)}, expected {of}")
+    return Path(text)
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -61,7 +65,7 @@ def write(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) ->
     ----------
     path : path
     arrays : mapping of names to arrays
-        Of numbers; they are not copied.
+        Arrays of numbers; they are not copied.
     about : dict
         What JSON can hold.
 
@@ -139,7 +143,7 @@ def _check_place(place: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until a rename is on disk, where the system can say so."""
+    """Wait until a rename is on disk, if the system supports that."""
     with contextlib.suppress(OSError):  # a folder that may be written, but not read
         handle = os.open(folder, os.O_RDONLY)
         try:

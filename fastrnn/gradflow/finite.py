@@ -23,7 +23,7 @@ class NotFinite:
     Attributes
     ----------
     source : str
-        "parameter"; "input" or, of a layer that reads another one, "layer below"; "initial state";
+        "parameter"; "input" or, for a layer that reads another one, "layer below"; "initial state";
         "state", which has grown beyond all numbers, or "products", of finite inputs and parameters
         that are too large; "loss"; "entering gradient", of the loss with respect to the layer's
         outputs or final state, or "layer above", where that gradient comes from.
@@ -31,7 +31,7 @@ class NotFinite:
     step : int or None
         Where in time it begins; None if the source has no steps.
     name : str
-        Of the parameter.
+        Name of the parameter.
     state, state_step : str and int, or None
         The kind and the step of the first h(t) that is not finite, if the source is an input.
     """
@@ -51,7 +51,7 @@ def all_finite(a: np.ndarray) -> bool:
     """
     if a.dtype.kind != "f":
         return True
-    # one pass without an array of booleans; a sum that overflows is looked at again
+    # one pass without an array of booleans; if the sum overflows, each number is checked
     return math.isfinite(a.sum()) or bool(np.isfinite(a).all())
 
 
@@ -85,11 +85,11 @@ class Computed:
     ----------
     x : array (T, B, I), or whole numbers (T, B)
     h : array (T, B, D, H)
-        The state before each step: h(t-1), of the reverse direction h(t+1).
+        The state before each step: h(t-1), or h(t+1) for the reverse direction.
     final : (h,) or (h, c), each (D, B, H), or ()
         The states after the last step; () if they are not known.
     norms : array (D, T, B)
-        Of the gradient with respect to the state after each step.
+        Norms of the gradient with respect to the state after each step.
     has_c : bool
         Whether the cell has a state c.
     """

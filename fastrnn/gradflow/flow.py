@@ -178,11 +178,15 @@ def model_flow(
     if not isinstance(model, Model) or not model.recurrent:
         raise RefusedType(f"model is {_checks.kind(model)}, expected a model with recurrent layers")
     retain = isinstance(run, LossPass)
+    given = model
     if not retain and any(part.mode != "training" for part in model.parts().values()):
         model = copy.deepcopy(model).train()
     layers = {name: part for name, part in model.parts().items() if isinstance(part, Recurrent)}
     with _same_dropout(*layers.values()):
         p = _pass(run, model)
+        if p.inner is not None and p.inner._model not in (model, given):
+            raise RefusedValue(f"run gives the loss of another {type(p.inner._model).__name__}, "
+                               "expected one of this model")
         has_c = any(layer.has_c for layer in layers.values())
         grads, names = model.new_grads(), to_record(tuple(parts), has_c)
         _, _, *recorded = p.backward(record=names, grads=grads, retain=retain)

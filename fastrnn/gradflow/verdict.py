@@ -93,7 +93,7 @@ def _slope(norms: np.ndarray) -> float:
 
 @public
 def verdict(of: GradientFlow | Jacobians | History) -> str:
-    """Say in words whether gradients vanish, explode or are healthy, and what to try.
+    """Describe whether gradients vanish, explode or are healthy, and what to try.
 
     `growth` fits a factor per step to the norms, for an LSTM to those of the memory c. To the power
     of the number of steps, the factor decides: below 0.01 gradients vanish, above 100 they explode.

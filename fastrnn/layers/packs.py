@@ -39,7 +39,7 @@ def pack(number: int, weights: Weights, half: bool) -> Packed:
     Parameters
     ----------
     number : int
-        Of the cell, see fastrnn.cells.
+        Number of the cell, see fastrnn.cells.
     weights : tuple
         (weight_ih, weight_hh, bias_ih or None, bias_hh or None).
     half : bool

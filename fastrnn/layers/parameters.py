@@ -81,7 +81,7 @@ def assign(name: str, array: np.ndarray, value: Any) -> None:
     if values.shape != array.shape:
         raise RefusedValue(f"{name} has shape {values.shape}, expected {array.shape}")
     writeable(array.flags.writeable)
-    array[...] = values
+    array[...] = _checks.held(name, values, array.dtype)
 
 
 def writeable(training: bool) -> None:
@@ -175,8 +175,8 @@ class Parametrized(abc.ABC):
         arrays = _checks.named_arrays(mapping, {name: p.shape for name, p in params.items()})
         # converted, and copied if they lie in these buffers, before anything changes
         flats = [part.flat for part in self.parts().values()]
-        arrays = {name: a.astype(self.dtype, copy=any(np.may_share_memory(a, f) for f in flats))
-                  for name, a in arrays.items()}
+        arrays = {name: a.copy() if any(np.may_share_memory(a, f) for f in flats) else
+                  _checks.held(name, a, self.dtype) for name, a in arrays.items()}
         with modes(self):
             self.train()
             for name, array in arrays.items():
@@ -233,7 +233,7 @@ class Parametrized(abc.ABC):
 
     def save(self, path: Any, notes: dict[str, Any] | None = None) -> None:
         """Write parameters and configuration to a safetensors file; see fastrnn.save."""
-        from fastrnn.formats import save  # a floor above: files need the classes they can make
+        from fastrnn.formats import save  # a package above: files need the classes they can make
 
         save(self, path, notes)
 
@@ -273,7 +273,7 @@ class Part(Parametrized):
             "_params": _views(flat, shapes), "_grads": _views(flat_grads, shapes),
             "mode": "training", "version": 0}
 
-    def parts(self) -> dict[str, Part]:  # noqa: D102, the base class says it
+    def parts(self) -> dict[str, Part]:  # noqa: D102, documented in the base class
         return {"": self}
 
     # what the base class finds by walking over the parts, at once

@@ -61,10 +61,10 @@ class Kept(NamedTuple):
     Attributes
     ----------
     tapes : list
-        Of each stacked layer, with its mask of dropout, of y's shape, or None.
+        The tape of each stacked layer, with its dropout mask (in the shape of y) or None.
     layout : Layout
     version : int
-        Of the layer's parameters.
+        Version of the layer's parameters.
     """
 
     tapes: list[tuple[Tape, np.ndarray | None]]
@@ -109,7 +109,7 @@ class Pass:
         ----------
         dy : array like y, or None
             Gradient of the loss with respect to y; None means zero.
-        dstate : array like hn, or None; of an LSTM a pair (dhn, dcn)
+        dstate : array like hn, or None; for an LSTM a pair (dhn, dcn)
             Gradient with respect to the final state; None, as a whole or of one, means zero.
         need_dx : bool
             False saves the work for the gradient of the input.
@@ -126,7 +126,7 @@ class Pass:
         -------
         dx : array like x, or None
             Gradient with respect to x; None without `need_dx`.
-        dstate0 : array like hn; of an LSTM the pair (dh0, dc0)
+        dstate0 : array like hn; for an LSTM the pair (dh0, dc0)
             Gradient with respect to the initial state.
         recorded : list of L dicts
             Only with `record`: the arrays named, for each stacked layer, time-major, in the order

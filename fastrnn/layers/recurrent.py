@@ -68,10 +68,10 @@ class Recurrent(Part):
         self.input_size = _checks.positive("input_size", input_size)
         self.hidden_size = _checks.positive("hidden_size", hidden_size)
         self.num_layers = _checks.positive("num_layers", num_layers)
-        self.bias = bool(bias)
-        self.batch_first = bool(batch_first)
+        self.bias = _checks.flag("bias", bias)
+        self.batch_first = _checks.flag("batch_first", batch_first)
         self.dropout = dropout
-        self.bidirectional = bool(bidirectional)
+        self.bidirectional = _checks.flag("bidirectional", bidirectional)
         self.has_c = cell.has_c
         self.directions = 2 if self.bidirectional else 1
         self.width = self.directions * self.hidden_size
@@ -138,15 +138,15 @@ class Recurrent(Part):
         Parameters
         ----------
         x : array (T, B, I), or (B, T, I) with batch_first, or (T, I): one sequence
-            Of the layer's dtype. In training mode leave it as it is until backward.
-        state : array (L*D, B, H) or None; of an LSTM a pair (h0, c0) of such
+            It has the layer's dtype. In training mode do not change it before backward.
+        state : array (L*D, B, H) or None; for an LSTM a pair (h0, c0) of such
             The initial state, (L*D, H) for one sequence; None means zeros.
 
         Returns
         -------
         y : array (T, B, D*H), or (B, T, D*H), or (T, D*H)
             The last layer's states h, forward and reverse side by side.
-        hn : array (L*D, B, H) or (L*D, H); of an LSTM the pair (hn, cn)
+        hn : array (L*D, B, H) or (L*D, H); for an LSTM the pair (hn, cn)
             The state after the last processed step of every layer and direction.
 
         Raises
@@ -290,7 +290,7 @@ class Recurrent(Part):
         ----------
         dy : array like y, or None
             Gradient of the loss with respect to y; None means zero.
-        dstate : array like hn, or None; of an LSTM a pair (dhn, dcn)
+        dstate : array like hn, or None; for an LSTM a pair (dhn, dcn)
             Gradient with respect to the final state; None, as a whole or of one, means zero.
         need_dx : bool
             False saves the work for the gradient of the input.
@@ -299,7 +299,7 @@ class Recurrent(Part):
         -------
         dx : array like x, or None
             Gradient with respect to x; None without `need_dx`.
-        dh0 : array like hn; of an LSTM the pair (dh0, dc0)
+        dh0 : array like hn; for an LSTM the pair (dh0, dc0)
             Gradient with respect to the initial state.
 
         Raises
@@ -329,8 +329,8 @@ class Recurrent(Part):
     def _generator(self) -> np.random.Generator:
         """Return the generator of dropout's masks.
 
-        In a forked child it is a new one in the same state: of the parent's, a lock may be held by
-        a thread that the child does not have.
+        A forked child makes a new one in the same state: the lock of the parent's generator may be
+        held by a thread that the child does not have.
         """
         if self._masks_pid != os.getpid():
             masks = np.random.default_rng(0)

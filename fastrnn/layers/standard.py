@@ -41,9 +41,10 @@ class RNN(Recurrent):
     bidirectional : bool
         Whether a second direction walks from the last step to the first; y holds both side by side.
     dtype : float32 or float64
-        Of parameters, inputs and results.
+        Dtype of parameters, inputs and results.
     seed : int or None
-        Of the initial weights (uniform in +-1/sqrt(H), as torch's) and of dropout; None: any.
+        Seed of the initial weights (uniform in +-1/sqrt(H), as torch's) and of dropout. None: a
+        random seed.
 
     Attributes
     ----------
@@ -81,7 +82,7 @@ class RNN(Recurrent):
                          batch_first, dropout, bidirectional, dtype, seed)
 
     @property
-    def config(self) -> dict[str, Any]:  # noqa: D102, the base class says it
+    def config(self) -> dict[str, Any]:  # noqa: D102, documented in the base class
         return super().config | {"nonlinearity": self.nonlinearity}
 
 

@@ -76,8 +76,14 @@ class EncoderDecoder(Model):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configurations of encoder and decoder."""
-        return {"encoder": self.encoder.config, "decoder": self.decoder.config}
+        """The configurations of encoder and decoder, and the numbers of layers that they share."""
+        decoder = self.decoder.config
+        if type(self.decoder) is not SequenceModel:  # a LanguageModel has another configuration
+            decoder["model"] = type(self.decoder).__name__
+        made = {"encoder": self.encoder.config, "decoder": decoder}
+        shared = [[i, j] for i, a in enumerate(self.encoder.layers)
+                  for j, b in enumerate(self.decoder.layers) if a is b]
+        return made | {"shared": shared} if shared else made
 
     def _shapes_out(self) -> dict[str, str]:
         return {f"{name}.{part}": shape for name, of in

@@ -41,13 +41,13 @@ class Sampling:
 
     def draw(self, logits: np.ndarray) -> np.ndarray:
         """Return a symbol (B,) for each row of logits (B, V)."""
-        if self.temperature == 0:
-            return np.asarray(logits.argmax(-1), np.int32)
         x = logits.astype(np.float64)
         largest = x.max(-1, keepdims=True)
         if not np.isfinite(largest).all():
             raise RefusedValue("the model's outputs are not finite, expected finite logits: its "
                                "parameters or its state have NaN or infinities")
+        if self.temperature == 0:
+            return np.asarray(x.argmax(-1), np.int32)
         with np.errstate(over="ignore"):  # a tiny temperature makes all but the likeliest 0
             p = np.exp((x - largest) / self.temperature)
         cumulated = self._kept(p).cumsum(-1)
@@ -88,7 +88,11 @@ def run_freely(
 ) -> np.ndarray:
     """Return what a model gives when each output is the next input; see SequenceModel.generate."""
     step = model.make_stream(max(1, len(x)))
-    given = np.empty((length, *x.shape), x.dtype)
+    try:
+        given = np.empty((length, *x.shape), x.dtype)
+    except (MemoryError, ValueError, OverflowError) as error:
+        raise MemoryError(f"{type(model).__name__}: there is not enough memory for {length:.3g} "
+                          "steps") from error
     if not len(x):
         return given
     step.state = state

@@ -55,8 +55,8 @@ def sequences(model: SequenceModel, x: Any) -> Sequences:
     model : SequenceModel
     x : array (N, T, I), or (T, I): one series of I features
         Anything that NumPy reads: arrays of any number dtype, lists of arrays of one length, a
-        column or a table of pandas, a tensor. With I = 1 also (N, T), and (T,): one series. Of a
-        model of symbols whole numbers (N, T), or (T,): one series.
+        column or a table of pandas, a tensor. With I = 1 also (N, T), and (T,): one series. A
+        model of symbols takes whole numbers (N, T), or (T,): one series.
 
     Raises
     ------
@@ -214,6 +214,8 @@ def _stacked(name: str, data: Any) -> np.ndarray:
     except Exception as error:
         raise RefusedType(f"{name} is {_checks.kind(data)}, expected numbers: {error}") from error
     if a.dtype.kind not in "biuf":
+        if a.ndim == 0 and a is not data:  # a dict, a set, a generator
+            raise RefusedType(f"{name} is {_checks.kind(data)}, expected numbers")
         raise RefusedType(f"{name} has dtype {a.dtype}, expected numbers")
     return a
 

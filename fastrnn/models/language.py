@@ -42,7 +42,8 @@ class LanguageModel(SequenceModel):
         is then their number.
     dtype : float32 or float64
     seed : int or None
-        Of the initial parameters (embedding normal, the rest uniform in +-1/sqrt(H)) and dropout.
+        Seed of dropout and of the initial parameters: embedding normal, others uniform in
+        +-1/sqrt(H).
 
     Raises
     ------
@@ -213,7 +214,7 @@ class LanguageModel(SequenceModel):
 
     def train_on(self, text: Any, **options: Any) -> Any:
         """Train on a text, or on files and folders; see fastrnn.training.language.train."""
-        from fastrnn.training.language import train_on  # a floor above
+        from fastrnn.training.language import train_on  # a package above
 
         return train_on(self, text, **options)
 

@@ -62,7 +62,7 @@ class Linear(Part):
         K and N: weight is (N, K), bias (N,).
     dtype : float32 or float64
     seed : int or None
-        Of the initial values, uniform in +-1/sqrt(K) as torch's.
+        Seed of the initial values, uniform in +-1/sqrt(K) as torch's.
 
     Raises
     ------
@@ -127,7 +127,7 @@ class Embedding(Part):
         V and E: weight is (V, E).
     dtype : float32 or float64
     seed : int or None
-        Of the initial values, normal as torch's.
+        Seed of the initial values, normal as torch's.
 
     Raises
     ------

@@ -38,7 +38,7 @@ def softmax_cross_entropy(
     targets : integers (...)
         The right class of each row, 0 to N - 1.
     weights : array (...), optional
-        Of each row, at least 0, or booleans; None: all count alike.
+        Weight of each row, at least 0, or booleans; None: equal weights.
     ignore_index : int or None
         A row with this target has weight 0.
     need_grad : bool
@@ -78,7 +78,7 @@ def mean_squared_error(
         float32 or float64.
     targets : array (..., N)
     weights : array (...), optional
-        Of each row, at least 0, or booleans; None: all count alike.
+        Weight of each row, at least 0, or booleans; None: equal weights.
     need_grad : bool
         Whether the gradient is wanted.
     out : array like outputs, optional
@@ -115,7 +115,7 @@ def binary_cross_entropy(
     targets : array (..., N)
         Probabilities t, 0 to 1.
     weights : array (...), optional
-        Of each row, at least 0, or booleans; None: all count alike.
+        Weight of each row, at least 0, or booleans; None: equal weights.
     need_grad : bool
         Whether the gradient is wanted.
     out : array like logits, optional
@@ -227,6 +227,16 @@ def _weights(value: Any, rows: tuple[int, ...]) -> np.ndarray | None:
     return w
 
 
+def _total(w: np.ndarray) -> float:
+    """Return the sum of weights, if one can divide by it and multiply with it."""
+    with np.errstate(over="ignore"):
+        total = float(w.sum())
+    if total and not 1e-300 < total < 1e300:
+        raise RefusedValue(f"weights has the sum {total:.3g}, expected 0, or a sum from 1e-300 to "
+                           "1e300")
+    return total
+
+
 def _check_classes(
     targets: Any, weights: Any, ignore_index: Any, shape: tuple[int, ...], dtype: np.dtype
 ) -> Goals:
@@ -248,7 +258,7 @@ def _check_classes(
     if w is not None:  # the labels of rows that do not count may be anything
         labels = np.where(w > 0, labels, 0)
     labels = _checks.rows(labels, rows, N, name="targets", of="the outputs' last axis")
-    return Goals(labels, w, float(labels.size if w is None else w.sum()))
+    return Goals(labels, w, float(labels.size) if w is None else _total(w))
 
 
 def _softmax(logits: np.ndarray, goals: Goals, grad: np.ndarray | None) -> float:
@@ -265,7 +275,7 @@ def _check_numbers(
 ) -> Goals:
     targets = _checks.array("targets", targets, dtype, shape)
     w = _weights(weights, shape[:-1])
-    return Goals(targets, w, float(math.prod(shape[:-1]) if w is None else w.sum()))
+    return Goals(targets, w, float(math.prod(shape[:-1])) if w is None else _total(w))
 
 
 def _check_chances(

@@ -47,6 +47,8 @@ class Model(Parametrized):
         if name in self._fixed and name in self.__dict__:
             raise AttributeError(f"{name} is fixed when the {kind} is made; copy values in with "
                                  "load_state_dict, or make another model")
+        if name in ("grads", "training"):
+            raise AttributeError(f"{name} cannot be set; use train(), eval() or zero_grad()")
         object.__setattr__(self, name, value)
 
     def parts(self) -> dict[str, Part]:

@@ -33,7 +33,7 @@ Gradients = tuple[Any, Any, list[Recorded]]  # of the input, of the initial stat
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """Options of a loss: see SequenceModel.loss. `grad` says whether to keep the tapes."""
+    """Options of a loss: see SequenceModel.loss. `grad`: whether to keep the tapes."""
 
     weights: Any = None
     ignore_index: int | None = -100

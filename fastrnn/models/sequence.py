@@ -52,7 +52,7 @@ class SequenceModel(Stack):
     context_size : int, optional
         If given, calls take a context (B, C), and the initial state is a linear map of it.
     seed : int or None
-        Of embedding, head (uniform in +-1/sqrt(D*H)) and the map of the context.
+        Seed of embedding, head (uniform in +-1/sqrt(D*H)) and the map of the context.
 
     Attributes
     ----------
@@ -261,7 +261,7 @@ class SequenceModel(Stack):
         targets : integers (T, B) below N for softmax, else array (T, B, N); with readout "last"
             without the T
         weights : array (T, B) or, with readout "last", (B,), optional
-            Of each output, at least 0, or booleans: a padding mask, or how much it counts.
+            Weight of each output in the loss, at least 0; or booleans: a padding mask.
         recompute_every : int, optional
             Gradient checkpointing: keep the state of every so many steps only, and let backward
             run the steps between again: memory of so many steps instead of the whole sequence, for
@@ -369,19 +369,19 @@ class SequenceModel(Stack):
         context : array (B, C), optional
             What the initial state is made of, instead of `state`.
         temperature : float
-            Of symbols: divides the logits; 0 always takes the likeliest.
+            For symbols: divides the logits; 0 always takes the most likely symbol.
         top_k : int, optional
             Draw from the so many likeliest symbols only.
         top_p : float in (0, 1]
             Draw from the fewest likeliest symbols whose probabilities sum to at least this
             (Holtzman et al. 2020, "The curious case of neural text degeneration").
         seed : int or None
-            Of the draws: the same seed gives the same symbols, on any number of threads.
+            Seed of the draws: the same seed gives the same symbols, on any number of threads.
 
         Returns
         -------
         integers (length, B), or array (length, B, N)
-            What was drawn or, of real outputs, given; for bce the probabilities.
+            The drawn symbols, or the outputs of a model of numbers; for bce the probabilities.
 
         Raises
         ------

@@ -36,7 +36,7 @@ def _layers(layers: Any, seed: Any) -> tuple[Recurrent, ...]:
         if isinstance(layer, dict):
             layer = dict(layer)
             kind = _checks.one_of(f"layers[{i}]['layer']", layer.pop("layer", None), LAYERS)
-            layer = LAYERS[kind](**layer, seed=own)
+            layer = LAYERS[kind](**{"seed": own} | layer)
         name = f"layers[{i}]"
         if not isinstance(layer, Recurrent):
             raise RefusedType(f"{name} is {_checks.kind(layer)}, expected RNN, LSTM or GRU")
@@ -73,7 +73,7 @@ class Stack(Model):
         Whether a symbol's vector is a row of the identity (the first layer's input_size is then V)
         instead of a row of an embedding that is learned.
     seed : int or None
-        Of the embedding (normal, as torch's), and of layers made here.
+        Seed of the embedding (normal, as torch's), and of layers made here.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ class Stack(Model):
         inner, table = spawn(seed, 2)
         self.layers = _layers(layers, inner)
         self.vocab_size = None if vocab_size is None else _checks.positive("vocab_size", vocab_size)
-        self.one_hot = bool(one_hot)
+        self.one_hot = _checks.flag("one_hot", one_hot)
         first = self.layers[0]
         if self.one_hot and self.vocab_size != first.input_size:
             raise RefusedValue(f"one_hot is True with vocab_size {self.vocab_size}, expected as "
@@ -172,7 +172,7 @@ class Stack(Model):
         -------
         y, state : as of a call
         passes : list
-            Of each layer; empty without `grad`.
+            The pass of each layer; empty without `grad`.
         """
         index: np.ndarray | None = None
         y: Any = x

@@ -112,6 +112,11 @@ def _arrays(model: Any, x: Any, y: Any, weights: Any, context: Any, window: int 
     else:  # the targets of weight 0 may be anything
         w = inputs.weights(model, weights, data)
         goals = inputs.targets(model, y, data, w)
+    if w is not None and not w.any():
+        raise RefusedValue("weights is 0 everywhere, expected at least one above 0")
+    if model.loss_name == "softmax" and (goals == -100).all():
+        raise RefusedValue("y is -100 everywhere, which leaves everything out, expected at least "
+                           "one class")
     return Arrays(data.x, goals, w, inputs.contexts(model, context, data), each)
 
 

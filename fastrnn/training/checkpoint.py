@@ -1,8 +1,8 @@
 """A training as a file, from which it goes on bit for bit as if it had never stopped.
 
 A checkpoint is a model's file with more in it: the optimiser's arrays and options, the state that
-truncated backpropagation through time carries, dropout's generators, the history, and what the
-caller says about the data and the options of the run.
+truncated backpropagation through time carries, dropout's generators, the history, and the
+caller's notes on the data and the options of the run.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def load(
     ----------
     path : path
     model : model or layer
-        Of the same class and configuration as the one saved.
+        It has the class and configuration of the one saved.
     optimizer : Optimizer
-        Of the same class and options; only its learning rates may be others.
+        It has the class and options of the one saved; only its learning rates may differ.
 
     Returns
     -------
@@ -157,7 +157,7 @@ def history(path: Any) -> History | None:
 
 
 def about(path: Any) -> dict[str, Any] | None:
-    """Return what the caller of `save` said about a run; None for a model without a checkpoint.
+    """Return the notes that `save` was given about a run; None for a model without a checkpoint.
 
     Raises
     ------

@@ -186,7 +186,7 @@ class Samples:
     ----------
     x : array (T, N, ...)
         N sequences.
-    targets : array (T, N, ...), or (N, ...): `axis` says which
+    targets : array (T, N, ...), or (N, ...), as given by `axis`
     batch_size : int
         Sequences B of a batch; the last batch of an epoch has the rest.
     axis : {1, 0}
@@ -194,7 +194,7 @@ class Samples:
     weights : array (T, N), or (N,) with axis 0, optional
     context : array (N, C), optional
     seed : int
-        Of the order.
+        Seed of the order.
     shuffle : bool
         False reads the sequences in their own order.
 

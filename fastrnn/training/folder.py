@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedType, RefusedValue
+from fastrnn._checks import RefusedValue
+from fastrnn.formats.safetensors import as_path
 from fastrnn.training.history import History
 from fastrnn.training.optim import Optimizer
 from fastrnn.training.options import Saving
@@ -25,7 +26,7 @@ class CheckpointError(OSError):
     Attributes
     ----------
     history : History
-        Of the whole training; the model is that of its last step.
+        The history of the whole training; the model is that after its last step.
     errno, strerror, filename
         As of OSError.
     """
@@ -45,10 +46,7 @@ class Folder:
     """
 
     def __init__(self, saving: Saving, about: dict[str, Any]) -> None:
-        try:
-            self.path = Path(saving.folder)
-        except TypeError:
-            raise RefusedType(f"folder is {_checks.show(saving.folder)}, expected a path") from None
+        self.path = as_path(saving.folder, "folder", "a path")
         self.every, self._about = saving.checkpoint_every, about
         self._failed: dict[str, OSError | MemoryError] = {}
         self._old_best = saving.overwrite

@@ -24,7 +24,7 @@ class Progress:
     loss : float
         Training loss, a moving mean over about 100 steps.
     fraction : float
-        Of the run that is done, 0 to 1.
+        The fraction of the run that is done, 0 to 1.
     """
 
     steps: int = 0

@@ -76,16 +76,22 @@ def _train(
             "next one; give more text, or a smaller batch_size or window")
     if validation is not None:
         options["validation"] = _validation(model, validation, B, T)
-    return fit(model, Windows(symbols, T, B), optimizer="adam", lr=lr,
-               schedule=CosineDecay(final=0.05) if decay else None, **options)
+    schedule = CosineDecay(final=0.05) if _checks.flag("decay", decay) else None
+    return fit(model, Windows(symbols, T, B), lr=lr,
+               **{"optimizer": "adam", "schedule": schedule} | options)
 
 
 def _validation(
     model: LanguageModel, text: Any, batch_size: int, window: int
 ) -> Callable[[], float]:
     """Return what computes the loss for each symbol of a text, in nats."""
+    if not isinstance(text, (str, bytes, bytearray, np.ndarray, list, tuple)):
+        raise RefusedType(f"validation is {_checks.kind(text)}, expected a text: str, bytes, or "
+                          "whole numbers")
     symbols = _symbols(model, "validation", text)
-    _check_two(symbols)
+    if len(symbols) < 2:
+        raise RefusedValue(f"validation has {texts.amount(len(symbols), 'character')}, expected at "
+                           "least 2")
     return lambda: math.log(2) * _bits(model, symbols, batch_size, window)
 
 
@@ -116,15 +122,18 @@ def train_on(model: LanguageModel, text: Any, **options: Any) -> History:
         As of `train`.
     """
     symbols = _symbols(model, "text", _text_of(model, text))
+    _check_two(symbols)
     if isinstance(options.get("validation"), str) and options["validation"] == "held out":
+        if len(symbols) < 2 * texts.HELD_OUT:
+            raise RefusedValue(f"the text has {texts.amount(len(symbols), 'character')}, expected "
+                               f"at least {2 * texts.HELD_OUT} to hold out one in {texts.HELD_OUT}")
         symbols, options["validation"] = texts.split(symbols)
-    if not any(options.get(name) for name in ("epochs", "steps", "minutes")):
+    if all(options.get(name) is None for name in ("epochs", "steps", "minutes")):
         options["minutes"] = 1
-    if len(symbols) > 1:  # of fewer, `train` says what is missing
-        window = _checks.positive("window", options.get("window", 64))
-        rows = _checks.positive("batch_size", options.get("batch_size", 32))
-        options["window"] = window = min(window, len(symbols) - 1)
-        options["batch_size"] = min(rows, (len(symbols) - 1) // window)
+    window = _checks.positive("window", options.get("window", 64))
+    rows = _checks.positive("batch_size", options.get("batch_size", 32))
+    options["window"] = window = min(window, len(symbols) - 1)
+    options["batch_size"] = min(rows, (len(symbols) - 1) // window)
     return train(model, symbols, **options)
 
 

@@ -53,11 +53,11 @@ def fit(
         Changed in place; its modes are afterwards what they were before.
     x : array (N, T, I), or a function of the step that returns a Batch
         Arrays are sequences first, of any number dtype; lists of arrays of one length, columns and
-        tables of pandas, and, with I = 1, also (N, T). One series may be (T, I) or (T,). Of symbols
-        (N, T) or (T,). For functions see fastrnn.training.data: Windows, Samples, Generated; then
-        batch_size, window, weights, context, shuffle and seed have no effect on the batches.
+        tables of pandas, and, with I = 1, also (N, T). One series may be (T, I) or (T,). Symbols
+        are (N, T) or (T,). For functions see fastrnn.training.data: Windows, Samples, Generated;
+        then batch_size, window, weights, context, shuffle and seed have no effect on the batches.
     y : array (N, T, K), or (N, K) with readout "last"
-        Of classes, or with K = 1, without the K. None: each target is the next step of x.
+        For classes, or with K = 1, without the K. None: each target is the next step of x.
         (In this place a function of the step may be followed by the optimizer.)
     epochs, steps, minutes : int, int or float
         When to stop; exactly one of them. With epochs or steps the result is the same bits for the
@@ -67,8 +67,9 @@ def fit(
     optimizer : {"adam", "adamw", "sgd", "rmsprop"}, class or object of fastrnn.optim
         An object is of this model, or of parts of it: what it leaves out is frozen.
     lr : float, optional
-        The first learning rate. None: the optimizer's default or, of an object, its own, and of a
-        run that is resumed the checkpoint's. If it is given, it is used in any case.
+        The first learning rate. None: the default of the optimizer's class, the rate of an
+        optimizer object, or that of the checkpoint if the run is resumed. A given rate is always
+        used.
     validation : (x, y), (x, y, weights), a fraction such as 0.1, or a function, optional
         What the validation loss is computed on; less is better. A fraction holds out the last
         sequences or, with `window`, the last steps. A function takes nothing and returns the loss.
@@ -78,13 +79,13 @@ def fit(
         backpropagation through time. The series of x are the rows, batch_size of them at a time;
         one series is cut into up to batch_size rows. The order is that of time.
     weights : array (N, T) or (N,), optional
-        Of each output, or of each sequence, in the loss; 0 or False leaves it out: padding.
+        Weight of each output or sequence in the loss; 0 or False leaves it out: padding.
     context : array (N, C), optional
         For a model with a context_size.
     shuffle : bool
         Whether the order of the sequences is drawn anew for each epoch; by default it is.
     seed : int
-        Of the order; 0 by default.
+        Seed of the order; 0 by default.
     schedule : callable, optional
         Takes the step and the fraction of the run that is done, and returns a factor on the first
         learning rate: see fastrnn.schedules.
@@ -141,9 +142,9 @@ def fit(
     CheckpointError
         If a file could not be written at the end; it has the `history`, and the model is trained.
     NotFiniteError
-        A FloatingPointError: the loss or the gradients' norm is not finite. The sentence says where
-        it began, in the data or elsewhere; `history` is that of the steps before, the model is that
-        of the last of them, and the files stay as they are.
+        A FloatingPointError: the loss or the gradients' norm is not finite. The message names the
+        place where it began, in the data or elsewhere; `history` is that of the steps before, the
+        model is that after the last of them, and the files do not change.
 
     References
     ----------

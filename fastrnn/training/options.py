@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, TypeVar
@@ -93,6 +94,7 @@ class Reading:
         _checks.positive("batch_size", self.batch_size)
         if self.window is not None:
             _checks.positive("window", self.window)
+        _checks.flag("shuffle", self.shuffle)
         _checks.at_least("seed", self.seed)
         _checks.seeds(self.seed, 1)
 
@@ -111,6 +113,9 @@ class Descent:
         if self.schedule is not None and not callable(self.schedule):
             raise RefusedType(f"schedule is {_checks.show(self.schedule)}, expected a function of "
                               "the step and the fraction of the run: see fastrnn.schedules")
+        if self.schedule is not None and not _takes(self.schedule, 0, 0.0):
+            raise RefusedType("schedule does not take two arguments, expected a function of the "
+                              "step and the fraction of the run: see fastrnn.schedules")
         for name in ("clip", "clip_value"):
             if getattr(self, name) is not None:
                 _checks.above(name, getattr(self, name))
@@ -153,10 +158,22 @@ class Saving:
     def __post_init__(self) -> None:
         _checks.positive("checkpoint_every", self.checkpoint_every)
         for name in ("resume", "overwrite"):
+            _checks.flag(name, getattr(self, name))
             if getattr(self, name) and self.folder is None:
                 raise RefusedValue(f"{name} is True without a folder, expected both")
         if self.resume and self.overwrite:
             raise RefusedValue("resume and overwrite are True, expected one of them")
+
+
+def _takes(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a function can be called with these arguments, as far as can be known."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
 
 
 def grouped(kind: type[Made], options: Mapping[str, Any]) -> Made:

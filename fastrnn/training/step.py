@@ -29,7 +29,7 @@ class NotFiniteError(FloatingPointError):
     Attributes
     ----------
     history : History
-        Of the steps before; the model is that of the last of them.
+        The steps before the error; the model is that after the last of them.
     """
 
     history: History
@@ -42,7 +42,7 @@ class Done(NamedTuple):
     ----------
     loss : float
     norm : float
-        Of the gradients, before any clipping.
+        The norm of the gradients, before any clipping.
     clipped : bool
         Whether they were scaled down to `clip`.
     rate : float
@@ -89,7 +89,7 @@ class Step:
     ----------
     model : model
     optimizer : Optimizer
-        Of parts of this model.
+        The optimizer of this model, or of some of its parts.
     descent : Descent
     """
 
@@ -126,7 +126,7 @@ class Step:
             p.backward()
         first = optimizer.lr
         if descent.schedule is not None:
-            optimizer.lr = first * descent.schedule(step, fraction)
+            optimizer.lr = first * _factor(descent.schedule(step, fraction))
         rate = optimizer.lr
         try:
             norm, limited = optimizer._step(descent.clip, descent.clip_value)
@@ -137,6 +137,18 @@ class Step:
         finally:
             optimizer.lr = first
         return Done(loss, norm, descent.clip is not None and limited > descent.clip, rate, p.state)
+
+
+def _factor(value: Any) -> float:
+    """Return what a schedule returned, if it is a factor."""
+    try:
+        factor = float(value)
+    except (TypeError, ValueError):
+        factor = math.nan
+    if not 0 <= factor < math.inf:
+        raise RefusedValue(f"schedule returned {_checks.show(value)}, expected a number of at "
+                           "least 0")
+    return factor
 
 
 # ---- what is not finite --------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from fastrnn._checks import RefusedType, RefusedValue, public
 
 __all__ = ["Found", "check_length", "find_files", "read", "search", "split"]
 
-_LOOKED_AT = 8192  # bytes of a file in which a zero byte says that it is not text
+_LOOKED_AT = 8192  # a zero byte in so many first bytes: the file is not text
 HELD_OUT = 20  # one of so many characters is held out
 
 
@@ -55,8 +55,8 @@ def search(paths: Any = ()) -> Found:
     Parameters
     ----------
     paths : path, or sequence of files and folders
-        Of a folder all files below it count, sorted, but for hidden ones and those with a zero byte
-        near the beginning. A file that is named is taken as it is. None: the source of Python's
+        A folder means all files below it, sorted, without hidden files and files with a zero byte
+        near the beginning. A named file is always read. None: the source of Python's
         standard library on this machine.
 
     Raises

@@ -105,7 +105,7 @@ FR_INLINE void chain(const int near, const int M, const int Q, const int NV, til
 
 #if FR_BITS == 32
 /* The same with two weights in a word: those of k even are its low half, a bfloat16; those of k odd
- * are the word itself, whose low bits were reckoned with when it was rounded (layers.py). */
+ * are the word itself; its rounding includes the low half (fastrnn/layers/packs.py). */
 FR_INLINE void chain_half(const int near, const int M, const int Q, const int NV, tile acc,
                           const tile_rows *rows, const real *b, ptrdiff_t panel, ptrdiff_t run,
                           ahead next) {

@@ -16,7 +16,7 @@ static double softmax_loss(void *grad, const void *logits, const int32_t *target
     const real *x = (const real *)logits + r * n;
     real *g = grad ? (real *)grad + r * n : NULL;
     const double weight = weights ? weights[r] : 1;
-    if (weight == 0) { /* whatever stands there */
+    if (weight == 0) { /* whatever the logits are */
       if (g) memset(g, 0, (size_t)n * sizeof(real));
       continue;
     }

@@ -51,7 +51,7 @@ static double sum_squares(const void *x_, ptrdiff_t n, double limit, double scal
 }
 
 /* Each optimiser's step on one vector: from parameters and gradient to new parameters, moving m and
- * v (NULL where it keeps none). The equations stand at fr_update. */
+ * v (NULL where it keeps none). The equations are at fr_update in fastrnn.h. */
 
 FR_INLINE vec sgd_one(vec p, vec g, vec *m, vec *v, const fr_update *s) {
   (void)v;

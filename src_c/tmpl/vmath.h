@@ -2,8 +2,8 @@
  *
  * Every function is a fixed order of fused multiply-adds, so all FMA instruction sets give the same
  * bits; there is no division. NaN goes through (vmin/vmax return their second operand
- * when either is NaN). Measured errors stand in docs/architecture.md; tests/test_activations.py
- * holds them.
+ * when either is NaN). docs/architecture.md has the measured errors;
+ * tests/kernels/test_activations.py checks their limit.
  *
  * exp(x) = 2^n e^r, n = round(x / ln 2), |r| <= ln(2)/2. The rounding is an addition of MAGIC =
  * 1.5 * 2^mantissa + bias: the low bits of the sum are then n + bias, and a shift to the left

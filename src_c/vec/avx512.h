@@ -1,7 +1,7 @@
 /* The vector names for AVX-512 (F and DQ): 512 bits, 32 registers. Contract: ../README.md. */
 #include <immintrin.h>
 #define NREG 32
-#define VPLAIN 2 /* vectors per panel of a plain (one-gate) product: 8 rows x 2 vectors */
+#define VPLAIN 2 /* vectors per panel of a plain (one-gate) product: 12 rows x 2 vectors */
 #define NEAR 3 /* rows of a tile reached from one pointer: p, p + s, p + 2s */
 
 #if FR_BITS == 32

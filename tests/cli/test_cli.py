@@ -133,6 +133,17 @@ def test_info_prints_the_configuration(capsys):
             fastrnn.show_config(mode)
 
 
+@pytest.mark.parametrize("args", [
+    ["train", "-o", ""], ["train", "--folder", ""], ["train", "--from", ""], ["sample", ""],
+    ["gradflow", ""], ["gradflow", "MODEL", "-o", ""]])
+def test_an_empty_name_is_not_the_current_folder(args, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(args)
+    assert "it is empty, expected a file or folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 # ---- one sentence each ---------------------------------------------------------------------------
 
 
@@ -161,7 +172,6 @@ def test_info_prints_the_configuration(capsys):
         (["train", "LONG", "-o", "no/folder/m"], r"No such file or directory: no/folder/m"),
         (["train", "LONG", "-o", "."], "is a folder"),
         (["train", "LONG", "-o", "SHORT/m"], "Not a directory: SHORT/m"),
-        (["train", "LONG", "-o", ""], "is a folder"),
         (["train", "LONG", "-o", "x" * 300], "File name too long: x"),
         (["train", "LONG", "--resume"], "--resume is given without --folder"),
         (["train", "LONG", "--folder", "SHORT"], "File exists: .*SHORT"),

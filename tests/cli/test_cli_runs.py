@@ -82,6 +82,8 @@ def test_ctrl_c_while_numpy_is_loaded_prints_no_traceback(tmp_path):
         "import fastrnn.cli\n"
         "assert 'numpy' not in sys.modules\n"
         "import signal\n"
+        # a process in the background of a shell is started with SIGINT ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Finder:\n"
         "    def find_spec(self, name, *args):\n"
         "        if name == sys.argv[1]: signal.raise_signal(signal.SIGINT)\n"
@@ -213,9 +215,13 @@ def test_from_and_output_may_be_one_file(run, corpus, small, tmp_path):
 # ---- places that cannot be written ---------------------------------------------------------------
 
 
+# what it needs is imported before: the folder of the package may be closed to nobody
 NOBODY = """
-import os, sys
-import fastrnn.cli.train, fastrnn.cli.options, fastrnn.training.language, tqdm
+import importlib, os, pkgutil, sys
+import fastrnn, fastrnn.cli, numpy.random, tqdm
+for module in pkgutil.walk_packages(fastrnn.__path__, "fastrnn."):
+    if not module.name.endswith(("__main__", "plot", "unfolded")):
+        importlib.import_module(module.name)
 os.setgid(65534); os.setuid(65534)
 sys.exit(fastrnn.cli.main())
 """

@@ -141,3 +141,53 @@ def test_errors_of_saving(tmp_path):
     with pytest.raises(IsADirectoryError):
         fastrnn.load(tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_an_encoder_with_a_language_model_comes_back(tmp_path):
+    encoder = fastrnn.Stack(fastrnn.GRU(4, 6, seed=0), vocab_size=5, seed=0)
+    decoder = fastrnn.LanguageModel(embedding_size=4, hidden_size=6, cell="gru", characters="abcd")
+    model = fastrnn.EncoderDecoder(encoder, decoder)
+    model.save(tmp_path / "m")
+    made = fastrnn.load(tmp_path / "m")
+    assert isinstance(made.decoder, fastrnn.LanguageModel)
+    assert made.config == model.config
+    assert made.decoder.characters == "abcd"
+    assert all((a == made.parameters()[name]).all() for name, a in model.parameters().items())
+
+
+def test_layers_that_encoder_and_decoder_share_are_shared_in_the_copy(tmp_path):
+    first, second = fastrnn.GRU(3, 4, seed=0), fastrnn.GRU(4, 4, seed=1)
+    model = fastrnn.EncoderDecoder(
+        fastrnn.Stack([first, second]),
+        fastrnn.SequenceModel([fastrnn.GRU(3, 4, seed=2), second], 3, seed=0))
+    model.save(tmp_path / "m")
+    made = fastrnn.load(tmp_path / "m")
+    assert made.encoder.layers[1] is made.decoder.layers[1]
+    assert made.encoder.layers[0] is not made.decoder.layers[0]
+    assert made.num_parameters == model.num_parameters
+    assert all((a == made.parameters()[name]).all() for name, a in model.parameters().items())
+
+
+def test_a_part_that_no_file_can_bring_back_is_refused_before_it_is_written(tmp_path):
+    class Own(fastrnn.GRU):
+        pass
+
+    class Decoder(fastrnn.SequenceModel):
+        pass
+
+    for model, match in (
+        (fastrnn.SequenceModel(Own(3, 4), 2), "a layer of the model is of type Own"),
+        (fastrnn.EncoderDecoder(fastrnn.Stack(fastrnn.GRU(3, 4)), Decoder(fastrnn.GRU(3, 4), 3)),
+         "decoder is of type Decoder"),
+    ):
+        with pytest.raises(TypeError, match=f"save: {match}, .* cannot be made again"):
+            model.save(tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have(name):
+    model = fastrnn.GRU(3, 4, seed=0)
+    for attempt in (lambda: model.save(name), lambda: fastrnn.load(name)):
+        with pytest.raises(ValueError, match=r"^(save|load): path is '.*', expected the name of a"):
+            attempt()

@@ -404,3 +404,14 @@ def test_an_error_of_the_run_restores_the_generators_of_dropout():
     with pytest.raises(KeyError, match="mine"):
         model_flow(model, run)
     assert model.dropout_state == before
+
+
+def test_the_loss_of_another_model_is_refused():
+    model, other = (SequenceModel(GRU(3, 4, seed=s), 2, seed=s) for s in (0, 1))
+    x, y = np.zeros((5, 2, 3), np.float32), np.zeros((5, 2), int)
+    for run in (other.loss(x, y), lambda _: other.loss(x, y)):
+        with pytest.raises(ValueError, match="run gives the loss of another SequenceModel"):
+            model_flow(model, run)
+    with pytest.raises(ValueError, match="run gives the loss of another SequenceModel"):
+        model_flow(Stack(model.layers[0]), model.loss(x, y))
+    assert len(model_flow(model.eval(), lambda m: model.loss(x, y, grad=True))) == 1

@@ -264,3 +264,18 @@ def test_outputs_that_cannot_be_inputs():
         pair.generate(pair_data()[0], [1, 2], 3)
     with pytest.raises(IndexError, match=r"EncoderDecoder\.generate: source has numbers from 9 to"):
         pair.generate([[9]], [1], 3)
+
+
+def test_parameters_that_are_nan_give_no_symbols_at_temperature_0_either():
+    model = fastrnn.LanguageModel(hidden_size=4, embedding_size=2, seed=0)
+    model.head.flat[0] = np.nan
+    for temperature in (0, 1.0):
+        with pytest.raises(ValueError, match="outputs are not finite"):
+            model.sample("a", 3, temperature)
+
+
+@pytest.mark.parametrize("length", [10**15, 2**62, 2**63, 10**30])
+def test_more_steps_than_memory_is_said_in_one_sentence(length):
+    model = fastrnn.LanguageModel(hidden_size=4, embedding_size=2, seed=0)
+    with pytest.raises(MemoryError, match=r"LanguageModel: there is not enough memory for .* steps"):
+        model.sample("a", length)

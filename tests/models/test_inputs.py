@@ -311,7 +311,7 @@ def with_(value, *place):
         ([["a", "b", "c"]], TypeError, "x has dtype <U1, expected numbers"),
         (None, TypeError, "x is None, expected numbers"),
         ([None, 1], TypeError, "x has dtype object, expected numbers"),
-        ({"a": 1}, TypeError, "x has dtype object, expected numbers"),
+        ({"a": 1}, TypeError, "x is of type dict, expected numbers"),
         (X.astype(complex), TypeError, "x has dtype complex128, expected numbers"),
         (X.astype("M8[s]"), TypeError, "x has dtype datetime64[s], expected numbers"),
         (np.ma.masked_array(X, X == 0), TypeError, "x is a masked array with masked places"),

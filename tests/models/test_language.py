@@ -83,7 +83,7 @@ def test_a_model_of_numbers_takes_no_text():
     ([0.5], TypeError, "text is float64, expected whole numbers"),
     ([[1]], ValueError, r"text has shape \(1, 1\), expected \(N,\)"),
     (5, ValueError, r"text has shape \(\)"),
-    (None, TypeError, "text is object, expected whole numbers"),
+    (None, TypeError, "text is None, expected whole numbers"),
     ([[1], [1, 2]], ValueError, "text is a ragged sequence"),
 ])
 def test_what_is_no_sequence_of_symbols(text, error, match):
@@ -226,7 +226,7 @@ def test_arguments_that_make_no_model(options, error, match):
     [
         (lambda m: m.sample([], 3), ValueError, "sample: prompt is empty, expected at least one"),
         (lambda m: m.sample([9], 3), IndexError, "sample: prompt has numbers from 9 to 9"),
-        (lambda m: m.sample(None, 3), TypeError, "sample: prompt is object, expected whole numb"),
+        (lambda m: m.sample(None, 3), TypeError, "sample: prompt is None, expected whole numbers"),
         (lambda m: m.sample([1], 0), ValueError, "sample: length is 0"),
         (lambda m: m.sample([1], 1, -1), ValueError, "sample: temperature is -1"),
         (lambda m: m.sample([1], 1, seed="x"), ValueError, "sample: seed is .x."),
@@ -257,3 +257,25 @@ def test_threads_change_no_sample(threads):
         fastrnn.set_num_threads(n)
         found.append(model.sample(b"to be", 30, seed=0))
     assert all(one == found[0] for one in found)
+
+
+@pytest.mark.parametrize(("text", "options", "match"), [
+    ("", {}, "train_on: the text has 0 characters, expected at least 2$"),
+    ("a", {}, "train_on: the text has 1 character, expected at least 2$"),
+    ("ab" * 12, {"validation": "held out"}, "train_on: the text has 24 characters, expected at le"),
+    ("ab" * 30, {"validation": ""}, "validation has 0 characters, expected at least 2"),
+    ("ab" * 30, {"validation": 0.1}, "validation is of type float, expected a text"),
+    ("ab" * 30, {"validation": lambda: 1.0}, "validation is of type function, expected a text"),
+    ("ab" * 30, {"decay": "no"}, "decay is 'no', expected True or False"),
+])
+def test_what_train_on_says_of_short_texts_and_wrong_options(text, options, match):
+    model = LanguageModel(hidden_size=4, embedding_size=2, seed=0)
+    with pytest.raises((TypeError, ValueError), match=match):
+        model.train_on(text, steps=1, progress=False, **options)
+
+
+def test_train_on_takes_another_optimizer_and_schedule():
+    model = LanguageModel(hidden_size=4, embedding_size=2, seed=0)
+    history = model.train_on("to be or not to be " * 9, steps=2, lr=0.5, progress=False,
+                             optimizer="sgd", schedule=lambda step, done: 0.5)
+    assert history.rates == [0.25, 0.25]

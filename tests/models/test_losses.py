@@ -300,3 +300,16 @@ def test_errors_of_the_options():
     with pytest.raises(IndexError, match="targets has numbers"):
         call(full, [0, 9], out=full)
     assert (full == 1).all()
+
+
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "mean_squared_error",
+                                  "binary_cross_entropy"])
+def test_weights_whose_sum_cannot_be_divided_by_are_refused(name):
+    loss = getattr(fastrnn.losses, name)
+    outputs = np.zeros((4, 3), np.float32)
+    targets = np.zeros(4, int) if name.startswith("softmax") else outputs
+    for size in (1e308, 1e-320):
+        with pytest.raises(ValueError, match=r"weights has the sum .*, expected 0, or a sum from"):
+            loss(outputs, targets, np.full(4, size))
+    assert loss(outputs, targets, np.full(4, 1e290))[0] == pytest.approx(
+        loss(outputs, targets)[0], rel=1e-12)

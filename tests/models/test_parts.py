@@ -358,3 +358,19 @@ def test_what_printed_models_have_in_common():
     assert repr(pair_of()) == ("EncoderDecoder of LSTM(3, 4, dtype=float64), GRU(4, 2, "
                                "dtype=float64), LSTM(2, 4, dtype=float64), GRU(4, 2, "
                                "dtype=float64)")
+
+
+def test_mode_and_gradients_of_a_model_cannot_be_set():
+    model = SequenceModel(GRU(3, 4), 2)
+    for name in ("training", "grads"):
+        with pytest.raises(AttributeError, match=f"{name} cannot be set; use train"):
+            setattr(model, name, False)
+    assert model.training
+
+
+def test_a_configuration_may_have_a_seed_of_its_own():
+    layer = {"layer": "GRU", "input_size": 3, "hidden_size": 4}
+    made = SequenceModel(layer | {"seed": 5}, 2, seed=0).layers[0]
+    assert (made.flat == GRU(3, 4, seed=5).flat).all()
+    with pytest.raises(TypeError, match="one_hot is 'no', expected True or False"):
+        Stack(layer, vocab_size=3, one_hot="no")

@@ -360,3 +360,34 @@ def test_padding_of_weight_0_may_be_anything():
             found.append(model.state_dict())
         for name, a in found[0].items():
             assert np.array_equal(a, found[1][name]), (loss, name)
+
+
+@pytest.mark.parametrize(("options", "match"), [
+    ({"weights": np.zeros((6, 4))}, "weights is 0 everywhere, expected at least one above 0"),
+    ({"weights": np.zeros(6, bool)}, "weights is 0 everywhere"),
+    ({"shuffle": "no"}, "shuffle is 'no', expected True or False"),
+    ({"overwrite": "no", "folder": "f"}, "overwrite is 'no', expected True or False"),
+])
+def test_a_training_on_nothing_or_with_a_word_for_a_flag_is_refused(options, match):
+    model = fastrnn.SequenceModel(fastrnn.GRU(3, 4, seed=0), 2, seed=0)
+    x, y = np.zeros((6, 4, 3)), np.zeros((6, 4), int)
+    with pytest.raises((ValueError, TypeError), match=f"fit: {match}"):
+        fastrnn.fit(model, x, y, steps=1, progress=False, **options)
+    with pytest.raises(ValueError, match="fit: y is -100 everywhere"):
+        fastrnn.fit(model, x, y - 100, steps=1, progress=False)
+
+
+@pytest.mark.parametrize(("schedule", "match"), [
+    (lambda step: 1.0, "schedule does not take two arguments, expected a function of the step and"),
+    (lambda step, done: None, "schedule returned None, expected a number of at least 0"),
+    (lambda step, done: "fast", "schedule returned 'fast'"),
+    (lambda step, done: float("nan"), "schedule returned nan"),
+    (lambda step, done: -1, "schedule returned -1"),
+])
+def test_a_schedule_that_gives_no_factor_is_named(schedule, match):
+    model = fastrnn.SequenceModel(fastrnn.GRU(3, 4, seed=0), 2, seed=0)
+    before = model.state_dict()
+    with pytest.raises((TypeError, ValueError), match=f"fit: {match}"):
+        fastrnn.fit(model, np.zeros((6, 4, 3)), np.zeros((6, 4), int), steps=2, progress=False,
+                    schedule=schedule)
+    assert all((a == before[name]).all() for name, a in model.parameters().items())

@@ -272,8 +272,16 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(
 
 
 def test_a_folder_that_is_no_path():
-    with pytest.raises(TypeError, match="fit: folder is 3, expected a path"):
+    with pytest.raises(TypeError, match="fit: folder is of type int, expected a path"):
         training.fit(model_of(), never, steps=1, folder=3)
+
+
+@pytest.mark.parametrize("folder", ["", "a\0b", "\ud800"])
+def test_a_folder_that_no_system_can_have_is_not_the_current_one(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"fit: folder is '.*', expected a path"):
+        training.fit(model_of(), never, steps=1, folder=folder)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", [LATEST, BEST])
