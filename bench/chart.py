@@ -116,5 +116,6 @@ def _fractions(axis: Any, rows: list[dict[str, Any]], labels: list[str], bar: fl
             axis.plot(best, y, "o", ms=2.6, mfc="white", mec="0.3", mew=0.7)
     axis.set_xlim(0, 1.05)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
-    axis.set_xlabel("circle: the best peer; over 100%: weights in a nearer cache than assumed", fontsize=8)
+    axis.set_xlabel("circle: the best peer\nover 100%: weights in a nearer cache than assumed",
+                    fontsize=8)
     _frame(axis, labels)

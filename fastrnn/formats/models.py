@@ -161,7 +161,8 @@ def model_from(name: str, config: dict[str, Any]) -> Any:
     """Return the model of a configuration; its parameters are zero until a file brings them."""
     if name == "EncoderDecoder":
         encoder, decoder = model_from("Stack", config["encoder"]), dict(config["decoder"])
-        name = decoder.pop("model", "SequenceModel")
+        name = _decoder_class(decoder)
+        decoder.pop("model", None)
         if shared := config.get("shared"):
             decoder["layers"] = list(decoder["layers"])
             for theirs, own in shared:  # numbers of layers
@@ -171,6 +172,11 @@ def model_from(name: str, config: dict[str, Any]) -> Any:
     if name in LAYERS:
         config = {key: value for key, value in config.items() if key != "layer"}
     return made(**config, seed=UNSET)
+
+
+def _decoder_class(config: dict[str, Any]) -> str:
+    return _checks.one_of("decoder", config.get("model", "SequenceModel"),
+                          ("SequenceModel", "LanguageModel"))
 
 
 # ---- sizes that a file claims --------------------------------------------------------------------
@@ -188,7 +194,7 @@ def _claimed(name: str, config: dict[str, Any]) -> tuple[int, int]:
     """Return how many stacked layers a configuration has, and at least how many parameters."""
     if name == "EncoderDecoder":
         encoder = _claimed("Stack", config["encoder"])
-        decoder = _claimed(config["decoder"].get("model", "SequenceModel"), config["decoder"])
+        decoder = _claimed(_decoder_class(config["decoder"]), config["decoder"])
         return encoder[0] + decoder[0], encoder[1] + decoder[1]
     if name in LAYERS:
         return _claimed_by_layer(name, config)

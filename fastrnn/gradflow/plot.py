@@ -33,6 +33,8 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float] = (6.4, 4.0)) -> Axes
             raise ModuleNotFoundError(f"pictures need {name}, expected it to be installed: "
                                       "pip install 'fastrnn[plot]'", name=name) from error
         ax = plt.subplots(figsize=size, layout="constrained")[1]
+    if not hasattr(ax, "add_patch"):
+        raise RefusedType(f"ax is {_checks.kind(ax)}, expected matplotlib's Axes")
     return ax
 
 

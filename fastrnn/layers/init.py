@@ -112,7 +112,7 @@ def normal(layer: Target, std: float, seed: Any = None) -> Target:
     recurrent, rng = _recurrent(layer), _rng(seed)
     _checks.above("std", std)
     for weight in _named(recurrent, "weight"):
-        weight[...] = rng.normal(0, std, weight.shape)
+        weight[...] = _checks.held("a weight", rng.normal(0, std, weight.shape), weight.dtype)
     _zero_biases(recurrent)
     return layer
 
@@ -179,7 +179,7 @@ def orthogonal(layer: Target, gain: float = 1.0, seed: Any = None) -> Target:
         q, r = np.linalg.qr(rng.standard_normal(weight.shape))
         # q alone depends on how the QR picks signs; with r's diagonal above 0 it is uniform
         signs = np.sign(np.diagonal(r, axis1=-2, axis2=-1))  # (G, H)
-        weight[...] = gain * q * signs[:, None, :]
+        weight[...] = _checks.held("a weight", gain * q * signs[:, None, :], weight.dtype)
     return layer
 
 
@@ -215,10 +215,11 @@ def identity(layer: Target, scale: float = 1.0, seed: Any = None) -> Target:
     if recurrent.cell.name != "rnn_relu":
         raise RefusedValue(f"layer is {recurrent!r}, expected an RNN with nonlinearity "
                          "'relu'")
+    eye = _checks.held("a weight", scale * np.eye(recurrent.hidden_size), recurrent.dtype)
     for weight in _named(recurrent, "weight_ih"):
         weight[...] = rng.normal(0, 0.001, weight.shape)
     for weight in _named(recurrent, "weight_hh"):
-        weight[...] = scale * np.eye(recurrent.hidden_size)
+        weight[...] = eye
     _zero_biases(recurrent)
     return layer
 
@@ -261,7 +262,8 @@ def sparse(
             for row in matrix:
                 row[rng.choice(len(row), count, replace=False)] = rng.standard_normal(count)
             # not 0: each unit has a connection, so there are cycles
-            gate[...] = matrix * (spectral_radius / abs(np.linalg.eigvals(matrix)).max())
+            matrix *= spectral_radius / abs(np.linalg.eigvals(matrix)).max()
+            gate[...] = _checks.held("a weight", matrix, gate.dtype)
     return layer
 
 
@@ -295,8 +297,9 @@ def forget_bias(layer: Target, value: float = 1.0) -> Target:
     if recurrent.cell.name != "lstm":
         raise RefusedValue(f"layer is {recurrent!r}, expected an LSTM")
     keep = recurrent.cell.keep_gate
+    held = _checks.held("a bias", np.float64(value).reshape(1), recurrent.dtype)
     for bias_ih, bias_hh in _biases(recurrent):
-        bias_ih[keep], bias_hh[keep] = value, 0
+        bias_ih[keep], bias_hh[keep] = held, 0
     return layer
 
 

@@ -109,7 +109,7 @@ class EncoderDecoder(Model):
         LossPass
             ``p.value``, ``p.weight``, ``p.state`` (the decoder's final state), ``p.backward()``.
         """
-        grad = self.training if grad is None else bool(grad)
+        grad = self.training if grad is None else _checks.flag("grad", grad)
         decoder = self.decoder
         source, inputs = self._check_inputs(source, inputs)
         goals = decoder.check_goals(targets, inputs.shape[:2],

@@ -284,7 +284,7 @@ class SequenceModel(Stack):
         TypeError, ValueError, IndexError
             If an argument does not fit.
         """
-        grad = self.training if grad is None else bool(grad)
+        grad = self.training if grad is None else _checks.flag("grad", grad)
         options = LossOptions(weights, ignore_index, recompute_every, grad)
         return self.make_loss(x, targets, state, context, options)
 

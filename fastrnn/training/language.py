@@ -47,7 +47,8 @@ def train(
     validation : text, optional
         A text whose loss for each symbol is the validation loss.
     options
-        As of fit: `steps` or `minutes`, `folder`, `progress` and others.
+        As of fit: `steps` or `minutes`, `folder`, `progress` and others; an `optimizer` or a
+        `schedule` is used instead of Adam or of the half cosine.
 
     Returns
     -------

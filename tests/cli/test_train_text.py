@@ -181,7 +181,7 @@ def test_files_of_a_model_of_characters_are_utf8(tmp_path):
         ({"steps": 1, "window": 0}, "window is 0"),
         ({"steps": 1, "batch_size": 1000},
          "train: the text has 5,000 characters, expected at least 64,001: 1,000 rows of 64"),
-        ({"steps": 1, "validation": b"x"}, "the text has 1 character, expected at least 2"),
+        ({"steps": 1, "validation": b"x"}, "validation has 1 character, expected at least 2"),
     ],
 )
 def test_errors_of_training(options, match):

@@ -163,3 +163,9 @@ def test_without_matplotlib_there_is_a_sentence():
                "except ModuleNotFoundError as error: print(error)")
     assert done.stdout == ("pictures need matplotlib, expected it to be installed: pip install "
                            "'fastrnn[plot]'\n"), done.stderr
+
+
+@pytest.mark.parametrize("ax", ["a", 3, [1]])
+def test_what_are_no_axes_is_refused(ax):
+    with pytest.raises(TypeError, match=r"^unfolded: ax is of type .*, expected matplotlib's Axes"):
+        plot.unfolded((1, 2), ax=ax)

@@ -258,3 +258,15 @@ def test_what_every_one_refuses(name, cell):
         with pytest.raises(ValueError, match=f"^{name}: layer has bias False"):
             WHICH[name](layer_of(cell, bias=False))
     assert layer.flat.tobytes() == layer_of(cell).flat.tobytes()
+
+
+@pytest.mark.parametrize("attempt", [
+    lambda: init.normal(fastrnn.GRU(3, 4), 1e300, seed=0),
+    lambda: init.orthogonal(fastrnn.GRU(3, 4), 1e300, seed=0),
+    lambda: init.identity(fastrnn.RNN(3, 4, nonlinearity="relu"), 1e300),
+    lambda: init.forget_bias(fastrnn.LSTM(3, 4), -1e300),
+    lambda: init.sparse(fastrnn.GRU(3, 4), 1e300, seed=0),
+])
+def test_numbers_that_the_dtype_cannot_hold_are_no_parameters(attempt):
+    with pytest.raises(ValueError, match=r": a (weight|bias) has .* which float32 cannot hold"):
+        attempt()

@@ -526,3 +526,21 @@ def test_a_step_with_out_allocates_nothing():
         assert tracemalloc.get_traced_memory()[1] - before < 500
     finally:
         tracemalloc.stop()
+
+
+def test_masked_places_are_refused_and_subclasses_of_arrays_are_taken():
+    x = np.ones((1, 3), np.float32)
+    step = fastrnn.GRU(3, 4, seed=0).stream()
+    expected = step(x)
+    for bad in (np.ma.masked_all((1, 3), np.float32), np.ma.masked_array(x, [[0, 0, 1]])):
+        with pytest.raises(TypeError, match=r"GRU\.stream: x is a masked array with masked places"):
+            step(bad)
+    with pytest.raises(TypeError, match="state is a masked array with masked places"):
+        step.state = np.ma.masked_all((1, 1, 4), np.float32)
+    symbols = fastrnn.GRU(3, 4, seed=0).stream(2, one_hot=True)
+    with pytest.raises(TypeError, match="x is a masked array with masked places"):
+        symbols(np.ma.masked_array([1, 2], [0, 1]))
+    step.reset()
+    out = np.zeros((1, 4), np.float32).view(np.recarray)
+    assert step(np.ma.masked_array(x), out=out) is out
+    assert (np.asarray(out) == expected).all()

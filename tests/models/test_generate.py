@@ -277,5 +277,5 @@ def test_parameters_that_are_nan_give_no_symbols_at_temperature_0_either():
 @pytest.mark.parametrize("length", [10**15, 2**62, 2**63, 10**30])
 def test_more_steps_than_memory_is_said_in_one_sentence(length):
     model = fastrnn.LanguageModel(hidden_size=4, embedding_size=2, seed=0)
-    with pytest.raises(MemoryError, match=r"LanguageModel: there is not enough memory for .* steps"):
+    with pytest.raises(MemoryError, match="LanguageModel: there is not enough memory for"):
         model.sample("a", length)

@@ -183,3 +183,11 @@ def test_a_loss_of_a_pair_that_is_refused():
     assert model.loss(source, inputs, masked).weight == (T - 1) * B
     assert model.loss(source, inputs, masked).value == model.loss(
         source, inputs, targets, weights=masked >= 0).value
+
+
+@pytest.mark.parametrize("grad", ["no", 2, []])
+def test_a_word_does_not_ask_for_a_pass(grad):
+    model = SequenceModel(GRU(3, 4), 2)
+    x, y = np.zeros((5, 2, 3), np.float32), np.zeros((5, 2), int)
+    with pytest.raises(TypeError, match=r"SequenceModel\.loss: grad is .*, expected True or False"):
+        model.loss(x, y, grad=grad)
