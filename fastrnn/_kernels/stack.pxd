@@ -56,5 +56,5 @@ cdef inline bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
 cdef inline bint is_matrix(object a, int typenum, ptrdiff_t rows, ptrdiff_t columns) noexcept:
     """Whether it is a C-contiguous, aligned, native array of this dtype and shape."""
     return (cnp.PyArray_CheckExact(a) and cnp.PyArray_TYPE(a) == typenum
-            and cnp.PyArray_NDIM(a) == 2 and cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_DIM(a, 0) == rows
-            and cnp.PyArray_DIM(a, 1) == columns)
+            and cnp.PyArray_NDIM(a) == 2 and cnp.PyArray_ISCARRAY_RO(a)
+            and cnp.PyArray_DIM(a, 0) == rows and cnp.PyArray_DIM(a, 1) == columns)
