@@ -12,7 +12,7 @@ cimport numpy as cnp
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._kernels.c cimport fr_cell_row, fr_table
+from fastrnn._kernels.c cimport FR_CELLS, fr_cell_row, fr_table
 from fastrnn._kernels.check cimport Carver, check_flat, check_weights, numbers, pointer
 from fastrnn._kernels.runtime cimport Buffer, table_for
 from fastrnn._kernels.walk cimport Pass, ceil_div, pack_weights, sized
@@ -69,7 +69,7 @@ cdef class Packed:
     def __cinit__(self, int kind, tuple weights, tuple halves=None):
         cdef ptrdiff_t wx, wh, start, bias_n
         cdef Pass p
-        if not 0 <= kind < 5:
+        if not 0 <= kind < FR_CELLS:
             raise ValueError(f"kind: is {kind}, expected 0 to 4")
         w_ih, w_hh, b_ih, b_hh = weights
         p = sized(kind, w_hh.dtype, 0, 0, w_ih.shape[1], w_hh.shape[1])

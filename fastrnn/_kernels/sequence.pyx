@@ -13,7 +13,7 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._kernels.c cimport fr_barrier, fr_rows
+from fastrnn._kernels.c cimport FR_CELLS, fr_barrier, fr_rows
 from fastrnn._kernels.check cimport (
     Carver,
     check,
@@ -235,7 +235,7 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
     cdef Job job
     if D not in (1, 2) or len(reverse) != D:
         raise ValueError(f"weights: {D} directions, expected 1 or 2")
-    if not 0 <= kind < 5:
+    if not 0 <= kind < FR_CELLS:
         raise ValueError(f"kind: is {kind}, expected 0 to 4")
     dtype = y.dtype
     first = weights[0]
