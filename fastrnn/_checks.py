@@ -18,6 +18,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from fastrnn._kernels.check import is_masked
+
 Shape = Sequence["int | str"]
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -148,7 +150,7 @@ def numbers(name: str, value: Any, dtype: Any = "") -> np.ndarray:
 
 def _as_array(name: str, value: Any, of: Any) -> np.ndarray:
     try:
-        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        if is_masked(value):
             raise RefusedType(f"{name} is a masked array with masked places, expected an array "
                               f"of {of}: pass weights of 0, or fill the places")
         return np.asarray(value)

@@ -172,8 +172,14 @@ cdef void put_rows(object array, object index, object rows) noexcept:
 
 # ---- what people pass, not only other modules ----------------------------------------------------
 
+def is_masked(value):
+    """Whether it is a masked array with masked places; numpy.ma is there if somebody made one."""
+    ma = sys.modules.get("numpy.ma")
+    return ma is not None and isinstance(value, ma.MaskedArray) and bool(ma.is_masked(value))
+
+
 cdef object as_array(str name, object value, object of):
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+    if is_masked(value):
         raise TypeError(f"{name} is a masked array with masked places, expected an array of {of}: "
                         "fill the places")
     try:

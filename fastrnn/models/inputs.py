@@ -14,6 +14,7 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedIndex, RefusedType, RefusedValue
+from fastrnn._kernels.check import is_masked
 from fastrnn.models.losses import as_weights
 
 if TYPE_CHECKING:
@@ -192,14 +193,14 @@ def _stacked(name: str, data: Any) -> np.ndarray:
                           "encode for text")
     if data is None:
         raise RefusedType(f"{name} is None, expected numbers")
-    if isinstance(data, np.ma.MaskedArray) and np.ma.is_masked(data):
+    if is_masked(data):
         raise RefusedType(f"{name} is a masked array with masked places, expected an array: pass "
                           "weights of 0 for them")
     lengths: set[int] = set()
     if isinstance(data, (list, tuple)):
         with contextlib.suppress(TypeError):  # numbers have no length
             lengths = {len(a) for a in data if not isinstance(a, str)}
-    if lengths and any(np.ma.is_masked(a) for a in data):
+    if lengths and any(map(is_masked, data)):
         raise RefusedType(f"{name} has a masked array with masked places, expected arrays: pass "
                           "weights of 0 for them")
     if len(lengths) > 1:

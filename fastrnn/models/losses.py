@@ -18,6 +18,7 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn._kernels import loss as kernels
+from fastrnn._kernels.check import is_masked
 
 __all__ = ["LOSSES", "binary_cross_entropy", "mean_squared_error", "softmax_cross_entropy"]
 
@@ -207,7 +208,7 @@ def _outputs(name: str, value: Any) -> np.ndarray:
 def as_weights(value: Any) -> np.ndarray:
     """Return weights, or a mask of booleans, as a new float64 array of any shape."""
     try:
-        mask = np.asarray(value).dtype == bool and not np.ma.is_masked(value)
+        mask = np.asarray(value).dtype == bool and not is_masked(value)
     except (ValueError, TypeError, RuntimeError):  # the sentence comes from the check below
         mask = False
     a = np.asarray(value) if mask else _checks.numbers("weights", value)
