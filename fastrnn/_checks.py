@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from fastrnn._kernels.check import is_masked
+from fastrnn._kernels.check import in_range, is_masked
 
 Shape = Sequence["int | str"]
 P = ParamSpec("P")
@@ -216,11 +216,11 @@ def rows(
         raise RefusedType(f"{name} is {came}, expected whole numbers: rows of {of}")
     if not _fits(a.shape, shape):
         raise RefusedValue(f"{name} has shape {a.shape}, expected {_show_shape(shape)}")
-    a = np.array(a, order="C")
-    if a.size and not (a.min() >= 0 and a.max() < count):
+    found = in_range(a, count)
+    if found is None:
         raise RefusedIndex(f"{name} has numbers from {a.min()} to {a.max()}, expected 0 to "
                            f"{count - 1}: rows of {of}")
-    return a.astype(np.int32, copy=False)
+    return found
 
 
 def states(

@@ -42,10 +42,11 @@
  * small model loses 9% of its time if the worker sleeps in them). Within a job, where a sleep costs
  * more than most waits, it is as long as the job has taken so far, from PATIENT to LONGEST: the parts
  * of a job are never quite equal. HASTY: when somebody has kept the others waiting for longer than
- * that. Probably it is not on a core, and whoever waits awake may be what keeps it off. Every PROBE-th
- * wait is patient all the same, to find out when that is over: those who wake late make others late,
- * so that it would not end by itself. */
-enum { PATIENT = 100000, LONGEST = 1000000, HASTY = 5000, PROBE = 128 };
+ * that twice within AGAIN. Probably there are more threads than CPUs, and whoever waits awake may be
+ * what keeps the other off its CPU; once alone may be chance. Every PROBE-th wait is patient all the
+ * same, to find out when that is over: those who wake late make others late, so that it would not end
+ * by itself. */
+enum { PATIENT = 100000, LONGEST = 1000000, HASTY = 5000, AGAIN = 20000000, PROBE = 64 };
 
 typedef struct {
   int ticket;              /* counts the jobs that this worker takes part in */
@@ -64,6 +65,7 @@ static fr_work job_work;
 static void *job_arg;
 static int job_size;
 static int64_t job_start;
+static int64_t last_late;  /* when somebody was late */
 
 /* ---- waiting for an int to change ----------------------------------------------------------- */
 
@@ -136,14 +138,22 @@ static int wait_while(int *word, int value, int *sleepers, int64_t patience) {
 /* The same within a job. `late` is a guess that all threads share: lost counts do no harm. */
 static void wait_for_others(int *word, int value, int *sleepers) {
   const int waits = __atomic_load_n(&late, __ATOMIC_RELAXED), patient = waits % PROBE == 0;
-  if (patient && spin_while(word, value, HASTY)) { /* nearly always; does not read the clock */
+  if (patient && spin_while(word, value, HASTY)) { /* nearly always; without a look at the clock */
     if (waits) __atomic_store_n(&late, 0, __ATOMIC_RELAXED);
     return;
   }
-  int64_t patience = patient ? now() - job_start : HASTY;
-  if (patient) patience = patience < PATIENT ? PATIENT : patience < LONGEST ? patience : LONGEST;
-  const int awake = wait_while(word, value, sleepers, patience);
-  const int next = patient ? !awake : waits + 1;
+  int64_t patience = HASTY;
+  if (patient) { /* to probe, PATIENT is enough */
+    patience = waits ? PATIENT : now() - job_start;
+    patience = patience < PATIENT ? PATIENT : patience < LONGEST ? patience : LONGEST;
+  }
+  int next = waits + 1;
+  if (wait_while(word, value, sleepers, patience)) {
+    if (patient) next = 0;
+  } else if (patient) {
+    const int64_t time = now(), before = __atomic_exchange_n(&last_late, time, __ATOMIC_RELAXED);
+    next = waits || time - before < AGAIN;
+  }
   if (next != waits) __atomic_store_n(&late, next, __ATOMIC_RELAXED);
 }
 

@@ -1,3 +1,6 @@
 from typing import Any
 
+import numpy as np
+
+def in_range(array: np.ndarray, count: int) -> np.ndarray | None: ...
 def is_masked(value: Any) -> bool: ...

@@ -172,6 +172,20 @@ cdef void put_rows(object array, object index, object rows) noexcept:
 
 # ---- what people pass, not only other modules ----------------------------------------------------
 
+def in_range(array, ptrdiff_t count):
+    """Return whole numbers as a C-contiguous int32 copy; None if one is not in [0, count)."""
+    numbers = np.array(array, np.int64, order="C")
+    result = np.empty(numbers.shape, np.int32)
+    cdef const cnp.int64_t *source = <const cnp.int64_t *> pointer(numbers)
+    cdef int32_t *target = <int32_t *> pointer(result)
+    cdef ptrdiff_t i
+    for i in range(cnp.PyArray_SIZE(numbers)):
+        if not 0 <= source[i] < count:
+            return None
+        target[i] = <int32_t> source[i]
+    return result
+
+
 def is_masked(value):
     """Whether it is a masked array with masked places; numpy.ma is there if somebody made one."""
     ma = sys.modules.get("numpy.ma")

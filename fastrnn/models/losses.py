@@ -18,7 +18,7 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn._kernels import loss as kernels
-from fastrnn._kernels.check import is_masked
+from fastrnn._kernels.check import in_range, is_masked
 
 __all__ = ["LOSSES", "binary_cross_entropy", "mean_squared_error", "softmax_cross_entropy"]
 
@@ -254,7 +254,9 @@ def _check_classes(
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
             raise RefusedValue(f"ignore_index is {_checks.show(ignore_index)}, expected a whole "
                                "number, or None")
-        if ignore_index in labels:
+        # a number that is no class need not be looked for where all are classes
+        ignored = 0 <= ignore_index < N or in_range(labels, N) is None
+        if ignored and ignore_index in labels:
             w = np.where(labels == ignore_index, 0.0, 1.0 if w is None else w)
     if w is not None:  # the labels of rows that do not count may be anything
         labels = np.where(w > 0, labels, 0)
