@@ -379,6 +379,18 @@ def distinct(target: Any) -> list[Part]:
     return list({id(part): part for _, part in parts_of(target)}.values())
 
 
+def check_grads(of: Parametrized, grads: Any) -> None:
+    """Refuse a mapping without an array, for each parameter, to add its gradient to."""
+    if not isinstance(grads, Mapping):
+        raise RefusedType(f"grads is {_checks.kind(grads)}, expected a mapping of names to "
+                          "arrays: see new_grads()")
+    for name, param in of.parameters().items():
+        if name not in grads:
+            raise RefusedValue(f"grads lacks {name!r}, expected an array for each parameter: see "
+                               "new_grads()")
+        _checks.output(f"grads[{name!r}]", grads[name], of.dtype, param.shape)
+
+
 @contextlib.contextmanager
 def modes(target: Any) -> Iterator[None]:
     """Restore the mode of every part on leaving."""
@@ -388,3 +400,16 @@ def modes(target: Any) -> Iterator[None]:
     finally:
         for part, mode in before:
             part.set_mode(mode)
+
+
+@contextlib.contextmanager
+def evaluating(target: Any) -> Iterator[None]:
+    """While it is entered, no part is in training mode: weights are packed once, not at each call.
+
+    A part that is in one of the modes of evaluation keeps it.
+    """
+    with modes(target):
+        for part in distinct(target):
+            if part.mode == "training":
+                part.set_mode("evaluation")
+        yield

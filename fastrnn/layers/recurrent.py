@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn._checks import RefusedValue, public
 from fastrnn._kernels import sequence
 from fastrnn._kernels.runtime import Workspace, get_isa
 from fastrnn._kernels.stream import Stream
 from fastrnn.cells import CELLS, Cell
 from fastrnn.layers.packs import pack
-from fastrnn.layers.parameters import UNSET, Part, Shapes
+from fastrnn.layers.parameters import UNSET, Part, Shapes, check_grads
 from fastrnn.layers.passes import Kept, Layout, Pass, rows
 
 if TYPE_CHECKING:
@@ -368,14 +368,7 @@ class Recurrent(Part):
         """Return a mapping's gradient arrays (None: the layer's own) by layer and direction."""
         if grads is None:
             return self._own_grads  # type: ignore[no-any-return]
-        if not isinstance(grads, Mapping):
-            raise RefusedType(f"grads is {_checks.kind(grads)}, expected a mapping of names to "
-                              "arrays: see new_grads()")
-        for name, param in self._params.items():
-            if name not in grads:
-                raise RefusedValue(f"grads lacks {name!r}, expected an array for each parameter: "
-                                   "see new_grads()")
-            _checks.output(f"grads[{name!r}]", grads[name], self.dtype, param.shape)
+        check_grads(self, grads)
         return self._by_layer(grads)
 
     def _packed(self) -> list[tuple[Packed, ...]]:

@@ -254,9 +254,10 @@ def _check_classes(
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
             raise RefusedValue(f"ignore_index is {_checks.show(ignore_index)}, expected a whole "
                                "number, or None")
-        # a number that is no class need not be looked for where all are classes
-        ignored = 0 <= ignore_index < N or in_range(labels, N) is None
-        if ignored and ignore_index in labels:
+        # where all labels are classes, a number that is no class need not be looked for
+        if w is None and not 0 <= ignore_index < N and (found := in_range(labels, N)) is not None:
+            return Goals(found, None, float(found.size))
+        if ignore_index in labels:
             w = np.where(labels == ignore_index, 0.0, 1.0 if w is None else w)
     if w is not None:  # the labels of rows that do not count may be anything
         labels = np.where(w > 0, labels, 0)

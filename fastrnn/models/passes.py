@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedValue, public
-from fastrnn.layers.passes import RECORD, Pass, Recorded, adding, check_unspent
+from fastrnn._checks import public
+from fastrnn.layers.parameters import check_grads
+from fastrnn.layers.passes import Pass, Recorded, adding, check_unspent, checked_record
 from fastrnn.models.linear import Scratch, inside
 
 if TYPE_CHECKING:
@@ -78,11 +79,11 @@ class ModelPass(abc.ABC):
                 check_unspent(self.spent, part, version)
         dstate = self._stack.check_states(dstate, self.rows[1], "dstate")
         if back.record != ():
-            _check_record(back.record, model)
+            checked_record(back.record, any(layer.has_c for layer in model.recurrent))
         if back.grads is None:
             guard: Any = adding(model.distinct[0].flat_grads)  # against another pass of the model
         else:
-            _check_grads(back.grads, model)
+            check_grads(model, back.grads)
             guard = contextlib.nullcontext()
         with guard:
             self.spent = not back.retain
@@ -113,27 +114,6 @@ def back_through(
     if stack.embedding is not None:
         stack.embedding.add(dx, inside(back.grads, "embedding"))
     return None if symbols else dx, tuple(dstate0[::-1]), recorded[::-1]
-
-
-def _check_record(record: Any, model: Model) -> None:
-    known = [name for name in RECORD
-             if name != "dc" or any(layer.has_c for layer in model.recurrent)]
-    if not isinstance(record, (tuple, list)) or any(name not in known for name in record):
-        raise RefusedValue(f"record is {_checks.show(record)}, expected names out of {known}")
-
-
-def _check_grads(grads: Any, model: Model) -> None:
-    """Refuse arrays that cannot take the gradients of all parameters."""
-    if grads is None:
-        return
-    if not isinstance(grads, Mapping):
-        raise _checks.RefusedType(f"grads is {_checks.kind(grads)}, expected a mapping of names to "
-                                  "arrays: see new_grads()")
-    for name, param in model.parameters().items():
-        if name not in grads:
-            raise RefusedValue(f"grads lacks {name!r}, expected an array for each parameter: see "
-                               "new_grads()")
-        _checks.output(f"grads[{name!r}]", grads[name], model.dtype, param.shape)
 
 
 class StackPass(ModelPass):

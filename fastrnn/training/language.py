@@ -15,7 +15,7 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn.layers.parameters import distinct, modes
+from fastrnn.layers.parameters import evaluating
 from fastrnn.models import LanguageModel
 from fastrnn.training import text as texts
 from fastrnn.training.data import Windows
@@ -229,10 +229,7 @@ def _bits(model: LanguageModel, symbols: np.ndarray, batch_size: int, window: in
     x[real], targets[real] = symbols[:-1], symbols[1:]
     total = weight = 0.0
     state = None
-    with modes(model):
-        for part in distinct(model):
-            if part.mode == "training":
-                part.set_mode("evaluation")
+    with evaluating(model):
         for t in range(0, steps, window):
             now = slice(t, t + window)
             p = model.loss(x[:, now].T, targets[:, now].T, state, weights=real[:, now].T,

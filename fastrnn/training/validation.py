@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn.layers.parameters import distinct, modes
+from fastrnn.layers.parameters import evaluating, modes
 from fastrnn.training.data import Data, Samples, Windows, check_batch, check_data
 from fastrnn.training.history import History
 from fastrnn.training.options import Stopping
@@ -46,7 +45,7 @@ def evaluate(model: Any, data: Data, count: int) -> float:
 def _evaluate(model: Any, data: Data, count: int) -> float:
     total = weight = 0.0
     state = None
-    with _evaluating(model):
+    with evaluating(model):
         for step in range(count):
             p = loss_of(model, check_batch(data(step), step), state, grad=False)
             if p.weight:  # the value of nothing may be NaN
@@ -57,16 +56,6 @@ def _evaluate(model: Any, data: Data, count: int) -> float:
         raise RefusedValue(f"no output of {count} batches has a weight above 0, expected at least "
                            "one")
     return total / weight
-
-
-@contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """While it is entered, no part is in training mode: weights are packed once."""
-    with modes(model):
-        for part in distinct(model):
-            if part.mode == "training":
-                part.set_mode("evaluation")
-        yield
 
 
 def _check_callable(source: Any) -> None:

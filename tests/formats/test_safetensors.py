@@ -69,7 +69,9 @@ def test_we_read_what_the_safetensors_library_writes(tmp_path):
     numpy = pytest.importorskip("safetensors.numpy")
     arrays = {k: np.array(a, a.dtype.newbyteorder("="), order="C") for k, a in ARRAYS.items()}
     numpy.save_file(arrays, tmp_path / "a", {"fastrnn": json.dumps({"format": 3})})
-    for name, array in read(tmp_path / "a")[0].items():
+    found = read(tmp_path / "a")[0]
+    assert set(found) == set(ARRAYS)
+    for name, array in found.items():
         equal(array, ARRAYS[name])
 
 
