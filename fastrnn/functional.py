@@ -289,7 +289,7 @@ def lstm_forward(
     the forget gate: F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", 2000.
     """
     return _forward(CELLS["lstm"], x, state, (weight_ih, weight_hh, bias_ih, bias_hh), reverse,
-                    training, embedding)
+                    training, embedding, lengths, reset, reset_to)
 
 
 @public
@@ -341,7 +341,7 @@ def gru_forward(
     of cuDNN and PyTorch: r multiplies W_hn h + b_hn instead of h, and z keeps the old state.
     """
     return _forward(CELLS["gru"], x, h0, (weight_ih, weight_hh, bias_ih, bias_hh), reverse,
-                    training, embedding)
+                    training, embedding, lengths, reset, reset_to)
 
 
 @public
