@@ -124,7 +124,7 @@ def _begin(
     model: SequenceModel, data: inputs.Sequences, context: np.ndarray | None, now: slice
 ) -> tuple[np.ndarray, States, np.ndarray | None]:
     """Return the input (T, B, ...), the initial state and the context of some sequences."""
-    x = model.check_input(data.x[now].swapaxes(0, 1))
+    x, _ = model.check_input(data.x[now].swapaxes(0, 1))
     own = None if context is None else context[now]
     return x, *model.initial_state(None, own, x.shape[1])
 
