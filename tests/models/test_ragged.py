@@ -1,4 +1,4 @@
-"""Sequences of different lengths in models: as each alone, as padded ones, in every kind of model."""
+"""Sequences of different lengths in models: as each alone, as padded ones, in every kind."""
 
 import cases
 import numpy as np
@@ -315,7 +315,8 @@ def test_an_encoder_decoder_reads_sources_and_inputs_of_their_own_lengths(cells)
 
 def test_an_encoder_decoder_of_numbers_gives_the_gradient_of_each_source():
     encoder = Stack([LSTM(2, 4, seed=1, **F64)])
-    model = EncoderDecoder(encoder, SequenceModel([LSTM(3, 4, seed=2, **F64)], N, loss="mse", seed=3))
+    decoder = SequenceModel([LSTM(3, 4, seed=2, **F64)], N, loss="mse", seed=3)
+    model = EncoderDecoder(encoder, decoder)
     rng = np.random.default_rng(0)
     source = [rng.standard_normal((n, 2)) for n in LENGTHS]
     inputs = rng.standard_normal((3, 6, 3))  # a plain batch, beside a list
@@ -335,12 +336,11 @@ def test_an_episode_begins_as_a_sequence_of_its_own(kind):
     data.start = [np.array([1, 0, 0, 1, 0, 1, 1], bool), np.array([1, 0, 1], bool)]
     outputs, _ = model(data.x, **data.own, episode_start=data.start)
     p, grads, _ = loss_and_grads(model, data.x, data.targets, episode_start=data.start, **data.own)
-    cut = [np.split(a, np.flatnonzero(s)[1:]) for a, s in zip(data.x, data.start, strict=True)]
-    goals = [np.split(a, np.flatnonzero(s)[1:]) for a, s in
-             zip(data.targets, data.start, strict=True)]
+    episodes, goals = (
+        [one for a, s in zip(of, data.start, strict=True) for one in
+         np.split(a, np.flatnonzero(s)[1:])] for of in (data.x, data.targets))
     zeros = {} if data.context is None else {
         "state": model.initial_state(None, 0 * data.context[:1].repeat(6, 0), 6)[0]}
-    episodes = sum(cut, [])
     if zeros:  # an episode begins with zero, not with what the context gives
         zeros["state"] = tuple(tuple(0 * a for a in of) if isinstance(of, tuple) else 0 * of
                                for of in zeros["state"])
@@ -349,7 +349,7 @@ def test_an_episode_begins_as_a_sequence_of_its_own(kind):
                              strict=True):
         if model.layers[0].directions == 1:
             assert_same(got, expected)
-    q, own, _ = loss_and_grads(model, episodes, sum(goals, []), **zeros)
+    q, own, _ = loss_and_grads(model, episodes, goals, **zeros)
     np.testing.assert_allclose(p.value, q.value, rtol=1e-12)
     assert_close_grads({k: g for k, g in grads.items() if "context" not in k},
                        {k: g for k, g in own.items() if "context" not in k})
@@ -394,7 +394,8 @@ def test_threads_change_no_bit(threads):
 @settings(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=7), both=st.booleans(),
        start=st.booleans(), layers=st.integers(1, 2), cell=st.sampled_from([LSTM, GRU, RNN]),
-       dtype=st.sampled_from([np.float32, np.float64]), symbols=st.booleans(), seed=st.integers(0, 9))
+       dtype=st.sampled_from([np.float32, np.float64]), symbols=st.booleans(),
+       seed=st.integers(0, 9))
 def test_any_lengths(lengths, both, start, layers, cell, dtype, symbols, seed):
     model = SequenceModel([cell(3, 5, layers, bidirectional=both, seed=1, dtype=dtype)], N,
                           vocab_size=3 if symbols else None, one_hot=symbols, seed=1)
