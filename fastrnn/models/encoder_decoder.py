@@ -11,7 +11,6 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn._kernels.timeline import Timeline
 from fastrnn.layers.passes import Pass
 from fastrnn.models import generate
 from fastrnn.models.linear import inside
@@ -182,10 +181,11 @@ class _DecoderPass(ModelPass):
         self._encoder, self._decoder = encoder, decoder
 
     @property
-    def times(self) -> list[Timeline | None]:
-        """The lengths that each recurrent layer read, the encoder's first."""
-        own = None if self.ragged is None else self.ragged.time
-        return [own for _ in self._encoder] + self._decoder.times
+    def ragged_of_layers(self) -> list[Ragged | None]:
+        """What each recurrent layer read, the encoder's first."""
+        model: Any = self._model
+        encoder, decoder = len(model.encoder.layers), len(model.decoder.layers)
+        return [self.ragged] * encoder + [self._decoder.ragged] * decoder
 
     def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
         model: Any = self._model

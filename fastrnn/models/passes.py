@@ -21,7 +21,6 @@ from fastrnn.layers.passes import Pass, Recorded, adding, check_unspent, checked
 from fastrnn.models.linear import Scratch, inside
 
 if TYPE_CHECKING:
-    from fastrnn._kernels.timeline import Timeline
     from fastrnn.models.model import Model
     from fastrnn.models.ragged import Ragged
     from fastrnn.models.sequence import SequenceModel
@@ -99,9 +98,9 @@ class ModelPass(abc.ABC):
         return (dx, dstate0, recorded) if back.record else (dx, dstate0)
 
     @property
-    def times(self) -> list[Timeline | None]:
-        """The lengths and resets that each recurrent layer of the model read, None: a batch."""
-        return [None if self.ragged is None else self.ragged.time for _ in self._model.recurrent]
+    def ragged_of_layers(self) -> list[Ragged | None]:
+        """What each recurrent layer of the model read, None: a plain batch."""
+        return [self.ragged for _ in self._model.recurrent]
 
     @abc.abstractmethod
     def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:

@@ -68,6 +68,17 @@ class Ragged:
         """Which steps are real, booleans (B, T)."""
         return np.arange(self.time.T) < self.time.lengths[:, None]
 
+    @property
+    def begins(self) -> np.ndarray:
+        """Where the forward and the reverse direction begin an episode, booleans (2, T, B)."""
+        T, B = self.shape
+        flags = np.zeros((T + 1, B), bool)
+        if self.episode_start is not None:
+            flags[:T] = self.episode_start
+        flags[0] = True
+        flags[self.time.lengths, np.arange(B)] = True
+        return np.stack([flags[:-1], flags[1:]])
+
     # ---- from the caller --------------------------------------------------------------------
 
     @classmethod

@@ -122,9 +122,12 @@ class Step:
             raise NotFiniteError(f"fit: the loss is {loss} at step {step + 1}: "
                                  + explain(model, batch, state, p.state))
         if self._regularised:
+            ragged = None if p.inner is None else p.inner.ragged_of_layers
             *_, recorded = p.backward(record=OMEGA_NEEDS)
             for number, layer in self._regularised:
-                omega(layer, recorded[number], descent.omega)
+                of = None if ragged is None else ragged[number]
+                omega(layer, recorded[number], descent.omega,
+                      first=None if of is None else of.begins)
         else:
             p.backward()
         first = optimizer.lr

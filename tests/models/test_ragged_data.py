@@ -149,7 +149,7 @@ def changed(arrays, i, a):
     ("call", "error", "message"),
     [
         (lambda: NUMBERS.predict([]), ValueError, "predict: x is an empty list, expected at least"),
-        (lambda: NUMBERS.evaluate((), ()), ValueError, "x is an empty tuple, expected at least one"),
+        (lambda: NUMBERS.evaluate((), ()), ValueError, "x is an empty tuple, expected at least"),
         (lambda: NUMBERS.predict(changed(R.x, 2, np.zeros((3, 3)))), ValueError,
          r"x\[2\] has shape \(3, 3\), expected \(T, 2\)"),
         (lambda: NUMBERS.predict(changed(R.x, 3, np.zeros(1))), ValueError,
