@@ -83,7 +83,8 @@ class Ragged:
 
     @classmethod
     def of_list(
-        cls, name: str, value: Any, check: Callable[[str, Any], np.ndarray], episode_start: Any
+        cls, name: str, value: Any, check: Callable[[str, Any], np.ndarray], episode_start: Any,
+        flag: str = "episode_start",
     ) -> tuple[np.ndarray, Ragged]:
         """Return the rows (N, ...) of a list of sequences, a copy, and where they lie.
 
@@ -92,6 +93,8 @@ class Ragged:
         check : callable
             Takes a sequence's name and the sequence, and returns it as an array.
         episode_start : list of booleans (T_i,), or None
+        flag : str
+            What it is called.
         """
         if not value:
             raise RefusedValue(f"{name} is an empty {type(value).__name__}, expected at least one "
@@ -102,9 +105,9 @@ class Ragged:
         T = int(lengths.max())
         flags = None
         if episode_start is not None:
-            given = _pieces("episode_start", episode_start, lengths, name)
+            given = _pieces(flag, episode_start, lengths, name)
             for i, (a, n) in enumerate(zip(given, lengths.tolist(), strict=True)):
-                _checks.booleans(f"episode_start[{i}]", a, (n,))
+                _checks.booleans(f"{flag}[{i}]", a, (n,))
             flags = np.zeros((len(lengths), T), bool)
             flags[np.arange(T) < lengths[:, None]] = np.concatenate(given)
             flags = np.ascontiguousarray(flags.T)
@@ -161,8 +164,10 @@ class Ragged:
 
     def to_caller(self, a: np.ndarray) -> Any:
         """Return rows (N, ...) as the caller has steps: a list, or an array with zeros behind."""
-        if self.listed:
-            return self._split(a)
+        return self._split(a) if self.listed else self.padded(a)
+
+    def padded(self, a: np.ndarray) -> np.ndarray:
+        """Return rows (N, ...) as an array (T, B, ...) with zeros behind."""
         grid = np.zeros((*self.shape, *a.shape[1:]), a.dtype)
         grid.swapaxes(0, 1)[self.alive] = a
         return grid
