@@ -11,15 +11,15 @@ import numpy as np
 
 cimport numpy as cnp
 from libc.stdint cimport int32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
-from fastrnn._kernels.c cimport FR_CELLS, fr_barrier, fr_rows
+from fastrnn._kernels.c cimport FR_CELLS, fr_barrier
 from fastrnn._kernels.check cimport (
     Carver,
+    caller_rows,
     check,
     check_flat,
     check_weights,
-    grid,
     named_rows,
     pointer,
     put_rows,
@@ -27,14 +27,12 @@ from fastrnn._kernels.check cimport (
 )
 from fastrnn._kernels.packed cimport Packed, packed_sizes
 from fastrnn._kernels.runtime cimport Buffer, Workspace, run
+from fastrnn._kernels.state cimport add_states, load_state, store_state
 from fastrnn._kernels.tape cimport Tape, give_back
-from fastrnn._kernels.timeline cimport Timeline, length_of
+from fastrnn._kernels.timeline cimport Timeline
 from fastrnn._kernels.walk cimport (
     Job,
     Pass,
-    at,
-    c_at,
-    h_at,
     plan,
     rows_of,
     sized,
@@ -62,66 +60,6 @@ INT32 = np.dtype(np.int32)
 cdef check_state(str name, object array, object dtype, tuple shape):
     if array is not None:
         check_flat(name, array, dtype, shape)
-
-
-cdef void load_state(char *slot, object source, int d, const Pass *p, ptrdiff_t B,
-                     object begins) noexcept:
-    """Fill one (R, pitch) slot from row d of a (D, B, H) array, or with zeros.
-
-    begins : int32 (R,), the B that each row takes, -1: zeros; or None: R = B, its own
-    """
-    cdef ptrdiff_t r, b
-    cdef const char *data = <const char *> pointer(source)
-    cdef const int32_t *taken = <const int32_t *> pointer(begins)
-    memset(slot, 0, p.times.R * p.pitch * p.table.itemsize)
-    if data != NULL:
-        for r in range(p.times.R):
-            b = taken[r] if taken != NULL else r
-            if b >= 0:
-                memcpy(at(slot, r * p.pitch, p), at(data, (d * B + b) * p.H, p),
-                       p.H * p.table.itemsize)
-
-
-cdef void store_state(object target, object initial, int d, const Pass *p, ptrdiff_t B,
-                      object ends, bint c) noexcept:
-    """Copy the final h or c of every sequence into row d of a (D, B, H) array.
-
-    ends : int32 (B,), the row whose end it is, -1: `initial` stays; or None: R = B, its own
-    """
-    cdef ptrdiff_t r, b, t, size = p.H * p.table.itemsize
-    cdef char *data = <char *> pointer(target)
-    cdef const char *start = <const char *> pointer(initial)
-    cdef const int32_t *taken = <const int32_t *> pointer(ends)
-    for b in range(B):
-        r = taken[b] if taken != NULL else b
-        if r >= 0:
-            t = length_of(&p.times, r)
-            memcpy(at(data, (d * B + b) * p.H, p), c_at(p, t, r) if c else h_at(p, t, r), size)
-        elif start == NULL:
-            memset(at(data, (d * B + b) * p.H, p), 0, size)
-        else:
-            memcpy(at(data, (d * B + b) * p.H, p), at(start, (d * B + b) * p.H, p), size)
-
-
-cdef fr_rows caller_rows(object array, ptrdiff_t offset, bint reverse, Timeline time, str layout):
-    """Return where the walk's rows lie in an array (T, B, N), or (M, N) of a layout of `time`.
-
-    They begin at column `offset`.
-    """
-    cdef fr_rows rows
-    cdef ptrdiff_t size
-    if time is None:
-        return grid(array, offset, reverse)
-    size = cnp.PyArray_ITEMSIZE(array)
-    rows = rows_of(<char *> cnp.PyArray_DATA(array) + offset * size, cnp.PyArray_DIM(array, 0), 0,
-                   cnp.PyArray_STRIDE(array, 0) // size)
-    places = time.rows(layout, reverse)
-    if places is None:
-        rows.outer = rows.inner
-        rows.count = 1
-    else:
-        rows.at = <const int32_t *> pointer(places)
-    return rows
 
 
 # ---- forward ------------------------------------------------------------------------------------
@@ -475,40 +413,6 @@ cdef object use_states(Pass *p, object dhn, object dcn, int d, char *memory,
     if p.cell.has_c:
         load_state(p.dc, dcn, d, p, B, from_end)
     memset(&p.barrier, 0, sizeof(fr_barrier))
-
-
-cdef void add_states(object target, object dfinal, int d, const Pass *p, const char *carry,
-                     ptrdiff_t B, object begins, object ends) noexcept:
-    """Write the gradient of the initial states to row d of a (D, B, H) array.
-
-    It is the sum of the carries of the rows that begin with it. An empty sequence's is that of its
-    final state.
-    """
-    cdef ptrdiff_t r, b, size = p.H * p.table.itemsize
-    cdef char *data = at(pointer(target), d * B * p.H, p)
-    cdef const char *final = <const char *> pointer(dfinal)
-    cdef const int32_t *taken = <const int32_t *> pointer(begins)
-    cdef const int32_t *end = <const int32_t *> pointer(ends)
-    if taken == NULL:
-        for b in range(B):
-            memcpy(at(data, b * p.H, p), at(carry, b * p.pitch, p), size)
-        return
-    memset(data, 0, B * size)
-    for r in range(p.times.R):
-        if taken[r] >= 0:
-            add_row(at(data, taken[r] * p.H, p), at(carry, r * p.pitch, p), p)
-    for b in range(B):
-        if end[b] < 0 and final != NULL:
-            memcpy(at(data, b * p.H, p), at(final, (d * B + b) * p.H, p), size)
-
-
-cdef void add_row(char *sums, const char *row, const Pass *p) noexcept:
-    cdef ptrdiff_t i
-    for i in range(p.H):
-        if p.table.itemsize == 4:
-            (<float *> sums)[i] += (<const float *> row)[i]
-        else:
-            (<double *> sums)[i] += (<const double *> row)[i]
 
 
 cdef object use_gradients(Pass *p, object dy, dict out, int d, Tape tape):

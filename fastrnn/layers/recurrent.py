@@ -41,18 +41,9 @@ _BATCH_FIRST = Layout(batch_first=True)
 _ROWS = Layout(rows=True)
 
 
-def _grid(x: np.ndarray, layout: Layout) -> tuple[int, int]:
-    """Return T and B of a caller's x."""
-    if not layout.batched:
-        return len(x), 1
-    T, B = x.shape[:2]
-    return (B, T) if layout.batch_first else (T, B)
-
-
-def _column(reset: Any) -> Any:
-    """Return booleans (T,) of one sequence as (T, 1); anything else as it came."""
-    flags = np.asarray(reset)
-    return flags[:, None] if flags.ndim == 1 else flags
+def _of_one(value: Any, ndim: int) -> Any:
+    """Return what one sequence has as that of a batch of one; anything else as it came."""
+    return value if value is None or np.ndim(value) != ndim else np.asarray(value)[..., None]
 
 
 class Recurrent(Part):
@@ -278,10 +269,9 @@ class Recurrent(Part):
         x = _checks.array("x", x, dtype, shape, self._explain)
         drops = grad and self.mode == "training"
         if lengths is not None or reset is not None or reset_to != "zero":
-            T, B = _grid(x, layout)
+            T, B = layout.sizes(x)
             if not layout.batched:
-                lengths = None if lengths is None else np.atleast_1d(lengths)
-                reset = None if reset is None else _column(reset)
+                lengths, reset = _of_one(lengths, 0), _of_one(reset, 1)
             time = _checks.timeline(lengths, reset, reset_to, T, B, layout.batch_first)
             if time is not None:
                 y, state, p = self.run(as_rows(x), None, state, grad=grad, dropout=drops,
