@@ -76,6 +76,12 @@ def test_copies(cell, protocol, mode):
     assert not single.flat_grads.any()
 
 
+def test_a_pickle_holds_every_number_once():
+    single = fastrnn.LSTMCell(50, 60, seed=0).eval()
+    single(np.zeros((1, 50), np.float32))
+    assert len(pickle.dumps(single)) < single.flat.nbytes + single.flat_grads.nbytes + 2000
+
+
 @per_dtype
 @per_cell
 def test_save_and_load(cell, dtype, tmp_path):
