@@ -143,6 +143,15 @@ def differences(loss, array):
     return result
 
 
+def distance_to_kink(module, case, reverse):
+    """Return the smallest |argument| of relu, recomputed from the outputs alone."""
+    x = case.x if case.embedding is None else case.embedding[case.x]
+    y = forward(module, case, reverse=reverse)[0]["y"]
+    h = np.concatenate([y[1:], case.h0[None]] if reverse else [case.h0[None], y[:-1]])
+    bias = 0 if case.bias_ih is None else case.bias_ih + case.bias_hh
+    return np.abs(x @ case.weight_ih.T + h @ case.weight_hh.T + bias).min()
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """The arrays of one call; c0 and dcn are None but for lstm, embedding but on request."""
