@@ -434,7 +434,7 @@ cdef BackLayout lay_out_back(Carver carver, const Pass *p, ptrdiff_t H, bint nee
 cdef object check_back(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record):
     cdef int D = tape.count, d, G = tape.passes[0].cell.gates
     cdef bint has_c = tape.passes[0].cell.has_c
-    T, B, I, H = tape.shape
+    _, B, I, H = tape.shape
     dtype = tape.dtype
     if dy is not None:
         check("dy", dy, dtype, tape.y_shape)

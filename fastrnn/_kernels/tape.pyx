@@ -115,6 +115,11 @@ cdef class Tape:
         return self.passes[0].b_ih != NULL, self.passes[0].b_hh != NULL
 
     @property
+    def symbols(self):
+        """Whether x was symbols."""
+        return self.used_rows is not None
+
+    @property
     def x_shape(self):
         """Shape of dx: (T, B, I), or (V, I) of an embedding; () of one-hot symbols.
 

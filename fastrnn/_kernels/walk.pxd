@@ -97,7 +97,11 @@ cdef inline char *c_at(const Pass *p, ptrdiff_t t, ptrdiff_t b) noexcept nogil:
 
 cdef inline char *step_of(const Pass *p, fr_rows rows, ptrdiff_t t, ptrdiff_t b) noexcept nogil:
     """Where step t of rows from b on begins; with a table of places, where all rows begin."""
-    return at(rows.base, 0 if rows.at else t * rows.outer + b * rows.inner, p)
+    if rows.at:
+        return <char *> rows.base
+    if p.times.first:
+        return at(rows.base, row_of(&p.times, t, b) * rows.inner, p)
+    return at(rows.base, t * rows.outer + b * rows.inner, p)
 
 
 cdef inline const int32_t *places(const Pass *p, fr_rows rows, ptrdiff_t t,

@@ -46,6 +46,7 @@ cdef ptrdiff_t JOINED_ROWS = 16
 cdef struct Share:
     int first, last          # passes of the team
     int rank, size           # in the team
+    int worker               # number of the thread among all
     bint by_units
 
 
@@ -96,6 +97,7 @@ cdef int plan(Job *job) noexcept nogil:
 cdef Share share_of(const Job *job, int rank, int size) noexcept nogil:
     cdef Share s
     cdef int teams = 2 if job.count == 2 and size % 2 == 0 else 1
+    s.worker = rank
     s.size = size // teams
     s.first = rank // s.size if teams == 2 else 0
     s.last = s.first + 1 if teams == 2 else job.count
@@ -214,7 +216,7 @@ cdef void project_chunk(const Pass *p, const Share *s, ptrdiff_t t0, ptrdiff_t t
                         ptrdiff_t b1, ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil:
     """x W_ih + b of rows [b0, b1) in steps [t0, t1), into their tape rows."""
     cdef ptrdiff_t count, tape_row = row_of(&p.times, t0, b0) if p.training else b0
-    cdef char *taken = p.taken + s.rank * p.taken_size
+    cdef char *taken = p.taken + s.worker * p.taken_size
     cdef int32_t *place
     cdef fr_rows rows
     if not p.taken_size:
@@ -315,7 +317,7 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
 cdef void step_input(const Pass *p, const Share *s, fr_forward *step, ptrdiff_t t,
                      ptrdiff_t b0) noexcept nogil:
     """Let a step read x itself, side by side."""
-    cdef char *taken = p.taken + s.rank * p.taken_size
+    cdef char *taken = p.taken + s.worker * p.taken_size
     if p.taken_size:
         take_rows(p, taken, <int32_t *> (taken + p.taken_size) - p.taken_rows, t, t + 1, b0,
                   b0 + step.rows)
