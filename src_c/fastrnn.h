@@ -91,7 +91,7 @@ typedef struct {
 } fr_forward;
 
 /* One step of backpropagation through time of `rows` rows, units of plain panels
- * [panel0, panel1): dh = dy + carry + dG(t+1) W_hh, then the gates' gradients. */
+ * [panel0, panel1): dh = carry + dG(t+1) W_hh + dy, then the gates' gradients. */
 typedef struct {
   ptrdiff_t rows, panel0, panel1, hidden, pitch;
   int down;               /* walk the panels from the last to the first */
