@@ -115,7 +115,7 @@ def set_num_threads(n):
     fr_any_number(any_number)
     most = FR_MAX_THREADS if any_number else min(FR_MAX_THREADS, cpu_limit())
     threads = min(n, most)
-    if n > most and not warned:
+    if n > most and not any_number and not warned:
         warned = True
         warnings.warn(f"set_num_threads: {n} threads are asked for, {most} are used: this process "
                       f"may use {most} CPU{'s' if most > 1 else ''}", RuntimeWarning, stacklevel=2)
