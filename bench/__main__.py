@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import gate, grids, lead, loop, machine, memory, report, scale, start
+from bench import gate, grids, lead, loop, machine, memory, pressure, report, scale, start
 from bench.cases import Case
 from bench.chart import draw
 from bench.peers import PEERS
@@ -19,7 +19,7 @@ from bench.race import DiedError, Effort, Entry, Workers, race
 from bench.rows import row
 
 RACES = ("quick", "full", "real", "train")
-GRIDS = (*RACES, "scale", "memory", "start", "lead", "loop")
+GRIDS = (*RACES, "scale", "memory", "start", "lead", "loop", "pressure")
 
 
 def _arguments() -> argparse.Namespace:
@@ -113,6 +113,8 @@ def _measure(workers: Workers, cells: list[str], args: argparse.Namespace, effor
                 result = start.run(args.peers, effort.rounds)
             elif grid == "loop":
                 result = loop.run(n, effort.rounds, short=args.quickly)
+            elif grid == "pressure":
+                result = pressure.run(0.2 if args.quickly else 2.0)
             else:
                 result = lead.run(workers, cells, n, effort, short=args.quickly)
             found.setdefault(grid, []).extend(result)

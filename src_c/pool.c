@@ -24,8 +24,8 @@
  * rare:
  *  - Where a job waits after every step, one long wait ends the team (fr_wait_step): the workers
  *    leave, and the owner takes the other steps alone.
- *  - After two long waits in short time the owner takes all jobs alone for a while, and for twice as
- *    long each time that the next attempt meets a long wait, too.
+ *  - After two long waits in short time the owner takes all jobs alone for a while, and for LONGER
+ *    times as long whenever the next attempt meets a long wait, too.
  *  - A job has no more threads than CPUs on which its owner may run at this time. */
 #define _GNU_SOURCE
 #include "fastrnn.h"
@@ -55,7 +55,7 @@
  * owner is ALONE for this long, later for up to LONG_ALONE. LOOK: how often the owner asks on which
  * CPUs it may run. */
 enum { PATIENT = 100000, LONGEST = 1000000, AGAIN = 20000000, LOOK = 10000000 };
-enum { ALONE = 5000000, LONG_ALONE = 320000000 };
+enum { ALONE = 20000000, LONGER = 4, LONG_ALONE = 640000000 };
 
 typedef struct {
   int ticket;              /* counts the jobs that this worker takes part in */
@@ -155,7 +155,7 @@ static void note_late(void) {
   const int64_t time = now();
   if (any_number) return; /* tests want their threads */
   if (time - last_late < AGAIN + alone_for) {
-    alone_for = alone_for ? 2 * alone_for : ALONE;
+    alone_for = alone_for ? LONGER * alone_for : ALONE;
     if (alone_for > LONG_ALONE) alone_for = LONG_ALONE;
     alone_until = time + alone_for;
   } else {

@@ -118,7 +118,7 @@ def set_num_threads(n):
     if n > most and not any_number and not warned:
         warned = True
         warnings.warn(f"set_num_threads: {n} threads are asked for, {most} are used: this process "
-                      f"may use {most} CPU{'s' if most > 1 else ''}", RuntimeWarning, stacklevel=2)
+                      f"may use {most} CPU{'s' if most > 1 else ''}", RuntimeWarning, stacklevel=1)
 
 
 def get_num_threads():
