@@ -177,9 +177,10 @@ cdef object use_one_hot(Pass *p, object weights, object used_rows):
 
 
 cdef ptrdiff_t chunk_of(const Pass *p) except -1:
-    """Steps whose input projections are made at once."""
+    """Steps whose input projections are made at once, at most T."""
     step = <object> (max(p.row, p.I) if p.times.first else p.row) * p.table.itemsize * p.times.R
-    return max(1, CHUNK_BYTES // max(1, step), -(-24 // max(1, p.times.R)))
+    steps = max(CHUNK_BYTES // max(1, step), -(-24 // max(1, p.times.R)))
+    return max(1, min(p.times.T, steps))
 
 
 cdef ptrdiff_t lay_out_taken(Carver carver, Pass *p, int threads) except -1:
