@@ -211,17 +211,25 @@ def rows(
 
     It is a copy so that nobody can change the numbers between this check and their use.
     """
+    a = whole_numbers(value, shape, name, of)
+    found = in_range(a, count)
+    if found is None:
+        raise RefusedIndex(f"{name} has numbers from {a.min()} to {a.max()}, expected 0 to "
+                           f"{count - 1}: rows of {of}")
+    return found
+
+
+def whole_numbers(
+    value: Any, shape: Shape, name: str = "x", of: str = "the embedding"
+) -> np.ndarray:
+    """Return `value` as an array of whole numbers of a shape, for rows of something."""
     a = _as_array(name, value, "whole numbers")
     if a.size and a.dtype.kind not in "iu":  # an empty list becomes an array of floats
         came = kind(value) if a.dtype == object and a is not value else a.dtype
         raise RefusedType(f"{name} is {came}, expected whole numbers: rows of {of}")
     if not _fits(a.shape, shape):
         raise RefusedValue(f"{name} has shape {a.shape}, expected {_show_shape(shape)}")
-    found = in_range(a, count)
-    if found is None:
-        raise RefusedIndex(f"{name} has numbers from {a.min()} to {a.max()}, expected 0 to "
-                           f"{count - 1}: rows of {of}")
-    return found
+    return a
 
 
 def states(
