@@ -381,12 +381,3 @@ def test_gradients_are_added_and_dx_may_be_left_out(cell):
     for name, array in got.items():
         more = 1 if name in cases.PARAMETERS else 0
         cases.assert_close(name, array, expected[name] + more, case.tolerance(backward=True))
-
-
-@pytest.mark.parametrize("shape", ["chunks", "joined chunks"])
-def test_more_than_one_chunk_is_met(shape):
-    """The shapes above are large enough, whatever the size of a chunk will be."""
-    sizes, how, chance = SHAPES[shape]
-    case = cases.make_case("lstm", *sizes, np.float32)
-    nbytes = case.x.nbytes // case.x.shape[-1] * 4 * sizes[-1]
-    assert nbytes > 4 * 256 * 1024  # of projections, see sequence.CHUNK_BYTES

@@ -4,6 +4,7 @@ Letters: T steps, B sequences, N rows of all steps together.
 """
 
 import copy
+import itertools
 import pickle
 
 import episodes
@@ -23,7 +24,7 @@ def cut(lengths, reset):
     for b, n in enumerate(lengths):
         borders = [0, *(t for t in range(1, n) if reset is not None and reset[t, b]), n]
         found += [(b, begin, end - begin)
-                  for begin, end in zip(borders, borders[1:], strict=False) if end > begin]
+                  for begin, end in itertools.pairwise(borders) if end > begin]
     return sorted(found, key=lambda episode: -episode[2])  # equals stay in their order
 
 
@@ -60,10 +61,11 @@ def rows_of(timeline, layout, reverse):
 def assert_tables(T, lengths, reset, to_initial=False):
     timeline = Timeline(np.array(lengths, np.int64), T, reset, to_initial)
     order = cut(lengths, reset)
-    assert (timeline.T, timeline.B) == (T, len(lengths))
+    assert timeline.T == T
+    assert timeline.B == len(lengths)
     assert timeline.lengths.tolist() == list(lengths)
     assert timeline.steps == max((n for _, _, n in order), default=0)
-    assert timeline.N == sum(lengths)
+    assert sum(lengths) == timeline.N
     for layout in LAYOUTS:
         places = placed(layout, T, lengths, reset)
         assert timeline.size(layout) == len(places)
