@@ -454,12 +454,15 @@ def packed_timeline(
         raise RefusedType(f"batch_sizes is {a.dtype}, expected whole numbers: rows of each step")
     sizes = a.astype(np.int64)
     if sizes.min() < 1 or (np.diff(sizes) > 0).any():
-        raise RefusedValue(f"batch_sizes is {show(sizes.tolist())}, expected numbers of at least "
+        raise RefusedValue(f"batch_sizes is {show(a.tolist())}, expected numbers of at least "
                            "1, none larger than the one before: the longest rows come first")
-    if sizes.sum() != N:
-        raise RefusedValue(f"batch_sizes has the sum {sizes.sum()}, expected {N}, the rows of data")
+    if sizes[0] > N or sizes.sum() != N:
+        raise RefusedValue(f"batch_sizes has the sum {sum(sizes.tolist())}, expected {N}, the rows "
+                           "of data")
     T, B = len(sizes), int(sizes[0])
-    lengths = (sizes[:, None] > np.arange(B)).sum(0) if sizes[-1] != B else None
+    lengths = None  # of row b: the steps of more than b rows
+    if sizes[-1] != B:
+        lengths = T - np.searchsorted(sizes[::-1], np.arange(B), "right")
     if reset is None:
         return T, B, timeline(lengths, None, reset_to, T, B)
     flags = np.zeros((T, B), bool)
