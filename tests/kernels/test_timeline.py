@@ -62,7 +62,7 @@ def assert_tables(T, lengths, reset, to_initial=False):
     timeline = Timeline(np.array(lengths, np.int64), T, reset, to_initial)
     order = cut(lengths, reset)
     assert timeline.T == T
-    assert timeline.B == len(lengths)
+    assert len(lengths) == timeline.B
     assert timeline.lengths.tolist() == list(lengths)
     assert timeline.steps == max((n for _, _, n in order), default=0)
     assert sum(lengths) == timeline.N
