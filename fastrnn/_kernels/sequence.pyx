@@ -177,9 +177,10 @@ cdef object use_one_hot(Pass *p, object weights, object used_rows):
 
 
 cdef ptrdiff_t chunk_of(const Pass *p) except -1:
-    """Steps whose input projections are made at once."""
+    """Steps whose input projections are made at once, at most T."""
     step = <object> (max(p.row, p.I) if p.times.first else p.row) * p.table.itemsize * p.times.R
-    return max(1, CHUNK_BYTES // max(1, step), -(-24 // max(1, p.times.R)))
+    steps = max(CHUNK_BYTES // max(1, step), -(-24 // max(1, p.times.R)))
+    return max(1, min(p.times.T, steps))
 
 
 cdef ptrdiff_t lay_out_taken(Carver carver, Pass *p, int threads) except -1:
@@ -396,22 +397,20 @@ cdef object check_back(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple
 
 
 cdef object use_states(Pass *p, object dhn, object dcn, int d, char *memory,
-                       const BackLayout *layout, ptrdiff_t B, Timeline time, bint reverse):
+                       const BackLayout *layout, ptrdiff_t B, Timeline time, object ends):
     """Set the carries, and what the walk packs."""
     p.dh = memory + layout.dh
     p.dc = memory + layout.dc
     p.wb = memory + layout.wb
     p.wi = memory + layout.wi
     p.before = NULL
-    from_end = None
+    owners = None
     if time is not None:
         p.before = <const int32_t *> pointer(time.before())
-        ends = time.ends(reverse)
-        from_end = np.full(p.times.R, -1, np.int32)
-        from_end[ends[ends >= 0]] = np.flatnonzero(ends >= 0)
-    load_state(p.dh, dhn, d, p, B, from_end)
+        owners = time.owners(ends)
+    load_state(p.dh, dhn, d, p, B, owners)
     if p.cell.has_c:
-        load_state(p.dc, dcn, d, p, B, from_end)
+        load_state(p.dc, dcn, d, p, B, owners)
     memset(&p.barrier, 0, sizeof(fr_barrier))
 
 
@@ -490,13 +489,17 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
     for d in range(D):
         layouts[d] = lay_out_back(carver, &tape.passes[d], H, dx is not None)
     buffer = tape.workspace.take(carver.bytes)
+    begins, ends = [None] * D, [None] * D
+    if tape.time is not None:
+        begins = [tape.time.begins(reverse) for reverse in tape.reverse]
+        ends = [tape.time.ends(reverse) for reverse in tape.reverse]
     whole, used = dx, tape.used_rows
     if dx is not None and used is not None:
         dx = np.empty((len(used), I), tape.dtype)
     job.scratch = buffer.data + scratch
     for d in range(D):
         p = &tape.passes[d]
-        use_states(p, dhn, dcn, d, buffer.data, &layouts[d], B, tape.time, tape.reverse[d])
+        use_states(p, dhn, dcn, d, buffer.data, &layouts[d], B, tape.time, ends[d])
         use_gradients(p, dy, out, d, tape)
         use_outputs(p, grads[d])
         p.need_dx = dx is not None
@@ -516,12 +519,9 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
         run(walk_backward, &job, threads)
     for d in range(D):
         p = &tape.passes[d]
-        begins = ends = None
-        if tape.time is not None:
-            begins, ends = tape.time.begins(tape.reverse[d]), tape.time.ends(tape.reverse[d])
-        add_states(dh0, dhn, d, p, p.dh, B, begins, ends)
+        add_states(dh0, dhn, d, p, p.dh, B, begins[d], ends[d])
         if p.cell.has_c:
-            add_states(dc0, dcn, d, p, p.dc, B, begins, ends)
+            add_states(dc0, dcn, d, p, p.dc, B, begins[d], ends[d])
     if dx is not None and used is None and tape.time is not None:
         tape.time.blank(dx, tape.source)
     if dx is not whole:

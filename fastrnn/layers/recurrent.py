@@ -265,7 +265,8 @@ class Recurrent(PackedPart):
             layout, shape = _BATCHED, ("T", "B", I)
         x = _checks.array("x", x, dtype, shape, self._explain)
         drops = grad and self.mode == "training"
-        if lengths is not None or reset is not None or reset_to != "zero":
+        if (lengths is not None or reset is not None or type(reset_to) is not str
+                or reset_to != "zero"):
             T, B = layout.sizes(x)
             if not layout.batched:
                 lengths, reset = _of_one(lengths, 0), _of_one(reset, 1)

@@ -15,6 +15,7 @@ import pytest
 
 from fastrnn._kernels.packed import Packed
 from fastrnn._kernels.stream import Stream
+from fastrnn._kernels.timeline import LAYOUTS, Timeline
 from fastrnn.layers.packs import pair
 
 _testcapi = pytest.importorskip("_testcapi")
@@ -173,10 +174,39 @@ def rebuilt(made):
     return step
 
 
+def sweep_timeline():
+    """Make one, and its tables."""
+    lengths, reset = np.array([5, 0, 3]), np.ones((5, 3), bool)
+    every_failure("Timeline", lambda: Timeline(lengths, 5, reset), lambda _: None)
+    for reverse in (False, True):
+        for layout in LAYOUTS:
+            time = Timeline(lengths, 5, reset)
+            if layout == "walk" and not reverse:
+                continue
+            expected = time.rows(layout, reverse).tolist()
+
+            def act(layout=layout, reverse=reverse):
+                time = Timeline(lengths, 5, reset)
+                return time, time.rows(layout, reverse)
+
+            def right(made, expected=expected, layout=layout, reverse=reverse):
+                if made is not None:
+                    assert made[1].tolist() == expected
+                    assert made[0].rows(layout, reverse) is made[1]
+
+            every_failure(f"Timeline.rows {layout}", act, right)
+
+
 def sweep(cell):
+    sweep_timeline()
+    reset = np.zeros((5, 3), bool)
+    reset[1:3, 0] = True
     for source in ("dense", "embedding", "one_hot"):
         for packed in (False, True):
             sweep_layer(calls.make(cell, 5, 2, 4, 6, D=2, source=source), packed)
+            layout = "batch" if packed else "packed"
+            sweep_layer(calls.make_ragged(cell, [5, 0, 3], 5, 4, 6, reset, packed, layout, D=2,
+                                          source=source), packed)
         sweep_packed(calls.make(cell, 12, 2, 4, 6, source=source))
     call = calls.make(cell, 5, 2, 4, 6)
     sweep_stream(call, call.x[0].copy())
