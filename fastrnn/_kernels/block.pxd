@@ -18,9 +18,11 @@ cdef struct Block:
     const char *x            # (T, n, I), or NULL
     const int32_t *numbers   # (T, n) symbols, or NULL
     const char *embedding    # (V, I): its rows are x, or NULL
-    char *rows               # (chunk, n, I) rows of the embedding
     char *y                  # (T, n, H), with a head (T, n, N)
-    char *gates              # (chunk, n, S*pitch) projected x of one layer
+    # memory of a chunk; each thread has a part of its own, for its rows
+    ptrdiff_t row, pitch     # the widest of all layers
+    char *rows               # (chunk, n, I) rows of the embedding
+    char *gates              # (chunk, n, row) projected x of one layer
     char *h[2]               # (chunk, n, pitch) of one layer and of the one before, in turn
 
 

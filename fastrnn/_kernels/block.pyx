@@ -98,6 +98,8 @@ cdef Scratch make_scratch(tuple groups, Stack *stack, bint first_is_projected, p
             pitch = max(pitch, stack.layers[i].step.pitch)
             i += 1
     block.itemsize = itemsize
+    block.row = row
+    block.pitch = pitch
     scratch.few_rows = max(CHUNK_BYTES // (row * block.itemsize), JOINED_ROWS + PRODUCT_ROWS)
     scratch.most_rows = max(CHUNK_BYTES // (row * block.itemsize), B)
     most = int(max(scratch.few_rows, scratch.most_rows))
@@ -130,19 +132,36 @@ cdef Scratch make_scratch(tuple groups, Stack *stack, bint first_is_projected, p
 cdef struct Share:
     int rank, size
     ptrdiff_t b0, b1         # rows
+    # this thread's part of the block's arrays (chunk, b1 - b0, ...), or all of them by units
+    char *rows
+    char *gates
+    char *h[2]
+
+
+cdef Share share_of(const Block *b, int rank, int size) noexcept nogil:
+    cdef Share s
+    cdef ptrdiff_t before
+    s.rank = rank
+    s.size = size
+    s.b0 = 0 if b.by_units else part(b.n, rank, size)
+    s.b1 = b.n if b.by_units else part(b.n, rank + 1, size)
+    before = b.chunk * s.b0 * b.itemsize
+    s.rows = b.rows + before * b.stack.layers[0].step.x_row
+    s.gates = b.gates + before * b.row
+    s.h[0] = b.h[0] + before * b.pitch
+    s.h[1] = b.h[1] + before * b.pitch
+    return s
 
 
 cdef void walk_layer(const Block *b, int i, ptrdiff_t t0, ptrdiff_t steps,
                      const Share *s) noexcept nogil:
-    """Steps [t0, t0 + steps) of layer i; its h of these steps goes to b.h[i % 2]."""
+    """Steps [t0, t0 + steps) of layer i; its h of these steps goes to s.h[i % 2]."""
     cdef fr_forward step = b.stack.layers[i].step
     cdef const Pass *p = &b.layers[i]
-    cdef ptrdiff_t size = b.itemsize, n = b.n, rows = s.b1 - s.b0, t
-    cdef ptrdiff_t state = step.pitch * size, x_row = step.x_row, step_bytes
-    cdef char *h = b.h[i % 2] + s.b0 * state
-    cdef const char *x = NULL
-    cdef char *gates = b.gates + s.b0 * p.row * size
+    cdef ptrdiff_t size = b.itemsize, rows = s.b1 - s.b0, t
+    cdef ptrdiff_t state = step.pitch * size, x_row = step.x_row, x_step = rows * x_row
     cdef char *h_state = <char *> step.h_prev + s.b0 * state
+    cdef const char *x = NULL
     cdef bint indexed = i == 0 and step.index != NULL
     cdef bint last = i == b.stack.count - 1 and not b.stack.has_head
     step.rows = rows
@@ -150,34 +169,32 @@ cdef void walk_layer(const Block *b, int i, ptrdiff_t t0, ptrdiff_t steps,
         step.panel0 = part(step.panel1, s.rank, s.size)
         step.panel1 = part(step.panel1, s.rank + 1, s.size)
     if i > 0:
-        x = b.h[(i - 1) % 2]
+        x = s.h[(i - 1) % 2]
     elif b.embedding != NULL:
-        x = b.rows
+        x = s.rows
     elif not indexed:
-        x = b.x + t0 * n * x_row * size
-    if x != NULL:
-        x += s.b0 * x_row * size
-        if not b.joined:
-            project(p, rows_of(x, rows, n * x_row, x_row), rows_of(gates, rows, n * p.row, p.row),
-                    0, steps * rows, step.panel0, step.panel1)
-            step.input = 0
-            step.start_row = p.row
+        x = b.x + (t0 * b.n + s.b0) * x_row * size
+        x_step = b.n * x_row
+    if x != NULL and not b.joined:
+        project(p, rows_of(x, rows, x_step, x_row), rows_of(s.gates, rows, rows * p.row, p.row),
+                0, steps * rows, step.panel0, step.panel1)
+        step.input = 0
+        step.start_row = p.row
     if step.c != NULL:
         step.c = <char *> step.c + s.b0 * state
         step.c_prev = step.c
     step.h_prev = h_state
-    step_bytes = n * state
     for t in range(steps):
         if indexed:
-            step.index = b.numbers + (t0 + t) * n + s.b0
+            step.index = b.numbers + (t0 + t) * b.n + s.b0
         elif b.joined:
-            step.x = x + t * n * x_row * size
+            step.x = x + t * x_step * size
         else:
-            step.start = gates + t * n * p.row * size
-        step.h = h + t * step_bytes
+            step.start = s.gates + t * rows * p.row * size
+        step.h = s.h[i % 2] + t * rows * state
         if last:
-            step.y = b.y + ((t0 + t) * n + s.b0) * step.y_row * size
-        step.down = t & 1 and n < MANY_ROWS
+            step.y = b.y + ((t0 + t) * b.n + s.b0) * step.y_row * size
+        step.down = t & 1 and rows < MANY_ROWS
         b.stack.layers[i].forward(&step)
         step.h_prev = step.h
         if b.by_units:
@@ -189,17 +206,17 @@ cdef void walk_layer(const Block *b, int i, ptrdiff_t t0, ptrdiff_t steps,
 cdef void look_up(const Block *b, ptrdiff_t t0, ptrdiff_t steps, const Share *s) noexcept nogil:
     """The rows of the embedding that these steps take."""
     cdef ptrdiff_t size = b.stack.layers[0].step.x_row * b.itemsize, t, row
-    for t in range(steps):
+    cdef char *target = s.rows
+    for t in range(t0, t0 + steps):
         for row in range(s.b0, s.b1):
-            memcpy(b.rows + (t * b.n + row) * size,
-                   b.embedding + b.numbers[(t0 + t) * b.n + row] * size, size)
+            memcpy(target, b.embedding + b.numbers[t * b.n + row] * size, size)
+            target += size
 
 
 cdef void walk_head(const Block *b, ptrdiff_t t0, ptrdiff_t steps, const Share *s) noexcept nogil:
     cdef fr_product head = b.stack.head
     cdef ptrdiff_t rows = s.b1 - s.b0, pitch = head.a.inner, N = head.c.inner
-    head.a = rows_of(b.h[(b.stack.count - 1) % 2] + s.b0 * pitch * b.itemsize, rows, b.n * pitch,
-                     pitch)
+    head.a = rows_of(s.h[(b.stack.count - 1) % 2], rows, rows * pitch, pitch)
     head.c = rows_of(b.y + (t0 * b.n + s.b0) * N * b.itemsize, rows, b.n * N, N)
     head.row1 = steps * rows
     if b.by_units:
@@ -213,12 +230,8 @@ cdef void walk_block(void *arg, int rank, int size) noexcept nogil:
     cdef Block *b = <Block *> arg
     cdef unsigned state = flush_denormals()
     cdef ptrdiff_t t0 = 0, steps
-    cdef Share s
+    cdef Share s = share_of(b, rank, size)
     cdef int i
-    s.rank = rank
-    s.size = size
-    s.b0 = 0 if b.by_units else part(b.n, rank, size)
-    s.b1 = b.n if b.by_units else part(b.n, rank + 1, size)
     while t0 < b.T and s.b0 < s.b1:
         steps = min(b.chunk, b.T - t0)
         if b.embedding != NULL:

@@ -58,11 +58,16 @@ cdef inline bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
     return a0 < b0 + cnp.PyArray_NBYTES(b) and b0 < a0 + cnp.PyArray_NBYTES(a)
 
 
-cdef inline bint is_matrix(object a, int typenum, ptrdiff_t rows, ptrdiff_t columns) noexcept:
-    """Whether it is a C-contiguous, aligned, native array of this dtype and shape."""
+cdef inline bint is_flat(object a, int typenum, int ndim) noexcept:
+    """Whether it is a C-contiguous, aligned, native array of this dtype and number of axes."""
     return (cnp.PyArray_CheckExact(a) and cnp.PyArray_TYPE(a) == typenum
-            and cnp.PyArray_NDIM(a) == 2 and cnp.PyArray_ISCARRAY_RO(a)
-            and cnp.PyArray_DIM(a, 0) == rows and cnp.PyArray_DIM(a, 1) == columns)
+            and cnp.PyArray_NDIM(a) == ndim and cnp.PyArray_ISCARRAY_RO(a))
+
+
+cdef inline bint is_matrix(object a, int typenum, ptrdiff_t rows, ptrdiff_t columns) noexcept:
+    """The same of a matrix of this shape."""
+    return (is_flat(a, typenum, 2) and cnp.PyArray_DIM(a, 0) == rows
+            and cnp.PyArray_DIM(a, 1) == columns)
 
 
 cdef inline bint is_index(object a) noexcept:

@@ -21,7 +21,7 @@ from fastrnn._kernels.c cimport fr_forward
 from fastrnn._kernels.check cimport as_array, check_out, numbers
 from fastrnn._kernels.packed cimport Head, Packed, checked_groups, packed_sizes
 from fastrnn._kernels.runtime cimport Buffer, run, threads_for
-from fastrnn._kernels.stack cimport is_index, is_matrix, overlap, walk_stack
+from fastrnn._kernels.stack cimport is_flat, is_index, is_matrix, overlap, walk_stack
 from fastrnn._kernels.states cimport States
 from fastrnn._kernels.walk cimport Pass, project_symbols, rows_of, sized, unpack_halves
 
@@ -279,36 +279,36 @@ cdef class Stream(States):
     cdef object steps(self, x, out, ptrdiff_t n, bint chosen):
         cdef Block *b
         cdef int threads = 1
+        cdef cnp.npy_intp[3] sizes
         given = x
         if self.indexed:
             given, x = self.whole_numbers(x)
-        else:
+        elif not is_flat(x, self.typenum, 3):
             x = as_array(f"{self.name}: x", x, self.dtype)
-        T = x.shape[0] if x.ndim else 0
-        shape = (T, n) if self.indexed else (T, n, self.input_size)
-        if x.shape != shape:
-            expected = f"(T, {n})" if self.indexed else f"(T, {n}, {self.input_size})"
-            raise ValueError(f"{self.name}: x has shape {x.shape}, expected {expected}")
-        if not self.indexed:
-            x = numbers(f"{self.name}: x", given, self.dtype, shape)
+        self.check_block(x, n)
+        sizes[0] = cnp.PyArray_DIM(x, 0)
+        sizes[1] = n
+        sizes[2] = self.output_size
+        if not self.indexed and not is_flat(x, self.typenum, 3):
+            x = numbers(f"{self.name}: x", given, self.dtype, (sizes[0], n, self.input_size))
         if out is None:
-            out = np.empty((T, n, self.output_size), self.dtype)
+            out = cnp.PyArray_SimpleNew(3, sizes, self.typenum)
         else:
-            check_out(f"{self.name}: out", out, self.dtype, (T, n, self.output_size))
-            if not self.indexed and overlap(x, out):
+            check_out(f"{self.name}: out", out, self.dtype, (sizes[0], n, self.output_size))
+            if not self.indexed and overlap(<object> x, <object> out):
                 x = x.copy()
         if self.scratch is None:
             looked_up = self.input_size if self.indexed and self.symbols is None else 0
             self.scratch = make_scratch(self.groups, &self.stack, self.symbols is None, looked_up,
                                         self.dtype, self.batch_size)
-        self.scratch.prepare(T, n)
+        self.scratch.prepare(sizes[0], n)
         b = &self.scratch.block
         b.numbers = NULL
         b.x = NULL
         b.embedding = NULL
         if self.indexed:
-            b.numbers = self.scratch.symbols_for(x.size)
-            self.copy_symbols(given, x, <int32_t *> b.numbers, x.size)
+            b.numbers = self.scratch.symbols_for(sizes[0] * <object> n)
+            self.copy_symbols(given, x, <int32_t *> b.numbers, sizes[0] * n)
             if self.symbols is None:
                 b.embedding = <const char *> cnp.PyArray_DATA(self.embedding)
         else:
@@ -328,6 +328,13 @@ cdef class Stream(States):
             if chosen:
                 self.take_back(n, False)
         return out
+
+    cdef object check_block(self, x, ptrdiff_t n):
+        cdef bint same = (cnp.PyArray_NDIM(x) == (2 if self.indexed else 3)
+                          and cnp.PyArray_DIM(x, 1) == n)
+        if not same or not self.indexed and cnp.PyArray_DIM(x, 2) != self.input_size:
+            expected = f"(T, {n})" if self.indexed else f"(T, {n}, {self.input_size})"
+            raise ValueError(f"{self.name}: x has shape {x.shape}, expected {expected}")
 
     # ---- symbols ----------------------------------------------------------------------------
 
