@@ -4,38 +4,16 @@ import copy
 import pickle
 import threading
 
-import calls
 import cases
 import numpy as np
 import pytest
+from stacked import RNG, draw, flat, group
 
 from fastrnn._kernels import runtime
 from fastrnn._kernels.linear import linear_forward
-from fastrnn._kernels.packed import Packed
 from fastrnn._kernels.stream import Stream
-from fastrnn.layers.packs import pair
 
 per_cell = pytest.mark.parametrize("cell", cases.CELLS)
-RNG = np.random.default_rng(0)
-
-
-def draw(*shape, dtype=np.float32):
-    return (RNG.standard_normal(shape) / 2).astype(dtype)
-
-
-def group(cell, I, H, layers=1, *, half=False, dtype=np.float32, seed=0):
-    """Return the calls and the packs of a stack of equal cells."""
-    made = [calls.make(cell, 1, 1, H if k else I, H, dtype=dtype, seed=seed + k)
-            for k in range(layers)]
-    packs = []
-    for call in made:
-        weights, words = call.weights[0], None
-        if half:
-            (w_ih, ih), (w_hh, hh) = map(pair, weights[:2])
-            weights, words = (w_ih, w_hh, *weights[2:]), (ih, hh)
-            call.weights = (weights,)
-        packs.append(Packed(call.kind, weights, words))
-    return made, packs
 
 
 def sequence_of(groups, x, states=None):
@@ -59,11 +37,6 @@ def sequence_of(groups, x, states=None):
         h = np.concatenate([out["hn"] for out in ends])
         final.append((h, np.concatenate([out["cn"] for out in ends])) if "cn" in ends[0] else h)
     return x, tuple(final)
-
-
-def flat(state):
-    return [a.tobytes() for part in (state if isinstance(state, tuple) else (state,))
-            for a in (part if isinstance(part, tuple) else (part,))]
 
 
 # ------------------------------------------------------------------------------------------ bits
