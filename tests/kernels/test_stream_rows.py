@@ -9,33 +9,13 @@ import tracemalloc
 import cases
 import numpy as np
 import pytest
-from stacked import RNG, draw, flat, group
+from stacked import RNG, draw, flat, group, make
 
 from fastrnn._kernels.states import Rows
 from fastrnn._kernels.stream import Stream
 
 per_cell = pytest.mark.parametrize("cell", cases.CELLS)
 per_half = pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-
-
-def make(cell, B, source="dense", *, dtype=np.float32, half=False, head=True, layers=2, V=11):
-    """Return a stream of a stack of two groups, and what draws x of a shape."""
-    I, H = 7, 21
-    _, first = group(cell, I, H, layers, half=half, dtype=dtype)
-    _, second = group("lstm", H, 9, half=half, dtype=dtype, seed=5)
-    rng = np.random.default_rng(3)
-    options = {"head": (rng.standard_normal((5, 9)).astype(dtype), None)} if head else {}
-    if source == "embedding":
-        options["embedding"] = rng.standard_normal((V, I)).astype(dtype)
-    elif source == "one_hot":
-        options["one_hot"] = True
-
-    def x_of(*shape):
-        if source == "dense":
-            return draw(*shape, I, dtype=dtype)
-        return RNG.integers(0, I if source == "one_hot" else V, shape)
-
-    return Stream([first, second], B, dtype, nested=True, name="S", **options), x_of
 
 
 def some_rows(B):
