@@ -43,7 +43,7 @@ cdef class Scratch:
         return <int32_t *> self.symbols.data
 
     cdef object prepare(self, ptrdiff_t T, ptrdiff_t n):
-        """Set the sizes of a block; unpack bfloat16 weights if x is projected for the first time."""
+        """Set the sizes of a block; unpack bfloat16 weights when they are first needed."""
         cdef Block *b = &self.block
         b.T = T
         b.n = n

@@ -22,7 +22,7 @@ cnp.import_array()
 # caller's thread: between two steps the others may have gone to sleep.
 cdef ptrdiff_t HEAVY = 2 * 1024 * 1024
 
-# A step that reads fewer bytes of weights, counted once for four rows, takes about a microsecond and
+# A step that reads fewer bytes of weights, counted once for four rows, takes about a microsecond. It
 # keeps the GIL: to release it and take it again takes 0.03 us.
 cdef ptrdiff_t LIGHT = 160 * 1024
 
@@ -32,8 +32,8 @@ cdef class Rows:
 
     An index is whole numbers (n,) from 0 to B - 1, booleans (B,), or a slice. Reading gives what
     ``step.state`` gives, with n rows in place of B, as copies; a row may be named several times.
-    Setting takes the same, or None for zeros; there each row may be named once. Both touch the
-    named rows alone, so that their cost does not depend on B.
+    Setting takes the same, or None for zeros; there each row may be named once. Only the named rows
+    are read or written, so the cost does not depend on B.
     """
 
     cdef States states
@@ -262,8 +262,7 @@ cdef class States:
         self.stack.head.row1 = n
 
     cdef void take_back(self, ptrdiff_t n, bint stepped) noexcept nogil:
-        """Undo `lend` and write the states back: h lies where a step puts it, or has replaced h_prev.
-        """
+        """Undo `lend` and write the states back; h lies where a step puts it, or in h_prev."""
         cdef Layer *layer
         cdef fr_forward *step
         cdef const char *h

@@ -187,7 +187,7 @@ def test_wrong_blocks_change_nothing(source, x, error, match):
     assert "\n" not in str(raised.value)
     for out in (np.zeros((4, 3, 6), np.float32), np.zeros((4, 3, 5)), [],
                 np.zeros((5, 3, 5), np.float32), np.zeros((3, 4, 5), np.float32).swapaxes(0, 1)):
-        with pytest.raises((TypeError, ValueError), match="^S: out"):
+        with pytest.raises((TypeError, ValueError), match=r"^S: out"):
             stream.block(good, out)
     assert flat(stream.state) == flat(other.state)
     assert stream.block(good).tobytes() == other.block(good).tobytes()

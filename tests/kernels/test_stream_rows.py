@@ -144,7 +144,7 @@ def test_out_of_some_rows():
     ([-1, 0], IndexError, "rows has numbers from -1 to 0"),
     (np.array([0, 2**32]), IndexError, f"to {2**32}"),
     (np.array([0, 2**64 - 1], np.uint64), IndexError, f"to {2**64 - 1}, expected 0 to 4"),
-    ([0.0, 1.0], TypeError, r"S: rows is float64, expected whole numbers \(n,\) or booleans \(5,\)"),
+    ([0.0, 1.0], TypeError, r"S: rows is float64, expected whole numbers \(n,\) or bool"),
     ("ab", ValueError, r"rows has shape \(\)"),
     (3, ValueError, r"S: rows has shape \(\), expected whole numbers \(n,\) or booleans \(5,\)"),
     ([[0, 1]], ValueError, r"rows has shape \(1, 2\)"),
@@ -192,7 +192,7 @@ def test_wrong_x_or_out_of_some_rows_changes_nothing(source, x, error, match):
     with pytest.raises(error, match="^S: " + match):
         stream(x, rows=[3, 1])
     for out in (np.zeros((5, 5), np.float32), np.zeros((2, 5)), np.zeros((5, 2), np.float32).T):
-        with pytest.raises((TypeError, ValueError), match="^S: out"):
+        with pytest.raises((TypeError, ValueError), match=r"^S: out"):
             stream(good, rows=[3, 1], out=out)
     assert flat(stream.state) == flat(other.state)
     assert stream(good, rows=[3, 1]).tobytes() == other(good, rows=[3, 1]).tobytes()
@@ -329,7 +329,7 @@ def test_a_busy_stream_refuses_rows():
     uses = {"rows": lambda: stream.rows[rows], "set": lambda: stream.rows.__setitem__(rows, None),
             "reset": lambda: stream.reset(rows), "step": lambda: stream(x, rows=rows),
             "block": lambda: stream.block(x[None], rows=rows)}
-    refused = set()
+    refused, messages = set(), set()
 
     def work():
         while len(count) < 30:
@@ -347,10 +347,11 @@ def test_a_busy_stream_refuses_rows():
                 if name not in refused:
                     use()
             except RuntimeError as error:
-                assert "in use by another thread" in str(error)
+                messages.add(str(error))
                 refused.add(name)
     thread.join()
     assert refused == set(uses)
+    assert all("in use by another thread" in message for message in messages)
 
 
 @pytest.mark.parametrize("source", ["dense", "embedding"])
