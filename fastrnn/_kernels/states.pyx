@@ -22,8 +22,8 @@ cnp.import_array()
 # caller's thread: between two steps the others may have gone to sleep.
 cdef ptrdiff_t HEAVY = 2 * 1024 * 1024
 
-# A step that reads fewer bytes of weights, counted once for four rows, takes about a microsecond. It
-# keeps the GIL: to release it and take it again takes 0.03 us.
+# A step that reads fewer bytes of weights, counted once for four rows, takes about a microsecond.
+# It keeps the GIL: to release it and take it again takes 0.03 us.
 cdef ptrdiff_t LIGHT = 160 * 1024
 
 
