@@ -13,7 +13,7 @@ cdef struct Block:
     ptrdiff_t itemsize
     ptrdiff_t T, n           # steps and rows of this call
     ptrdiff_t chunk          # steps of a layer before the next layer takes them
-    bint joined              # a step takes x and h in one chain: x is not projected before
+    bint joined              # all layers take x and h in one chain: x is not projected before
     bint by_units            # threads split hidden units and outputs, not rows
     const char *x            # (T, n, I), or NULL
     const int32_t *numbers   # (T, n) symbols, or NULL

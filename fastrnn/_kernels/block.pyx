@@ -26,8 +26,12 @@ cdef ptrdiff_t CHUNK_BYTES = 256 * 1024
 # So many rows of x at least make a product that uses the weights well.
 cdef ptrdiff_t PRODUCT_ROWS = 24
 
-# As many rows use weights well by themselves: a step then takes x and h in one chain.
+# As many rows use weights well by themselves: a step then takes x and h in one chain. So does a layer
+# with so few inputs, or so few weights of them, that a projection costs more to store than to make
+# (5 to 15% of a step).
 cdef ptrdiff_t JOINED_ROWS = 16
+cdef ptrdiff_t JOINED_INPUTS = 4
+cdef ptrdiff_t JOINED_WEIGHTS = 256  # I * H
 
 # A step of fewer rows begins with the panels that the step before read last.
 cdef ptrdiff_t MANY_ROWS = 8
@@ -163,6 +167,7 @@ cdef void walk_layer(const Block *b, int i, ptrdiff_t t0, ptrdiff_t steps,
     cdef char *h_state = <char *> step.h_prev + s.b0 * state
     cdef const char *x = NULL
     cdef bint indexed = i == 0 and step.index != NULL
+    cdef bint joined = (b.joined or p.I <= JOINED_INPUTS or p.I * p.H <= JOINED_WEIGHTS)
     cdef bint last = i == b.stack.count - 1 and not b.stack.has_head
     step.rows = rows
     if b.by_units:
@@ -175,7 +180,7 @@ cdef void walk_layer(const Block *b, int i, ptrdiff_t t0, ptrdiff_t steps,
     elif not indexed:
         x = b.x + (t0 * b.n + s.b0) * x_row * size
         x_step = b.n * x_row
-    if x != NULL and not b.joined:
+    if x != NULL and not joined:
         project(p, rows_of(x, rows, x_step, x_row), rows_of(s.gates, rows, rows * p.row, p.row),
                 0, steps * rows, step.panel0, step.panel1)
         step.input = 0
@@ -187,7 +192,7 @@ cdef void walk_layer(const Block *b, int i, ptrdiff_t t0, ptrdiff_t steps,
     for t in range(steps):
         if indexed:
             step.index = b.numbers + (t0 + t) * b.n + s.b0
-        elif b.joined:
+        elif joined:
             step.x = x + t * x_step * size
         else:
             step.start = s.gates + t * rows * p.row * size

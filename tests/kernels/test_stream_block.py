@@ -65,6 +65,15 @@ def test_rows_of_an_embedding_that_is_too_large_for_a_table(isa, B, half):
     check_blocks(made[0][0], made[1][0], made[0][1], (5, 40))
 
 
+@per_half
+@pytest.mark.parametrize(("I", "H"), [(4, 90), (5, 90), (16, 16), (17, 16), (40, 6), (64, 64)])
+@per_cell
+def test_layers_that_project_and_layers_that_do_not(isa, cell, I, H, half):
+    packs = [group(cell, I, H, 2, half=half)[1]]
+    stream, other = (Stream(packs, 2, np.float32) for _ in range(2))
+    check_block(stream, other, draw(30, 2, I))
+
+
 # rows of the widest layer of 250 units in one chunk: 65 (256 KB of 4 * 1008 bytes)
 @pytest.mark.parametrize("T", [64, 65, 66, 131])
 @pytest.mark.parametrize("B", [1, 3, 17, 70])
