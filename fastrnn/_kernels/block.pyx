@@ -26,9 +26,9 @@ cdef ptrdiff_t CHUNK_BYTES = 256 * 1024
 # So many rows of x at least make a product that uses the weights well.
 cdef ptrdiff_t PRODUCT_ROWS = 24
 
-# As many rows use weights well by themselves: a step then takes x and h in one chain. So does a layer
-# with so few inputs, or so few weights of them, that a projection costs more to store than to make
-# (5 to 15% of a step).
+# As many rows use weights well by themselves: a step then takes x and h in one chain. So does a
+# layer with so few inputs, or so few weights of them, that a projection costs more to store than to
+# make (5 to 15% of a step).
 cdef ptrdiff_t JOINED_ROWS = 16
 cdef ptrdiff_t JOINED_INPUTS = 4
 cdef ptrdiff_t JOINED_WEIGHTS = 256  # I * H

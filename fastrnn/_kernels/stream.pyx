@@ -8,10 +8,12 @@ n rows of a call that names some.
 """
 
 import reprlib
+import sys
 
 import numpy as np
 
 cimport numpy as cnp
+from cpython.ref cimport PyObject
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
@@ -23,6 +25,14 @@ from fastrnn._kernels.packed cimport Head, Packed, checked_groups, packed_sizes
 from fastrnn._kernels.runtime cimport Buffer, run, threads_for
 from fastrnn._kernels.stack cimport is_flat, is_index, is_matrix, overlap, walk_stack
 from fastrnn._kernels.states cimport States
+from fastrnn._kernels.vectorcall cimport (
+    PyVectorcall_NARGS,
+    call_by_tuple,
+    name_at,
+    names_count,
+    use_vectorcall,
+    vectorcallfunc,
+)
 from fastrnn._kernels.walk cimport Pass, project_symbols, rows_of, sized, unpack_halves
 
 cnp.import_array()
@@ -67,7 +77,11 @@ cdef class Stream(States):
     dtype : numpy.dtype
     """
 
+    cdef vectorcallfunc vectorcall
     cdef Scratch scratch       # of blocks, None before the first
+
+    def __cinit__(self, *_, **__):
+        self.vectorcall = <vectorcallfunc> call
 
     def __init__(self, groups, batch_size, dtype, embedding=None, bint one_hot=False, head=None,
                  bint nested=False, str name="Stream"):
@@ -166,9 +180,12 @@ cdef class Stream(States):
             If an array has another shape or dtype, if a symbol or a row number is out of range, or
             if a row is named twice. The state is then as before.
         """
-        cdef ptrdiff_t n
         if rows is None:
             return self.step(x, out, self.batch_size, False)
+        return self.step_rows(x, out, rows)
+
+    cdef object step_rows(self, x, out, rows):
+        cdef ptrdiff_t n
         self.enter()
         try:
             n = self.choose(rows)
@@ -442,3 +459,39 @@ cdef class Stream(States):
 
     def __setstate__(self, state):
         self.state = state
+
+
+# ---- calls without a tuple ----------------------------------------------------------------------
+
+# Interned, as the names of keywords in a call are.
+cdef object OUT = sys.intern("out")
+cdef object ROWS = sys.intern("rows")
+
+
+cdef object call(object self, PyObject *const *args, size_t nargsf, PyObject *names):
+    """Do what `Stream.__call__` does, for the usual arguments 0.02 to 0.05 us faster."""
+    cdef Stream stream = <Stream> self
+    cdef Py_ssize_t n = PyVectorcall_NARGS(nargsf)
+    cdef Py_ssize_t named = 0 if names == NULL else names_count(names)
+    cdef PyObject *out = NULL
+    cdef PyObject *rows = NULL
+    cdef Py_ssize_t i
+    if n == 2:
+        out = args[1]
+    elif n != 1:
+        return call_by_tuple(self, args, nargsf, names)
+    for i in range(named):
+        if name_at(names, i) == <PyObject *> OUT and out == NULL:
+            out = args[n + i]
+        elif name_at(names, i) == <PyObject *> ROWS:
+            rows = args[n + i]
+        else:
+            return call_by_tuple(self, args, nargsf, names)
+    if rows == NULL or rows == <PyObject *> None:
+        return stream.step(<object> args[0], None if out == NULL else <object> out,
+                           stream.batch_size, False)
+    return stream.step_rows(<object> args[0], None if out == NULL else <object> out, <object> rows)
+
+
+cdef Stream example = Stream.__new__(Stream)
+use_vectorcall(Stream, <char *> &example.vectorcall - <char *> <PyObject *> example)

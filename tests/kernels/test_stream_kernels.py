@@ -354,3 +354,47 @@ def test_a_running_stream_refuses_everything_else():
     assert all("in use by another thread" in message for message in messages)
     step.reset()
     step(x)  # nobody is left in it
+
+
+# ---------------------------------------------------------------------------------------- calls
+
+
+class Plain(Stream):
+    """A class of Python, which may inherit the fast way of calls."""
+
+
+class Doubled(Stream):
+    """A class of Python with a way of its own."""
+
+    def __call__(self, x, **options):
+        return 2 * super().__call__(x, **options)
+
+
+@pytest.mark.parametrize("kind", [Stream, Plain, Doubled])
+def test_every_way_to_write_a_call(kind):
+    _, packs = group("gru", 3, 4)
+    x, out = draw(2, 3), np.empty((2, 4), np.float32)
+    factor = 2 if kind is Doubled else 1
+    expected = factor * Stream([packs], 2, np.float32)(x)
+    step, rows = kind([packs], 2, np.float32), [0, 1]
+    for call in (lambda: step(x), lambda: step(x=x), lambda: step(x, out=out),
+                 lambda: step(x, out=None), lambda: step(out=out, x=x),
+                 lambda: step(x, rows=None), lambda: step(x, rows=rows),
+                 lambda: step(x, rows=rows, out=out), lambda: step(x, out=out, rows=rows),
+                 lambda: step(x, **{"".join(["ro", "ws"]): rows}), lambda: step(*[x], out=out),
+                 lambda: step.__call__(x), lambda: kind.__call__(step, x, rows=rows)):
+        step.reset()
+        assert call().tobytes() == expected.tobytes()
+    if kind is not Doubled:
+        for call in (lambda: step(x, out), lambda: step(x, None, rows=rows), lambda: step(x, None)):
+            step.reset()
+            assert call().tobytes() == expected.tobytes()
+    step.reset()
+    for call, match in ((lambda: step(), "argument"), (lambda: step(out=out), "argument"),
+                        (lambda: step(x, out, rows), "argument"),
+                        (lambda: step(x, x=x), "x|argument"),
+                        (lambda: step(x, out, out=out), "out|argument"),
+                        (lambda: step(x, outt=out), "outt")):
+        with pytest.raises(TypeError, match=match):
+            call()
+    assert step(x).tobytes() == expected.tobytes()
