@@ -23,7 +23,7 @@ cdef class States:
     cdef Head head
     cdef ptrdiff_t nbytes      # of all weights
     cdef bint heavy            # worth several threads
-    cdef bint light            # over before another Python thread could begin
+    cdef ptrdiff_t light_rows  # a step of at most so many rows keeps the GIL
     cdef readonly int num_layers
     cdef readonly ptrdiff_t batch_size, input_size, hidden_size, output_size
     cdef readonly object dtype

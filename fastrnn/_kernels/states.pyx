@@ -140,7 +140,7 @@ cdef class States:
             step.x = self.rows_of_x
         self.nbytes = nbytes
         self.heavy = nbytes >= HEAVY
-        self.light = nbytes * max(B, 4) <= 4 * LIGHT
+        self.light_rows = 4 * LIGHT // nbytes if nbytes <= LIGHT else 0
         self.batch_size = B
         self.num_layers = count
         self.buffer = buffer

@@ -223,7 +223,7 @@ cdef class Stream(States):
         source = cnp.PyArray_DATA(x)
         target = cnp.PyArray_DATA(out)
         self.busy = True  # nothing fails until it is False again
-        if self.light:
+        if n <= self.light_rows:
             self.advance(source, target, n, chosen)
         else:
             with nogil:
