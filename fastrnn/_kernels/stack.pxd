@@ -10,7 +10,7 @@ from fastrnn._kernels.walk cimport part
 cdef struct Layer:
     fr_forward step
     void (*forward)(const fr_forward *) noexcept nogil
-    # a call that names some rows runs on copies of their states (n, pitch); see states.pyx
+    # a call that names some rows runs on copies of their states (n, pitch); see stream_states.pyx
     void *h_rows
     void *c_rows             # NULL: the cell has no c
     void *h_all              # meanwhile: the states of all rows (B, pitch)

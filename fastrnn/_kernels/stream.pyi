@@ -4,7 +4,7 @@ from typing import Any, Self
 import numpy as np
 
 from fastrnn._kernels.packed import Packed
-from fastrnn._kernels.states import States
+from fastrnn._kernels.stream_states import States
 
 class Stream(States):
     def __init__(

@@ -1,6 +1,6 @@
 """A stack of layers that advances step by step: what `layer.stream()` returns.
 
-Everything is allocated beforehand. states.pyx has the layers and the states of the rows, block.pyx
+Everything is allocated beforehand. stream_states.pyx has the layers and the states of the rows, block.pyx
 the walk over many steps.
 
 Letters: L layers, B batch, I input, H hidden, V symbols, N outputs of the head, T steps of a block,
@@ -24,7 +24,7 @@ from fastrnn._kernels.check cimport as_array, check_out, numbers
 from fastrnn._kernels.packed cimport Head, Packed, checked_groups, packed_sizes
 from fastrnn._kernels.runtime cimport Buffer, run, threads_for
 from fastrnn._kernels.stack cimport is_flat, is_index, is_matrix, overlap, walk_stack
-from fastrnn._kernels.states cimport States
+from fastrnn._kernels.stream_states cimport States
 from fastrnn._kernels.vectorcall cimport (
     PyVectorcall_NARGS,
     call_by_tuple,

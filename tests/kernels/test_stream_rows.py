@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from stacked import RNG, draw, flat, group, make
 
-from fastrnn._kernels.states import Rows
 from fastrnn._kernels.stream import Stream
+from fastrnn._kernels.stream_states import Rows
 
 per_cell = pytest.mark.parametrize("cell", cases.CELLS)
 per_half = pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
