@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from fastrnn._kernels.check import in_range, is_masked
+from fastrnn._kernels.timeline import Timeline
 
 Shape = Sequence["int | str"]
 P = ParamSpec("P")
@@ -371,3 +372,96 @@ def seeds(seed: Any, count: int) -> list[np.random.SeedSequence]:
     if seed is not None and (whole is None or whole < 0):
         raise RefusedValue(f"seed is {show(seed)}, expected a whole number of at least 0, or None")
     return np.random.SeedSequence(whole).spawn(count)
+
+
+# ---- lengths and resets --------------------------------------------------------------------------
+
+RESET_TO = ("zero", "initial")
+
+
+def timeline(
+    lengths: Any, reset: Any, reset_to: Any, T: int, B: int, batch_first: bool = False
+) -> Timeline | None:
+    """Return when the rows of a batch are alive; None if all are for T steps without a reset.
+
+    Parameters
+    ----------
+    lengths : whole numbers (B,), each 0 to T, or None: all T
+    reset : booleans (T, B), or (B, T) with `batch_first`, or None: no resets
+    reset_to : "zero" or "initial"
+
+    Raises
+    ------
+    RefusedType, RefusedValue
+        If they are something else.
+    """
+    one_of("reset_to", reset_to, RESET_TO)
+    n = np.full(B, T, np.int64)
+    if lengths is not None:
+        a = numbers("lengths", lengths)
+        if a.size and a.dtype.kind not in "iu":
+            raise RefusedType(f"lengths is {a.dtype}, expected whole numbers: steps of each row")
+        if a.shape != (B,):
+            raise RefusedValue(f"lengths has shape {a.shape}, expected ({B},): one for each row")
+        if B and not (a.min() >= 0 and a.max() <= T):
+            raise RefusedValue(f"lengths has numbers from {a.min()} to {a.max()}, expected 0 to "
+                               f"{T}, the steps of x")
+        n = a.astype(np.int64)
+    flags = None
+    if reset is not None:
+        flags = booleans("reset", reset, (B, T) if batch_first else (T, B))
+        flags = np.array(flags.T if batch_first else flags, order="C")  # read once
+        if not flags.any():
+            flags = None
+    if flags is None and (not B or n.min() == T):
+        return None
+    return Timeline(n, T, flags, reset_to == "initial")
+
+
+def booleans(name: str, value: Any, shape: Shape) -> np.ndarray:
+    """Return `value` as an array of booleans of a shape."""
+    a = _as_array(name, value, "booleans")
+    if a.dtype != bool and a.size:
+        raise RefusedType(f"{name} is {a.dtype}, expected booleans")
+    if not _fits(a.shape, shape):
+        raise RefusedValue(f"{name} has shape {a.shape}, expected {_show_shape(shape)}")
+    return a.astype(bool, copy=False)
+
+
+def packed_timeline(
+    batch_sizes: Any, N: int, reset: Any, reset_to: Any
+) -> tuple[int, int, Timeline | None]:
+    """Return T, B and when the rows of a torch PackedSequence of N rows are alive.
+
+    Parameters
+    ----------
+    batch_sizes : whole numbers (T,), none larger than the one before; their sum is N
+    reset : booleans (N,), or None
+    """
+    a = numbers("batch_sizes", batch_sizes)
+    if a.ndim != 1 or not a.size:
+        raise RefusedValue(f"batch_sizes has shape {a.shape}, expected (T,), the rows of each of "
+                           "at least one step")
+    if a.dtype.kind not in "iu":
+        raise RefusedType(f"batch_sizes is {a.dtype}, expected whole numbers: rows of each step")
+    sizes = a.astype(np.int64)
+    if sizes.min() < 1 or (np.diff(sizes) > 0).any():
+        raise RefusedValue(f"batch_sizes is {show(sizes.tolist())}, expected numbers of at least "
+                           "1, none larger than the one before: the longest rows come first")
+    if sizes.sum() != N:
+        raise RefusedValue(f"batch_sizes has the sum {sizes.sum()}, expected {N}, the rows of data")
+    T, B = len(sizes), int(sizes[0])
+    lengths = (sizes[:, None] > np.arange(B)).sum(0) if sizes[-1] != B else None
+    if reset is None:
+        return T, B, timeline(lengths, None, reset_to, T, B)
+    flags = np.zeros((T, B), bool)
+    flags[sizes[:, None] > np.arange(B)] = booleans("reset", reset, (N,))
+    return T, B, timeline(lengths, flags, reset_to, T, B)
+
+
+def without_padding(symbols: np.ndarray, time: Timeline | None) -> np.ndarray:
+    """Return whole numbers (T, B) with zeros where no row is alive: padding may be anything."""
+    if time is None:
+        return symbols
+    alive = np.arange(time.T)[:, None] < time.lengths
+    return np.where(alive, symbols, 0)

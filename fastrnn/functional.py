@@ -44,7 +44,7 @@ _workspace = Workspace()
 
 def _forward(
     cell: Cell, x: Any, state: Any, params: tuple[Any, ...], reverse: bool, training: bool,
-    embedding: Any,
+    embedding: Any, lengths: Any, reset: Any, reset_to: Any,
 ) -> tuple[np.ndarray, Any, Tape | None]:
     dtype = getattr(params[1], "dtype", None)
     if dtype is None or dtype.newbyteorder("=") not in (np.float32, np.float64):
@@ -64,21 +64,33 @@ def _forward(
         for name, p, more in zip(_PARAMETERS, (w_ih, w_hh, *params[2:]), ((I,), (H,), (), ()),
                                  strict=True)
     )
+    rows: Any = x
     if embedding is None:
-        source, index = _checks.array("x", x, dtype, ("T", "B", I)), None
-        T, B, _ = source.shape
+        source = rows = _checks.array("x", x, dtype, ("T", "B", I))
     else:
         source = _checks.array("embedding", embedding, dtype, ("V", I))
-        index = _checks.rows(x, ("T", "B"), len(source))
-        T, B = index.shape
+        if type(x) is not np.ndarray or x.ndim != 2:
+            rows = _checks.rows(x, ("T", "B"), len(source))
+    T, B = rows.shape[:2]
+    time = _checks.timeline(lengths, reset, reset_to, T, B)
+    index = None
+    if embedding is not None:
+        index = _checks.rows(_checks.without_padding(rows, time), ("T", "B"), len(source))
     h0, c0 = _checks.states("state" if cell.has_c else "h0", state, cell.has_c, dtype, (B, H))
     y = np.empty((T, B, H), dtype)
     hn = np.empty((1, B, H), dtype)
     cn = np.empty((1, B, H), dtype) if cell.has_c else None
+    out = y
+    if time is not None:
+        out = y.reshape(T * B, H)
+        if index is None:
+            source = np.ascontiguousarray(source).reshape(T * B, I)
+        else:
+            index = index.reshape(-1)
     tape = sequence.forward(
         cell.number, source, index, (weights,), (bool(reverse),),  # type: ignore[arg-type]
-        None if h0 is None else h0[None], None if c0 is None else c0[None], y, hn, cn,
-        bool(training), _workspace,
+        None if h0 is None else h0[None], None if c0 is None else c0[None], out, hn, cn,
+        bool(training), _workspace, time,
     )
     return y, hn[0] if cn is None else (hn[0], cn[0]), tape
 
@@ -101,6 +113,8 @@ def _backward(
     dtype, cell = tape.dtype, cells[0]
     if dy is not None:
         dy = _checks.array("dy", dy, dtype, (T, B, H))
+        if len(tape.y_shape) == 2:  # with lengths or resets
+            dy = np.ascontiguousarray(dy).reshape(tape.y_shape)
     dhn, dcn = _checks.states("dstate" if cell.has_c else "dhn", dstate, cell.has_c, dtype, (B, H))
     shapes = cell.parameters(I, H, bias=True)
     for name, present in zip(("bias_ih", "bias_hh"), tape.biases, strict=True):
@@ -119,6 +133,8 @@ def _backward(
         tape, dy, None if dhn is None else dhn[None], None if dcn is None else dcn[None], dx, dh0,
         dc0, (tuple(grads.get(name) for name in _PARAMETERS),),
     )
+    if dx is not None and not tape.symbols:
+        dx = dx.reshape(T, B, I)
     return dx, dh0[0] if dc0 is None else (dh0[0], dc0[0]), grads
 
 
@@ -129,6 +145,7 @@ def _backward(
 def rnn_forward(
     x: Any, h0: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, *,
     nonlinearity: str = "tanh", reverse: bool = False, training: bool = True, embedding: Any = None,
+    lengths: Any = None, reset: Any = None, reset_to: str = "zero",
 ) -> tuple[np.ndarray, np.ndarray, Tape | None]:
     """Run Elman's simple recurrent network over a sequence.
 
@@ -154,13 +171,21 @@ def rnn_forward(
         Whether a tape for backward is returned.
     embedding : array (V, I) or None
         If given, the input is ``embedding[x]``, gathered behind the input product.
+    lengths : whole numbers (B,), each 0 to T, or None: all T
+        The steps of each row; what follows in x is padding and may be anything. `reverse` begins
+        at a row's own end.
+    reset : booleans (T, B) or None
+        Where a new episode begins: nothing flows over the border to the step before, forward or
+        backward. With `reverse` the border is the same.
+    reset_to : {"zero", "initial"}
+        What an episode begins with: zero, or the row's initial state.
 
     Returns
     -------
     y : array (T, B, H)
-        The state after each step.
+        The state after each step; zero past a row's end.
     hn : array (B, H)
-        The state after the last processed step (step 0 with `reverse`), h0 if T = 0.
+        The state after each row's last processed step (step 0 with `reverse`); of an empty row h0.
     tape : Tape or None
         What rnn_backward needs, None without `training`.
 
@@ -181,7 +206,7 @@ def rnn_forward(
     """
     cell = vanilla()[_checks.one_of("nonlinearity", nonlinearity, vanilla())]
     return _forward(cell, x, h0, (weight_ih, weight_hh, bias_ih, bias_hh), reverse, training,
-                    embedding)
+                    embedding, lengths, reset, reset_to)
 
 
 @public
@@ -209,7 +234,7 @@ def rnn_backward(
     -------
     dx : array (T, B, I), or (V, I), or None
         Gradient with respect to x, or to `embedding` where forward had one; None without
-        `need_dx`.
+        `need_dx`. It is zero past a row's end, whatever dy has there.
     dh0 : array (B, H)
         Gradient with respect to h0.
     grads : dict of arrays
@@ -234,7 +259,8 @@ def rnn_backward(
 @public
 def lstm_forward(
     x: Any, state: State, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
-    *, reverse: bool = False, training: bool = True, embedding: Any = None,
+    *, reverse: bool = False, training: bool = True, embedding: Any = None, lengths: Any = None,
+    reset: Any = None, reset_to: str = "zero",
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], Tape | None]:
     """Run a long short-term memory with forget gates over a sequence.
 
@@ -263,7 +289,7 @@ def lstm_forward(
     the forget gate: F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", 2000.
     """
     return _forward(CELLS["lstm"], x, state, (weight_ih, weight_hh, bias_ih, bias_hh), reverse,
-                    training, embedding)
+                    training, embedding, lengths, reset, reset_to)
 
 
 @public
@@ -297,7 +323,8 @@ def lstm_backward(
 @public
 def gru_forward(
     x: Any, h0: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, *,
-    reverse: bool = False, training: bool = True, embedding: Any = None,
+    reverse: bool = False, training: bool = True, embedding: Any = None, lengths: Any = None,
+    reset: Any = None, reset_to: str = "zero",
 ) -> tuple[np.ndarray, np.ndarray, Tape | None]:
     """Run gated recurrent units over a sequence, reset after the recurrent product.
 
@@ -314,7 +341,7 @@ def gru_forward(
     of cuDNN and PyTorch: r multiplies W_hn h + b_hn instead of h, and z keeps the old state.
     """
     return _forward(CELLS["gru"], x, h0, (weight_ih, weight_hh, bias_ih, bias_hh), reverse,
-                    training, embedding)
+                    training, embedding, lengths, reset, reset_to)
 
 
 @public

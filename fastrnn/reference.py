@@ -14,6 +14,23 @@ i f g o, GRU r z n. States are (T+1, B, H) with slot 0 the initial state.
 Inside a cell time always runs upwards: ``reverse`` flips x and dy on the way in, y and dx on the
 way out, and is nowhere else. All arrays of a call have one dtype, float32 or float64, in which
 everything is computed.
+
+Lengths and resets
+------------------
+lengths (B,), whole numbers from 0 to T: row b of the batch has the steps 0 to lengths[b] - 1, and
+the padding behind them is neither read nor counted. There y and dx are zero; hn and cn are the
+states at the row's own end, which for a row of no steps is its initial state; ``reverse`` starts
+with the row's own last step.
+
+reset (T, B), booleans: reset[t, b] begins an episode of row b at step t. Nothing flows over the
+border between the steps t-1 and t, neither the state nor its gradient, so that each episode is
+computed as a sequence of its own. It begins with a zero state (reset_to "zero"), or with the row's
+initial one ("initial"), whose gradient is then the sum over the episodes. The borders are the same
+in both directions: ahead, step t begins an episode; in reverse, step t-1 does.
+
+All this is in Tape alone. A cell asks it for the state that each row begins a step with (_before),
+and hands the gradient of this state back (_to_before). A step of the padding begins with zero, sees
+a zero x, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -52,11 +69,11 @@ class Tape:
     """What a forward leaves for its backward: opaque to callers, and good for one backward.
 
     x, the embedding and the weights are kept by reference: leave them as they are until backward.
-    Inside this module it is also the part of a call that all cells share: checks, the direction of
-    the walk, the input's side of the gates and the gradients of the parameters.
+    Inside this module it is also the part of a call that all cells share: checks, the walk over
+    time, the input's side of the gates and the gradients of the parameters.
     """
 
-    def __init__(self, cell, gates, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding, reverse):
+    def __init__(self, cell, gates, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding, **walk):
         self.cell = cell
         self.spent = False
         self._kept = ()
@@ -78,21 +95,57 @@ class Tape:
         for name, param in self._params.items():
             self._check(name, param, _LAYOUTS[name])
 
-        self._walk = slice(None, None, -1 if reverse else 1)
-        self._rows = self._embedding = None
         if embedding is None:
             self._check("x", x, "T B I")
-            self._x = x[self._walk]  # (T, B, I)
         else:
             self._check("embedding", embedding, "V I")
             self._check("x", x, "T B", np.integer)
-            if x.size and (x.min() < 0 or x.max() >= len(embedding)):
+        self._plan(**walk)
+        self._rows, self._embedding = None, embedding
+        if embedding is None:
+            self._x = self._real(x[self._walk])  # (T, B, I)
+        else:
+            rows = self._rows = x[self._walk][self._alive]  # (N,), of the real steps
+            if rows.size and (rows.min() < 0 or rows.max() >= len(embedding)):
                 raise IndexError(
-                    f"{cell}: x has row numbers in [{x.min()}, {x.max()}], "
+                    f"{cell}: x has row numbers in [{rows.min()}, {rows.max()}], "
                     f"expected [0, {len(embedding)}) for this embedding"
                 )
-            self._rows, self._embedding = x[self._walk], embedding  # (T, B), (V, I)
-            self._x = embedding[self._rows]  # (T, B, I)
+            self._x = self._zeros("T B I")
+            self._x[self._alive] = embedding[rows]
+
+    def _plan(self, reverse, lengths, reset, reset_to):
+        """Lay out the walk: whose steps are real, and what each of them begins with."""
+        T, B = (self._sizes[k] for k in "TB")
+        ends, step = np.full(B, T), np.arange(T)[:, None]  # (B,), (T, 1)
+        if lengths is not None:
+            self._check("lengths", lengths, "B", np.integer)
+            if B and (lengths.min() < 0 or lengths.max() > T):
+                raise ValueError(
+                    f"{self.cell}: lengths has numbers in [{lengths.min()}, {lengths.max()}], "
+                    f"expected [0, {T}] for T = {T}"
+                )
+            ends = lengths.astype(int)
+        if reset is not None:
+            self._check("reset", reset, "T B", np.bool_)
+        if reset_to not in ("zero", "initial"):
+            raise ValueError(f"{self.cell}: reset_to is {reset_to!r}, expected 'zero' or 'initial'")
+
+        # a[walk] puts time into the order of the walk, and the order of the walk into time
+        self._walk = slice(None, None, -1 if reverse else 1)
+        if reverse and lengths is not None:  # flip each row's own steps; its padding stays behind
+            self._walk = (ends - 1 - step) % T, np.arange(B)
+        alive = step < ends  # (T, B), in the order of the walk as all below
+        fresh = np.zeros((T + 1, B), bool)  # which steps begin an episode
+        if reset is not None:
+            late = int(bool(reverse))  # in reverse it is the step after the marked one
+            fresh[late : T + late] = reset[self._walk]
+            fresh[0] |= reset_to == "initial"  # the first step begins like those of the others
+        fresh = fresh[:-1]
+        self._ends = ends, np.arange(B)  # states[ends] are those at each row's own end
+        self._alive = alive
+        self._follows = (alive & ~fresh)[..., None]  # begins with the state before it
+        self._anew = (alive & fresh & (reset_to == "initial"))[..., None]  # with the initial state
 
     def _check(self, name, array, letters, kind=None):
         """Hold an array against the sizes known so far; a letter not met before learns its size."""
@@ -110,6 +163,10 @@ class Tape:
                 + (f" with {known}" if known else "")
             )
 
+    def _real(self, array):
+        """Return an array (T, B, n) in walking order with zeros in the padding."""
+        return array if self._alive.all() else np.where(self._alive[..., None], array, 0)
+
     def _zeros(self, letters):
         return np.zeros([self._sizes[k] for k in letters.split()], self._dtype)
 
@@ -121,6 +178,16 @@ class Tape:
             self._check(name, state, "B H")
             states[0] = state
         return states
+
+    def _before(self, states, t=...):
+        """Return the states that step t begins with, (B, H), or all steps, (T, B, H)."""
+        anew = np.where(self._anew[t], states[0], 0)
+        return np.where(self._follows[t], states[:-1][t], anew)
+
+    def _to_before(self, dstates, t, dbefore):
+        """Hand the gradient of what _before gave to the states it came from."""
+        dstates[0] += np.where(self._anew[t], dbefore, 0)
+        dstates[t] = np.where(self._follows[t], dbefore, dstates[t])
 
     def _from_x(self):
         """Return W_ih x + b_ih of all steps, (T, B, G*H)."""
@@ -134,10 +201,15 @@ class Tape:
         """Return (y, hn, self or None) and keep the cell's arrays, the states h first."""
         self._kept = (h, *more)
         # y and hn are copies: a caller who writes into them does not change the gradients
-        return h[1:][self._walk].copy(), h[-1].copy(), self if training else None
+        y = self._real(h[1:])[self._walk].copy()
+        return y, h[self._ends], self if training else None
 
     def _spend(self, dy, grads, **dstates):
-        """Check a backward's arguments, then hand out (kept, dy, grads, dstates), this once."""
+        """Check a backward's arguments, then hand out (kept, dy, grads, dstates), this once.
+
+        dy (T, B, H) is in walking order. Each of dstates (T+1, B, H) mirrors the states, filled at
+        each row's own end.
+        """
         if self.spent:
             raise RuntimeError(
                 f"{self.cell}_backward: this tape has already served its one backward; "
@@ -147,11 +219,10 @@ class Tape:
             dy = self._zeros("T B H")
         self._check("dy", dy, "T B H")
         for name, dstate in dstates.items():
+            dstates[name] = self._start(name, None)
             if dstate is not None:
                 self._check(name, dstate, "B H")
-                dstates[name] = dstate.copy()
-            else:
-                dstates[name] = self._zeros("B H")
+                dstates[name][self._ends] = dstate
         if grads is None:
             grads = {name: np.zeros_like(param) for name, param in self._params.items()}
         if set(grads) != set(self._params):
@@ -162,14 +233,15 @@ class Tape:
         for name, grad in grads.items():
             self._check(f"grads[{name!r}]", grad, _LAYOUTS[name])
         self.spent, kept, self._kept = True, self._kept, ()
-        return kept, dy[self._walk], grads, dstates.values()
+        return kept, self._real(dy[self._walk]), grads, dstates.values()
 
     def _accumulate(self, grads, h, da_x, da_h):
-        """Add the gradients of the parameters.
+        """Add the gradients of the parameters; the padding has none.
 
         h (T+1, B, H); da_x and da_h (T, B, G*H) are the gradients of what _from_x and _from_h gave.
         """
-        for side, da, source in (("ih", da_x, self._x), ("hh", da_h, h[:-1])):
+        for side, da, source in (("ih", da_x, self._x), ("hh", da_h, self._before(h))):
+            da = self._real(da)  # (T, B, G*H)
             grads[f"weight_{side}"] += np.tensordot(da, source, axes=((0, 1), (0, 1)))
             if f"bias_{side}" in grads:
                 grads[f"bias_{side}"] += da.sum(axis=(0, 1))
@@ -180,9 +252,9 @@ class Tape:
             return None
         dx = da_x @ self._params["weight_ih"]  # (T, B, I)
         if self._embedding is None:
-            return dx[self._walk].copy()
+            return self._real(dx)[self._walk].copy()
         dembedding = self._zeros("V I")
-        np.add.at(dembedding, self._rows, dx)
+        np.add.at(dembedding, self._rows, dx[self._alive])
         return dembedding
 
 
@@ -200,7 +272,8 @@ def _tape_of(cell, tape):
 
 
 def rnn_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, nonlinearity="tanh",
-                reverse=False, training=True, embedding=None):
+                reverse=False, training=True, embedding=None, lengths=None, reset=None,
+                reset_to="zero"):
     """Run Elman's simple recurrent network over a sequence.
 
     h(t) = phi(weight_ih x(t) + bias_ih + weight_hh h(t-1) + bias_hh). Arguments, results and errors
@@ -216,11 +289,12 @@ def rnn_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, nonl
             f"rnn: nonlinearity is {nonlinearity!r}, expected one of {sorted(_NONLINEARITIES)}"
         )
     phi, dphi = _NONLINEARITIES[nonlinearity]
-    tape = Tape("rnn", 1, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding, reverse)
+    tape = Tape("rnn", 1, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding,
+                reverse=reverse, lengths=lengths, reset=reset, reset_to=reset_to)
     h = tape._start("h0", h0)  # (T+1, B, H)
     a = tape._from_x()  # (T, B, H)
     for t in range(len(a)):
-        h[t + 1] = phi(a[t] + tape._from_h(h[t]))
+        h[t + 1] = phi(a[t] + tape._from_h(tape._before(h, t)))
     return tape._finish(training, h, dphi)
 
 
@@ -228,20 +302,21 @@ def rnn_backward(dy, dhn, tape, *, need_dx=True, grads=None):
     """Backpropagate through the steps of one rnn_forward, as fastrnn.functional.rnn_backward."""
     # da_t = phi'(a_t) (dy_t + dh_t),  dh_t-1 = W_hh^T da_t
     tape = _tape_of("rnn", tape)
-    (h, dphi), dy, grads, (dh,) = tape._spend(dy, grads, dhn=dhn)  # dy (T, B, H), dh (B, H)
+    (h, dphi), dy, grads, (dh,) = tape._spend(dy, grads, dhn=dhn)  # dy (T, B, H), dh (T+1, B, H)
     da = np.empty_like(dy)  # (T, B, H)
     for t in reversed(range(len(dy))):
-        da[t] = (dy[t] + dh) * dphi(h[t + 1])
-        dh = da[t] @ tape._params["weight_hh"]
+        dh[t + 1] += dy[t]
+        da[t] = dh[t + 1] * dphi(h[t + 1])
+        tape._to_before(dh, t, da[t] @ tape._params["weight_hh"])
     tape._accumulate(grads, h, da, da)
-    return tape._to_x(need_dx, da), dh, grads
+    return tape._to_x(need_dx, da), dh[0].copy(), grads
 
 
 # ----------------------------------------------------------------------------------------- lstm
 
 
 def lstm_forward(x, state, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, reverse=False,
-                 training=True, embedding=None):
+                 training=True, embedding=None, lengths=None, reset=None, reset_to="zero"):
     """Run a long short-term memory with forget gates over a sequence, gates i f g o.
 
     Arguments, results and errors are those of fastrnn.functional.lstm_forward.
@@ -255,18 +330,20 @@ def lstm_forward(x, state, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, 
     # c_t = f c_t-1 + i g
     # h_t = o tanh(c_t)
     h0, c0 = (None, None) if state is None else state
-    tape = Tape("lstm", 4, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding, reverse)
+    tape = Tape("lstm", 4, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding,
+                reverse=reverse, lengths=lengths, reset=reset, reset_to=reset_to)
     h = tape._start("h0", h0)  # (T+1, B, H)
     c = tape._start("c0", c0)  # (T+1, B, H)
     gates = tape._from_x()  # (T, B, 4*H)
     i, f, g, o = np.split(gates, 4, axis=-1)  # views, (T, B, H) each
     for t in range(len(gates)):
-        gates[t] += tape._from_h(h[t])
+        gates[t] += tape._from_h(tape._before(h, t))
         i[t], f[t], g[t], o[t] = sigmoid(i[t]), sigmoid(f[t]), np.tanh(g[t]), sigmoid(o[t])
-        c[t + 1] = f[t] * c[t] + i[t] * g[t]
+        c[t + 1] = f[t] * tape._before(c, t) + i[t] * g[t]
         h[t + 1] = o[t] * np.tanh(c[t + 1])
+    cn = c[tape._ends]  # (B, H)
     y, hn, tape = tape._finish(training, h, c, gates)
-    return y, (hn, c[-1].copy()), tape
+    return y, (hn, cn), tape
 
 
 def lstm_backward(dy, dstate, tape, *, need_dx=True, grads=None):
@@ -277,29 +354,29 @@ def lstm_backward(dy, dstate, tape, *, need_dx=True, grads=None):
     # dc_t-1 = dc f,  dh_t-1 = W_hh^T (di df dg do_)
     tape = _tape_of("lstm", tape)
     dhn, dcn = (None, None) if dstate is None else dstate
-    (h, c, gates), dy, grads, (dh, dc) = tape._spend(dy, grads, dhn=dhn, dcn=dcn)  # dh dc (B, H)
+    (h, c, gates), dy, grads, (dh, dc) = tape._spend(dy, grads, dhn=dhn, dcn=dcn)  # (T+1, B, H)
     dgates = np.empty_like(gates)  # (T, B, 4*H)
     i, f, g, o = np.split(gates, 4, axis=-1)  # views, (T, B, H) each
     di, df, dg, do_ = np.split(dgates, 4, axis=-1)  # views, (T, B, H) each
     for t in reversed(range(len(dy))):
-        dh = dy[t] + dh
+        dh[t + 1] += dy[t]
         tanh_c = np.tanh(c[t + 1])  # (B, H)
-        do_[t] = o[t] * (1 - o[t]) * dh * tanh_c
-        dc = dc + dh * o[t] * (1 - tanh_c * tanh_c)
-        di[t] = i[t] * (1 - i[t]) * dc * g[t]
-        df[t] = f[t] * (1 - f[t]) * dc * c[t]
-        dg[t] = (1 - g[t] * g[t]) * dc * i[t]
-        dc = dc * f[t]
-        dh = dgates[t] @ tape._params["weight_hh"]
+        do_[t] = o[t] * (1 - o[t]) * dh[t + 1] * tanh_c
+        dc[t + 1] += dh[t + 1] * o[t] * (1 - tanh_c * tanh_c)
+        di[t] = i[t] * (1 - i[t]) * dc[t + 1] * g[t]
+        df[t] = f[t] * (1 - f[t]) * dc[t + 1] * tape._before(c, t)
+        dg[t] = (1 - g[t] * g[t]) * dc[t + 1] * i[t]
+        tape._to_before(dc, t, dc[t + 1] * f[t])
+        tape._to_before(dh, t, dgates[t] @ tape._params["weight_hh"])
     tape._accumulate(grads, h, dgates, dgates)
-    return tape._to_x(need_dx, dgates), (dh, dc), grads
+    return tape._to_x(need_dx, dgates), (dh[0].copy(), dc[0].copy()), grads
 
 
 # ------------------------------------------------------------------------------------------ gru
 
 
 def gru_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, reverse=False,
-                training=True, embedding=None):
+                training=True, embedding=None, lengths=None, reset=None, reset_to="zero"):
     """Run gated recurrent units over a sequence, reset after the recurrent product, gates r z n.
 
     Arguments, results and errors are those of fastrnn.functional.gru_forward.
@@ -313,16 +390,18 @@ def gru_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, reve
     # m = W_hn h_t-1 + b_hn
     # n = tanh(W_in x_t + b_in + r m)
     # h_t = (1 - z) n + z h_t-1
-    tape = Tape("gru", 3, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding, reverse)
+    tape = Tape("gru", 3, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding,
+                reverse=reverse, lengths=lengths, reset=reset, reset_to=reset_to)
     h = tape._start("h0", h0)  # (T+1, B, H)
     gates = tape._from_x()  # (T, B, 3*H)
     r, z, n = np.split(gates, 3, axis=-1)  # views, (T, B, H) each
     m = np.empty_like(n)  # (T, B, H)
     for t in range(len(gates)):
-        r_h, z_h, m[t] = np.split(tape._from_h(h[t]), 3, axis=-1)  # (B, H) each
+        before = tape._before(h, t)  # (B, H)
+        r_h, z_h, m[t] = np.split(tape._from_h(before), 3, axis=-1)  # (B, H) each
         r[t], z[t] = sigmoid(r[t] + r_h), sigmoid(z[t] + z_h)
         n[t] = np.tanh(n[t] + r[t] * m[t])
-        h[t + 1] = (1 - z[t]) * n[t] + z[t] * h[t]
+        h[t + 1] = (1 - z[t]) * n[t] + z[t] * before
     return tape._finish(training, h, m, gates)
 
 
@@ -333,18 +412,18 @@ def gru_backward(dy, dhn, tape, *, need_dx=True, grads=None):
     # dm = dn r,  dr = sigma'(r) dn m
     # dh_t-1 = dh z + W_hh^T (dr dz dm)
     tape = _tape_of("gru", tape)
-    (h, m, gates), dy, grads, (dh,) = tape._spend(dy, grads, dhn=dhn)  # dy (T, B, H), dh (B, H)
+    (h, m, gates), dy, grads, (dh,) = tape._spend(dy, grads, dhn=dhn)  # dh (T+1, B, H)
     dgates_x = np.empty_like(gates)  # (T, B, 3*H) dr dz dn, of W_ih x + b_ih
     dgates_h = np.empty_like(gates)  # (T, B, 3*H) dr dz dm, of W_hh h + b_hh
     r, z, n = np.split(gates, 3, axis=-1)  # views, (T, B, H) each
     dr, dz, dn = np.split(dgates_x, 3, axis=-1)  # views, (T, B, H) each
     for t in reversed(range(len(dy))):
-        dh = dy[t] + dh
-        dz[t] = z[t] * (1 - z[t]) * dh * (h[t] - n[t])
-        dn[t] = (1 - n[t] * n[t]) * dh * (1 - z[t])
+        dh[t + 1] += dy[t]
+        dz[t] = z[t] * (1 - z[t]) * dh[t + 1] * (tape._before(h, t) - n[t])
+        dn[t] = (1 - n[t] * n[t]) * dh[t + 1] * (1 - z[t])
         dm = dn[t] * r[t]  # (B, H)
         dr[t] = r[t] * (1 - r[t]) * dn[t] * m[t]
         dgates_h[t] = np.concatenate([dr[t], dz[t], dm], axis=-1)
-        dh = dh * z[t] + dgates_h[t] @ tape._params["weight_hh"]
+        tape._to_before(dh, t, dh[t + 1] * z[t] + dgates_h[t] @ tape._params["weight_hh"])
     tape._accumulate(grads, h, dgates_x, dgates_h)
-    return tape._to_x(need_dx, dgates_x), dh, grads
+    return tape._to_x(need_dx, dgates_x), dh[0].copy(), grads

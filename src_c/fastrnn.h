@@ -31,10 +31,13 @@ typedef enum { FR_RNN_TANH, FR_RNN_RELU, FR_RNN_SIGMOID, FR_LSTM, FR_GRU, FR_CEL
 
 /* Rows of a matrix that lie in a (T, B) grid: row r is at
  *   base + (r / count) * outer + (r % count) * inner,  count = B.
- * A direction that walks back in time has a negative `outer`. */
+ * A direction that walks back in time has a negative `outer`. With `at`, row r is at
+ *   base + at[r] * inner
+ * instead, so that rows of different lengths stay where the caller has them. */
 typedef struct {
   void *base;
   ptrdiff_t count, outer, inner;
+  const int32_t *at;
 } fr_rows;
 
 /* C = start + A B, or rather the rows and panels named of it.
@@ -72,8 +75,9 @@ typedef struct {
   int down;               /* walk the panels from the last to the first */
   /* outputs */
   void *h, *c;            /* (rows, pitch); c may be c_prev; h must not be h_prev */
-  void *y;                /* rows of H elements, y_row apart, or NULL */
+  void *y;                /* rows of H elements, or NULL: row m is y_at[m] (NULL: m) times y_row */
   ptrdiff_t y_row;
+  const int32_t *y_at;
   void *gates;            /* (rows, gates_row), or NULL: no tape */
   ptrdiff_t gates_row;
   /* inputs */
@@ -87,7 +91,7 @@ typedef struct {
 } fr_forward;
 
 /* One step of backpropagation through time of `rows` rows, units of plain panels
- * [panel0, panel1): dh = dy + carry + dG(t+1) W_hh, then the gates' gradients. */
+ * [panel0, panel1): dh = carry + dG(t+1) W_hh + dy, then the gates' gradients. */
 typedef struct {
   ptrdiff_t rows, panel0, panel1, hidden, pitch;
   int down;               /* walk the panels from the last to the first */
@@ -95,12 +99,14 @@ typedef struct {
   ptrdiff_t gates_row;
   void *dh;               /* (rows, pitch) in: what reaches h(t) past the gates; out: h(t-1)'s */
   void *dc;               /* LSTM: (rows, pitch) in and out likewise */
-  void *dh_out, *dc_out;  /* rows of H elements, out_row apart: dL/dh(t), dL/dc(t); or NULL */
+  void *dh_out, *dc_out;  /* dL/dh(t), dL/dc(t), or NULL: rows of H elements as fr_forward's y */
   ptrdiff_t out_row;
+  const int32_t *out_at;
   const void *next;       /* gates of step t+1, already gradients; NULL at the last step */
   const void *wb;         /* packed W_hh, (panels, G * H, vectors * lanes) */
-  const void *dy;         /* rows of H elements, dy_row apart, or NULL: zero */
+  const void *dy;         /* rows of H elements as fr_forward's y, or NULL: zero */
   ptrdiff_t dy_row;
+  const int32_t *dy_at;
   const void *h, *h_prev; /* (rows, pitch); LSTM: unused */
   void *c;                /* LSTM: (rows, pitch) in: c(t); out: h(t) */
   const void *c_prev;     /* LSTM: (rows, pitch) */
@@ -201,9 +207,13 @@ ptrdiff_t fr_pitch(ptrdiff_t h, ptrdiff_t itemsize);
 typedef void (*fr_work)(void *arg, int rank, int size);
 void fr_run(fr_work work, void *arg, int threads);
 int fr_workers(void);                     /* threads that exist beside the caller */
+void fr_any_number(int on);               /* whether a job may have more threads than CPUs: for tests */
 
 typedef struct {
-  int count, phase, sleepers;
+  int count, phase, sleepers, slow, apart;
 } fr_barrier;                             /* zero before use */
 void fr_wait(fr_barrier *barrier, int size);
+/* The same where a job waits often. It returns, to all alike, 1, or 0 once rank 0 has had to wait too
+ * long: then the others should leave, and rank 0 goes on by itself. */
+int fr_wait_step(fr_barrier *barrier, int size);
 #endif

@@ -39,6 +39,7 @@ typedef double real;
 /* Row r of a matrix of rows. */
 FR_INLINE real *fr_row(const fr_rows *m, ptrdiff_t r) {
   real *base = (real *)m->base;
+  if (m->at) return base + m->at[r] * m->inner;
   return base + (r / m->count) * m->outer + (r % m->count) * m->inner;
 }
 #endif

@@ -24,6 +24,13 @@ LAYERS = {
     "lstm": fastrnn.LSTM,
     "gru": fastrnn.GRU,
 }
+SINGLE_CELLS = {
+    "rnn_tanh": fastrnn.RNNCell,
+    "rnn_relu": functools.partial(fastrnn.RNNCell, nonlinearity="relu"),
+    "rnn_sigmoid": functools.partial(fastrnn.RNNCell, nonlinearity="sigmoid"),
+    "lstm": fastrnn.LSTMCell,
+    "gru": fastrnn.GRUCell,
+}
 DTYPES = (np.float32, np.float64)
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -134,6 +141,15 @@ def differences(loss, array):
         array[index] = value
         result[index] = (ends[0] - ends[1]) / (2 * STEP)
     return result
+
+
+def distance_to_kink(module, case, reverse):
+    """Return the smallest |argument| of relu, recomputed from the outputs alone."""
+    x = case.x if case.embedding is None else case.embedding[case.x]
+    y = forward(module, case, reverse=reverse)[0]["y"]
+    h = np.concatenate([y[1:], case.h0[None]] if reverse else [case.h0[None], y[:-1]])
+    bias = 0 if case.bias_ih is None else case.bias_ih + case.bias_hh
+    return np.abs(x @ case.weight_ih.T + h @ case.weight_hh.T + bias).min()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int32_t
 
+from fastrnn._kernels.c cimport fr_barrier
 from fastrnn._kernels.runtime cimport Buffer
 from fastrnn._kernels.stack cimport Stack
 from fastrnn._kernels.walk cimport Pass
@@ -9,6 +10,7 @@ from fastrnn._kernels.walk cimport Pass
 
 cdef struct Block:
     Stack *stack
+    fr_barrier barrier
     Pass *layers             # of each layer: what `project` reads
     ptrdiff_t itemsize
     ptrdiff_t T, n           # steps and rows of this call

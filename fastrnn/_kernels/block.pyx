@@ -16,7 +16,7 @@ from libc.string cimport memcpy
 from fastrnn._kernels.c cimport fr_forward, fr_product
 from fastrnn._kernels.check cimport Carver
 from fastrnn._kernels.packed cimport Packed, packed_sizes
-from fastrnn._kernels.runtime cimport Buffer, flush_denormals, restore, wait
+from fastrnn._kernels.runtime cimport Buffer, flush_denormals, restore, wait_step
 from fastrnn._kernels.stack cimport Stack
 from fastrnn._kernels.walk cimport Pass, part, project, rows_of, sized, unpack_halves
 
@@ -135,6 +135,7 @@ cdef Scratch make_scratch(tuple groups, Stack *stack, bint first_is_projected, p
 
 cdef struct Share:
     int rank, size
+    bint together            # the threads share the units of each step
     ptrdiff_t b0, b1         # rows
     # this thread's part of the block's arrays (chunk, b1 - b0, ...), or all of them by units
     char *rows
@@ -147,6 +148,7 @@ cdef Share share_of(const Block *b, int rank, int size) noexcept nogil:
     cdef ptrdiff_t before
     s.rank = rank
     s.size = size
+    s.together = b.by_units and size > 1
     s.b0 = 0 if b.by_units else part(b.n, rank, size)
     s.b1 = b.n if b.by_units else part(b.n, rank + 1, size)
     before = b.chunk * s.b0 * b.itemsize
@@ -157,9 +159,22 @@ cdef Share share_of(const Block *b, int rank, int size) noexcept nogil:
     return s
 
 
-cdef void walk_layer(const Block *b, int i, ptrdiff_t t0, ptrdiff_t steps,
-                     const Share *s) noexcept nogil:
-    """Steps [t0, t0 + steps) of layer i; its h of these steps goes to s.h[i % 2]."""
+cdef bint meet(Block *b, Share *s) noexcept nogil:
+    """Wait for the threads that share the units; return whether this one goes on.
+
+    After a wait that was too long the first goes on alone.
+    """
+    if not s.together or wait_step(&b.barrier, s.size):
+        return True
+    s.together = False
+    return s.rank == 0
+
+
+cdef bint walk_layer(Block *b, int i, ptrdiff_t t0, ptrdiff_t steps, Share *s) noexcept nogil:
+    """Steps [t0, t0 + steps) of layer i; its h of these steps goes to s.h[i % 2].
+
+    Return whether this thread goes on.
+    """
     cdef fr_forward step = b.stack.layers[i].step
     cdef const Pass *p = &b.layers[i]
     cdef ptrdiff_t size = b.itemsize, rows = s.b1 - s.b0, t
@@ -170,7 +185,7 @@ cdef void walk_layer(const Block *b, int i, ptrdiff_t t0, ptrdiff_t steps,
     cdef bint joined = (b.joined or p.I <= JOINED_INPUTS or p.I * p.H <= JOINED_WEIGHTS)
     cdef bint last = i == b.stack.count - 1 and not b.stack.has_head
     step.rows = rows
-    if b.by_units:
+    if s.together:
         step.panel0 = part(step.panel1, s.rank, s.size)
         step.panel1 = part(step.panel1, s.rank + 1, s.size)
     if i > 0:
@@ -202,10 +217,14 @@ cdef void walk_layer(const Block *b, int i, ptrdiff_t t0, ptrdiff_t steps,
         step.down = t & 1 and rows < MANY_ROWS
         b.stack.layers[i].forward(&step)
         step.h_prev = step.h
-        if b.by_units:
-            wait(&b.stack.barrier, s.size)
+        if not meet(b, s):
+            return False
+        if not s.together:
+            step.panel0 = 0
+            step.panel1 = b.stack.layers[i].step.panel1
     if s.rank == 0 or not b.by_units:
         memcpy(h_state, step.h_prev, rows * state)
+    return True
 
 
 cdef void look_up(const Block *b, ptrdiff_t t0, ptrdiff_t steps, const Share *s) noexcept nogil:
@@ -224,7 +243,7 @@ cdef void walk_head(const Block *b, ptrdiff_t t0, ptrdiff_t steps, const Share *
     head.a = rows_of(s.h[(b.stack.count - 1) % 2], rows, rows * pitch, pitch)
     head.c = rows_of(b.y + (t0 * b.n + s.b0) * N * b.itemsize, rows, b.n * N, N)
     head.row1 = steps * rows
-    if b.by_units:
+    if s.together:
         head.panel0 = part(head.panel1, s.rank, s.size)
         head.panel1 = part(head.panel1, s.rank + 1, s.size)
     b.stack.product(&head)
@@ -242,13 +261,15 @@ cdef void walk_block(void *arg, int rank, int size) noexcept nogil:
         if b.embedding != NULL:
             if rank == 0 or not b.by_units:
                 look_up(b, t0, steps, &s)
-            if b.by_units:
-                wait(&b.stack.barrier, size)
+            if not meet(b, &s):
+                break
         for i in range(b.stack.count):
-            walk_layer(b, i, t0, steps, &s)
+            if not walk_layer(b, i, t0, steps, &s):
+                restore(state)
+                return
         if b.stack.has_head:
             walk_head(b, t0, steps, &s)
-        if b.by_units:  # nobody overwrites what another thread still reads
-            wait(&b.stack.barrier, size)
+        if not meet(b, &s):  # nobody overwrites what another thread still reads
+            break
         t0 += steps
     restore(state)

@@ -21,6 +21,7 @@ cdef extern from "fastrnn.h" nogil:
     ctypedef struct fr_rows:
         void *base
         ptrdiff_t count, outer, inner
+        const int32_t *at
 
     ctypedef struct fr_product:
         fr_rows c, a
@@ -46,6 +47,7 @@ cdef extern from "fastrnn.h" nogil:
         void *c
         void *y
         ptrdiff_t y_row
+        const int32_t *y_at
         void *gates
         ptrdiff_t gates_row
         const void *start
@@ -69,10 +71,12 @@ cdef extern from "fastrnn.h" nogil:
         void *dh_out
         void *dc_out
         ptrdiff_t out_row
+        const int32_t *out_at
         const void *next
         const void *wb
         const void *dy
         ptrdiff_t dy_row
+        const int32_t *dy_at
         const void *h
         const void *h_prev
         void *c
@@ -141,3 +145,5 @@ cdef extern from "fastrnn.h" nogil:
     void fr_run(fr_work, void *, int)
     int fr_workers()
     void fr_wait(fr_barrier *, int)
+    int fr_wait_step(fr_barrier *, int)
+    void fr_any_number(int)

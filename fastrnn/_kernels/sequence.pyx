@@ -11,15 +11,15 @@ import numpy as np
 
 cimport numpy as cnp
 from libc.stdint cimport int32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
-from fastrnn._kernels.c cimport FR_CELLS, fr_barrier, fr_rows
+from fastrnn._kernels.c cimport FR_CELLS, fr_barrier
 from fastrnn._kernels.check cimport (
     Carver,
+    caller_rows,
     check,
     check_flat,
     check_weights,
-    grid,
     named_rows,
     pointer,
     put_rows,
@@ -27,12 +27,12 @@ from fastrnn._kernels.check cimport (
 )
 from fastrnn._kernels.packed cimport Packed, packed_sizes
 from fastrnn._kernels.runtime cimport Buffer, Workspace, run
+from fastrnn._kernels.state cimport add_states, load_state, store_state
 from fastrnn._kernels.tape cimport Tape, give_back
+from fastrnn._kernels.timeline cimport Timeline
 from fastrnn._kernels.walk cimport (
     Job,
     Pass,
-    at,
-    h_at,
     plan,
     rows_of,
     sized,
@@ -62,30 +62,6 @@ cdef check_state(str name, object array, object dtype, tuple shape):
         check_flat(name, array, dtype, shape)
 
 
-cdef void load_state(char *slot, object source, int d, const Pass *p) noexcept:
-    """Fill one (B, pitch) slot from row d of a (D, B, H) array, or with zeros."""
-    cdef ptrdiff_t b
-    cdef const char *data = <const char *> pointer(source)
-    memset(slot, 0, p.B * p.pitch * p.table.itemsize)
-    if data != NULL:
-        for b in range(p.B):
-            memcpy(at(slot, b * p.pitch, p), at(data, (d * p.B + b) * p.H, p),
-                   p.H * p.table.itemsize)
-
-
-cdef void store_state(object target, int d, const char *slot, const Pass *p) noexcept:
-    """Copy one (B, pitch) slot into row d of a (D, B, H) array."""
-    cdef ptrdiff_t b
-    cdef char *data = <char *> pointer(target)
-    for b in range(p.B):
-        memcpy(at(data, (d * p.B + b) * p.H, p), at(slot, b * p.pitch, p), p.H * p.table.itemsize)
-
-
-cdef fr_rows own_rows(object array, int d, bint reverse, const Pass *p):
-    """The (T, B) grid of rows of direction d of a (T, B, D*H) array."""
-    return grid(array, d * p.H, reverse)
-
-
 # ---- forward ------------------------------------------------------------------------------------
 
 cdef struct TapeLayout:
@@ -99,18 +75,19 @@ cdef struct PackLayout:
 
 cdef TapeLayout lay_out_tape(Carver carver, const Pass *p) except *:
     cdef TapeLayout layout
-    T, B, row, pitch = p.T, p.B, p.row, p.pitch  # Python's integers: they do not overflow
-    steps = T if p.training else min(T, p.chunk) if p.V == 0 and p.I else 0
-    layout.gates = carver.add(steps * B * row)
-    layout.h = carver.add((T + 1 if p.keeps_h else 3) * B * pitch)
-    layout.c = carver.add((T + 1 if p.training else 1) * B * pitch if p.cell.has_c else 0)
+    # Python's integers: they do not overflow
+    T, B, N, row, pitch = p.times.T, p.times.R, p.times.N, p.row, p.pitch
+    rows = N if p.training else min(T, p.chunk) * B if p.V == 0 and p.I else 0
+    layout.gates = carver.add(rows * row)
+    layout.h = carver.add((B + N if p.keeps_h else 3 * B) * pitch)
+    layout.c = carver.add((B + N if p.training else B) * pitch if p.cell.has_c else 0)
     layout.symbols = carver.add(<object> p.V * row)
     return layout
 
 
 cdef bint unpacks_halves(Packed packed, const Pass *p, bint dense):
     """Whether the input's bfloat16 weights are wanted as float32."""
-    return packed.half and p.I > 0 and (p.T > FEW_STEPS or not dense)
+    return packed.half and p.I > 0 and (p.times.T > FEW_STEPS or not dense)
 
 
 cdef PackLayout lay_out_packs(Carver carver, object weights, const Pass *p, bint dense) except *:
@@ -168,16 +145,19 @@ cdef object check_packed(Packed packed, const Pass *p, ptrdiff_t I, bint keep):
                          "bfloat16 weights have no backward")
 
 
-cdef void use_dense(Pass *p, object x, bint reverse):
-    p.x = grid(x, 0, reverse)
-
-
-cdef void use_index(Pass *p, object index, bint reverse) noexcept:
+cdef object use_index(Pass *p, object index, bint reverse, Timeline time):
+    """Set the symbols of each step; return an array that must stay alive, or None."""
     p.index = <const int32_t *> pointer(index)
-    p.index_t = p.B
-    if reverse and p.T > 0:
-        p.index += (p.T - 1) * p.B
-        p.index_t = -p.B
+    if time is not None:
+        if reverse:
+            index = take_rows(index, time.rows("walk", True))
+            p.index = <const int32_t *> pointer(index)
+        return index
+    p.index_t = p.times.R
+    if reverse and p.times.T > 0:
+        p.index += (p.times.T - 1) * p.times.R
+        p.index_t = -p.times.R
+    return None
 
 
 cdef object use_one_hot(Pass *p, object weights, object used_rows):
@@ -198,12 +178,21 @@ cdef object use_one_hot(Pass *p, object weights, object used_rows):
 
 cdef ptrdiff_t chunk_of(const Pass *p) except -1:
     """Steps whose input projections are made at once."""
-    step = <object> p.row * p.table.itemsize * p.B
-    return max(1, CHUNK_BYTES // max(1, step), -(-24 // max(1, p.B)))
+    step = <object> (max(p.row, p.I) if p.times.first else p.row) * p.table.itemsize * p.times.R
+    return max(1, CHUNK_BYTES // max(1, step), -(-24 // max(1, p.times.R)))
+
+
+cdef ptrdiff_t lay_out_taken(Carver carver, Pass *p, int threads) except -1:
+    """Room for rows of x side by side, for each thread, if the walk takes them from a table."""
+    rows = min(<object> p.chunk * p.times.R, p.times.N)
+    nbytes = (rows * p.I * p.table.itemsize + rows * 4 + 63) // 64 * 64
+    p.taken_rows = rows
+    p.taken_size = nbytes
+    return carver.add(threads * nbytes // p.table.itemsize)
 
 
 def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn, bint keep,
-            Workspace workspace):
+            Workspace workspace, Timeline time=None, str source="time", str target="time"):
     """Run one layer over a sequence.
 
     Parameters
@@ -218,6 +207,9 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
     hn, cn : out (D, B, H); cn is None for cells without c
     keep : whether to keep a tape
     workspace : where the tape's memory comes from
+    time : the lengths and resets of the rows, or None: all go on for T steps without one
+    source, target : with `time`, the layouts of x or index and of y (see timeline.pyx). They are
+        then (M, I) or int32 (M,), and (M, D*H); rows of y that are padding become zero.
 
     Returns
     -------
@@ -225,10 +217,10 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
     """
     cdef int D = len(weights), d, threads
     cdef bint one_hot = x is None, dense = index is None
+    cdef ptrdiff_t taken = 0, B
     cdef Tape tape = Tape()
     cdef Pass *p
     cdef Pass like
-    cdef fr_rows rows
     cdef TapeLayout[2] tape_layouts
     cdef PackLayout[2] pack_layouts
     cdef Buffer packs = None
@@ -243,19 +235,26 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
         I, H = first.input_size, first.hidden_size
     else:
         I, H = first[0].shape[1], first[1].shape[1]
-    T, B = x.shape[:2] if dense else index.shape
+    shape = x.shape[: x.ndim - 1] if dense else index.shape
+    T, B = shape if time is None else (time.T, time.B)
+    rows = shape if time is None else (time.size(source),)
     like = sized(kind, dtype, T, B, 0 if one_hot else I, H)
+    if time is not None:
+        like.times = time.times
     if dense:
-        check("x", x, dtype, (T, B, I))
+        check("x", x, dtype, (*rows, I))
     else:
-        check_flat("x", index, INT32, (T, B))
+        check_flat("x", index, INT32, rows)
         if not one_hot:
             check("embedding", x, dtype, (x.shape[0], I))
             tape.embedding_rows = x.shape[0]
+        if time is not None:  # padding names nothing
+            places, source = time.rows(source), "walk"
+            index = index if places is None else take_rows(index, places)
         index, tape.used_rows = named_rows(index, I if one_hot else tape.embedding_rows)
         if not one_hot:
             x = take_rows(x, tape.used_rows)
-    check("y", y, dtype, (T, B, D * H), True)
+    check("y", y, dtype, (T, B, D * H) if time is None else (time.size(target), D * H), True)
     check_flat("hn", hn, dtype, (D, B, H), True)
     check_state("h0", h0, dtype, (D, B, H))
     if like.cell.has_c:
@@ -272,8 +271,14 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
     like.keeps_h = keep and not like.cell.has_c
     like.V = 0 if dense else len(tape.used_rows)
     like.columns = I
+    memset(&job, 0, sizeof(job))
+    job.passes = &like
+    job.count = D
+    threads = plan(&job)
     carver = Carver(like.table.itemsize)
     pack_carver = Carver(like.table.itemsize)
+    if time is not None and dense:
+        taken = lay_out_taken(pack_carver, &like, threads)
     for d in range(D):
         tape_layouts[d] = lay_out_tape(carver, &like)
         pack_layouts[d] = lay_out_packs(pack_carver, weights[d], &like, dense)
@@ -300,33 +305,32 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
         if parameters[d] is not None:
             use_parameters(p, parameters[d])
         if dense:
-            use_dense(p, x, reverse[d])
+            p.x = caller_rows(x, 0, reverse[d], time, source)
+            p.taken = NULL if time is None else packs.data + taken
         else:
-            use_index(p, index, reverse[d])
+            alive[d] = use_index(p, index, reverse[d], time)
             if one_hot:
-                alive[d] = use_one_hot(p, weights[d], tape.used_rows)
+                alive[d] = alive[d], use_one_hot(p, weights[d], tape.used_rows)
             else:
                 p.x = rows_of(pointer(x), p.V, 0, x.strides[0] // x.itemsize)
-        rows = own_rows(y, d, reverse[d], p)
-        p.y = <char *> rows.base
-        p.y_t = rows.outer
-        p.y_b = rows.inner
-        load_state(p.h, h0, d, p)
+        p.y = caller_rows(y, d * H, reverse[d], time, target)
+        begins = None if time is None else time.begins(reverse[d])
+        load_state(p.h, h0, d, p, B, begins)
         if p.cell.has_c:
-            load_state(p.c, c0, d, p)
+            load_state(p.c, c0, d, p, B, begins)
 
-    memset(&job, 0, sizeof(job))
     job.passes = tape.passes
-    job.count = D
-    if like.T > 0 and like.B > 0:
+    if like.times.N > 0:
         with nogil:
-            threads = plan(&job)
             run(walk_forward, &job, threads)
     for d in range(D):
         p = &tape.passes[d]
-        store_state(hn, d, h_at(p, p.T, 0), p)
+        ends = None if time is None else time.ends(reverse[d])
+        store_state(hn, h0, d, p, B, ends, False)
         if p.cell.has_c:
-            store_state(cn, d, at(p.c, (p.T if keep else 0) * p.B * p.pitch, p), p)
+            store_state(cn, c0, d, p, B, ends, True)
+    if time is not None:
+        time.blank(y, target)
     if packs is not None:
         give_back(workspace, packs)
     if not keep:
@@ -334,7 +338,10 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
         return None
     tape.count = D
     tape.workspace = workspace
-    tape.kept = (x, index)
+    tape.kept = (x, index, alive)
+    tape.time = time
+    tape.source = source
+    tape.target = target
     tape.weights = tuple(parameters)
     tape.reverse = reverse
     tape.dtype = dtype
@@ -354,7 +361,7 @@ cdef struct BackLayout:
 cdef BackLayout lay_out_back(Carver carver, const Pass *p, ptrdiff_t H, bint need_dx) except *:
     cdef BackLayout layout
     width = <object> p.table.lanes * p.table.plain_vectors * p.cell.gates * H
-    state = <object> p.B * p.pitch
+    state = <object> p.times.R * p.pitch
     layout.dh = carver.add(state)
     layout.dc = carver.add(state if p.cell.has_c else 0)
     layout.wb = carver.add(p.panels_h * width)
@@ -365,10 +372,10 @@ cdef BackLayout lay_out_back(Carver carver, const Pass *p, ptrdiff_t H, bint nee
 cdef object check_back(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record):
     cdef int D = tape.count, d, G = tape.passes[0].cell.gates
     cdef bint has_c = tape.passes[0].cell.has_c
-    T, B, I, H = tape.shape
+    _, B, I, H = tape.shape
     dtype = tape.dtype
     if dy is not None:
-        check("dy", dy, dtype, (T, B, D * H))
+        check("dy", dy, dtype, tape.y_shape)
     check_state("dhn", dhn, dtype, (D, B, H))
     check_flat("dh0", dh0, dtype, (D, B, H), True)
     if has_c:
@@ -388,38 +395,37 @@ cdef object check_back(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple
                              "alone")
 
 
-cdef void use_states(Pass *p, object dhn, object dcn, int d, char *memory,
-                     const BackLayout *layout) noexcept:
+cdef object use_states(Pass *p, object dhn, object dcn, int d, char *memory,
+                       const BackLayout *layout, ptrdiff_t B, Timeline time, bint reverse):
     """Set the carries, and what the walk packs."""
     p.dh = memory + layout.dh
     p.dc = memory + layout.dc
     p.wb = memory + layout.wb
     p.wi = memory + layout.wi
-    load_state(p.dh, dhn, d, p)
+    p.before = NULL
+    from_end = None
+    if time is not None:
+        p.before = <const int32_t *> pointer(time.before())
+        ends = time.ends(reverse)
+        from_end = np.full(p.times.R, -1, np.int32)
+        from_end[ends[ends >= 0]] = np.flatnonzero(ends >= 0)
+    load_state(p.dh, dhn, d, p, B, from_end)
     if p.cell.has_c:
-        load_state(p.dc, dcn, d, p)
+        load_state(p.dc, dcn, d, p, B, from_end)
     memset(&p.barrier, 0, sizeof(fr_barrier))
 
 
-cdef object use_gradients(Pass *p, object dy, dict out, int d, bint reverse):
+cdef object use_gradients(Pass *p, object dy, dict out, int d, Tape tape):
     """Set dy, and where dL/dh(t) and dL/dc(t) go."""
-    cdef fr_rows rows
-    p.dy = p.dh_out = p.dc_out = NULL
+    cdef bint reverse = tape.reverse[d]
+    p.dy = p.dh_out = p.dc_out = rows_of(NULL, 1, 0, 0)
     if dy is not None:
-        rows = own_rows(dy, d, reverse, p)
-        p.dy = <char *> rows.base
-        p.dy_t = rows.outer
-        p.dy_b = rows.inner
-    if "dh" in out:
-        rows = own_rows(out["dh"], d, reverse, p)
-        p.dh_out = <char *> rows.base
-        p.out_t = rows.outer
-        p.out_b = rows.inner
+        p.dy = caller_rows(dy, d * p.H, reverse, tape.time, tape.target)
     if "dc" in out:
-        rows = own_rows(out["dc"], d, reverse, p)
-        p.dc_out = <char *> rows.base
-        p.out_t = rows.outer
-        p.out_b = rows.inner
+        p.dc_out = p.dh_out = caller_rows(out["dc"], d * p.H, reverse, tape.time, "time")
+        p.dh_out.base = NULL
+    if "dh" in out:
+        p.dh_out = caller_rows(out["dh"], d * p.H, reverse, tape.time, "time")
 
 
 cdef void use_outputs(Pass *p, tuple grads) noexcept:
@@ -435,7 +441,7 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
     Parameters
     ----------
     tape : what a forward call with keep=True returned
-    dy : (T, B, D*H), contiguous rows, or None: zero
+    dy : like forward's y, contiguous rows, or None: zero
     dhn, dcn : (D, B, H) or None: zero
     dx : out, like forward's x, or None: not wanted, or one-hot
     dh0, dc0 : out (D, B, H); dc0 is None for cells without c
@@ -445,6 +451,7 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
     Returns
     -------
     dict of the arrays named in `record`, in torch's order of time, also for the reverse direction
+        (zero in padding)
         dh, dc : (T, B, D, H), the whole derivatives with respect to h(t) and c(t)
         gates : (T, B, D, G, H), after their activations
         dgates_x, dgates_h : (T, B, D, G, H), gradients of W_ih x(t) + b_ih and of
@@ -466,6 +473,8 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
     for name in record:
         if name in ("dh", "dc"):
             out[name] = np.empty((T, B, D * H), tape.dtype)
+            if tape.time is not None:
+                out[name] = np.zeros((T * B, D * H), tape.dtype)
         elif name == "gates":
             out[name] = tape.recorded(name)  # the walk overwrites them
         elif name == "x":
@@ -487,18 +496,18 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
     job.scratch = buffer.data + scratch
     for d in range(D):
         p = &tape.passes[d]
-        use_states(p, dhn, dcn, d, buffer.data, &layouts[d])
-        use_gradients(p, dy, out, d, tape.reverse[d])
+        use_states(p, dhn, dcn, d, buffer.data, &layouts[d], B, tape.time, tape.reverse[d])
+        use_gradients(p, dy, out, d, tape)
         use_outputs(p, grads[d])
         p.need_dx = dx is not None
         p.add_dx = d > 0
         if dx is not None and used is not None:
             p.dx = rows_of(pointer(dx), p.V, 0, dx.strides[0] // dx.itemsize)
         elif dx is not None:
-            p.dx = grid(dx, 0, tape.reverse[d])
+            p.dx = caller_rows(dx, 0, tape.reverse[d], tape.time, tape.source)
 
     # from here on nobody else can give the tape's memory away
-    memory, _alive = tape.buffer, (tape.kept, tape.weights)
+    memory, _alive = tape.buffer, (tape.kept, tape.weights, tape.time)
     if memory is None:
         raise RuntimeError("backward: this tape was used already, a tape serves one backward")
     tape.used = True
@@ -507,9 +516,14 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
         run(walk_backward, &job, threads)
     for d in range(D):
         p = &tape.passes[d]
-        store_state(dh0, d, p.dh, p)
+        begins = ends = None
+        if tape.time is not None:
+            begins, ends = tape.time.begins(tape.reverse[d]), tape.time.ends(tape.reverse[d])
+        add_states(dh0, dhn, d, p, p.dh, B, begins, ends)
         if p.cell.has_c:
-            store_state(dc0, d, p.dc, p)
+            add_states(dc0, dcn, d, p, p.dc, B, begins, ends)
+    if dx is not None and used is None and tape.time is not None:
+        tape.time.blank(dx, tape.source)
     if dx is not whole:
         whole.fill(0)
         put_rows(whole, used, dx)

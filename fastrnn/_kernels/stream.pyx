@@ -1,7 +1,7 @@
 """A stack of layers that advances step by step: what `layer.stream()` returns.
 
-Everything is allocated beforehand. stream_states.pyx has the layers and the states of the rows, block.pyx
-the walk over many steps.
+Everything is allocated beforehand. stream_states.pyx has the layers and the states of the rows,
+block.pyx the walk over many steps.
 
 Letters: L layers, B batch, I input, H hidden, V symbols, N outputs of the head, T steps of a block,
 n rows of a call that names some.
@@ -16,7 +16,7 @@ cimport numpy as cnp
 from cpython.ref cimport PyObject
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.block cimport Block, Scratch, make_scratch, walk_block
 from fastrnn._kernels.c cimport fr_forward
@@ -331,6 +331,7 @@ cdef class Stream(States):
         else:
             b.x = <const char *> cnp.PyArray_DATA(x)
         b.y = <char *> cnp.PyArray_DATA(out)
+        memset(&b.barrier, 0, sizeof(b.barrier))
         if b.T == 0 or n == 0:
             return out
         with nogil:

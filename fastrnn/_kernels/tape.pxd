@@ -1,4 +1,5 @@
 from fastrnn._kernels.runtime cimport Buffer, Workspace
+from fastrnn._kernels.timeline cimport Timeline
 from fastrnn._kernels.walk cimport Pass
 
 
@@ -11,6 +12,9 @@ cdef class Tape:
     cdef object kept      # the arrays that the passes point into
     cdef tuple weights
     cdef tuple reverse
+    cdef Timeline time        # of rows of different lengths, or None
+    cdef str source           # with time, the layout of x
+    cdef str target           # and of y
     cdef ptrdiff_t embedding_rows  # V
     cdef object used_rows          # (U,) the rows of the embedding, or symbols, that x names
     cdef readonly object dtype
@@ -18,6 +22,7 @@ cdef class Tape:
     cdef readonly tuple shape  # (T, B, I, H)
     cdef readonly bint used
     cdef object recorded(self, str name)
+    cdef object places(self, bint reverse)
     cdef object input(self)
 
 

@@ -7,12 +7,13 @@ of it in use.
 import numpy as np
 
 cimport numpy as cnp
+from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.c cimport fr_barrier
 from fastrnn._kernels.check cimport take_rows
 from fastrnn._kernels.runtime cimport Buffer, Workspace
-from fastrnn._kernels.walk cimport Pass
+from fastrnn._kernels.walk cimport Pass, at
 
 cnp.import_array()
 
@@ -25,12 +26,15 @@ cdef give_back(Workspace workspace, Buffer buffer):
         pass
 
 
-cdef object rows_of_tape(const char *data, const Pass *p, object dtype, ptrdiff_t steps,
-                         ptrdiff_t slots):
-    """Return a view (steps, B, slots, H) of rows of `pitch` elements."""
-    cdef cnp.npy_intp[4] shape = [steps, p.B, slots, p.pitch]
-    rows = cnp.PyArray_SimpleNewFromData(4, shape, dtype.num, <void *> data)
-    return rows[..., :p.H]
+cdef void copy_rows(char *target, ptrdiff_t stride, object places, const char *source,
+                    ptrdiff_t source_stride, object taken, ptrdiff_t N, ptrdiff_t size) noexcept:
+    """target[places[n]] = source[taken[n]] for n < N, rows of `size` bytes; None: n itself."""
+    cdef const int32_t *to = NULL if places is None else <const int32_t *> cnp.PyArray_DATA(places)
+    cdef const int32_t *of = NULL if taken is None else <const int32_t *> cnp.PyArray_DATA(taken)
+    cdef ptrdiff_t n
+    for n in range(N):
+        memcpy(target + (to[n] if to != NULL else n) * stride,
+               source + (of[n] if of != NULL else n) * source_stride, size)
 
 
 cdef inline void move(char **pointer, ptrdiff_t distance) noexcept:
@@ -80,6 +84,9 @@ cdef class Tape:
         twin.kept = self.kept
         twin.weights = self.weights
         twin.reverse = self.reverse
+        twin.time = self.time
+        twin.source = self.source
+        twin.target = self.target
         twin.embedding_rows = self.embedding_rows
         twin.used_rows = self.used_rows
         twin.dtype = self.dtype
@@ -108,41 +115,88 @@ cdef class Tape:
         return self.passes[0].b_ih != NULL, self.passes[0].b_hh != NULL
 
     @property
+    def symbols(self):
+        """Whether x was symbols."""
+        return self.used_rows is not None
+
+    @property
     def x_shape(self):
-        """Shape of dx: (T, B, I), or (V, I) of an embedding; () of one-hot symbols."""
+        """Shape of dx: (T, B, I), or (V, I) of an embedding; () of one-hot symbols.
+
+        With lengths or resets (M, I), M rows of the layout of x.
+        """
         T, B, I, _ = self.shape
-        if self.used_rows is None:
-            return (T, B, I)
-        return (self.embedding_rows, I) if self.embedding_rows else ()
+        if self.used_rows is not None:
+            return (self.embedding_rows, I) if self.embedding_rows else ()
+        return (T, B, I) if self.time is None else (self.time.size(self.source), I)
+
+    @property
+    def y_shape(self):
+        """Shape of y: (T, B, D*H), or with lengths or resets (M, D*H)."""
+        T, B, _, H = self.shape
+        rows = (T, B) if self.time is None else (self.time.size(self.target),)
+        return (*rows, self.count * H)
 
     cdef object recorded(self, str name):
         """Copy gates, dgates_x or dgates_h (T, B, D, G, H), or h (T, B, D, H).
 
-        The order of time and of gates is torch's.
+        The order of time and of gates is torch's. Padding is zero.
         """
-        cdef int d, D = self.count, G = self.passes[0].cell.gates, g
+        cdef int d, g, D = self.count, G = self.passes[0].cell.gates
         cdef const Pass *p
+        cdef ptrdiff_t size, stride
         T, B, _, H = self.shape
-        copied = np.empty((T, B, D, H) if name == "h" else (T, B, D, G, H), self.dtype)
+        make = np.empty if self.time is None else np.zeros
+        copied = make((T, B, D, H) if name == "h" else (T, B, D, G, H), self.dtype)
+        cdef char *target
         for d in range(D):
             p = &self.passes[d]
-            out = copied[::-1, :, d] if self.reverse[d] else copied[:, :, d]
+            size = p.H * p.table.itemsize
+            stride = cnp.PyArray_STRIDE(copied, 1)
+            places = self.places(self.reverse[d])
+            target = <char *> cnp.PyArray_DATA(copied) + d * cnp.PyArray_STRIDE(copied, 2)
             if name == "h":
-                out[...] = rows_of_tape(p.h if p.keeps_h else p.c, p, self.dtype, p.T, 1)[:, :, 0]
+                before = None if self.time is None else self.time.before()
+                copy_rows(target, stride, places, p.h if p.keeps_h else p.c,
+                          p.pitch * p.table.itemsize, before, p.times.N, size)
             elif name == "gates" and p.cell.plain:  # the one gate is h
-                out[...] = rows_of_tape(p.h, p, self.dtype, p.T + 1, 1)[1:]
+                copy_rows(target, stride, places, at(p.h, p.times.R * p.pitch, p),
+                          p.pitch * p.table.itemsize, None, p.times.N, size)
             else:
-                slots = rows_of_tape(p.gates, p, self.dtype, p.T, p.cell.slots)
                 for g in range(G):  # W_ih x and W_hh h may have their gradients in two slots
-                    if name == "dgates_h":
-                        out[:, :, g] = slots[:, :, p.cell.slot_h[g]]
-                    else:
-                        out[:, :, p.cell.order_x[g]] = slots[:, :, g]
+                    copy_rows(target + size * (g if name == "dgates_h" else p.cell.order_x[g]),
+                              stride, places,
+                              at(p.gates, p.pitch * (p.cell.slot_h[g] if name == "dgates_h" else g),
+                                 p),
+                              p.row * p.table.itemsize, None, p.times.N, size)
         return copied
 
+    cdef object places(self, bint reverse):
+        """Return where the walk's rows are in a grid (T, B, ...), int32; None: in their order."""
+        cdef ptrdiff_t t, b, T, B
+        if self.time is not None:
+            return self.time.rows("time", reverse)
+        if not reverse:
+            return None
+        T, B = self.shape[:2]
+        places = np.empty(T * B, np.int32)
+        for t in range(T):
+            for b in range(B):
+                (<int32_t *> cnp.PyArray_DATA(places))[t * B + b] = <int32_t> ((T - 1 - t) * B + b)
+        return places
+
     cdef object input(self):
-        """Return forward's x, (T, B, I); for one-hot symbols the index (T, B)."""
-        x, index = self.kept
-        if index is None:
+        """Return forward's x, (T, B, I); for one-hot symbols the index (T, B). Padding is zero."""
+        x, index, _ = self.kept
+        if index is not None:
+            x = take_rows(self.used_rows if x is None else x, index)
+        if self.time is None:
             return x
-        return take_rows(self.used_rows if x is None else x, index)
+        T, B = self.shape[:2]
+        padded = np.zeros((T, B, *x.shape[1:]), x.dtype)
+        copy_rows(<char *> cnp.PyArray_DATA(padded), cnp.PyArray_STRIDE(padded, 1),
+                  self.time.rows("time"), <const char *> cnp.PyArray_DATA(x),
+                  cnp.PyArray_STRIDE(x, 0),
+                  None if index is not None else self.time.rows(self.source), self.time.N,
+                  cnp.PyArray_ITEMSIZE(x) * (cnp.PyArray_DIM(x, 1) if x.ndim > 1 else 1))
+        return padded

@@ -1,7 +1,7 @@
 """Calls of an object without a tuple and a dict of the arguments: CPython's vectorcall protocol.
 
-Cython fills a class's tp_call, for which CPython makes both. A class with a vectorcall function gets
-the arguments as they lie on the caller's stack.
+Cython fills a class's tp_call, for which CPython makes both. A class with a vectorcall function
+gets the arguments as they lie on the caller's stack.
 """
 
 from cpython.ref cimport PyObject

@@ -1,12 +1,14 @@
 from libc.stdint cimport int32_t
 
 from fastrnn._kernels.c cimport fr_barrier, fr_cell_row, fr_rows, fr_table
+from fastrnn._kernels.timeline cimport Times, row_of, state_of
 
 
 cdef struct Pass:
     const fr_table *table
     const fr_cell_row *cell
-    ptrdiff_t T, B, I, H
+    Times times              # steps T, rows B, and which of them are alive
+    ptrdiff_t I, H
     ptrdiff_t V              # rows of the embedding, or symbols, in use; 0: x is dense
     ptrdiff_t pitch, row     # of a state row; of a tape row (S * pitch)
     ptrdiff_t panels         # of the forward products
@@ -15,10 +17,15 @@ cdef struct Pass:
     bint keeps_h             # the tape has h of all steps; without, backward puts it in c's place
     # input: x (T, B, I), or x (V, I) and index (T, B), or index and column: I is then 0, and row v
     # of x would have a 1 in column[v] of `columns`. Its product with W_ih is then column
-    # gather_at[v] of `gathered`, which is W_ih or a copy of its columns in use.
+    # gather_at[v] of `gathered`, which is W_ih or a copy of its columns in use. Of rows of
+    # different lengths x, y, dy, dx and what is recorded have tables of places (timeline.pyx), and
+    # index (N) is in the order of the walk.
     fr_rows x
     const int32_t *index
     ptrdiff_t index_t
+    char *taken              # rows of x that were copied side by side, and their places, per thread
+    ptrdiff_t taken_size     # bytes per thread; 0: x is read where it lies
+    ptrdiff_t taken_rows     # at most
     const int32_t *column
     ptrdiff_t columns
     const void *gathered     # (G*H, gather_width)
@@ -37,26 +44,25 @@ cdef struct Pass:
     bint half                # step with bfloat16 weights, two in a word
     void *wx_half
     void *wh_half
-    # tape; without training gates holds one chunk and c one step
-    char *gates              # (T or chunk, B, S*pitch)
-    char *h                  # (T+1, or h0 and two in turn, B, pitch)
-    char *c                  # (T+1 or 1, B, pitch)
+    # tape; without training gates holds one chunk and c one step. N = T*B if all rows are equally
+    # long.
+    char *gates              # (N, or chunk*B, S*pitch)
+    char *h                  # (B + N, or h0 and two in turn, pitch)
+    char *c                  # (B + N, or B, pitch)
     char *symbols            # (V, S*pitch): projected symbols; going back, their gradients
     ptrdiff_t chunk
-    char *y                  # (T, B) grid of rows of H
-    ptrdiff_t y_t, y_b
+    fr_rows y                # of H
     # backward
-    const char *dy           # (T, B) grid of rows of H, or NULL
-    ptrdiff_t dy_t, dy_b
+    fr_rows dy               # of H; base NULL: zero
     char *dh                 # (B, pitch) carries
     char *dc
-    char *dh_out             # (T, B) grids of rows of H, of like strides, or NULL
-    char *dc_out
-    ptrdiff_t out_t, out_b
+    fr_rows dh_out           # of H; base NULL: not wanted
+    fr_rows dc_out
     void *wb                 # packed W_hh, (panels_h, G*H, ...)
     void *wi                 # packed W_ih, (panels_i, G*H, ...)
     fr_rows dx
     bint need_dx, add_dx
+    const int32_t *before    # (N) the state that each row begins its step with, or NULL: its own
     void *dw_ih
     void *dw_hh
     void *db_ih
@@ -79,8 +85,29 @@ cdef inline char *at(const void *base, ptrdiff_t elements, const Pass *p) noexce
 
 cdef inline char *h_at(const Pass *p, ptrdiff_t t, ptrdiff_t b) noexcept nogil:
     """Row b of h(t); h(0) is h0."""
-    cdef ptrdiff_t slot = t if p.keeps_h or t == 0 else 1 + (t - 1) % 2
-    return at(p.h, (slot * p.B + b) * p.pitch, p)
+    if p.keeps_h:
+        return at(p.h, state_of(&p.times, t, b) * p.pitch, p)
+    return at(p.h, ((0 if t == 0 else 1 + (t - 1) % 2) * p.times.R + b) * p.pitch, p)
+
+
+cdef inline char *c_at(const Pass *p, ptrdiff_t t, ptrdiff_t b) noexcept nogil:
+    """Row b of c(t); c(0) is c0. Without training there is one for all steps."""
+    return at(p.c, (state_of(&p.times, t, b) if p.training else b) * p.pitch, p)
+
+
+cdef inline char *step_of(const Pass *p, fr_rows rows, ptrdiff_t t, ptrdiff_t b) noexcept nogil:
+    """Where step t of rows from b on begins; with a table of places, where all rows begin."""
+    if rows.at:
+        return <char *> rows.base
+    if p.times.first:
+        return at(rows.base, row_of(&p.times, t, b) * rows.inner, p)
+    return at(rows.base, t * rows.outer + b * rows.inner, p)
+
+
+cdef inline const int32_t *places(const Pass *p, fr_rows rows, ptrdiff_t t,
+                                  ptrdiff_t b) noexcept nogil:
+    """The places of step t of rows from b on, or NULL: side by side."""
+    return rows.at + row_of(&p.times, t, b) if rows.at else NULL
 
 
 cdef inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) noexcept nogil:
@@ -94,6 +121,7 @@ cdef inline fr_rows rows_of(const void *base, ptrdiff_t count, ptrdiff_t outer,
     rows.count = count if count > 0 else 1
     rows.outer = outer
     rows.inner = inner
+    rows.at = NULL
     return rows
 
 

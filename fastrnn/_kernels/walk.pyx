@@ -3,17 +3,19 @@
 Letters: T steps, B batch, I input, H hidden, G gates, S slots of a tape row, V rows of an
 embedding.
 A `Pass` is one direction of one layer; a direction that walks back in time is a pass whose strides
-of time are negative, so that step t of the pass is always step t of its tape.
+of time are negative, so that step t of the pass is always step t of its tape. Rows may be of
+different lengths: timeline.pyx says which ones are alive at a step.
 
 Threads: a team of threads has one pass (two directions on an even number of threads) or all of
 them, one after the other. Within a team either the rows of the batch are split, which needs no
 barrier at all, or, for few rows, the hidden units, with a barrier after every step. Either way a
-number is computed by one thread in one order.
+number is computed by one thread in one order. If a team that splits units has to wait too long for
+one of its threads, thread 0 takes all units of the other steps.
 
 Nothing here holds the GIL, allocates or checks: sequence.pyx and stream.pyx do.
 """
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int32_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.c cimport fr_backward, fr_forward, fr_gradient, fr_product, fr_rows, fr_table
@@ -24,7 +26,9 @@ from fastrnn._kernels.runtime cimport (
     table_for,
     threads_for,
     wait,
+    wait_step,
 )
+from fastrnn._kernels.timeline cimport alive_at, even_times
 
 AS_IT_IS[:] = [0, 1, 2, 3]
 
@@ -44,6 +48,7 @@ cdef ptrdiff_t JOINED_ROWS = 16
 cdef struct Share:
     int first, last          # passes of the team
     int rank, size           # in the team
+    int worker               # number of the thread among all
     bint by_units
 
 
@@ -53,8 +58,7 @@ cdef Pass sized(int kind, object dtype, ptrdiff_t T, ptrdiff_t B, ptrdiff_t I,
     memset(&p, 0, sizeof(p))
     p.table = table_for(dtype)
     p.cell = &p.table.cell[kind]
-    p.T = T
-    p.B = B
+    p.times = even_times(T, B)
     p.I = I
     p.H = H
     p.pitch = pitch_of(H, p.table.itemsize)
@@ -76,25 +80,26 @@ cdef int plan(Job *job) noexcept nogil:
     """Threads to use, and whether teams split units or rows."""
     cdef const Pass *p = job.passes
     cdef double G = p.cell.gates
-    cdef int threads = threads_for(2.0 * p.T * p.B * G * p.H * (p.I + p.H) * job.count)
+    cdef int threads = threads_for(2.0 * p.times.N * G * p.H * (p.I + p.H) * job.count)
     cdef int teams = 2 if job.count == 2 and threads % 2 == 0 else 1
     cdef int members = threads // teams
     # one thread: 1e5 operations a microsecond, 6e4 bytes of weights a microsecond
-    cdef double step = max(2.0 * p.B * G * p.H * p.H / 1e5,
+    cdef double step = max(2.0 * p.times.R * G * p.H * p.H / 1e5,
                            G * p.H * p.H * p.table.itemsize / 6e4)
     job.by_units = False
-    if members > 1 and p.B < 4 * members:
+    if members > 1 and p.times.R < 4 * members:
         if step >= WORTH_A_BARRIER:
             job.by_units = True
             members = <int> min(members, p.panels, p.panels_h)
         else:
-            members = <int> max(1, min(members, p.B // 2))
+            members = <int> max(1, min(members, p.times.R // 2))
     return teams * members
 
 
 cdef Share share_of(const Job *job, int rank, int size) noexcept nogil:
     cdef Share s
     cdef int teams = 2 if job.count == 2 and size % 2 == 0 else 1
+    s.worker = rank
     s.size = size // teams
     s.first = rank // s.size if teams == 2 else 0
     s.last = s.first + 1 if teams == 2 else job.count
@@ -106,6 +111,11 @@ cdef Share share_of(const Job *job, int rank, int size) noexcept nogil:
 cdef ptrdiff_t part(ptrdiff_t n, int rank, int size) noexcept nogil:
     """Where part `rank` of n things begins, or, for rank + 1, ends."""
     return n * rank // size
+
+
+cdef inline const int32_t *index_at(const Pass *p, ptrdiff_t t) noexcept nogil:
+    """The symbols of step t."""
+    return p.index + (p.times.first[t] if p.times.first else t * p.index_t)
 
 
 # ---- forward ------------------------------------------------------------------------------------
@@ -175,11 +185,69 @@ cdef void project_symbols(const Pass *p, ptrdiff_t row0, ptrdiff_t row1) noexcep
         project(p, p.x, rows_of(p.symbols, p.V, 0, p.row), row0, row1, 0, p.panels)
 
 
+cdef ptrdiff_t part_rows(const Times *times, int rank, int size) noexcept nogil:
+    """Where the rows of part `rank` begin, or, for rank + 1, end: parts of like many steps."""
+    cdef ptrdiff_t r = 0, steps = 0, wanted
+    if times.length == NULL or rank == 0:
+        return part(times.R, rank, size)
+    wanted = part(times.N, rank, size)
+    while r < times.R and steps + times.length[r] // 2 < wanted:
+        steps += times.length[r]
+        r += 1
+    return times.R if rank == size else r
+
+
+cdef ptrdiff_t take_rows(const Pass *p, char *taken, int32_t *place, ptrdiff_t t0, ptrdiff_t t1,
+                         ptrdiff_t b0, ptrdiff_t b1) noexcept nogil:
+    """Copy x of rows [b0, b1) that are alive in steps [t0, t1) side by side; return how many.
+
+    `place` gets their row numbers, counted from the first row of step t0.
+    """
+    cdef ptrdiff_t t, b, row, count = 0, size = p.I * p.table.itemsize
+    for t in range(t0, t1):
+        for b in range(b0, min(b1, alive_at(&p.times, t))):
+            row = row_of(&p.times, t, b)
+            memcpy(taken + count * size,
+                   at(p.x.base, (p.x.at[row] if p.x.at else row) * p.x.inner, p), size)
+            place[count] = <int32_t> (row - row_of(&p.times, t0, 0))
+            count += 1
+    return count
+
+
+cdef void project_chunk(const Pass *p, const Share *s, ptrdiff_t t0, ptrdiff_t t1, ptrdiff_t b0,
+                        ptrdiff_t b1, ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil:
+    """x W_ih + b of rows [b0, b1) in steps [t0, t1), into their tape rows."""
+    cdef ptrdiff_t count, tape_row = row_of(&p.times, t0, b0) if p.training else b0
+    cdef char *taken = p.taken + s.worker * p.taken_size
+    cdef int32_t *place
+    cdef fr_rows rows
+    if not p.taken_size:
+        project(p, rows_of(at(p.x.base, t0 * p.x.outer + b0 * p.x.inner, p), b1 - b0, p.x.outer,
+                           p.x.inner),
+                rows_of(at(p.gates, tape_row * p.row, p), b1 - b0, p.times.R * p.row, p.row),
+                0, (t1 - t0) * (b1 - b0), panel0, panel1)
+        return
+    place = <int32_t *> (taken + p.taken_size) - p.taken_rows
+    count = take_rows(p, taken, place, t0, t1, b0, b1)
+    rows = rows_of(at(p.gates, (tape_row - b0) * p.row, p), count, 0, p.row)
+    rows.at = place
+    project(p, rows_of(taken, count, 0, p.I), rows, 0, count, panel0, panel1)
+
+
+cdef ptrdiff_t chunk_end(const Pass *p, ptrdiff_t t0) noexcept nogil:
+    """Where the chunk of steps that begins with t0 ends: it has at most chunk * B rows."""
+    cdef ptrdiff_t t = min(t0 + p.chunk, p.times.T)
+    if p.times.first:
+        while t < p.times.T and p.times.first[t + 1] - p.times.first[t0] <= p.chunk * p.times.R:
+            t += 1
+    return t
+
+
 cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
     cdef fr_forward step
-    cdef ptrdiff_t b0 = 0, b1 = p.B, panel0 = 0, panel1 = p.panels
+    cdef ptrdiff_t b0 = 0, b1 = p.times.R, panel0 = 0, panel1 = p.panels
     cdef ptrdiff_t t, t0, t1, base
-    cdef bint joined
+    cdef bint joined, together = s.by_units  # the team shares the units of each step
     cdef void (*forward)(const fr_forward *) noexcept nogil
     if not p.packed:
         pack_forward(p, part(p.panels, s.rank, s.size), part(p.panels, s.rank + 1, s.size),
@@ -195,61 +263,75 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
         panel0 = part(p.panels, s.rank, s.size)
         panel1 = part(p.panels, s.rank + 1, s.size)
     else:
-        b0 = part(p.B, s.rank, s.size)
-        b1 = part(p.B, s.rank + 1, s.size)
+        b0 = part_rows(&p.times, s.rank, s.size)
+        b1 = part_rows(&p.times, s.rank + 1, s.size)
         if b0 == b1:
             return
 
     memset(&step, 0, sizeof(step))
-    step.rows = b1 - b0
     step.panel0 = panel0
     step.panel1 = panel1
     step.hidden = p.H
     step.pitch = p.pitch
-    step.y_row = p.y_b
-    step.gates_row = step.start_row = p.row
+    step.y_row = p.y.inner
+    step.gates_row = p.row
     step.wh = p.wh_half if p.half else p.wh
+    step.wx = p.wx_half if p.half else p.wx
     step.bias_n = p.bias_n
     forward = p.cell.forward_half if p.half else p.cell.forward
-    joined = not p.index and (p.wx == NULL or not s.by_units and step.rows >= JOINED_ROWS)
-    if joined:
-        step.start = p.start
-        step.start_row = 0
-        step.input = p.I
-        step.wx = p.wx_half if p.half else p.wx
-        step.x_row = p.x.inner
     t1 = 0
-    while t1 < p.T:
+    while t1 < p.times.T and b0 < alive_at(&p.times, t1):
         t0 = t1
-        t1 = min(t0 + p.chunk, p.T)
-        base = 0 if p.training else t0  # tape row of step t: t - base
+        t1 = chunk_end(p, t0)
+        base = 0 if p.training else row_of(&p.times, t0, 0)  # tape row of the first row of t0
+        step.rows = min(b1, alive_at(&p.times, t0)) - b0
+        joined = not p.index and (p.wx == NULL or not s.by_units and step.rows >= JOINED_ROWS)
         if not p.index and not joined:
-            project(p, rows_of(at(p.x.base, t0 * p.x.outer + b0 * p.x.inner, p), b1 - b0,
-                               p.x.outer, p.x.inner),
-                    rows_of(at(p.gates, ((t0 - base) * p.B + b0) * p.row, p), b1 - b0,
-                            p.B * p.row, p.row),
-                    0, (t1 - t0) * (b1 - b0), panel0, panel1)
+            project_chunk(p, s, t0, t1, b0, b1, panel0, panel1)
+        step.input = p.I if joined else 0
+        step.start_row = 0 if joined else p.row
         for t in range(t0, t1):
+            step.rows = min(b1, alive_at(&p.times, t)) - b0
+            if step.rows <= 0:
+                break
             if p.index:
                 step.start = p.symbols
-                step.index = p.index + t * p.index_t + b0
+                step.index = index_at(p, t) + b0
             elif joined:
-                step.x = at(p.x.base, t * p.x.outer + b0 * p.x.inner, p)
+                step.start = p.start
+                step_input(p, s, &step, t, b0)
             else:
-                step.start = at(p.gates, ((t - base) * p.B + b0) * p.row, p)
+                step.start = at(p.gates, (row_of(&p.times, t, b0) - base) * p.row, p)
             if p.training:
-                step.gates = at(p.gates, (t * p.B + b0) * p.row, p)
-                step.c_prev = at(p.c, (t * p.B + b0) * p.pitch, p)
-                step.c = at(p.c, ((t + 1) * p.B + b0) * p.pitch, p)
-            else:
-                step.c_prev = step.c = at(p.c, b0 * p.pitch, p)
+                step.gates = at(p.gates, row_of(&p.times, t, b0) * p.row, p)
+            step.c_prev = c_at(p, t, b0)
+            step.c = c_at(p, t + 1, b0)
             step.h_prev = h_at(p, t, b0)
             step.h = h_at(p, t + 1, b0)
-            step.y = at(p.y, t * p.y_t + b0 * p.y_b, p)
+            step.y = step_of(p, p.y, t, b0)
+            step.y_at = places(p, p.y, t, b0)
             step.down = t & 1 and step.rows < MANY_ROWS
             forward(&step)
-            if s.by_units:
-                wait(&p.barrier, s.size)
+            if together and not wait_step(&p.barrier, s.size):
+                if s.rank:
+                    return
+                together = False
+                step.panel0 = panel0 = 0
+                step.panel1 = panel1 = p.panels
+
+
+cdef void step_input(const Pass *p, const Share *s, fr_forward *step, ptrdiff_t t,
+                     ptrdiff_t b0) noexcept nogil:
+    """Let a step read x itself, side by side."""
+    cdef char *taken = p.taken + s.worker * p.taken_size
+    if p.taken_size:
+        take_rows(p, taken, <int32_t *> (taken + p.taken_size) - p.taken_rows, t, t + 1, b0,
+                  b0 + step.rows)
+        step.x = taken
+        step.x_row = p.I
+    else:
+        step.x = at(p.x.base, t * p.x.outer + b0 * p.x.inner, p)
+        step.x_row = p.x.inner
 
 
 cdef void walk_forward(void *arg, int rank, int size) noexcept nogil:
@@ -283,12 +365,39 @@ cdef fr_product plain_product(const Pass *p, fr_rows c, fr_rows a, const void *b
     return g
 
 
+cdef void step_back(const Pass *p, fr_backward *step, ptrdiff_t t, ptrdiff_t b0, ptrdiff_t b1,
+                    bint last) noexcept nogil:
+    """Step t of rows [b0, b1), for which it is the last one or not."""
+    step.rows = b1 - b0
+    if step.rows <= 0:
+        return
+    step.next = NULL if last else at(p.gates, row_of(&p.times, t + 1, b0) * p.row, p)
+    step.gates = at(p.gates, row_of(&p.times, t, b0) * p.row, p)
+    step.dh = at(p.dh, b0 * p.pitch, p)
+    step.dc = at(p.dc, b0 * p.pitch, p)
+    if p.dy.base != NULL:
+        step.dy = step_of(p, p.dy, t, b0)
+        step.dy_at = places(p, p.dy, t, b0)
+    if p.dh_out.base != NULL:
+        step.dh_out = step_of(p, p.dh_out, t, b0)
+    if p.dc_out.base != NULL:
+        step.dc_out = step_of(p, p.dc_out, t, b0)
+    step.out_at = places(p, p.dh_out, t, b0)
+    step.h_prev = h_at(p, t, b0)
+    step.h = h_at(p, t + 1, b0)
+    step.c_prev = c_at(p, t, b0)
+    step.c = c_at(p, t + 1, b0)
+    step.down = t & 1 and step.rows < MANY_ROWS
+    p.cell.backward(step)
+
+
 cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
     """Gate gradients of all steps, written over the gates, and dh, dc of the initial state."""
     cdef fr_backward step
     cdef fr_product g
-    cdef ptrdiff_t b0 = 0, b1 = p.B, panel0 = 0, panel1 = p.panels_h, t
+    cdef ptrdiff_t b0 = 0, b1 = p.times.R, panel0 = 0, panel1 = p.panels_h, t, going, alive
     cdef ptrdiff_t k = p.cell.gates * p.H
+    cdef bint together = s.by_units
     p.table.pack_plain(p.wb, p.w_hh, k, p.H, p.cell.gates, AS_IT_IS,
                        part(p.panels_h, s.rank, s.size), part(p.panels_h, s.rank + 1, s.size))
     if p.need_dx:
@@ -299,49 +408,41 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
         panel0 = part(p.panels_h, s.rank, s.size)
         panel1 = part(p.panels_h, s.rank + 1, s.size)
     else:
-        b0 = part(p.B, s.rank, s.size)
-        b1 = part(p.B, s.rank + 1, s.size)
+        b0 = part_rows(&p.times, s.rank, s.size)
+        b1 = part_rows(&p.times, s.rank + 1, s.size)
         if b0 == b1:
             return
 
     memset(&step, 0, sizeof(step))
-    step.rows = b1 - b0
     step.panel0 = panel0
     step.panel1 = panel1
     step.hidden = p.H
     step.pitch = p.pitch
     step.gates_row = p.row
-    step.dy_row = p.dy_b
-    step.out_row = p.out_b
+    step.dy_row = p.dy.inner
+    step.out_row = p.dh_out.inner
     step.wb = p.wb
-    step.dh = at(p.dh, b0 * p.pitch, p)
-    step.dc = at(p.dc, b0 * p.pitch, p)
-    for t in range(p.T - 1, -1, -1):
-        step.next = step.gates
-        step.gates = at(p.gates, (t * p.B + b0) * p.row, p)
-        if p.dy != NULL:
-            step.dy = at(p.dy, t * p.dy_t + b0 * p.dy_b, p)
-        if p.dh_out != NULL:
-            step.dh_out = at(p.dh_out, t * p.out_t + b0 * p.out_b, p)
-        if p.dc_out != NULL:
-            step.dc_out = at(p.dc_out, t * p.out_t + b0 * p.out_b, p)
-        step.h_prev = h_at(p, t, b0)
-        step.h = h_at(p, t + 1, b0)
-        step.c_prev = at(p.c, (t * p.B + b0) * p.pitch, p)
-        step.c = at(p.c, ((t + 1) * p.B + b0) * p.pitch, p)
-        step.down = t & 1 and step.rows < MANY_ROWS
-        p.cell.backward(&step)
-        if s.by_units:
-            wait(&p.barrier, s.size)
+    going = b0  # rows [b0, going) have a step t+1
+    for t in range(p.times.T - 1, -1, -1):
+        alive = min(b1, alive_at(&p.times, t))
+        step_back(p, &step, t, b0, going, False)
+        step_back(p, &step, t, going, alive, True)
+        going = max(b0, alive)
+        if together and not wait_step(&p.barrier, s.size):
+            if s.rank:
+                return
+            together = False
+            step.panel0 = panel0 = 0
+            step.panel1 = panel1 = p.panels_h
     if not p.keeps_h:
         # backward has put h(t) in the place of c(t); h0 is what is missing
         k = p.table.lanes * p.table.plain_vectors
         for t in range(b0, b1):
             memcpy(at(p.c, t * p.pitch + panel0 * k, p), at(p.h, t * p.pitch + panel0 * k, p),
                    (min(panel1 * k, p.pitch) - panel0 * k) * p.table.itemsize)
-    if p.T > 0:
-        g = plain_product(p, rows_of(p.dh, p.B, 0, p.pitch),
-                          rows_of(at(p.gates, p.cell.slot_h[0] * p.pitch, p), p.B, 0, p.row),
+    if p.times.T > 0:
+        g = plain_product(p, rows_of(p.dh, p.times.R, 0, p.pitch),
+                          rows_of(at(p.gates, p.cell.slot_h[0] * p.pitch, p), p.times.R, 0, p.row),
                           p.wb, p.H)
         g.row0 = b0
         g.row1 = b1
@@ -352,7 +453,7 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
 
 cdef void parameter_gradients(Pass *p, Job *job, int rank, int size) noexcept nogil:
     """dx and the weights' gradients: products over all of time."""
-    cdef ptrdiff_t n = p.T * p.B, per, c0, c1
+    cdef ptrdiff_t n = p.times.N, per, c0, c1
     cdef fr_rows gates = rows_of(p.gates, n, 0, p.row), inputs = gates
     cdef fr_gradient w
     cdef fr_product g
@@ -364,9 +465,9 @@ cdef void parameter_gradients(Pass *p, Job *job, int rank, int size) noexcept no
         c1 = min(c0 + per, p.row)
         for i in range(p.V):
             memset(at(p.symbols, i * p.row + c0, p), 0, (c1 - c0) * p.table.itemsize)
-        for i in range(p.T):
-            p.table.scatter_add(p.symbols, at(p.gates, i * p.B * p.row, p), p.row,
-                                p.index + i * p.index_t, p.B, c0, c1)
+        for i in range(p.times.T):
+            p.table.scatter_add(p.symbols, at(p.gates, row_of(&p.times, i, 0) * p.row, p), p.row,
+                                index_at(p, i), alive_at(&p.times, i), c0, c1)
         wait(&job.everyone, size)
         n = p.V
         inputs = rows_of(p.symbols, n, 0, p.row)
@@ -400,8 +501,9 @@ cdef void parameter_gradients(Pass *p, Job *job, int rank, int size) noexcept no
     w.c = p.dw_hh
     w.bias = p.db_hh
     w.a = gates
-    w.b = rows_of(p.h if p.keeps_h else p.c, p.T * p.B, 0, p.pitch)
-    w.k = p.T * p.B
+    w.b = rows_of(p.h if p.keeps_h else p.c, p.times.N, 0, p.pitch)
+    w.b.at = p.before
+    w.k = p.times.N
     w.n = p.H
     for i in range(p.cell.gates):
         w.slot[i] = p.cell.slot_h[i] * p.pitch

@@ -7,6 +7,7 @@ threads. Letters: T steps, B batch, I input, H hidden, G gates, L layers, D dire
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from fastrnn._checks import RefusedValue, public
 from fastrnn._kernels import sequence
 from fastrnn._kernels.sequence import RECORD
 from fastrnn._kernels.tape import Tape
+from fastrnn._kernels.timeline import Timeline
 
 if TYPE_CHECKING:
     from fastrnn.layers.parameters import Part
@@ -37,14 +39,23 @@ def rows(T: int, B: int, N: int, dtype: Any, batch_first: bool) -> np.ndarray:
 
 
 class Layout(NamedTuple):
-    """How the caller's arrays lie: with a batch or as one sequence, time first or batch first."""
+    """How the caller's arrays lie: with a batch or as one sequence, time first or batch first.
+
+    With `rows` they are rows (M, N) of a layout of a Timeline.
+    """
 
     batched: bool = True
     batch_first: bool = False
+    rows: bool = False
 
-    def y_shape(self, T: int, B: int, N: int) -> tuple[int, ...]:
-        """Return the shape of the caller's y or dy."""
+    def shape(self, T: int, B: int, N: int) -> tuple[int, ...]:
+        """Return the shape of the caller's sequences of N features."""
         return (B, T, N) if self.batch_first else (T, B, N) if self.batched else (T, N)
+
+    def sizes(self, x: np.ndarray) -> tuple[int, int]:
+        """Return T and B of a caller's sequences."""
+        T, B = x.shape[:2] if self.batched else (len(x), 1)
+        return (B, T) if self.batch_first else (T, B)
 
     def from_caller(self, a: np.ndarray) -> np.ndarray:
         """Return a caller's sequence as (T, B, N)."""
@@ -53,6 +64,16 @@ class Layout(NamedTuple):
     def to_caller(self, a: np.ndarray) -> np.ndarray:
         """Return (T, B, N) as the caller has it."""
         return a.transpose(1, 0, 2) if self.batch_first else a if self.batched else a[:, 0]
+
+    @property
+    def grid(self) -> str:
+        """The layout of a Timeline that the caller's sequences have as rows."""
+        return "batch" if self.batch_first else "time"
+
+
+def as_rows(a: np.ndarray) -> np.ndarray:
+    """Return (..., N) as (M, N), a copy if its rows do not lie side by side."""
+    return np.ascontiguousarray(a).reshape(-1, a.shape[-1])
 
 
 class Kept(NamedTuple):
@@ -65,11 +86,14 @@ class Kept(NamedTuple):
     layout : Layout
     version : int
         Version of the layer's parameters.
+    time : Timeline or None
+        Lengths and resets; the arrays of the tapes are rows (M, N) then.
     """
 
     tapes: list[tuple[Tape, np.ndarray | None]]
     layout: Layout
     version: int
+    time: Timeline | None = None
 
 
 _SPENT = Kept([], Layout(), 0)
@@ -151,13 +175,20 @@ class Pass:
         self, dy: Any, dstate: Any, need_dx: bool = True, record: tuple[str, ...] = (),
         grads: Mapping[str, np.ndarray] | None = None, retain: bool = False,
     ) -> Any:
-        layer, (tapes, layout, version) = self.layer, self.kept
+        layer, (tapes, layout, version, time) = self.layer, self.kept
         check_unspent(self.spent, layer, version)
-        T, B, _, H = tapes[0][0].shape
+        first = tapes[0][0]
+        T, B, I, H = first.shape
         L, D, dtype = layer.num_layers, layer.directions, layer.dtype
         has_c, padded = layer.has_c, (L * D, B, H)
         if dy is not None:
-            dy = layout.from_caller(_checks.array("dy", dy, dtype, layout.y_shape(T, B, D * H)))
+            like_y = tapes[-1][0].y_shape
+            expected = (math.prod(like_y[:-1]), D * H) if layout.rows else layout.shape(T, B, D * H)
+            dy = _checks.array("dy", dy, dtype, expected)
+            if layout.rows or time is not None:
+                dy = as_rows(dy).reshape(like_y)
+            else:
+                dy = layout.from_caller(dy)
         shape = padded if layout.batched else (L * D, H)
         dhn = dcn = None
         if dstate is not None:
@@ -188,8 +219,11 @@ class Pass:
                     tape, dy, None if dhn is None else dhn[own], None if dcn is None else dcn[own],
                     dx, dh0[own], None if dc0 is None else dc0[own], into[number], record))
                 dy = dx
-        if dx is not None and dx.ndim == 3:
-            dx = layout.to_caller(dx)
+        if dx is not None and not first.symbols:
+            if layout.rows:
+                dx = dx.reshape(-1, I)
+            else:
+                dx = layout.to_caller(dx) if time is None else dx.reshape(layout.shape(T, B, I))
         dh0 = dh0.reshape(shape)
         dstate0 = dh0 if dc0 is None else (dh0, dc0.reshape(shape))
         return (dx, dstate0, recorded[::-1]) if record else (dx, dstate0)
@@ -198,7 +232,7 @@ class Pass:
         """Return a new array for the gradient of a layer's input; None for one-hot symbols."""
         if not tape.x_shape:
             return None
-        if len(tape.x_shape) == 2:  # an embedding
+        if len(tape.x_shape) == 2:  # an embedding, or rows
             return np.empty(tape.x_shape, self.layer.dtype)
         T, B, I = tape.x_shape
         return rows(T, B, I, self.layer.dtype, layout.batch_first)

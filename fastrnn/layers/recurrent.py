@@ -20,12 +20,13 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue, public
 from fastrnn._kernels import sequence
-from fastrnn._kernels.runtime import Workspace, get_isa
+from fastrnn._kernels.runtime import Workspace
 from fastrnn._kernels.stream import Stream
+from fastrnn._kernels.timeline import Timeline
 from fastrnn.cells import CELLS, Cell
-from fastrnn.layers.packs import pack
-from fastrnn.layers.parameters import UNSET, Part, Shapes, check_grads
-from fastrnn.layers.passes import Kept, Layout, Pass, rows
+from fastrnn.layers.packs import PackedPart
+from fastrnn.layers.parameters import UNSET, Shapes, check_grads
+from fastrnn.layers.passes import Kept, Layout, Pass, as_rows, rows
 
 if TYPE_CHECKING:
     from fastrnn._kernels.packed import Packed, Weights
@@ -37,9 +38,15 @@ MOST_LAYERS = 10_000  # the names of their parameters take 30 MB
 _BATCHED = Layout()
 _UNBATCHED = Layout(batched=False)
 _BATCH_FIRST = Layout(batch_first=True)
+_ROWS = Layout(rows=True)
 
 
-class Recurrent(Part):
+def _of_one(value: Any, ndim: int) -> Any:
+    """Return what one sequence has as that of a batch of one; anything else as it came."""
+    return value if value is None or np.ndim(value) != ndim else np.asarray(value)[..., None]
+
+
+class Recurrent(PackedPart):
     """What RNN, LSTM and GRU share: everything but the constructor's arguments.
 
     Attributes
@@ -54,7 +61,6 @@ class Recurrent(Part):
 
     _fixed = frozenset(["cell", "input_size", "hidden_size", "num_layers", "bias", "bidirectional",
                         "has_c", "directions", "width"])
-    cell: Cell
     has_c: bool
     directions: int
     width: int
@@ -84,8 +90,6 @@ class Recurrent(Part):
         self._check_size(dtype)
         self._workspace = Workspace()
         self._last: Kept | None = None  # of the latest call in training mode
-        self._packs: list[tuple[Packed, ...]] | None = None
-        self._packed_for = ""  # the instruction set
         super().__init__(self._parameter_shapes(), dtype)
         weights, masks = _checks.seeds(None if seed is UNSET else seed, 2)
         if seed is not UNSET:
@@ -129,7 +133,10 @@ class Recurrent(Part):
     # ---- calls ------------------------------------------------------------------------------
 
     @public
-    def __call__(self, x: Any, state: State = None) -> tuple[np.ndarray, State]:
+    def __call__(
+        self, x: Any, state: State = None, *, lengths: Any = None, reset: Any = None,
+        reset_to: str = "zero",
+    ) -> tuple[np.ndarray, State]:
         """Run the layers over a batch of sequences.
 
         In training mode the layer keeps the pass of its latest call, for `backward`; `forward`
@@ -141,36 +148,47 @@ class Recurrent(Part):
             It has the layer's dtype. In training mode do not change it before backward.
         state : array (L*D, B, H) or None; for an LSTM a pair (h0, c0) of such
             The initial state, (L*D, H) for one sequence; None means zeros.
+        lengths : whole numbers (B,), each 0 to T, optional
+            The steps of each row; what follows in x is padding and may be anything, NaN too. The
+            work is that of the real steps. The reverse direction begins at a row's own end. For
+            one sequence a whole number.
+        reset : booleans (T, B), or like x without the features, optional
+            Where a new episode begins: nothing of the steps before reaches this step, forward or
+            backward. In the reverse direction likewise nothing of it reaches the steps before.
+        reset_to : {"zero", "initial"}
+            The state that an episode begins with: zero, or the row's initial state.
 
         Returns
         -------
         y : array (T, B, D*H), or (B, T, D*H), or (T, D*H)
-            The last layer's states h, forward and reverse side by side.
+            The last layer's states h, forward and reverse side by side; zero past a row's end.
         hn : array (L*D, B, H) or (L*D, H); for an LSTM the pair (hn, cn)
-            The state after the last processed step of every layer and direction.
+            The state after the last processed step of every layer and direction, that of each row
+            after its own; of an empty row its initial state.
 
         Raises
         ------
         TypeError
             If an argument is not numeric or of another dtype, or the state is not of the cell.
         ValueError
-            If a shape does not fit.
+            If a shape does not fit, or a length is not in 0 to T.
         """
         training = self.mode == "training"
-        y, state, p = self._forward(x, state, training, latest=training)
+        y, state, p = self._forward(x, state, training, lengths, reset, reset_to, latest=training)
         if p is not None:
             self.__dict__["_last"] = p.kept
         return y, state
 
     @public
     def forward(
-        self, x: Any, state: State = None, *, grad: bool = True
+        self, x: Any, state: State = None, *, lengths: Any = None, reset: Any = None,
+        reset_to: str = "zero", grad: bool = True,
     ) -> tuple[np.ndarray, State, Pass | None]:
         """Run the layers over a batch of sequences, and return the pass to go back through.
 
         Parameters
         ----------
-        x, state : as of a call
+        x, state, lengths, reset, reset_to : as of a call
         grad : bool
             Whether a pass is wanted. Without one the layer computes as in evaluation: dropout is
             left out.
@@ -186,10 +204,54 @@ class Recurrent(Part):
         TypeError, ValueError
             As of a call; also if a pass is wanted of a layer in the mode "bfloat16".
         """
-        return self._forward(x, state, grad)
+        return self._forward(x, state, grad, lengths, reset, reset_to)
+
+    @public
+    def forward_packed(
+        self, data: Any, batch_sizes: Any, state: State = None, *, reset: Any = None,
+        reset_to: str = "zero", grad: bool = True,
+    ) -> tuple[np.ndarray, State, Pass | None]:
+        """Run the layers over rows in the layout of torch's PackedSequence, without padding.
+
+        Nothing is copied: this is the order in which the layers walk.
+
+        Parameters
+        ----------
+        data : array (N, I)
+            The rows of step 0, the longest sequence first, then those of step 1, and so on.
+        batch_sizes : whole numbers (T,)
+            How many sequences each step has, none more than the one before; their sum is N.
+        state : as of a call, with B = batch_sizes[0] rows in the order of data
+        reset : booleans (N,), optional
+        reset_to, grad : as of `forward`
+
+        Returns
+        -------
+        y : array (N, D*H)
+        state : as of a call
+        p : Pass or None
+            ``p.backward(dy, dstate)`` takes dy (N, D*H) and returns dx (N, I).
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of a call; also if batch_sizes are not in descending order, or not those of data.
+        """
+        data = _checks.array("data", data, self.flat.dtype, ("N", self.input_size))
+        T, B, time = _checks.packed_timeline(batch_sizes, len(data), reset, reset_to)
+        drops = grad and self.mode == "training"
+        if time is None:  # all rows are equally long
+            y, state, p = self.run(data.reshape(T, B, -1), None, state, grad=grad, dropout=drops,
+                                   layout=_BATCHED)
+            if p is not None:
+                p.kept = p.kept._replace(layout=_ROWS)
+            return y.reshape(len(data), -1), state, p
+        return self.run(data, None, state, grad=grad, dropout=drops, layout=_ROWS, time=time,
+                        source="packed", target="packed")
 
     def _forward(
-        self, x: Any, state: State, grad: bool, latest: bool = False
+        self, x: Any, state: State, grad: bool, lengths: Any = None, reset: Any = None,
+        reset_to: str = "zero", latest: bool = False,
     ) -> tuple[np.ndarray, State, Pass | None]:
         I, dtype = self.input_size, self.flat.dtype
         if type(x) is not np.ndarray:
@@ -203,6 +265,16 @@ class Recurrent(Part):
             layout, shape = _BATCHED, ("T", "B", I)
         x = _checks.array("x", x, dtype, shape, self._explain)
         drops = grad and self.mode == "training"
+        if lengths is not None or reset is not None or reset_to != "zero":
+            T, B = layout.sizes(x)
+            if not layout.batched:
+                lengths, reset = _of_one(lengths, 0), _of_one(reset, 1)
+            time = _checks.timeline(lengths, reset, reset_to, T, B, layout.batch_first)
+            if time is not None:
+                y, state, p = self.run(as_rows(x), None, state, grad=grad, dropout=drops,
+                                       layout=layout, latest=latest, time=time,
+                                       source=layout.grid, target=layout.grid)
+                return y.reshape(layout.shape(T, B, self.width)), state, p
         if layout is _BATCHED:
             return self.run(x, None, state, grad=grad, dropout=drops, latest=latest)
         y, state, p = self.run(layout.from_caller(x), None, state, grad=grad, dropout=drops,
@@ -219,7 +291,8 @@ class Recurrent(Part):
 
     def run(
         self, x: Any, index: np.ndarray | None, state: State, *, grad: bool, dropout: bool,
-        layout: Layout = _BATCHED, latest: bool = False,
+        layout: Layout = _BATCHED, latest: bool = False, time: Timeline | None = None,
+        source: str = "time", target: str = "time",
     ) -> tuple[np.ndarray, State, Pass | None]:
         """Run the layers over checked input: what calls of a layer and of a model share.
 
@@ -236,6 +309,9 @@ class Recurrent(Part):
             How y shall lie in memory, and whether states have a batch.
         latest : bool
             Whether the pass of the latest call is dropped, so that its memory is used again.
+        time : Timeline, optional
+            Lengths and resets. Then x is rows (M, I), or index (M,), of its layout `source`, and y
+            is rows (M, D*H) of its layout `target`.
 
         Returns
         -------
@@ -243,7 +319,8 @@ class Recurrent(Part):
         hn, or (hn, cn) : the final state, shaped as `state`
         p : Pass or None
         """
-        T, B = x.shape[:2] if index is None else index.shape
+        T, B = (time.T, time.B) if time is not None else (
+            x.shape[:2] if index is None else index.shape)
         L, D, H = self.num_layers, self.directions, self.hidden_size
         has_c, dtype, padded = self.has_c, self.flat.dtype, (L * D, B, H)
         shape = padded if layout.batched else (L * D, H)
@@ -262,12 +339,14 @@ class Recurrent(Part):
             self.__dict__["_last"] = None
         tapes = []
         for number in range(L):
-            y = rows(T, B, D * H, dtype, layout.batch_first)
+            onto = target if number == L - 1 else "walk"  # between layers there is no padding
+            y = rows(T, B, D * H, dtype, layout.batch_first) if time is None else (
+                np.empty((time.size(onto), D * H), dtype))
             own = slice(number * D, (number + 1) * D)
             tape = sequence.forward(
                 self.cell.number, x, index, weights[number], self._reverse,
                 None if h0 is None else h0[own], None if c0 is None else c0[own], y, hn[own],
-                None if cn is None else cn[own], grad, self._workspace,
+                None if cn is None else cn[own], grad, self._workspace, time, source, onto,
             )
             mask = None
             if dropout and self.dropout and number < L - 1:
@@ -275,9 +354,9 @@ class Recurrent(Part):
                 y *= mask
             if tape is not None:
                 tapes.append((tape, mask))
-            x, index = y, None
+            x, index, source = y, None, onto
         hn = hn.reshape(shape)
-        p = Pass(self, Kept(tapes, layout, self.version)) if grad else None
+        p = Pass(self, Kept(tapes, layout, self.version, time)) if grad else None
         return y, hn if cn is None else (hn, cn.reshape(shape)), p
 
     @public
@@ -371,29 +450,6 @@ class Recurrent(Part):
         check_grads(self, grads)
         return self._by_layer(grads)
 
-    def _packed(self) -> list[tuple[Packed, ...]]:
-        """Return, for each layer and direction, the weights in the kernels' panels."""
-        if self.mode == "training":
-            return self._pack("training")
-        packs = self._packs
-        if packs is None or self._packed_for != get_isa():
-            packs = self._pack(self.mode)
-            self.__dict__ |= {"_packs": packs, "_packed_for": get_isa()}
-        return packs
-
-    def _pack(self, mode: str) -> list[tuple[Packed, ...]]:
-        half = mode == "bfloat16"
-        return [tuple(pack(self.cell.number, weights, half) for weights in directions)
-                for directions in self._weights]
-
-    def set_mode(self, mode: str) -> None:
-        """Choose one of MODES; the weights are packed on entering one of evaluation's."""
-        if mode == self.mode:
-            return
-        packs = None if mode == "training" else self._pack(mode)
-        super().set_mode(mode)
-        self.__dict__ |= {"_packs": packs, "_packed_for": get_isa()}
-
     @public
     def stream(
         self, batch_size: int = 1, embedding: np.ndarray | None = None, *, one_hot: bool = False
@@ -457,7 +513,7 @@ class Recurrent(Part):
         return state | {"cell": self.cell.name, "_masks": copy.deepcopy(self._generator())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state | {"cell": CELLS[state["cell"]], "_last": None, "_packs": None,
+        super().__setstate__(state | {"cell": CELLS[state["cell"]], "_last": None,
                                       "_workspace": Workspace()})
 
     def __repr__(self) -> str:

@@ -36,7 +36,7 @@ FR_INLINE void gru_forward_tile(const int half, const int M, const int Q, const 
       const vec n = v_tanh(a.v[m][3 * q]), z = a.v[m][3 * q + 2];
       const vec h = vfma(z, vsub(vload((const real *)s->h_prev + cell), n), n);
       vstore((real *)s->h + cell, h);
-      if (s->y) store_user((real *)s->y + (m0 + m) * s->y_row, at, h, s->hidden);
+      if (s->y) store_user(user_row(s->y, s->y_at, s->y_row, m0 + m), at, h, s->hidden);
       if (s->gates) vstore((real *)s->gates + (m0 + m) * s->gates_row + at, n);
     }
 }

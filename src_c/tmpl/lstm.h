@@ -33,7 +33,7 @@ FR_INLINE void lstm_forward_tile(const int half, const int M, const int Q, const
       const ptrdiff_t at = (p + q) * VW, cell = (m0 + m) * s->pitch + at;
       const vec h = vmul(a.v[m][4 * q + 3], v_tanh(a.v[m][4 * q]));
       vstore((real *)s->h + cell, h);
-      if (s->y) store_user((real *)s->y + (m0 + m) * s->y_row, at, h, s->hidden);
+      if (s->y) store_user(user_row(s->y, s->y_at, s->y_row, m0 + m), at, h, s->hidden);
     }
 }
 
@@ -57,7 +57,7 @@ FR_INLINE void lstm_backward_tile(const int M, const int Q, const fr_backward *s
       const vec do_ = vmul(dh, tc);
       const vec dc = vfma(vmul(dh, o), v_dtanh(tc), vload((const real *)s->dc + cell));
       if (s->dc_out)
-        store_user((real *)s->dc_out + (m0 + m) * s->out_row, at, dc, s->hidden);
+        store_user(user_row(s->dc_out, s->out_at, s->out_row, m0 + m), at, dc, s->hidden);
       const vec di = vmul(dc, g), df = vmul(dc, vload((const real *)s->c_prev + cell));
       const vec dg = vmul(dc, i);
       vstore(row, vmul(di, v_dsigmoid(i)));

@@ -88,7 +88,7 @@ TILES(gates3_tiles_apart, 3, product_block, CALL)
 #undef CALL
 /* Whether all rows of A lie equally far apart. */
 FR_INLINE int is_even(const fr_product *s) {
-  return s->row1 <= s->a.count || s->a.count == 1 || s->a.outer == s->a.count * s->a.inner;
+  return s->a.at ? 0 : s->row1 <= s->a.count || s->a.count == 1 || s->a.outer == s->a.count * s->a.inner;
 }
 #define CHOOSE(s, tiles) (is_even(s) ? tiles : tiles##_apart)
 #else

@@ -26,7 +26,7 @@ FR_INLINE void rnn_forward_tile(const int half, int kind, const int M, const int
       if (at >= s->hidden) break;
       const vec h = phi(kind, a.v[m][v]);
       vstore((real *)s->h + (m0 + m) * s->pitch + at, h);
-      if (s->y) store_user((real *)s->y + (m0 + m) * s->y_row, at, h, s->hidden);
+      if (s->y) store_user(user_row(s->y, s->y_at, s->y_row, m0 + m), at, h, s->hidden);
     }
 }
 

@@ -46,20 +46,12 @@ def differences(case, name, **options):
     return result
 
 
-def distance_to_kink(case, reverse):
-    """Return the smallest |argument| of relu, recomputed from the outputs alone."""
-    x = case.x if case.embedding is None else case.embedding[case.x]
-    y = cases.forward(reference, case, reverse=reverse)[0]["y"]
-    h = np.concatenate([y[1:], case.h0[None]] if reverse else [case.h0[None], y[:-1]])
-    bias = 0 if case.bias_ih is None else case.bias_ih + case.bias_hh
-    return np.abs(x @ case.weight_ih.T + h @ case.weight_hh.T + bias).min()
-
-
 def smooth_case(cell, shape, reverse, **options):
     """Return a case; for relu one whose arguments all stay 100 steps away from its kink."""
     drawn = (cases.make_case(cell, *shape, seed=seed, **options) for seed in itertools.count())
     return next(case for case in drawn
-                if cell != "rnn_relu" or distance_to_kink(case, reverse) > 100 * STEP)
+                if cell != "rnn_relu"
+                or cases.distance_to_kink(reference, case, reverse) > 100 * STEP)
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["ahead", "reverse"])
@@ -392,7 +384,8 @@ def test_an_unknown_nonlinearity_is_an_error():
 
 
 def test_signatures_are_the_contract():
-    options = "reverse=False, training=True, embedding=None"
+    options = ("reverse=False, training=True, embedding=None, lengths=None, reset=None, "
+               "reset_to='zero'")
     params = "weight_ih, weight_hh, bias_ih=None, bias_hh=None"
     expected = {
         "rnn_forward": f"(x, h0, {params}, *, nonlinearity='tanh', {options})",

@@ -1,0 +1,22 @@
+from typing import Any
+
+import numpy as np
+
+GRIDS: tuple[str, ...]
+LAYOUTS: tuple[str, ...]
+
+class Timeline:
+    T: int
+    B: int
+    lengths: np.ndarray
+    resets: bool
+    to_initial: bool
+    def __init__(
+        self, lengths: Any, T: int, reset: np.ndarray | None = None, to_initial: bool = False
+    ) -> None: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def N(self) -> int: ...
+    def size(self, layout: str) -> int: ...
+    def rows(self, layout: str, reverse: bool = False) -> np.ndarray | None: ...
