@@ -472,6 +472,10 @@ class Recurrent(PackedPart):
             ``step(x)`` or ``step(x, out=y)`` takes x (B, I) and gives the last layer's h (B, H);
             ``step.state`` is the state, h (L, B, H) or the pair (h, c), and can be set;
             ``step.reset()`` zeroes it. It keeps the weights that the layer has now.
+            ``step.block(x)`` takes x (T, B, I), many steps in one call.
+            With many callers in one stream, ``step(x, rows=index)`` advances n of its rows, x
+            (n, I); ``step.rows[index]`` is the state of these rows and can be set, and
+            ``step.reset(index)`` zeroes it. All results are the same bits as one by one.
 
         Raises
         ------
