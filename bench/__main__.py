@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import gate, grids, lead, loop, machine, memory, report, scale, start
+from bench import gate, grids, lead, loop, machine, memory, ragged, report, scale, start
 from bench.cases import Case
 from bench.chart import draw
 from bench.peers import PEERS
@@ -18,7 +18,7 @@ from bench.probe import probe
 from bench.race import DiedError, Effort, Entry, Workers, race
 from bench.rows import row
 
-RACES = ("quick", "full", "real", "train")
+RACES = ("quick", "full", "real", "train", "ragged", "callers", "audio")
 GRIDS = (*RACES, "scale", "memory", "start", "lead", "loop")
 
 
@@ -29,7 +29,8 @@ def _arguments() -> argparse.Namespace:
         epilog="grids: quick (a minute), full (the table of the README), real (sizes of real "
         "models),\n  train (the language model), scale (curves over T, B, H, threads), memory, "
         "start,\n  lead (fastrnn against itself: float64, stacks, denormals, streams), loop "
-        "(what\n  training and the gradient flow add to the kernels).",
+        "(what\n  training and the gradient flow add to the kernels), ragged (rows of different"
+        "\n  lengths, resets), callers (a thousand in one stream), audio (sample by sample).",
     )
     parser.add_argument("--grid", nargs="+", default=["quick"], choices=GRIDS)
     parser.add_argument("--threads", nargs="+", type=int, metavar="N",
@@ -103,6 +104,11 @@ def _measure(workers: Workers, cells: list[str], args: argparse.Namespace, effor
                         print(report.everyone(made))
                     found["rows"].append(made)
                 _save(found, args.json)
+            if grid == "ragged":
+                for n in counts:
+                    found.setdefault(grid, []).extend(
+                        ragged.run(workers, cells, n, args.cases, effort))
+                    _save(found, args.json)
             continue
         for n in counts:
             if grid == "scale":
