@@ -114,7 +114,7 @@ def cases(grid: str, dtype: str = "float32") -> list[Case]:
                 for case in TRAIN]
     if grid == "ragged":
         return [Case(kind, cell, 100, B, H, H, lengths="random", dtype=dtype,
-                     need_torch=None if cell == "rnn_tanh" or B < 32 else 5)
+                     need_torch=5 if kind == "train" and B == 32 and cell != "rnn_tanh" else None)
                 for B, H in RAGGED for kind in ("infer", "train") for cell in CELLS.values()]
     if grid == "callers":
         return [Case("callers", "lstm", 1, 1000, 128, 128, step=n, dtype=dtype) for n in CALLERS]

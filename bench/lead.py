@@ -29,11 +29,12 @@ def run(workers: Workers, cells: list[str], threads: int, effort: Effort, *, sho
     return checks
 
 
-def say(name: str, value: float, need: float, at_least: bool) -> dict[str, Any]:
+def say(name: str, value: float, need: float, at_least: bool, width: int = 62
+        ) -> dict[str, Any]:
     """Print a check and return its row."""
     good = value >= need if at_least else value <= need
     word = "at least" if at_least else "at most"
-    print(f"  {name:62} {number(value):>7}  {word} {need:g}{'' if good else '  SHORT'}")
+    print(f"  {name:{width}} {number(value):>7}  {word} {need:g}{'' if good else '  SHORT'}")
     return {"name": name, "value": value, "need": need, "at_least": at_least, "ok": good}
 
 
