@@ -211,17 +211,25 @@ def rows(
 
     It is a copy so that nobody can change the numbers between this check and their use.
     """
+    a = whole_numbers(value, shape, name, of)
+    found = in_range(a, count)
+    if found is None:
+        raise RefusedIndex(f"{name} has numbers from {a.min()} to {a.max()}, expected 0 to "
+                           f"{count - 1}: rows of {of}")
+    return found
+
+
+def whole_numbers(
+    value: Any, shape: Shape, name: str = "x", of: str = "the embedding"
+) -> np.ndarray:
+    """Return `value` as an array of whole numbers of a shape, for rows of something."""
     a = _as_array(name, value, "whole numbers")
     if a.size and a.dtype.kind not in "iu":  # an empty list becomes an array of floats
         came = kind(value) if a.dtype == object and a is not value else a.dtype
         raise RefusedType(f"{name} is {came}, expected whole numbers: rows of {of}")
     if not _fits(a.shape, shape):
         raise RefusedValue(f"{name} has shape {a.shape}, expected {_show_shape(shape)}")
-    found = in_range(a, count)
-    if found is None:
-        raise RefusedIndex(f"{name} has numbers from {a.min()} to {a.max()}, expected 0 to "
-                           f"{count - 1}: rows of {of}")
-    return found
+    return a
 
 
 def states(
@@ -446,12 +454,15 @@ def packed_timeline(
         raise RefusedType(f"batch_sizes is {a.dtype}, expected whole numbers: rows of each step")
     sizes = a.astype(np.int64)
     if sizes.min() < 1 or (np.diff(sizes) > 0).any():
-        raise RefusedValue(f"batch_sizes is {show(sizes.tolist())}, expected numbers of at least "
+        raise RefusedValue(f"batch_sizes is {show(a.tolist())}, expected numbers of at least "
                            "1, none larger than the one before: the longest rows come first")
-    if sizes.sum() != N:
-        raise RefusedValue(f"batch_sizes has the sum {sizes.sum()}, expected {N}, the rows of data")
+    if sizes[0] > N or sizes.sum() != N:
+        raise RefusedValue(f"batch_sizes has the sum {sum(sizes.tolist())}, expected {N}, the rows "
+                           "of data")
     T, B = len(sizes), int(sizes[0])
-    lengths = (sizes[:, None] > np.arange(B)).sum(0) if sizes[-1] != B else None
+    lengths = None  # of row b: the steps of more than b rows
+    if sizes[-1] != B:
+        lengths = T - np.searchsorted(sizes[::-1], np.arange(B), "right")
     if reset is None:
         return T, B, timeline(lengths, None, reset_to, T, B)
     flags = np.zeros((T, B), bool)

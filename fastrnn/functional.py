@@ -64,13 +64,11 @@ def _forward(
         for name, p, more in zip(_PARAMETERS, (w_ih, w_hh, *params[2:]), ((I,), (H,), (), ()),
                                  strict=True)
     )
-    rows: Any = x
     if embedding is None:
         source = rows = _checks.array("x", x, dtype, ("T", "B", I))
     else:
         source = _checks.array("embedding", embedding, dtype, ("V", I))
-        if type(x) is not np.ndarray or x.ndim != 2:
-            rows = _checks.rows(x, ("T", "B"), len(source))
+        rows = _checks.whole_numbers(x, ("T", "B"))
     T, B = rows.shape[:2]
     time = _checks.timeline(lengths, reset, reset_to, T, B)
     index = None

@@ -54,8 +54,11 @@ def both(layer, data):
     return forward(layer, data) | backward(layer, data)
 
 
-def composed(layer, data):
-    """Return the results of `both` from fastrnn.reference: layer by layer, in float64."""
+def composed(layer, data, **plan):
+    """Return the results of `both` from fastrnn.reference: layer by layer, in float64.
+
+    plan : the keywords lengths, reset, reset_to
+    """
     data, params = (
         {name: array.astype(np.float64) for name, array in arrays.items()}
         for arrays in (data, layer.parameters())
@@ -72,7 +75,7 @@ def composed(layer, data):
                 dcn=own.get("dcn"),
                 **dict(zip(cases.PARAMETERS, map(params.get, names), strict=True)),
             )
-            out, tape = cases.forward(reference, case, reverse=bool(d))
+            out, tape = cases.forward(reference, case, reverse=bool(d), **plan)
             ys.append(out.pop("y"))
             finals.append(out)
             walks[k, d] = case, tape, names
@@ -107,8 +110,8 @@ def tolerance(layer, data, name):
     return cases.tolerance(layer.dtype, K, T * L, backward=True, bidirectional=D == 2)
 
 
-def assert_composed(layer, got, data):
-    expected = composed(layer, data)
+def assert_composed(layer, got, data, **plan):
+    expected = composed(layer, data, **plan)
     assert set(got) == set(expected)
     elementwise = len(data["x"]) * layer.num_layers == 1
     for name, array in got.items():

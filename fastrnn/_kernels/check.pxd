@@ -1,4 +1,5 @@
 from fastrnn._kernels.c cimport fr_rows
+from fastrnn._kernels.timeline cimport Timeline
 
 
 cdef class Carver:
@@ -13,6 +14,7 @@ cdef check_flat(str name, object array, object dtype, tuple shape, bint writeabl
 cdef check_weights(tuple weights, int gates, object dtype, ptrdiff_t I, ptrdiff_t H, bint gradient)
 cdef void *pointer(object array) noexcept
 cdef fr_rows grid(object array, ptrdiff_t offset, bint reverse)
+cdef fr_rows caller_rows(object array, ptrdiff_t offset, bint reverse, Timeline time, str layout)
 cdef tuple named_rows(object index, ptrdiff_t V)
 cdef object take_rows(object array, object index)
 cdef void put_rows(object array, object index, object rows) noexcept

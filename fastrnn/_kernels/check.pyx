@@ -13,6 +13,7 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
+from fastrnn._kernels.timeline cimport Timeline
 from fastrnn._kernels.walk cimport rows_of
 
 cnp.import_array()
@@ -94,6 +95,27 @@ cdef fr_rows grid(object array, ptrdiff_t offset, bint reverse):
         base += (T - 1) * outer * size
         outer = -outer
     return rows_of(base, cnp.PyArray_DIM(array, 1), outer, inner)
+
+
+cdef fr_rows caller_rows(object array, ptrdiff_t offset, bint reverse, Timeline time, str layout):
+    """Return where the walk's rows lie in an array (T, B, N), or (M, N) of a layout of `time`.
+
+    They begin at column `offset`.
+    """
+    cdef fr_rows rows
+    cdef ptrdiff_t size
+    if time is None:
+        return grid(array, offset, reverse)
+    size = cnp.PyArray_ITEMSIZE(array)
+    rows = rows_of(<char *> cnp.PyArray_DATA(array) + offset * size, cnp.PyArray_DIM(array, 0), 0,
+                   cnp.PyArray_STRIDE(array, 0) // size)
+    places = time.rows(layout, reverse)
+    if places is None:
+        rows.outer = rows.inner
+        rows.count = 1
+    else:
+        rows.at = <const int32_t *> pointer(places)
+    return rows
 
 
 cdef class Carver:

@@ -11,15 +11,15 @@ import numpy as np
 
 cimport numpy as cnp
 from libc.stdint cimport int32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
-from fastrnn._kernels.c cimport FR_CELLS, fr_barrier, fr_rows
+from fastrnn._kernels.c cimport FR_CELLS, fr_barrier
 from fastrnn._kernels.check cimport (
     Carver,
+    caller_rows,
     check,
     check_flat,
     check_weights,
-    grid,
     named_rows,
     pointer,
     put_rows,
@@ -27,14 +27,12 @@ from fastrnn._kernels.check cimport (
 )
 from fastrnn._kernels.packed cimport Packed, packed_sizes
 from fastrnn._kernels.runtime cimport Buffer, Workspace, run
+from fastrnn._kernels.state cimport add_states, load_state, store_state
 from fastrnn._kernels.tape cimport Tape, give_back
-from fastrnn._kernels.timeline cimport Timeline, length_of
+from fastrnn._kernels.timeline cimport Timeline
 from fastrnn._kernels.walk cimport (
     Job,
     Pass,
-    at,
-    c_at,
-    h_at,
     plan,
     rows_of,
     sized,
@@ -62,66 +60,6 @@ INT32 = np.dtype(np.int32)
 cdef check_state(str name, object array, object dtype, tuple shape):
     if array is not None:
         check_flat(name, array, dtype, shape)
-
-
-cdef void load_state(char *slot, object source, int d, const Pass *p, ptrdiff_t B,
-                     object begins) noexcept:
-    """Fill one (R, pitch) slot from row d of a (D, B, H) array, or with zeros.
-
-    begins : int32 (R,), the B that each row takes, -1: zeros; or None: R = B, its own
-    """
-    cdef ptrdiff_t r, b
-    cdef const char *data = <const char *> pointer(source)
-    cdef const int32_t *taken = <const int32_t *> pointer(begins)
-    memset(slot, 0, p.times.R * p.pitch * p.table.itemsize)
-    if data != NULL:
-        for r in range(p.times.R):
-            b = taken[r] if taken != NULL else r
-            if b >= 0:
-                memcpy(at(slot, r * p.pitch, p), at(data, (d * B + b) * p.H, p),
-                       p.H * p.table.itemsize)
-
-
-cdef void store_state(object target, object initial, int d, const Pass *p, ptrdiff_t B,
-                      object ends, bint c) noexcept:
-    """Copy the final h or c of every sequence into row d of a (D, B, H) array.
-
-    ends : int32 (B,), the row whose end it is, -1: `initial` stays; or None: R = B, its own
-    """
-    cdef ptrdiff_t r, b, t, size = p.H * p.table.itemsize
-    cdef char *data = <char *> pointer(target)
-    cdef const char *start = <const char *> pointer(initial)
-    cdef const int32_t *taken = <const int32_t *> pointer(ends)
-    for b in range(B):
-        r = taken[b] if taken != NULL else b
-        if r >= 0:
-            t = length_of(&p.times, r)
-            memcpy(at(data, (d * B + b) * p.H, p), c_at(p, t, r) if c else h_at(p, t, r), size)
-        elif start == NULL:
-            memset(at(data, (d * B + b) * p.H, p), 0, size)
-        else:
-            memcpy(at(data, (d * B + b) * p.H, p), at(start, (d * B + b) * p.H, p), size)
-
-
-cdef fr_rows caller_rows(object array, ptrdiff_t offset, bint reverse, Timeline time, str layout):
-    """Return where the walk's rows lie in an array (T, B, N), or (M, N) of a layout of `time`.
-
-    They begin at column `offset`.
-    """
-    cdef fr_rows rows
-    cdef ptrdiff_t size
-    if time is None:
-        return grid(array, offset, reverse)
-    size = cnp.PyArray_ITEMSIZE(array)
-    rows = rows_of(<char *> cnp.PyArray_DATA(array) + offset * size, cnp.PyArray_DIM(array, 0), 0,
-                   cnp.PyArray_STRIDE(array, 0) // size)
-    places = time.rows(layout, reverse)
-    if places is None:
-        rows.outer = rows.inner
-        rows.count = 1
-    else:
-        rows.at = <const int32_t *> pointer(places)
-    return rows
 
 
 # ---- forward ------------------------------------------------------------------------------------
@@ -239,9 +177,10 @@ cdef object use_one_hot(Pass *p, object weights, object used_rows):
 
 
 cdef ptrdiff_t chunk_of(const Pass *p) except -1:
-    """Steps whose input projections are made at once."""
+    """Steps whose input projections are made at once, at most T."""
     step = <object> (max(p.row, p.I) if p.times.first else p.row) * p.table.itemsize * p.times.R
-    return max(1, CHUNK_BYTES // max(1, step), -(-24 // max(1, p.times.R)))
+    steps = max(CHUNK_BYTES // max(1, step), -(-24 // max(1, p.times.R)))
+    return max(1, min(p.times.T, steps))
 
 
 cdef ptrdiff_t lay_out_taken(Carver carver, Pass *p, int threads) except -1:
@@ -458,57 +397,21 @@ cdef object check_back(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple
 
 
 cdef object use_states(Pass *p, object dhn, object dcn, int d, char *memory,
-                       const BackLayout *layout, ptrdiff_t B, Timeline time, bint reverse):
+                       const BackLayout *layout, ptrdiff_t B, Timeline time, object ends):
     """Set the carries, and what the walk packs."""
     p.dh = memory + layout.dh
     p.dc = memory + layout.dc
     p.wb = memory + layout.wb
     p.wi = memory + layout.wi
     p.before = NULL
-    from_end = None
+    owners = None
     if time is not None:
         p.before = <const int32_t *> pointer(time.before())
-        ends = time.ends(reverse)
-        from_end = np.full(p.times.R, -1, np.int32)
-        from_end[ends[ends >= 0]] = np.flatnonzero(ends >= 0)
-    load_state(p.dh, dhn, d, p, B, from_end)
+        owners = time.owners(ends)
+    load_state(p.dh, dhn, d, p, B, owners)
     if p.cell.has_c:
-        load_state(p.dc, dcn, d, p, B, from_end)
+        load_state(p.dc, dcn, d, p, B, owners)
     memset(&p.barrier, 0, sizeof(fr_barrier))
-
-
-cdef void add_states(object target, object dfinal, int d, const Pass *p, const char *carry,
-                     ptrdiff_t B, object begins, object ends) noexcept:
-    """Write the gradient of the initial states to row d of a (D, B, H) array.
-
-    It is the sum of the carries of the rows that begin with it. An empty sequence's is that of its
-    final state.
-    """
-    cdef ptrdiff_t r, b, size = p.H * p.table.itemsize
-    cdef char *data = at(pointer(target), d * B * p.H, p)
-    cdef const char *final = <const char *> pointer(dfinal)
-    cdef const int32_t *taken = <const int32_t *> pointer(begins)
-    cdef const int32_t *end = <const int32_t *> pointer(ends)
-    if taken == NULL:
-        for b in range(B):
-            memcpy(at(data, b * p.H, p), at(carry, b * p.pitch, p), size)
-        return
-    memset(data, 0, B * size)
-    for r in range(p.times.R):
-        if taken[r] >= 0:
-            add_row(at(data, taken[r] * p.H, p), at(carry, r * p.pitch, p), p)
-    for b in range(B):
-        if end[b] < 0 and final != NULL:
-            memcpy(at(data, b * p.H, p), at(final, (d * B + b) * p.H, p), size)
-
-
-cdef void add_row(char *sums, const char *row, const Pass *p) noexcept:
-    cdef ptrdiff_t i
-    for i in range(p.H):
-        if p.table.itemsize == 4:
-            (<float *> sums)[i] += (<const float *> row)[i]
-        else:
-            (<double *> sums)[i] += (<const double *> row)[i]
 
 
 cdef object use_gradients(Pass *p, object dy, dict out, int d, Tape tape):
@@ -586,13 +489,17 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
     for d in range(D):
         layouts[d] = lay_out_back(carver, &tape.passes[d], H, dx is not None)
     buffer = tape.workspace.take(carver.bytes)
+    begins, ends = [None] * D, [None] * D
+    if tape.time is not None:
+        begins = [tape.time.begins(reverse) for reverse in tape.reverse]
+        ends = [tape.time.ends(reverse) for reverse in tape.reverse]
     whole, used = dx, tape.used_rows
     if dx is not None and used is not None:
         dx = np.empty((len(used), I), tape.dtype)
     job.scratch = buffer.data + scratch
     for d in range(D):
         p = &tape.passes[d]
-        use_states(p, dhn, dcn, d, buffer.data, &layouts[d], B, tape.time, tape.reverse[d])
+        use_states(p, dhn, dcn, d, buffer.data, &layouts[d], B, tape.time, ends[d])
         use_gradients(p, dy, out, d, tape)
         use_outputs(p, grads[d])
         p.need_dx = dx is not None
@@ -612,12 +519,9 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
         run(walk_backward, &job, threads)
     for d in range(D):
         p = &tape.passes[d]
-        begins = ends = None
-        if tape.time is not None:
-            begins, ends = tape.time.begins(tape.reverse[d]), tape.time.ends(tape.reverse[d])
-        add_states(dh0, dhn, d, p, p.dh, B, begins, ends)
+        add_states(dh0, dhn, d, p, p.dh, B, begins[d], ends[d])
         if p.cell.has_c:
-            add_states(dc0, dcn, d, p, p.dc, B, begins, ends)
+            add_states(dc0, dcn, d, p, p.dc, B, begins[d], ends[d])
     if dx is not None and used is None and tape.time is not None:
         tape.time.blank(dx, tape.source)
     if dx is not whole:

@@ -55,6 +55,7 @@ cdef class Timeline:
     cdef object made_rows(self, str layout, bint reverse)
     cdef object begins(self, bint reverse)
     cdef object ends(self, bint reverse)
+    cdef object owners(self, object ends)
     cdef bint is_outer(self, ptrdiff_t r, bint last) noexcept
     cdef object before(self)
     cdef object blank(self, object rows, str layout)

@@ -205,6 +205,19 @@ cdef class Timeline:
                 end[(<const int64_t *> cnp.PyArray_DATA(self.place))[r] % self.B] = <int32_t> r
         return ends
 
+    cdef object owners(self, object ends):
+        """Return whose final state the end of each row (R,) is, int32; -1: of none."""
+        cdef ptrdiff_t r, b
+        owners = np.empty(self.times.R, np.int32)
+        cdef int32_t *owner = <int32_t *> cnp.PyArray_DATA(owners)
+        cdef const int32_t *end = <const int32_t *> cnp.PyArray_DATA(ends)
+        for r in range(self.times.R):
+            owner[r] = -1
+        for b in range(self.B):
+            if end[b] >= 0:
+                owner[end[b]] = <int32_t> b
+        return owners
+
     cdef bint is_outer(self, ptrdiff_t r, bint last) noexcept:
         """Whether a row is the first episode of its sequence, or, with `last`, the last one."""
         cdef int64_t place = (<const int64_t *> cnp.PyArray_DATA(self.place))[r]

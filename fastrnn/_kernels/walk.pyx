@@ -9,7 +9,8 @@ different lengths: timeline.pyx says which ones are alive at a step.
 Threads: a team of threads has one pass (two directions on an even number of threads) or all of
 them, one after the other. Within a team either the rows of the batch are split, which needs no
 barrier at all, or, for few rows, the hidden units, with a barrier after every step. Either way a
-number is computed by one thread in one order.
+number is computed by one thread in one order. If a team that splits units has to wait too long for
+one of its threads, thread 0 takes all units of the other steps.
 
 Nothing here holds the GIL, allocates or checks: sequence.pyx and stream.pyx do.
 """
@@ -25,6 +26,7 @@ from fastrnn._kernels.runtime cimport (
     table_for,
     threads_for,
     wait,
+    wait_step,
 )
 from fastrnn._kernels.timeline cimport alive_at, even_times
 
@@ -199,7 +201,7 @@ cdef ptrdiff_t take_rows(const Pass *p, char *taken, int32_t *place, ptrdiff_t t
                          ptrdiff_t b0, ptrdiff_t b1) noexcept nogil:
     """Copy x of rows [b0, b1) that are alive in steps [t0, t1) side by side; return how many.
 
-    `place` gets their row numbers, counted from the first row of step t0.
+    `place` gets their row numbers, counted from row b0 of step t0.
     """
     cdef ptrdiff_t t, b, row, count = 0, size = p.I * p.table.itemsize
     for t in range(t0, t1):
@@ -207,36 +209,47 @@ cdef ptrdiff_t take_rows(const Pass *p, char *taken, int32_t *place, ptrdiff_t t
             row = row_of(&p.times, t, b)
             memcpy(taken + count * size,
                    at(p.x.base, (p.x.at[row] if p.x.at else row) * p.x.inner, p), size)
-            place[count] = <int32_t> (row - row_of(&p.times, t0, 0))
+            place[count] = <int32_t> (row - row_of(&p.times, t0, b0))
             count += 1
     return count
 
 
 cdef void project_chunk(const Pass *p, const Share *s, ptrdiff_t t0, ptrdiff_t t1, ptrdiff_t b0,
                         ptrdiff_t b1, ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil:
-    """x W_ih + b of rows [b0, b1) in steps [t0, t1), into their tape rows."""
-    cdef ptrdiff_t count, tape_row = row_of(&p.times, t0, b0) if p.training else b0
+    """x W_ih + b of rows [b0, b1) in steps [t0, t1), into their tape rows, or side by side.
+
+    Without a tape these rows have a place of their own, chunk * (b1 - b0) rows: other threads may
+    be at other chunks.
+    """
+    cdef ptrdiff_t count, tape_row = row_of(&p.times, t0, b0) if p.training else p.chunk * b0
     cdef char *taken = p.taken + s.worker * p.taken_size
     cdef int32_t *place
     cdef fr_rows rows
     if not p.taken_size:
         project(p, rows_of(at(p.x.base, t0 * p.x.outer + b0 * p.x.inner, p), b1 - b0, p.x.outer,
                            p.x.inner),
-                rows_of(at(p.gates, tape_row * p.row, p), b1 - b0, p.times.R * p.row, p.row),
+                rows_of(at(p.gates, tape_row * p.row, p), b1 - b0,
+                        (p.times.R if p.training else b1 - b0) * p.row, p.row),
                 0, (t1 - t0) * (b1 - b0), panel0, panel1)
         return
     place = <int32_t *> (taken + p.taken_size) - p.taken_rows
     count = take_rows(p, taken, place, t0, t1, b0, b1)
-    rows = rows_of(at(p.gates, (tape_row - b0) * p.row, p), count, 0, p.row)
-    rows.at = place
+    rows = rows_of(at(p.gates, tape_row * p.row, p), count, 0, p.row)
+    if p.training:
+        rows.at = place
     project(p, rows_of(taken, count, 0, p.I), rows, 0, count, panel0, panel1)
 
 
-cdef ptrdiff_t chunk_end(const Pass *p, ptrdiff_t t0) noexcept nogil:
-    """Where the chunk of steps that begins with t0 ends: it has at most chunk * B rows."""
-    cdef ptrdiff_t t = min(t0 + p.chunk, p.times.T)
+cdef ptrdiff_t chunk_end(const Pass *p, ptrdiff_t t0, ptrdiff_t b0, ptrdiff_t b1) noexcept nogil:
+    """Where the chunk of steps that begins with t0 ends for rows [b0, b1).
+
+    It has at most chunk * (b1 - b0) rows.
+    """
+    cdef ptrdiff_t t = min(t0 + p.chunk, p.times.T), room = p.chunk * (b1 - b0)
     if p.times.first:
-        while t < p.times.T and p.times.first[t + 1] - p.times.first[t0] <= p.chunk * p.times.R:
+        t = t0
+        while t < p.times.T and room >= min(b1, alive_at(&p.times, t)) - b0:
+            room -= max(0, min(b1, alive_at(&p.times, t)) - b0)
             t += 1
     return t
 
@@ -244,8 +257,8 @@ cdef ptrdiff_t chunk_end(const Pass *p, ptrdiff_t t0) noexcept nogil:
 cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
     cdef fr_forward step
     cdef ptrdiff_t b0 = 0, b1 = p.times.R, panel0 = 0, panel1 = p.panels
-    cdef ptrdiff_t t, t0, t1, base
-    cdef bint joined
+    cdef ptrdiff_t t, t0, t1, row
+    cdef bint joined, together = s.by_units  # the team shares the units of each step
     cdef void (*forward)(const fr_forward *) noexcept nogil
     if not p.packed:
         pack_forward(p, part(p.panels, s.rank, s.size), part(p.panels, s.rank + 1, s.size),
@@ -280,8 +293,8 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
     t1 = 0
     while t1 < p.times.T and b0 < alive_at(&p.times, t1):
         t0 = t1
-        t1 = chunk_end(p, t0)
-        base = 0 if p.training else row_of(&p.times, t0, 0)  # tape row of the first row of t0
+        t1 = chunk_end(p, t0, b0, b1)
+        row = p.chunk * b0  # of what is projected, without a tape
         step.rows = min(b1, alive_at(&p.times, t0)) - b0
         joined = not p.index and (p.wx == NULL or not s.by_units and step.rows >= JOINED_ROWS)
         if not p.index and not joined:
@@ -299,7 +312,9 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
                 step.start = p.start
                 step_input(p, s, &step, t, b0)
             else:
-                step.start = at(p.gates, (row_of(&p.times, t, b0) - base) * p.row, p)
+                step.start = at(p.gates, (row_of(&p.times, t, b0) if p.training else row) * p.row,
+                                p)
+                row += step.rows
             if p.training:
                 step.gates = at(p.gates, row_of(&p.times, t, b0) * p.row, p)
             step.c_prev = c_at(p, t, b0)
@@ -310,8 +325,12 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
             step.y_at = places(p, p.y, t, b0)
             step.down = t & 1 and step.rows < MANY_ROWS
             forward(&step)
-            if s.by_units:
-                wait(&p.barrier, s.size)
+            if together and not wait_step(&p.barrier, s.size):
+                if s.rank:
+                    return
+                together = False
+                step.panel0 = panel0 = 0
+                step.panel1 = panel1 = p.panels
 
 
 cdef void step_input(const Pass *p, const Share *s, fr_forward *step, ptrdiff_t t,
@@ -391,6 +410,7 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
     cdef fr_product g
     cdef ptrdiff_t b0 = 0, b1 = p.times.R, panel0 = 0, panel1 = p.panels_h, t, going, alive
     cdef ptrdiff_t k = p.cell.gates * p.H
+    cdef bint together = s.by_units
     p.table.pack_plain(p.wb, p.w_hh, k, p.H, p.cell.gates, AS_IT_IS,
                        part(p.panels_h, s.rank, s.size), part(p.panels_h, s.rank + 1, s.size))
     if p.need_dx:
@@ -421,8 +441,12 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
         step_back(p, &step, t, b0, going, False)
         step_back(p, &step, t, going, alive, True)
         going = max(b0, alive)
-        if s.by_units:
-            wait(&p.barrier, s.size)
+        if together and not wait_step(&p.barrier, s.size):
+            if s.rank:
+                return
+            together = False
+            step.panel0 = panel0 = 0
+            step.panel1 = panel1 = p.panels_h
     if not p.keeps_h:
         # backward has put h(t) in the place of c(t); h0 is what is missing
         k = p.table.lanes * p.table.plain_vectors

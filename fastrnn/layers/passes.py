@@ -52,6 +52,11 @@ class Layout(NamedTuple):
         """Return the shape of the caller's sequences of N features."""
         return (B, T, N) if self.batch_first else (T, B, N) if self.batched else (T, N)
 
+    def sizes(self, x: np.ndarray) -> tuple[int, int]:
+        """Return T and B of a caller's sequences."""
+        T, B = x.shape[:2] if self.batched else (len(x), 1)
+        return (B, T) if self.batch_first else (T, B)
+
     def from_caller(self, a: np.ndarray) -> np.ndarray:
         """Return a caller's sequence as (T, B, N)."""
         return a.transpose(1, 0, 2) if self.batch_first else a if self.batched else a[:, None]

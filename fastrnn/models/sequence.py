@@ -379,6 +379,9 @@ class SequenceModel(Stack):
             ``step(x)`` or ``step(x, out=o)`` takes x (B, I), or whole numbers (B,), and gives the
             outputs (B, N) of this step; ``step.state`` is a tuple with each layer's state, and can
             be set; ``step.reset()`` zeroes it. It keeps the weights that the model has now.
+            ``step.block(x)`` takes many steps in one call, x (T, B, I) or (T, B). With `rows=index`
+            a step or block advances n rows; ``step.rows[index]`` is their state, and
+            ``step.reset(index)`` zeroes it.
 
         Raises
         ------

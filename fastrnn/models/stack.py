@@ -33,7 +33,8 @@ def _layers(layers: Any, seed: Any) -> tuple[Recurrent, ...]:
     if isinstance(layers, (Recurrent, dict)):
         layers = [layers]
     if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
-        raise RefusedType(f"layers is {_checks.show(layers)}, expected recurrent layers")
+        raise RefusedType(f"layers is {_checks.show(layers)}, expected recurrent layers: "
+                          "RNN, LSTM or GRU")
     made: list[Recurrent] = []
     for i, (layer, own) in enumerate(zip(layers, spawn(seed, len(layers)), strict=True)):
         if isinstance(layer, dict):

@@ -7,6 +7,7 @@ import numpy as np
 
 from fastrnn._kernels import sequence
 from fastrnn._kernels.runtime import Workspace
+from fastrnn._kernels.timeline import Timeline
 
 V = 6  # rows of an embedding
 
@@ -25,6 +26,8 @@ class Call:
     dy: np.ndarray
     dx_shape: tuple | None
     workspace: Workspace = dataclasses.field(default_factory=Workspace)
+    plan: tuple | None = None  # of a new Timeline for each forward
+    layout: str = "time"  # of x or index, y and dy, with a plan
 
     @property
     def kind(self):
@@ -34,9 +37,11 @@ class Call:
         """Return ({y, hn, and cn of lstm}, tape)."""
         y, hn = np.full_like(self.dy, np.nan), np.full_like(self.h0, np.nan)
         cn = None if self.c0 is None else np.full_like(hn, np.nan)
+        time = None if self.plan is None else Timeline(*self.plan)
         tape = sequence.forward(
             self.kind, self.x, self.index, self.weights if weights is None else weights,
-            self.reverse, self.h0, self.c0, y, hn, cn, keep, self.workspace)
+            self.reverse, self.h0, self.c0, y, hn, cn, keep, self.workspace, time, self.layout,
+            self.layout)
         named = {"y": y, "hn": hn, "cn": cn}
         return {name: array for name, array in named.items() if array is not None}, tape
 
@@ -76,6 +81,22 @@ def make(cell, T, B, I, H, *, D=1, dtype=np.float32, source="dense", bias=True, 
         reverse=(False, True)[:D], h0=draw(D, B, H), c0=draw(D, B, H) if cell == "lstm" else None,
         dy=draw(T, B, D * H), dx_shape=x,
     )
+
+
+def make_ragged(cell, lengths, T, I, H, reset=None, to_initial=False, layout="time", **options):
+    """Draw a call with lengths and resets."""
+    plan = np.array(lengths), T, reset, to_initial
+    call = make(cell, Timeline(*plan).size(layout), 1, I, H, **options)
+    state = make(cell, 1, len(lengths), I, H, **options)  # its states have the right batch
+
+    def rows(array):
+        return array if array is None else array.reshape(-1, *array.shape[2:])
+
+    dense = options.get("source", "dense") == "dense"
+    x = rows(call.x) if dense else call.x
+    return dataclasses.replace(
+        call, x=x, index=rows(call.index), dy=rows(call.dy), h0=state.h0, c0=state.c0, plan=plan,
+        layout=layout, dx_shape=x.shape if dense else call.dx_shape)
 
 
 def assert_same(got, expected):

@@ -25,6 +25,7 @@ from fastrnn._kernels import linear, runtime, sequence
 from fastrnn._kernels.loss import softmax_cross_entropy
 from fastrnn._kernels.packed import Packed
 from fastrnn._kernels.stream import Stream
+from fastrnn._kernels.timeline import Timeline
 from fastrnn._kernels.update import Ranges, norms
 from fastrnn.cells import CELLS
 
@@ -137,7 +138,50 @@ def layer(put, cell, T, B, I, H, dtype, D, V, bias):
         step = Stream([packs], B, dtype, put(x) if V else None, one_hot, head)
         out = draw(B, H if head is None else I)
         step(put(x[0]) if V == 0 else index[0], out)
-        results.append(out)
+        every = put(np.arange(B)[::-1].copy())
+        block = draw(T, B, out.shape[1])
+        step.block(put(x) if V == 0 else index, block, rows=every)
+        step(put(x[0]) if V == 0 else index[0], block[0], rows=every)
+        results += [out, block]
+    return [array.tobytes() for array in results if array is not None]
+
+
+def ragged(put, cell, T, B, I, H, dtype, D, V, layout):
+    """Return the bytes of what one layer writes for rows of different lengths, with resets.
+
+    Only real rows of a padded x and dy may be read, and only padding is zeroed besides.
+    """
+    rng = np.random.default_rng(0)
+    kind, GH, has_c = CELLS[cell].number, CELLS[cell].G * H, CELLS[cell].has_c
+    time = Timeline(rng.integers(0, T + 1, B), T, rng.random((T, B)) < 0.1, H % 2 == 0)
+    M = time.size(layout)
+
+    def draw(*shape, rows=False, wanted=True):
+        return put(rng.standard_normal(shape).astype(dtype) / 2 if wanted else None, rows)
+
+    def weights():
+        return draw(GH, I), draw(GH, H), draw(GH), draw(GH)
+
+    # V is None of one-hot symbols, 0 of real vectors
+    index = None if V == 0 else put(rng.integers(I if V is None else V, size=M, dtype=np.int32))
+    x = None if V is None else draw(V or M, I, rows=True)
+    params = tuple(weights() for _ in range(D))
+    h0, c0 = draw(D, B, H), draw(D, B, H, wanted=has_c)
+    dhn, dcn = draw(D, B, H), draw(D, B, H, wanted=has_c)
+    dy = draw(M, D * H, rows=True)
+    workspace = runtime.Workspace()
+    results = []
+    for keep in (False, True):
+        y = draw(M, D * H, rows=True)
+        hn, cn = draw(D, B, H), draw(D, B, H, wanted=has_c)
+        tape = sequence.forward(kind, x, index, params, (False, True)[:D], h0, c0, y, hn, cn,
+                                keep, workspace, time, layout, layout)
+        results += [y, hn, cn]
+    grads = tuple(weights() for _ in range(D))
+    dx = None if x is None else draw(*x.shape, rows=True)
+    dh0, dc0 = draw(D, B, H), draw(D, B, H, wanted=has_c)
+    got = sequence.backward(tape, dy, dhn, dcn, dx, dh0, dc0, grads, ("dh", "x", "h", "gates"))
+    results += [dx, dh0, dc0, *itertools.chain(*grads), *got.values()]
     return [array.tobytes() for array in results if array is not None]
 
 
@@ -197,6 +241,13 @@ def sweep(isa, dtype):
         for k, shape in enumerate(shapes()):
             for D, V in ((2, 3), (1, 0), (1, None)) if k % 2 else ((2, 0), (1, 3), (2, None)):
                 compare(f"{cell}:", layer, cell, *shape, dtype, D, V, k % 3 != 0)
+        for k, n in enumerate(tails):
+            layout = ("time", "batch", "packed", "sequences", "walk")[k % 5]
+            for shape, V in (((4, 5, n, n), 0), ((3, n + 14, 5, n), (0, 3, None)[k % 3])):
+                compare(f"{cell}, lengths:", ragged, cell, *shape, dtype, 1 + k % 2, V, layout)
+        for layout in ("batch", "packed"):  # with threads: units, rows
+            compare(f"{cell}, lengths:", ragged, cell, 5, 2, 40, 260, dtype, 1, 0, layout)
+            compare(f"{cell}, lengths:", ragged, cell, 9, 33, 33, 97, dtype, 2, 0, layout)
     for n in tails:
         for shape in ((3, 5, n), (3, n, 5), (n, 5, 3), (n, n, n)):
             compare("head:", head, *shape, dtype)

@@ -15,6 +15,7 @@ import pytest
 
 from fastrnn._kernels.packed import Packed
 from fastrnn._kernels.stream import Stream
+from fastrnn._kernels.timeline import LAYOUTS, Timeline
 from fastrnn.layers.packs import pair
 
 _testcapi = pytest.importorskip("_testcapi")
@@ -164,6 +165,42 @@ def sweep_stream(call, x, **options):
 
     every_failure("stream.state =", put, lambda _: None)
     go_on(step)
+    sweep_rows(make, x)
+
+
+def sweep_rows(make, x):
+    """Take steps of some rows, many steps in one call, and the states of some rows."""
+    step, other = make(), make()
+    steps = np.stack([x, x, x])
+    block, after = other.block(steps).copy(), other.state
+
+    def same(y):
+        if y is not None:
+            assert y.tobytes() == block.tobytes()
+        else:
+            assert not any(a.any() for a in (step.state if isinstance(step.state, tuple)
+                                             else (step.state,)))
+        step.reset()
+
+    every_failure("a first block", lambda: make().block(steps), same)
+    every_failure("block", lambda: step.block(steps), same)
+    every_failure("block of a list", lambda: step.block(steps.tolist()), same)
+    for rows in (np.array([0, 1]), [0, 1], np.array([True, True])):
+        every_failure("block of rows", lambda r=rows: step.block(steps, rows=r), same)
+        every_failure("step of rows", lambda r=rows: step(x, rows=r), lambda y: same(
+            None if y is None else np.concatenate([y[None], block[1:]])))
+        if isinstance(rows, list):  # an array of whole numbers needs no memory
+            every_failure("reset of rows", lambda r=rows: step.reset(r) or True, lambda _: None)
+        every_failure("rows", lambda r=rows: step.rows[r], lambda _: None)
+
+        def put(rows=rows):
+            step.rows[rows] = after
+            return True
+
+        every_failure("rows =", put, lambda _: None)
+        assert step(x).tobytes() == other(x).tobytes()
+        step.reset()
+        other.state = after
 
 
 def rebuilt(made):
@@ -173,10 +210,39 @@ def rebuilt(made):
     return step
 
 
+def sweep_timeline():
+    """Make one, and its tables."""
+    lengths, reset = np.array([5, 0, 3]), np.ones((5, 3), bool)
+    every_failure("Timeline", lambda: Timeline(lengths, 5, reset), lambda _: None)
+    for reverse in (False, True):
+        for layout in LAYOUTS:
+            time = Timeline(lengths, 5, reset)
+            if layout == "walk" and not reverse:
+                continue
+            expected = time.rows(layout, reverse).tolist()
+
+            def act(layout=layout, reverse=reverse):
+                time = Timeline(lengths, 5, reset)
+                return time, time.rows(layout, reverse)
+
+            def right(made, expected=expected, layout=layout, reverse=reverse):
+                if made is not None:
+                    assert made[1].tolist() == expected
+                    assert made[0].rows(layout, reverse) is made[1]
+
+            every_failure(f"Timeline.rows {layout}", act, right)
+
+
 def sweep(cell):
+    sweep_timeline()
+    reset = np.zeros((5, 3), bool)
+    reset[1:3, 0] = True
     for source in ("dense", "embedding", "one_hot"):
         for packed in (False, True):
             sweep_layer(calls.make(cell, 5, 2, 4, 6, D=2, source=source), packed)
+            layout = "batch" if packed else "packed"
+            sweep_layer(calls.make_ragged(cell, [5, 0, 3], 5, 4, 6, reset, packed, layout, D=2,
+                                          source=source), packed)
         sweep_packed(calls.make(cell, 12, 2, 4, 6, source=source))
     call = calls.make(cell, 5, 2, 4, 6)
     sweep_stream(call, call.x[0].copy())

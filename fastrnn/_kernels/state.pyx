@@ -1,0 +1,87 @@
+"""Initial and final states of the sequences, and their gradients: from a caller's arrays and back.
+
+A caller has them as (D, B, H). The walk has a slot (R, pitch) with a row for each row of the walk;
+without lengths and resets these are the B sequences themselves, else those of a Timeline.
+
+Letters: B sequences, R rows of the walk, H hidden, D directions.
+"""
+
+from libc.stdint cimport int32_t
+from libc.string cimport memcpy, memset
+
+from fastrnn._kernels.check cimport pointer
+from fastrnn._kernels.timeline cimport length_of
+from fastrnn._kernels.walk cimport Pass, at, c_at, h_at
+
+
+cdef void load_state(char *slot, object source, int d, const Pass *p, ptrdiff_t B,
+                     object begins) noexcept:
+    """Fill one (R, pitch) slot from row d of a (D, B, H) array, or with zeros.
+
+    begins : int32 (R,), the B that each row takes, -1: zeros; or None: R = B, its own
+    """
+    cdef ptrdiff_t r, b
+    cdef const char *data = <const char *> pointer(source)
+    cdef const int32_t *taken = <const int32_t *> pointer(begins)
+    memset(slot, 0, p.times.R * p.pitch * p.table.itemsize)
+    if data != NULL:
+        for r in range(p.times.R):
+            b = taken[r] if taken != NULL else r
+            if b >= 0:
+                memcpy(at(slot, r * p.pitch, p), at(data, (d * B + b) * p.H, p),
+                       p.H * p.table.itemsize)
+
+
+cdef void store_state(object target, object initial, int d, const Pass *p, ptrdiff_t B,
+                      object ends, bint c) noexcept:
+    """Copy the final h or c of every sequence into row d of a (D, B, H) array.
+
+    ends : int32 (B,), the row whose end it is, -1: `initial` stays; or None: R = B, its own
+    """
+    cdef ptrdiff_t r, b, t, size = p.H * p.table.itemsize
+    cdef char *data = <char *> pointer(target)
+    cdef const char *start = <const char *> pointer(initial)
+    cdef const int32_t *taken = <const int32_t *> pointer(ends)
+    for b in range(B):
+        r = taken[b] if taken != NULL else b
+        if r >= 0:
+            t = length_of(&p.times, r)
+            memcpy(at(data, (d * B + b) * p.H, p), c_at(p, t, r) if c else h_at(p, t, r), size)
+        elif start == NULL:
+            memset(at(data, (d * B + b) * p.H, p), 0, size)
+        else:
+            memcpy(at(data, (d * B + b) * p.H, p), at(start, (d * B + b) * p.H, p), size)
+
+
+cdef void add_states(object target, object dfinal, int d, const Pass *p, const char *carry,
+                     ptrdiff_t B, object begins, object ends) noexcept:
+    """Write the gradient of the initial states to row d of a (D, B, H) array.
+
+    It is the sum of the carries of the rows that begin with it. An empty sequence's is that of its
+    final state.
+    """
+    cdef ptrdiff_t r, b, size = p.H * p.table.itemsize
+    cdef char *data = at(pointer(target), d * B * p.H, p)
+    cdef const char *final = <const char *> pointer(dfinal)
+    cdef const int32_t *taken = <const int32_t *> pointer(begins)
+    cdef const int32_t *end = <const int32_t *> pointer(ends)
+    if taken == NULL:
+        for b in range(B):
+            memcpy(at(data, b * p.H, p), at(carry, b * p.pitch, p), size)
+        return
+    memset(data, 0, B * size)
+    for r in range(p.times.R):
+        if taken[r] >= 0:
+            add_row(at(data, taken[r] * p.H, p), at(carry, r * p.pitch, p), p)
+    for b in range(B):
+        if end[b] < 0 and final != NULL:
+            memcpy(at(data, b * p.H, p), at(final, (d * B + b) * p.H, p), size)
+
+
+cdef void add_row(char *sums, const char *row, const Pass *p) noexcept:
+    cdef ptrdiff_t i
+    for i in range(p.H):
+        if p.table.itemsize == 4:
+            (<float *> sums)[i] += (<const float *> row)[i]
+        else:
+            (<double *> sums)[i] += (<const double *> row)[i]
