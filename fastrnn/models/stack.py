@@ -148,35 +148,39 @@ class Stack(Model):
             no plain batch
         ragged : Ragged or None
         """
-        V, I = self.vocab_size, self.input_size
-        ragged: Ragged | None
-        of = "the identity" if self.one_hot else "the embedding"
-        if type(x) is not np.ndarray and is_list(x):
+        if lengths is None and episode_start is None and (
+                type(x) is np.ndarray or not is_list(x)):
+            if self.vocab_size is None:
+                return _checks.array(name, x, self.dtype, ("T", "B", self.input_size)), None
+            return self._symbols(x, ("T", "B"), name), None
+        if is_list(x):
             if lengths is not None:
                 raise RefusedValue(f"lengths is given with a list, expected None: each sequence of "
                                    f"{name} has a length of its own")
-            if V is None:
-                return Ragged.of_list(name, x, lambda name, a: one_sequence(name, a, self.dtype, I),
-                                      episode_start)
-            x, ragged = Ragged.of_list(name, x, one_text, episode_start)
-            return _checks.rows(x, ("N",), V, name=name, of=of), ragged
-        plain = lengths is None and episode_start is None
-        if V is None:
-            x = _checks.array(name, x, self.dtype, ("T", "B", I))
-            if plain:
-                return x, None
+            if self.vocab_size is not None:
+                x, of_list = Ragged.of_list(name, x, one_text, episode_start)
+                return self._symbols(x, ("N",), name), of_list
+            return Ragged.of_list(name, x, self._one_sequence, episode_start)
+        if self.vocab_size is None:
+            x = _checks.array(name, x, self.dtype, ("T", "B", self.input_size))
             ragged = Ragged.of_grid(name, x.shape[:2], lengths, episode_start)
             return (x, None) if ragged is None else (as_rows(x), ragged)
-        if plain:
-            return _checks.rows(x, ("T", "B"), V, name=name, of=of), None
-        symbols = _checks.numbers(name, x)
-        if symbols.ndim != 2:
-            raise RefusedValue(f"{name} has shape {symbols.shape}, expected (T, B)")
-        ragged = Ragged.of_grid(name, symbols.shape, lengths, episode_start)
+        x = _checks.numbers(name, x)
+        if x.ndim != 2:
+            raise RefusedValue(f"{name} has shape {x.shape}, expected (T, B)")
+        ragged = Ragged.of_grid(name, x.shape, lengths, episode_start)
         if ragged is not None:
-            symbols = _checks.without_padding(symbols, ragged.time)
-        x = _checks.rows(symbols, ("T", "B"), V, name=name, of=of)
+            x = _checks.without_padding(x, ragged.time)
+        x = self._symbols(x, ("T", "B"), name)
         return (x, None) if ragged is None else (x.reshape(-1), ragged)
+
+    def _symbols(self, x: Any, shape: tuple[str, ...], name: str) -> np.ndarray:
+        """Return a copy of symbols as int32."""
+        return _checks.rows(x, shape, self.vocab_size or 0, name=name,
+                            of="the identity" if self.one_hot else "the embedding")
+
+    def _one_sequence(self, name: str, a: Any) -> np.ndarray:
+        return one_sequence(name, a, self.dtype, self.input_size)
 
     def check_states(self, state: Any, B: int, name: str = "state") -> States:
         """Return a state, of arrays of the right shapes or None: zero, for each layer."""
@@ -221,7 +225,6 @@ class Stack(Model):
             y, index = None if self.embedding is None else self.embedding.weight, x
         after: list[Any] = []
         passes: list[Pass] = []
-        last = len(self.layers) - 1
         for i, (layer, before) in enumerate(zip(self.layers, state, strict=True)):
             drops = dropout and layer.mode == "training"
             if ragged is None:
@@ -230,7 +233,7 @@ class Stack(Model):
                 y, final, p = layer.run(
                     y, index, before, grad=grad, dropout=drops, layout=_ROWS, time=ragged.time,
                     source="walk" if i else ragged.source,
-                    target="walk" if i < last else "sequences")
+                    target="walk" if layer is not self.layers[-1] else "sequences")
             after.append(final)
             if p is not None:
                 passes.append(p)
