@@ -1,6 +1,6 @@
 """How models learn: fit, what it reads, and what it reports."""
 
-from fastrnn.training.data import Batch, Generated, Samples, Windows
+from fastrnn.training.data import Batch, Generated, Samples, SeriesWindows, Windows
 from fastrnn.training.folder import CheckpointError
 from fastrnn.training.history import History, Progress
 from fastrnn.training.interrupt import Interrupt
@@ -10,4 +10,4 @@ from fastrnn.training.step import NotFiniteError
 from fastrnn.training.validation import evaluate
 
 __all__ = ["Batch", "CheckpointError", "Generated", "History", "Interrupt", "NotFiniteError",
-           "Progress", "Samples", "Windows", "evaluate", "fit", "progress_bar"]
+           "Progress", "Samples", "SeriesWindows", "Windows", "evaluate", "fit", "progress_bar"]

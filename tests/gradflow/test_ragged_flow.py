@@ -211,6 +211,27 @@ def test_what_is_not_finite_is_found_at_its_step(both, bad):
     assert flow.not_finite[0][-1].source == "initial state"
 
 
+def test_a_gradient_of_the_final_state_enters_at_each_rows_own_end():
+    layer = GRU(3, 4, seed=1, **F64)
+    dstate = np.zeros((1, 5, 4))
+    dstate[0, 4, 1] = np.nan
+    ((found,),) = gradient_flow(layer, data_of(layer)[0], dstate=dstate).not_finite
+    assert (found.source, found.value, found.step) == ("entering gradient", "NaN", 2)
+
+
+def test_padding_of_dy_explains_nothing():
+    layer = RNN(1, 1, nonlinearity="relu", **F64)
+    layer.load_state_dict({"weight_ih_l0": [[1.0]], "weight_hh_l0": [[1e160]],
+                           "bias_ih_l0": [0.0], "bias_hh_l0": [0.0]})
+    x, dy = np.zeros((3, 2, 1)), np.zeros((3, 2, 1))
+    x[1:, 0] = 1e-200  # a state of 1e-200, then one of 1e-40
+    dy[2, 0] = 1e160
+    dy[1:, 1] = np.nan
+    flow = gradient_flow(layer, x, dy, lengths=[3, 1])
+    assert flow.norms[0, 0, 1, 0] == np.inf
+    assert flow.not_finite == ((None,),)
+
+
 def test_a_state_that_grows_beyond_all_numbers_at_the_end_of_a_short_row():
     layer = RNN(1, 1, nonlinearity="relu", **F64)
     layer.load_state_dict({"weight_ih_l0": [[1.0]], "weight_hh_l0": [[1e200]],

@@ -202,6 +202,12 @@ def test_a_stack_takes_and_gives_lists(symbols):
         assert_same(got, expected)
     if not symbols:
         assert_same(padded_dx, grid(dx, 1, 0))
+    flags = [np.arange(n) == 2 for n in LENGTHS]
+    begun, _ = stack(x, episode_start=flags)
+    assert_same(begun[0], np.concatenate([stack(x[0][part][:, None])[0][:, 0] for part in
+                                          (slice(0, 2), slice(2, None))]))
+    assert_same(stack(grid(x, 1), lengths=LENGTHS, episode_start=grid(flags, 1))[0],
+                grid(begun, 1, 0))
     for i, a in enumerate(x):
         assert_same(stack(a[:, None])[0][:, 0], y[i])
 

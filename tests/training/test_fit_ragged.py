@@ -261,14 +261,15 @@ def test_a_run_that_was_stopped_goes_on_bitwise(name, tmp_path):
 
 @pytest.mark.parametrize("window", [None, 4])
 def test_a_run_does_not_go_on_with_other_lists(window, tmp_path):
+    def regrouped(arrays):  # the same steps, in sequences of other lengths
+        return np.split(np.concatenate(arrays), np.cumsum(LENGTHS[::-1])[:-1])
+
     options = {"folder": tmp_path, "window": window, "epochs": None}
     fitted(model_of(), X, Y, steps=2, episode_start=START, **options)
     moved = [a[::-1] for a in X]
-    regrouped = [np.concatenate(X)[:10], *X[3:], np.concatenate(X)[:9]]
     flags = [~a for a in START]
     for x, y, start in ((moved, Y, START), (X, Y, flags), (X, Y, None), (X[1:], Y[1:], START[1:]),
-                        (regrouped, [np.zeros((len(a), 2)) for a in regrouped],
-                         [np.zeros(len(a), bool) for a in regrouped])):
+                        map(regrouped, (X, Y, START))):
         with pytest.raises(ValueError, match="data"):
             fitted(model_of(), x, y, steps=3, episode_start=start, resume=True, **options)
 

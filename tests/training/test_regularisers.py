@@ -78,7 +78,6 @@ def test_a_step_back_over_the_border_of_an_episode_counts_for_nothing(both):
     found = []
     for sequences, options, rows in ((x, {"episode_start": start}, 3), (parts, {}, len(parts))):
         model = SequenceModel(layers(), 2, loss="mse", seed=1)
-        goals = np.split(rng.standard_normal((10, 2)), np.cumsum([len(a) for a in sequences])[:-1])
         rng = np.random.default_rng(0)
         goals = np.split(rng.standard_normal((10, 2)), np.cumsum([len(a) for a in sequences])[:-1])
         p = model.loss(sequences, goals, **options)
@@ -89,6 +88,27 @@ def test_a_step_back_over_the_border_of_an_episode_counts_for_nothing(both):
                      + [rows * g for g in own.values()])
     for got, expected in zip(*found, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_of_training_knows_where_episodes_begin():
+    def model():
+        layer = RNN(3, 4, bidirectional=True, dtype=np.float64, seed=1)
+        return SequenceModel(layer, 2, loss="mse", seed=1)
+
+    rng = np.random.default_rng(0)
+    x, y = ([rng.standard_normal((n, k)) for n in (6, 4)] for k in (3, 2))
+    start = [np.arange(len(a)) == 2 for a in x]
+    fitted, other = model(), model()
+    training.fit(fitted, lambda step: Batch(x, y, episode_start=start), steps=1, omega=2.0,
+                 optimizer="sgd", lr=0.1, clip=None)
+    p = other.loss(x, y, episode_start=start)
+    _, _, recorded = p.backward(record=OMEGA_NEEDS)
+    first = np.zeros((2, 6, 2), bool)
+    first[0, [0, 2]] = first[1, [1, 5], 0] = first[1, [1, 3], 1] = True
+    omega(other.layers[0], recorded[0], 2.0, first=first)
+    for name, param in other.parameters().items():
+        np.testing.assert_allclose(fitted.parameters()[name], param - 0.1 * other.grads[name],
+                                   rtol=1e-12, atol=1e-14)
 
 
 def test_steps_without_a_gradient_count_for_nothing():
