@@ -56,8 +56,8 @@ def fit(
         pandas, and, with I = 1, also (N, T). One series may be (T, I) or (T,). Symbols are (N, T)
         or (T,). The arrays of a list, (T_i, I) or (T_i,), may differ in their number of steps:
         real steps alone are computed and count. For functions see fastrnn.training.data: Windows,
-        SeriesWindows, Samples, Generated; then batch_size, window, weights, context, episode_start, shuffle and
-        seed have no effect on the batches.
+        SeriesWindows, Samples, Generated; then batch_size, window, weights, context, episode_start,
+        shuffle and seed have no effect on the batches.
     y : array (N, T, K), or (N, K) with readout "last"; with a list x a list of arrays (T_i, K)
         For classes, or with K = 1, without the K. None: each target is the next step of x.
         (In this place a function of the step may be followed by the optimizer.)
