@@ -157,6 +157,20 @@ def test_any_number_of_threads_has_the_same_bits(cell, dtype, shape):
     assert runtime.pool_workers() >= 2, "the pool was not used"
 
 
+@pytest.mark.parametrize("shape", ["units", "joined chunks"])
+@per_cell
+def test_threads_may_change_between_forward_and_backward(cell, shape):
+    sizes, how, chance = SHAPES[shape]
+    case = cases.make_case(cell, *sizes, np.float32)
+    plan = plan_of(sizes, how, chance)
+    expected = run(case, **plan)
+    for first, second in ((1, 8), (8, 1), (2, 3)):
+        fastrnn.set_num_threads(first)
+        out, tape = cases.forward(functional, case, **plan)
+        fastrnn.set_num_threads(second)
+        assert_same_bytes(out | cases.backward(functional, case, tape), expected)
+
+
 @pytest.mark.parametrize("shape", ["units, resets", "joined", "many episodes"])
 @per_cell
 def test_instruction_sets_with_fma_have_the_same_bits(cell, shape):
