@@ -62,32 +62,36 @@ cdef class Timeline:
         lengths.setflags(write=False)
         self.T = T
         self.B = cnp.PyArray_DIM(lengths, 0)
-        if <object> self.T * self.B >= 2**31:
-            raise MemoryError(f"{T} steps of {self.B} sequences of different lengths are more than "
-                              "2**31 rows")
         self.lengths = lengths
         self.to_initial = to_initial
         self.tables = {}
         if reset is not None:
             reset = np.ascontiguousarray(reset)
+            if reset.dtype != bool or reset.shape != (self.T, self.B):
+                raise ValueError(f"reset: is {reset.dtype} of shape {reset.shape}, expected bool "
+                                 f"of shape {(self.T, self.B)}")
             flag = <const cnp.npy_bool *> cnp.PyArray_DATA(reset)
         own = <const int64_t *> cnp.PyArray_DATA(lengths)
         self.starts = np.empty(self.B, np.int64)
         start = <int64_t *> cnp.PyArray_DATA(self.starts)
         for b in range(self.B):
+            if not 0 <= own[b] <= self.T:
+                raise ValueError(f"lengths: has {own[b]}, expected 0 to {self.T}")
             start[b] = total
             total += own[b]
             count += own[b] > 0
             if flag != NULL:
                 for t in range(1, own[b]):
                     count += flag[t * self.B + b] != 0
+        if total >= 2**31:
+            raise MemoryError(f"lengths have a sum of {total}, expected less than 2**31")
         # the episodes in the order of the sequences, then the longest first
         unsorted, steps = np.empty(count, np.int64), np.empty(count, np.int32)
         place = <int64_t *> cnp.PyArray_DATA(unsorted)
         length = <int32_t *> cnp.PyArray_DATA(steps)
         for b in range(self.B):
             begin = 0
-            for t in range(1, own[b] + 1):
+            for t in range(1 if flag != NULL else max(1, own[b]), own[b] + 1):
                 if t == own[b] or flag != NULL and flag[t * self.B + b]:
                     place[r] = begin * self.B + b
                     length[r] = <int32_t> (t - begin)
@@ -146,6 +150,9 @@ cdef class Timeline:
         cdef const ptrdiff_t *begin = first   # where each step's rows begin in the layout
         cdef const int64_t *place = <const int64_t *> cnp.PyArray_DATA(self.place)
         cdef const int64_t *before = <const int64_t *> cnp.PyArray_DATA(self.starts)
+        if layout in GRIDS and <object> self.T * self.B >= 2**31:
+            raise MemoryError(f"{self.T} steps of {self.B} sequences of different lengths have "
+                              "2**31 places or more, expected less")
         rows, starts = np.empty(self.times.N, np.int32), np.empty(self.times.R, np.int64)
         ranks = np.empty(self.B, np.int64)
         cdef int32_t *row = <int32_t *> cnp.PyArray_DATA(rows)

@@ -232,6 +232,13 @@ cdef void project_chunk(const Pass *p, const Share *s, ptrdiff_t t0, ptrdiff_t t
                         (p.times.R if p.training else b1 - b0) * p.row, p.row),
                 0, (t1 - t0) * (b1 - b0), panel0, panel1)
         return
+    if p.x.at == NULL and b1 - b0 == p.times.R:  # they lie side by side already
+        count = row_of(&p.times, t1, 0) - row_of(&p.times, t0, 0)
+        project(p, rows_of(at(p.x.base, row_of(&p.times, t0, 0) * p.x.inner, p), count, 0,
+                           p.x.inner),
+                rows_of(at(p.gates, tape_row * p.row, p), count, 0, p.row), 0, count, panel0,
+                panel1)
+        return
     place = <int32_t *> (taken + p.taken_size) - p.taken_rows
     count = take_rows(p, taken, place, t0, t1, b0, b1)
     rows = rows_of(at(p.gates, tape_row * p.row, p), count, 0, p.row)
@@ -337,7 +344,10 @@ cdef void step_input(const Pass *p, const Share *s, fr_forward *step, ptrdiff_t 
                      ptrdiff_t b0) noexcept nogil:
     """Let a step read x itself, side by side."""
     cdef char *taken = p.taken + s.worker * p.taken_size
-    if p.taken_size:
+    if p.taken_size and p.x.at == NULL:
+        step.x = at(p.x.base, row_of(&p.times, t, b0) * p.x.inner, p)
+        step.x_row = p.x.inner
+    elif p.taken_size:
         take_rows(p, taken, <int32_t *> (taken + p.taken_size) - p.taken_rows, t, t + 1, b0,
                   b0 + step.rows)
         step.x = taken

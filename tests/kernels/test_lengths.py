@@ -19,17 +19,17 @@ ODD = (T, B, 11, 13)
 V = 7  # rows of the embedding
 COUNTS = (1, 2, 3, 8)
 
-# (T, B, I, H), how long rows are, how often they begin anew: all but the first are above the work
+# (T, B, I, H), how long rows are, how often they begin anew: all are above the work
 # that is worth a thread. Together they meet every way of walk.pyx.
 SHAPES = {
     "units": ((9, 3, 40, 260), "any", 0),  # few rows, wide layers: the hidden units are split
     "units, resets": ((9, 2, 33, 256), "any", 0.2),
-    "pairs of rows": ((300, 7, 9, 20), "any", 0),  # small steps; several chunks of projections
+    "pairs of rows": ((300, 7, 9, 24), "any", 0),  # small steps; several chunks of projections
     "chunks": ((120, 9, 20, 70), "any", 0.01),
     "joined": ((12, 40, 20, 40), "any", 0),  # x and h in one chain, later fewer than 16 rows
     "joined chunks": ((60, 24, 40, 96), "falling", 0),
     "many episodes": ((30, 20, 17, 33), "any", 0.3),
-    "a long row": ((200, 19, 10, 24), "one", 0.02),
+    "a long row": ((200, 19, 10, 40), "one", 0.02),
 }
 
 per_cell = pytest.mark.parametrize("cell", cases.CELLS)
@@ -155,6 +155,20 @@ def test_any_number_of_threads_has_the_same_bits(cell, dtype, shape):
         out, _ = cases.forward(functional, case, training=False, **options)
         assert_same_bytes(out, {name: expected[name] for name in out}, f"{threads} threads: ")
     assert runtime.pool_workers() >= 2, "the pool was not used"
+
+
+@pytest.mark.parametrize("shape", ["units", "joined chunks"])
+@per_cell
+def test_threads_may_change_between_forward_and_backward(cell, shape):
+    sizes, how, chance = SHAPES[shape]
+    case = cases.make_case(cell, *sizes, np.float32)
+    plan = plan_of(sizes, how, chance)
+    expected = run(case, **plan)
+    for first, second in ((1, 8), (8, 1), (2, 3)):
+        fastrnn.set_num_threads(first)
+        out, tape = cases.forward(functional, case, **plan)
+        fastrnn.set_num_threads(second)
+        assert_same_bytes(out | cases.backward(functional, case, tape), expected)
 
 
 @pytest.mark.parametrize("shape", ["units, resets", "joined", "many episodes"])

@@ -169,6 +169,12 @@ def test_it_has_no_copies():
 
 
 def test_more_rows_than_their_numbers_can_hold_are_refused():
-    with pytest.raises(MemoryError, match=r"2147483648 steps of 1 sequences .* 2\*\*31 rows"):
-        Timeline(np.array([3]), 2**31)
-    assert Timeline(np.array([3]), 2**31 - 1).N == 3
+    large = Timeline(np.array([3, 0]), 2**30)
+    for layout in GRIDS:
+        with pytest.raises(MemoryError, match=r"^1073741824 steps of 2 sequences .* 2\*\*31 plac"):
+            large.rows(layout)
+        assert Timeline(np.array([3]), 2**31 - 1).rows(layout).tolist() == [0, 1, 2]
+    for layout in ("packed", "sequences", "walk"):  # their rows are few
+        assert large.rows(layout, True).tolist() == [2, 1, 0]
+    with pytest.raises(MemoryError, match=r"^lengths have a sum of 2147483648, expected less"):
+        Timeline(np.full(2, 2**30), 2**30)

@@ -4,6 +4,7 @@ Letters: T steps, B batch, I input, H hidden.
 """
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import cases
 import numpy as np
@@ -276,6 +277,19 @@ def test_a_pass_may_be_kept_and_many_may_be_in_flight(cell, plan):
     stacks.assert_same(ragged.run(layer, other, **more), later | theirs)
     layer.dropout_state = state
     stacks.assert_same(ragged.run(layer, data, record, **plan), out | expected)
+
+
+@per_kind
+def test_many_threads_of_one_layer(cell):
+    layer = ragged.layer_of(cell, 20, 30)
+    calls = [(stacks.draw(layer, 9, 20, seed), ragged.plan_of(9, 20, seed)) for seed in range(6)]
+    expected = [ragged.run(layer, data, ("dh", "h"), **plan) for data, plan in calls]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(3):
+            results = pool.map(lambda call: ragged.run(layer, call[0], ("dh", "h"), **call[1]),
+                               calls)
+            for got, right in zip(results, expected, strict=True):
+                stacks.assert_same(got, right)
 
 
 @per_kind

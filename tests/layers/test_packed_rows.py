@@ -162,6 +162,21 @@ def test_modes_and_passes(cell, name):
     assert padded(y, lengths).tobytes() == whole.tobytes()
 
 
+def test_one_long_row_among_many_short_ones():
+    """Nothing has the size of the padded grid, of 2.5e9 places."""
+    layer = ragged.layer_of("gru", 1, 2, L=1, D=1)
+    n = 50_000
+    rows = np.random.default_rng(0).standard_normal((2 * n, 1)).astype(np.float32)
+    y, hn, p = layer.forward_packed(rows, [n + 1] + [1] * (n - 1))
+    first = np.concatenate([rows[:1], rows[n + 1 :]])
+    expected, last, q = layer.forward(first)
+    assert np.concatenate([y[:1], y[n + 1 :]]).tobytes() == expected.tobytes()
+    assert hn[:, 0].tobytes() == last.tobytes()
+    assert hn[0, 1:].tobytes() == y[1 : n + 1].tobytes()
+    dx, _ = p.backward(y)
+    assert np.concatenate([dx[:1], dx[n + 1 :]]).tobytes() == q.backward(expected)[0].tobytes()
+
+
 # --------------------------------------------------------------------------------- in torch
 
 
