@@ -300,7 +300,8 @@ class SequenceModel(Stack):
             Gradient checkpointing: keep the state of every so many steps only, and let backward
             run the steps between again: memory of so many steps instead of the whole sequence, for
             one more forward. The gradients are those of the whole sequence (Chen et al. 2016,
-            "Training deep nets with sublinear memory cost"). Not for bidirectional layers.
+            "Training deep nets with sublinear memory cost"). Not for bidirectional layers. With
+            dropout and rows of different lengths, other masks are drawn than without it.
         ignore_index : int or None
             An output with this target has weight 0 (softmax).
         grad : bool, optional
