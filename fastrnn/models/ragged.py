@@ -43,9 +43,9 @@ class Ragged:
     """
 
     def __init__(
-        self, lengths: np.ndarray, T: int, episode_start: np.ndarray | None, source: str, name: str
+        self, time: Timeline, episode_start: np.ndarray | None, source: str, name: str
     ) -> None:
-        self.time = Timeline(lengths, T, episode_start)
+        self.time = time
         self.source, self.episode_start, self.name = source, episode_start, name
 
     @property
@@ -111,7 +111,7 @@ class Ragged:
             flags = np.zeros((len(lengths), T), bool)
             flags[np.arange(T) < lengths[:, None]] = np.concatenate(given)
             flags = np.ascontiguousarray(flags.T)
-        return x, cls(lengths, T, flags, "sequences", name)
+        return x, cls(Timeline(lengths, T, flags), flags, "sequences", name)
 
     @classmethod
     def of_grid(
@@ -123,7 +123,7 @@ class Ragged:
         if episode_start is not None:
             flags = np.array(_checks.booleans("episode_start", episode_start, (T, B)), order="C")
         time = _checks.timeline(lengths, flags, "zero", T, B)
-        return None if time is None else cls(time.lengths, T, flags, "time", name)
+        return None if time is None else cls(time, flags, "time", name)
 
     def joined(self, name: str, value: Any, tail: tuple[int, ...] = ()) -> np.ndarray:
         """Return what a caller gave for each step as rows (N, *tail), a copy.
@@ -200,7 +200,8 @@ class Ragged:
         now = np.arange(stop - start)
         rows = (begins[:, None] + now)[now < lengths[:, None]]
         flags = None if self.episode_start is None else self.episode_start[steps]
-        piece = Ragged(lengths, stop - start, flags, self.source, self.name)
+        time = Timeline(lengths, stop - start, flags)
+        piece = Ragged(time, flags, self.source, self.name)
         return piece, rows, rows if self.listed else slice(start * B, stop * B)
 
 
