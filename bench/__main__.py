@@ -10,7 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import gate, grids, lead, loop, machine, memory, report, scale, start
+from bench import (
+    gate,
+    grids,
+    lead,
+    loop,
+    machine,
+    memory,
+    pressure,
+    ragged,
+    report,
+    scale,
+    start,
+)
 from bench.cases import Case
 from bench.chart import draw
 from bench.peers import PEERS
@@ -18,8 +30,8 @@ from bench.probe import probe
 from bench.race import DiedError, Effort, Entry, Workers, race
 from bench.rows import row
 
-RACES = ("quick", "full", "real", "train")
-GRIDS = (*RACES, "scale", "memory", "start", "lead", "loop")
+RACES = ("quick", "full", "real", "train", "ragged", "callers", "audio")
+GRIDS = (*RACES, "scale", "memory", "start", "lead", "loop", "pressure")
 
 
 def _arguments() -> argparse.Namespace:
@@ -29,7 +41,9 @@ def _arguments() -> argparse.Namespace:
         epilog="grids: quick (a minute), full (the table of the README), real (sizes of real "
         "models),\n  train (the language model), scale (curves over T, B, H, threads), memory, "
         "start,\n  lead (fastrnn against itself: float64, stacks, denormals, streams), loop "
-        "(what\n  training and the gradient flow add to the kernels).",
+        "(what\n  training and the gradient flow add to the kernels), ragged (rows of different"
+        "\n  lengths, resets), callers (a thousand in one stream), audio (sample by sample),\n"
+        "  pressure (two threads beside busy processes).",
     )
     parser.add_argument("--grid", nargs="+", default=["quick"], choices=GRIDS)
     parser.add_argument("--threads", nargs="+", type=int, metavar="N",
@@ -103,6 +117,11 @@ def _measure(workers: Workers, cells: list[str], args: argparse.Namespace, effor
                         print(report.everyone(made))
                     found["rows"].append(made)
                 _save(found, args.json)
+            if grid == "ragged":
+                for n in counts:
+                    found.setdefault(grid, []).extend(
+                        ragged.run(workers, cells, n, args.cases, effort))
+                    _save(found, args.json)
             continue
         for n in counts:
             if grid == "scale":
@@ -113,6 +132,8 @@ def _measure(workers: Workers, cells: list[str], args: argparse.Namespace, effor
                 result = start.run(args.peers, effort.rounds)
             elif grid == "loop":
                 result = loop.run(n, effort.rounds, short=args.quickly)
+            elif grid == "pressure":
+                result = pressure.run(0.2 if args.quickly else 2.0)
             else:
                 result = lead.run(workers, cells, n, effort, short=args.quickly)
             found.setdefault(grid, []).extend(result)

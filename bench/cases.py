@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ("stream", "infer", "train", "lm")
+KINDS = ("stream", "infer", "train", "lm", "callers", "block")
 STREAM_STEPS = 8  # of a stream are checked; one of them is timed again and again
+DRAWS = 64  # sets of callers, one after the other
 VOCABULARY = 256  # of the language model: bytes
 
 
@@ -43,18 +44,27 @@ class Case:
 
     Attributes
     ----------
-    kind : {"stream", "infer", "train", "lm"}
+    kind : {"stream", "infer", "train", "lm", "callers", "block"}
         One step per call that carries its state; a whole sequence forward; forward, and backward of
         sum(y * dy) with the gradients of the weights and of x; a training step of a byte-level
-        language model (embedding of I, cell, head, cross-entropy, clip, Adam).
+        language model (embedding of I, cell, head, cross-entropy, clip, Adam); one step of `step`
+        of the B callers of a stream; T steps of a stream in one call, from a state of zeros.
     cell : str
         As in tests/cases.py.
     need : float or None
         The least ratio to the best peer that we aim at.
+    need_torch : float or None
+        The least ratio to PyTorch.
     denormal : bool
         Whether x and the initial state are denormal numbers.
     weights : {"float32", "bfloat16"}
         What fastrnn evaluates with; peers know only float32.
+    lengths : {"", "equal", "random"}
+        No lengths; T for each row; drawn from 1..T, the longest set to T.
+    resets : float or None
+        The share of steps that begin with a state of zeros; None: no flags.
+    step : int
+        Callers that make a step at once, of B.
     """
 
     kind: str
@@ -71,6 +81,10 @@ class Case:
     name: str = ""
     denormal: bool = False
     weights: str = "float32"
+    lengths: str = ""
+    resets: float | None = None
+    step: int = 0
+    need_torch: float | None = None
 
     @property
     def G(self) -> int:
@@ -88,7 +102,10 @@ class Case:
         stack = f" L{self.L}" * (self.L > 1) + " bi" * (self.D > 1) + " nobias" * (not self.bias)
         dtype = f" {self.dtype}" * (self.dtype != "float32")
         dtype += f" {self.weights} weights" * (self.weights != "float32")
-        return f"{self.kind} {self.B} {self.T} {self.I} {self.H}{stack}{dtype}"
+        rows = f" {self.lengths} lengths" * bool(self.lengths)
+        rows += "" if self.resets is None else f" {self.resets:.0%} resets"
+        rows += f" step {self.step}" * bool(self.step)
+        return f"{self.kind} {self.B} {self.T} {self.I} {self.H}{stack}{dtype}{rows}"
 
     @property
     def label(self) -> str:
@@ -105,19 +122,41 @@ class Case:
         return {p: p + suffix for p in PARAMETERS if self.bias or "bias" not in p}
 
     @property
+    def extras(self) -> set[str]:
+        """Return what a peer must know beside whole sequences of one length."""
+        extras = {self.kind} & {"callers", "block"}
+        return (extras | ({"lengths"} if self.lengths else set())
+                | ({"resets"} if self.resets is not None else set()))
+
+    def draw_lengths(self) -> np.ndarray:
+        """Return the length of each row, int64 (B,)."""
+        if self.lengths != "random":
+            return np.full(self.B, self.T)
+        drawn = np.random.default_rng([self.T, self.B]).integers(1, self.T + 1, self.B)
+        drawn[drawn.argmax()] = self.T
+        return drawn
+
+    @property
+    def live(self) -> np.ndarray:
+        """Return how many rows each step has, (T,)."""
+        if self.step:
+            return np.array([self.step])
+        return (np.arange(self.T)[:, None] < self.draw_lengths()).sum(1)
+
+    @property
     def flops(self) -> float:
-        """Of the matrix products: forward 2 T B G H (I + H) per layer and direction."""
+        """Of the matrix products: forward 2 G H (I + H) per row, step, layer and direction."""
         terms = sum(self.D * self.G * self.H * (self.width(k) + self.H) for k in range(self.L))
         if self.kind == "lm":
             terms += VOCABULARY * self.H
-        return 2.0 * self.T * self.B * terms * (3 if self.kind in ("train", "lm") else 1)
+        return 2.0 * int(self.live.sum()) * terms * (3 if self.kind in ("train", "lm") else 1)
 
     def tolerance(self) -> float:
         """Return the relative error, by norm, that rounding may cause: tests/cases.py's formula."""
         if self.weights == "bfloat16":
             return 2.0**-7  # each weight is rounded to 2^-8
         widths = self.I + self.H
-        steps = (STREAM_STEPS if self.kind == "stream" else self.T) * self.L
+        steps = (STREAM_STEPS if self.kind in ("stream", "callers") else self.T) * self.L
         K = max(widths, self.G * self.H, self.B) if self.kind == "train" else widths
         tol = shared.tolerance(self.dtype, K, steps, backward=self.kind == "train",
                                bidirectional=self.D == 2)
@@ -128,8 +167,11 @@ class Case:
         return tol
 
     def asdict(self) -> dict[str, Any]:
-        """Return what `Case(**...)` takes: for JSON."""
-        return dataclasses.asdict(self)
+        """Return what `Case(**...)` takes, for JSON, without what an older Case may not know."""
+        new = {field.name: field.default for field in dataclasses.fields(self)
+               if field.name in ("lengths", "resets", "step", "need_torch")}
+        return {name: value for name, value in dataclasses.asdict(self).items()
+                if name not in new or value != new[name]}
 
 
 @dataclasses.dataclass
@@ -141,13 +183,16 @@ class Arrays:
     c0: np.ndarray | None  # (L*D, B, H)
     dy: np.ndarray  # (T, B, D*H)
     params: dict[str, np.ndarray]  # by torch's names
+    lengths: np.ndarray | None = None  # int64 (B,)
+    reset: np.ndarray | None = None  # bool (T, B)
+    rows: np.ndarray | None = None  # int64 (DRAWS, step): the callers of each step
 
     def astype(self, dtype: Any) -> Arrays:
         """Return the same numbers in another dtype."""
-        return Arrays(
-            self.x.astype(dtype), self.h0.astype(dtype),
-            None if self.c0 is None else self.c0.astype(dtype), self.dy.astype(dtype),
-            {name: param.astype(dtype) for name, param in self.params.items()},
+        return dataclasses.replace(
+            self, x=self.x.astype(dtype), h0=self.h0.astype(dtype),
+            c0=None if self.c0 is None else self.c0.astype(dtype), dy=self.dy.astype(dtype),
+            params={name: param.astype(dtype) for name, param in self.params.items()},
         )
 
     @property
@@ -158,7 +203,9 @@ class Arrays:
 
 def arrays(case: Case) -> Arrays:
     """Draw the numbers of a case: the same in every process."""
-    T = STREAM_STEPS if case.kind == "stream" else case.T
+    T = 2 * case.T if case.kind == "block" else case.T
+    if case.kind in ("stream", "callers"):
+        T = STREAM_STEPS
     params, h0, c0, dy, x = {}, [], [], [], None
     for layer in range(case.L):
         for reverse in range(case.D):
@@ -182,4 +229,18 @@ def arrays(case: Case) -> Arrays:
         for array in (made.x, made.h0, made.c0):
             if array is not None:
                 array *= tiny
+    rng = np.random.default_rng([case.T, case.B, 1])
+    if case.lengths:
+        made.lengths = case.draw_lengths()
+    if case.resets is not None:
+        made.reset = rng.random((case.T, case.B)) < case.resets
+    if case.kind == "callers":
+        made.x = np.ascontiguousarray(made.x[:, :case.step])
+        every = np.arange(case.B)
+        made.rows = np.stack([every if case.step == case.B else rng.permutation(every)[:case.step]
+                              for _ in range(DRAWS)])
+    if case.kind == "block":
+        made.h0[:] = 0
+        if made.c0 is not None:
+            made.c0[:] = 0
     return made

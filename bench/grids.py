@@ -73,6 +73,17 @@ TRAIN = [
 ]
 
 
+# Rows of different lengths, drawn from 1..100: B, H (I is the same).
+RAGGED = [(32, 128), (32, 512), (8, 128)]
+
+# Callers that make a step at once, of a thousand: Silero VAD's cell, a step each 32 ms.
+CALLERS = (1, 8, 64, 1000)
+
+# Sample by sample: I, H; and the samples of a block.
+AUDIO = [(1, 8), (1, 16), (1, 32), (1, 40), (40, 40), (64, 64), (128, 128)]
+BLOCKS = (64, 1024)
+
+
 def _rows(indices: tuple[int, ...], dtype: str) -> list[Case]:
     return [
         Case(kind, CELLS[cell], T, B, I, H, need=need if dtype == "float32" else None, dtype=dtype)
@@ -86,7 +97,7 @@ def cases(grid: str, dtype: str = "float32") -> list[Case]:
 
     Parameters
     ----------
-    grid : {"quick", "full", "real", "train"}
+    grid : {"quick", "full", "real", "train", "ragged", "callers", "audio"}
     dtype : {"float32", "float64"}
         There are no least ratios for float64.
     """
@@ -101,4 +112,13 @@ def cases(grid: str, dtype: str = "float32") -> list[Case]:
     if grid == "train":
         return [replace(case, dtype=dtype, need=case.need if dtype == "float32" else None)
                 for case in TRAIN]
-    raise ValueError(f"bench: grid is {grid!r}, expected quick, full, real or train")
+    if grid == "ragged":
+        return [Case(kind, cell, 100, B, H, H, lengths="random", dtype=dtype,
+                     need_torch=5 if kind == "train" and B == 32 and cell != "rnn_tanh" else None)
+                for B, H in RAGGED for kind in ("infer", "train") for cell in CELLS.values()]
+    if grid == "callers":
+        return [Case("callers", "lstm", 1, 1000, 128, 128, step=n, dtype=dtype) for n in CALLERS]
+    if grid == "audio":
+        return [Case("block", cell, T, 1, I, H, need=1.2 if H >= 40 else 1, dtype=dtype)
+                for I, H in AUDIO for T in BLOCKS for cell in ("gru", "lstm")]
+    raise ValueError(f"bench: no cases of grid {grid!r}")

@@ -29,15 +29,17 @@ def run(workers: Workers, cells: list[str], threads: int, effort: Effort, *, sho
     return checks
 
 
-def say(name: str, value: float, need: float, at_least: bool) -> dict[str, Any]:
+def say(name: str, value: float, need: float, at_least: bool, width: int = 62
+        ) -> dict[str, Any]:
     """Print a check and return its row."""
     good = value >= need if at_least else value <= need
     word = "at least" if at_least else "at most"
-    print(f"  {name:62} {number(value):>7}  {word} {need:g}{'' if good else '  SHORT'}")
+    print(f"  {name:{width}} {number(value):>7}  {word} {need:g}{'' if good else '  SHORT'}")
     return {"name": name, "value": value, "need": need, "at_least": at_least, "ok": good}
 
 
-def _race(workers: Workers, threads: int, cases: list[Case], effort: Effort) -> list[Entry] | None:
+def alike(workers: Workers, threads: int, cases: list[Case], effort: Effort) -> list[Entry] | None:
+    """Race fastrnn against itself, each case in a process of its own; None if one fails."""
     entries = race(workers, [Entry(case.shape, "fastrnn", threads, case, key=k)
                              for k, case in enumerate(cases)], effort)
     for entry in entries:
@@ -49,7 +51,7 @@ def _race(workers: Workers, threads: int, cases: list[Case], effort: Effort) -> 
 
 def _streaming(workers: Workers, cell: str, steps: int, effort: Effort) -> list[dict[str, Any]]:
     """Take the smallest step there is for the overhead: its kernel needs a few nanoseconds."""
-    smallest = _race(workers, 1, [Case("stream", cell, 1, 1, 1, 1)], effort)
+    smallest = alike(workers, 1, [Case("stream", cell, 1, 1, 1, 1)], effort)
     checks = []
     if smallest:
         checks.append(say(f"{cell}: µs of a stream's step of one unit",
@@ -69,7 +71,7 @@ def _streaming(workers: Workers, cell: str, steps: int, effort: Effort) -> list[
 def _double(workers: Workers, cell: str, threads: int, effort: Effort) -> list[dict[str, Any]]:
     checks = []
     for case in (Case("infer", cell, 100, 32, 128, 256), Case("train", cell, 100, 32, 128, 256)):
-        entries = _race(workers, threads, [case, dataclasses.replace(case, dtype="float64")],
+        entries = alike(workers, threads, [case, dataclasses.replace(case, dtype="float64")],
                         effort)
         if entries:
             checks.append(say(f"{cell}: float64 as a part of float32's speed, {case.shape}",
@@ -83,7 +85,7 @@ def _stacks(workers: Workers, cell: str, threads: int, effort: Effort) -> list[d
         one = Case(kind, cell, 100, 32, 128, 256)
         upper = dataclasses.replace(one, I=256)
         cases = [dataclasses.replace(one, L=2), one, upper, dataclasses.replace(one, D=2)]
-        entries = _race(workers, threads, cases, effort)
+        entries = alike(workers, threads, cases, effort)
         if not entries:
             continue
         two, first, second, both = (e.medians for e in entries)
@@ -96,7 +98,7 @@ def _stacks(workers: Workers, cell: str, threads: int, effort: Effort) -> list[d
                            sides[middle], 1.05, False))
     if threads > 1:  # both directions at once: one row cannot be split in any other way
         case = Case("infer", cell, 100, 1, 128, 128)
-        entries = _race(workers, threads, [dataclasses.replace(case, D=2), case], effort)
+        entries = alike(workers, threads, [dataclasses.replace(case, D=2), case], effort)
         if entries:
             checks.append(say(f"{cell}: two directions over one, {case.shape}",
                                entries[1].ratio(entries[0]), 1.2, False))
@@ -128,7 +130,7 @@ def _bfloat16(workers: Workers, cell: str, threads: int, effort: Effort) -> list
 
 def _denormals(workers: Workers, cell: str, threads: int, effort: Effort) -> list[dict[str, Any]]:
     case = Case("infer", cell, 50, 8, 128, 128, bias=False)
-    entries = _race(workers, threads, [dataclasses.replace(case, denormal=True), case], effort)
+    entries = alike(workers, threads, [dataclasses.replace(case, denormal=True), case], effort)
     if not entries:
         return []
     return [say(f"{cell}: a case full of denormals over the ordinary one",

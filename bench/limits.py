@@ -38,21 +38,22 @@ def limit(case: Case, probe: dict[str, Any]) -> float:
     """Return the least time of one call in seconds."""
     itemsize = 8 if case.dtype == "float64" else 4
     peak = probe["fma_gflops"] * 1e9 * 4 / itemsize
-    B, GH, H = case.B, case.G * case.H, case.H
+    live, GH, H = case.live, case.G * case.H, case.H  # rows of each step
+    rows = int(live.sum())
     widths = [case.width(layer) for layer in range(case.L)]
-    if case.kind == "stream":
+    if case.kind in ("stream", "callers"):
         size = sum(GH * (I + H) for I in widths) * itemsize
         return max(case.flops / peak, size / bandwidth(probe, size))
     size = GH * H * itemsize
-    step = max(2 * B * GH * H / peak, size / bandwidth(probe, size))
+    reading = size / bandwidth(probe, size)
+    walk = sum(max(2 * int(n) * GH * H / peak, reading) for n in live)
     total = 0.0
     for I in widths:
-        from_x = 2 * case.T * B * GH * I / peak
-        walk = case.T * step
+        from_x = 2 * rows * GH * I / peak
         total += case.D * (from_x + walk)
-        if case.kind != "infer":
-            after = 2 * case.T * B * GH * H / peak  # dW_hh
+        if case.kind in ("train", "lm"):
+            after = 2 * rows * GH * H / peak  # dW_hh
             total += case.D * (2 * from_x + after + walk)
     if case.kind == "lm":
-        total += 3 * 2 * case.T * B * VOCABULARY * H / peak
+        total += 3 * 2 * rows * VOCABULARY * H / peak
     return total

@@ -139,7 +139,7 @@ class Workers:
 
     def expected(self, case: Case) -> str:
         """Return the file with the float64 reference of a case."""
-        same = dataclasses.replace(case, need=None, name="", weights="float32")
+        same = dataclasses.replace(case, need=None, need_torch=None, name="", weights="float32")
         known = json.dumps(same.asdict())
         if known not in self._expected:
             for path in self._expected.values():  # only the latest: some are gigabytes

@@ -6,6 +6,8 @@ from typing import Any
 
 from bench.rows import complaints
 
+FRAME_US = 32_000  # a caller makes a step each 32 ms
+
 
 def header(width: int) -> str:
     """Return the names of the columns; `width` is that of the longest label."""
@@ -35,10 +37,24 @@ def line(r: dict[str, Any], width: int) -> str:
         text += "  SHORT" if r.get("short") else "  lost" if r["ratio"] < 1 else ""
     if "speedup" in r:
         text += f"  x{r['speedup']:.2f} of 1 thread"
+    if "torch" in r:
+        short = "  SHORT" if r["torch"] < r["need_torch"] else ""
+        text += f"  {r['torch']:.2f} of torch, needed {r['need_torch']:g}{short}"
+    if r["case"]["kind"] == "callers":
+        text += f"  {callers(r, 'fastrnn')}"
+    if r["case"]["kind"] == "block":
+        sample = ours["median_us"] / r["case"]["T"]
+        text += f"  {sample:.3f} µs a sample"
     if r["case"]["kind"] == "lm":
         characters = r["case"]["B"] * r["case"]["T"] / ours["median_us"] * 1e6
         text += f"  {characters:,.0f} characters/s"
     return text
+
+
+def callers(r: dict[str, Any], peer: str) -> str:
+    """Return what a caller's step takes, and how many one core serves in real time."""
+    each = r["peers"][peer]["median_us"] / r["case"]["step"]
+    return f"{each:.2f} µs a caller, {FRAME_US / each:,.0f} callers a core"
 
 
 def everyone(r: dict[str, Any]) -> str:
@@ -47,6 +63,8 @@ def everyone(r: dict[str, Any]) -> str:
     for peer, result in r["peers"].items():
         if result["status"] == "ok":
             shown.append(f"{peer} {number(result['median_us'])} ({result['way']})")
+            if r["case"]["kind"] == "callers":
+                shown[-1] += f": {callers(r, peer)}"
         else:
             shown.append(f"{peer}: {result['status']}")
     return "    " + ", ".join(shown)

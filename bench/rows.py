@@ -50,6 +50,8 @@ def row(case: Case, threads: int, entries: list[Entry], probe: dict[str, Any]) -
         made["ratio"] = ratios[made["best"]]
         if case.need is not None:
             made["short"] = made["ratio"] < case.need
+    if case.need_torch is not None and "torch" in ratios:
+        made["need_torch"], made["torch"] = case.need_torch, ratios["torch"]
     one = next((e for e in entries if e.peer == OURS and e.threads == 1 and e.ok), None)
     if threads > 1 and ours is not None and one is not None:
         made["speedup"] = ours.ratio(one)
@@ -69,6 +71,8 @@ def complaints(found: list[dict[str, Any]]) -> list[str]:
             said.append(f"{who}: {r['ratio']:.2f} times {r['best']}, needed {r['need']:g}")
         elif "ratio" in r and r["ratio"] < 1:
             said.append(f"{who}: lost to {r['best']}, {r['ratio']:.2f}")
+        if "torch" in r and r["torch"] < r["need_torch"]:
+            said.append(f"{who}: {r['torch']:.2f} times torch, needed {r['need_torch']:g}")
         if "speedup" in r and r["speedup"] < r["need_speedup"]:
             said.append(f"{who}: {r['speedup']:.2f} times one thread, needed "
                         f"{r['need_speedup']:g}")

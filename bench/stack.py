@@ -6,6 +6,7 @@ is held against.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,6 +68,56 @@ def train(module: Any, case: Case, a: Arrays) -> Named:
     return {"y": out["y"]} | backward(module, case, a.dy, tapes)
 
 
+def pieces(case: Case, a: Arrays) -> Iterator[tuple[int, slice, Arrays]]:
+    """Yield each row alone, cut where its state begins afresh: its number, its steps, its numbers.
+
+    No piece has less than a step, and nothing flows from one to the next.
+    """
+    for b in range(case.B):
+        n = case.T if a.lengths is None else int(a.lengths[b])
+        fresh = set() if a.reset is None else set(np.flatnonzero(a.reset[:n, b]))
+        starts = sorted(fresh | {0})
+        for t0, t1 in zip(starts, [*starts[1:], n], strict=True):
+            row, keep = slice(b, b + 1), float(t0 not in fresh)
+            yield b, slice(t0, t1), Arrays(
+                a.x[t0:t1, row], a.h0[:, row] * keep,
+                None if a.c0 is None else a.c0[:, row] * keep, a.dy[t0:t1, row], a.params)
+
+
+def apart(module: Any, case: Case, a: Arrays) -> Named:
+    """Run lengths and resets the plain way: piece by piece, each a sequence of its own."""
+    training = case.kind == "train"
+    out: Named = {"y": np.zeros_like(a.dy)}
+    if training:
+        out |= {"dx": np.zeros_like(a.x)} | {k: np.zeros_like(p) for k, p in a.params.items()}
+    else:
+        out |= {"hn": a.h0.copy()} | ({"cn": a.c0.copy()} if a.c0 is not None else {})
+    for b, steps, piece in pieces(case, a):
+        made = train(module, case, piece) if training else forward(module, case, piece, False)[0]
+        for name, value in made.items():
+            if name in ("y", "dx"):
+                out[name][steps, b] = value[:, 0]
+            elif name in ("hn", "cn"):
+                out[name][:, b] = value[:, 0]
+            else:
+                out[name] += value
+    return out
+
+
+def call_on(module: Any, case: Case, a: Arrays) -> Named:
+    """Step the callers of each draw; return their outputs (steps, n, H), and all states."""
+    states = {"hn": a.h0.copy()} | ({"cn": a.c0.copy()} if a.c0 is not None else {})
+    ys = []
+    for x, rows in zip(a.x, a.rows, strict=False):  # more draws than steps are checked
+        c0 = states["cn"][:, rows] if "cn" in states else None
+        out, _ = forward(module, case,
+                         Arrays(x[None], states["hn"][:, rows], c0, x, a.params), False)
+        for name, state in states.items():
+            state[:, rows] = out[name]
+        ys.append(out["y"][0])
+    return {"y": np.stack(ys), **states}
+
+
 def expected(case: Case) -> Named:
     """Return what is right, from fastrnn.reference in float64."""
     from fastrnn import reference
@@ -76,10 +127,14 @@ def expected(case: Case) -> Named:
 
         return {"losses": lm.expected(case)}
     a = arrays(case).astype(np.float64)
+    if case.kind == "callers":
+        return call_on(reference, case, a)
+    if a.lengths is not None or a.reset is not None:
+        return apart(reference, case, a)
     if case.kind == "train":
         return train(reference, case, a)
     out, _ = forward(reference, case, a, False)
-    return {"y": out["y"]} if case.kind == "stream" else out
+    return {"y": out["y"]} if case.kind in ("stream", "block") else out
 
 
 class Stepper:

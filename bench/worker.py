@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import gc
 import importlib
-import itertools
 import json
 import math
 import os
@@ -18,7 +17,6 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,6 +58,9 @@ class Worker:
         """Load a case and check every way to run it; a wrong one is dropped and reported."""
         self.drop()
         known = Case(**case)
+        unknown = known.extras - getattr(self.peer, "CAN", set())
+        if unknown:
+            return {"unsupported": f"no {' and no '.join(sorted(unknown))}"}
         arrays = cases.arrays(known) if known.kind != "lm" else None
         try:
             ways = self.peer.load(known, arrays)
@@ -85,8 +86,7 @@ class Worker:
         times = {}
         with self.context:
             for way in self.ways:
-                first = _elapsed(way.call, 1)
-                times[way.name] = min(_samples(way.call, first, seconds))
+                times[way.name] = min(_samples(way, way.elapsed(1), seconds))
         self.ways = [min(self.ways, key=lambda way: times[way.name])]
         self.estimate = times[self.ways[0].name]
         return {"way": self.ways[0].name, "estimate": self.estimate, "ways": times}
@@ -96,8 +96,8 @@ class Worker:
         with self.context:
             # others have been in the caches since; a long call brings its own back
             if self.estimate < seconds:
-                _samples(self.ways[0].call, self.estimate, seconds / 10)
-            times = _samples(self.ways[0].call, self.estimate, seconds)
+                _samples(self.ways[0], self.estimate, seconds / 10)
+            times = _samples(self.ways[0], self.estimate, seconds)
         return {"median": float(np.median(times)), "min": min(times), "calls": len(times)}
 
     def quantiles(self, calls: int) -> dict[str, Any]:
@@ -145,21 +145,14 @@ def compare(got: dict[str, np.ndarray], expected: Any, case: Case) -> dict[str, 
     return errors
 
 
-def _elapsed(call: Callable[[], Any], count: int) -> float:
-    start = time.perf_counter()
-    for _ in itertools.repeat(None, count):
-        call()
-    return time.perf_counter() - start
-
-
-def _samples(call: Callable[[], Any], estimate: float, seconds: float) -> list[float]:
+def _samples(way: Way, estimate: float, seconds: float) -> list[float]:
     """Return times per call, of blocks of at least BLOCK, until `seconds` are full."""
     block = max(1, math.ceil(BLOCK / max(estimate, 1e-8)))
     times: list[float] = []
     gc.disable()
     total = 0.0
     while total < seconds:
-        elapsed = _elapsed(call, block)
+        elapsed = way.elapsed(block)
         times.append(elapsed / block)
         total += elapsed
     gc.enable()

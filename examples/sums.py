@@ -3,7 +3,8 @@
 The addition task of Zaremba and Sutskever ("Learning to execute", 2014), whole numbers of up to
 three digits. In training the decoder reads the right result (teacher forcing); in the test it reads
 what it has written. The source is read from its end, as Sutskever, Vinyals and Le (2014) found
-better. Letters: T characters, B sums of a batch.
+better. Sums and results have different lengths: a batch is a list of arrays, without padding.
+Letters: T characters, B sums of a batch.
 """
 
 import numpy as np
@@ -13,7 +14,7 @@ from fastrnn import LSTM, EncoderDecoder, SequenceModel, Stack, fit
 from fastrnn.schedules import CosineDecay
 from fastrnn.training import Batch, Generated
 
-SYMBOLS = "0123456789+ "  # a blank ends and fills
+SYMBOLS = "0123456789+ "  # a blank begins and ends a result
 
 
 def problem(B, digits, training):
@@ -27,17 +28,17 @@ def problem(B, digits, training):
         a, b = rng.integers(0, 10**digits, (2, 8 * B + 200))
         use = ((7919 * a + 104729 * b) % 1009 % 5 != 0) == training
         a, b = a[use][:B], b[use][:B]
-        source = symbols([f"{i}+{j}"[::-1] for i, j in zip(a, b, strict=True)], 2 * digits + 1)
-        target = symbols([str(i + j) for i, j in zip(a, b, strict=True)], digits + 2)
-        start = np.full((1, target.shape[1]), SYMBOLS.index(" "))
-        return Batch((source, np.concatenate([start, target[:-1]])), target)
+        pairs = list(zip(a, b, strict=True))
+        source = symbols(f"{i}+{j}"[::-1] for i, j in pairs)
+        inputs, targets = (symbols(word.format(i + j) for i, j in pairs) for word in (" {}", "{} "))
+        return Batch((source, inputs), targets)
 
     return draw
 
 
-def symbols(words, length):
-    """Return words as numbers (T, B), blanks behind."""
-    return np.array([[SYMBOLS.index(c) for c in word.ljust(length)] for word in words]).T
+def symbols(words):
+    """Return B words as arrays of numbers (T,)."""
+    return [np.array([SYMBOLS.index(c) for c in word]) for word in words]
 
 
 def main(argv=None):
@@ -52,13 +53,14 @@ def main(argv=None):
                   schedule=CosineDecay())
     test = Generated(problem(500, digits, False), 12345)(0)
     source, targets = test.inputs[0], test.targets
-    start = np.full(source.shape[1], SYMBOLS.index(" "))
-    written = model.generate(source, start, len(targets))
-    right = float((written == targets).all(0).mean())
-    for i in range(4):
-        print("".join(SYMBOLS[c] for c in source[:, i])[::-1].strip(), "=",
-              "".join(SYMBOLS[c] for c in written[:, i]).strip())
-    print(f"{100 * right:.1f}% of {source.shape[1]} unseen sums are right")
+    start = np.full(len(source), SYMBOLS.index(" "))
+    written = model.generate(source, start, digits + 2).T  # (B, T)
+    right = float(np.mean([(row[: len(target)] == target).all()
+                           for row, target in zip(written, targets, strict=True)]))
+    for asked, row in zip(source[:4], written, strict=False):
+        print("".join(SYMBOLS[c] for c in asked[::-1]), "=",
+              "".join(SYMBOLS[c] for c in row).split(" ")[0])
+    print(f"{100 * right:.1f}% of {len(source)} unseen sums are right")
     if not args.quick:
         record("sums", {"digits": digits, "hidden": H, "steps": steps, "batch": batch, "lr": 3e-3},
                {"right": right})

@@ -1,8 +1,9 @@
 """Many to many: for each character of Python source, the kind of token that it belongs to.
 
 The text is Python's standard library. The tags come from Python's own tokenizer: name, keyword,
-number, string, comment, operator, space. A bidirectional GRU reads windows of 100 characters. The
-files of the test set are not in the training set. Letters: T steps of a window, N windows, H units.
+number, string, comment, operator, space. A bidirectional GRU reads windows of 100 characters; the
+last window of a file is shorter. The files of the test set are not in the training set. Letters: T
+steps of a window, N windows, H units.
 """
 
 import io
@@ -36,16 +37,16 @@ def tags_of(source):
 
 
 def windows(files):
-    """Return the bytes (N, T) and the tags (N, T) of all files' windows."""
+    """Return two lists of N arrays, each of up to T: the bytes and the tags of all windows."""
     xs, ys = [], []
     for path in files:
         source = path.read_text("utf-8", "replace")
         if not source.isascii():
             continue
-        n = len(source) // T * T
-        xs.append(np.frombuffer(source[:n].encode(), np.uint8).reshape(-1, T))
-        ys.append(tags_of(source)[:n].reshape(-1, T))
-    return np.concatenate(xs), np.concatenate(ys)
+        borders = range(T, len(source), T)
+        xs += np.split(np.frombuffer(source.encode(), np.uint8), borders)
+        ys += np.split(tags_of(source), borders)
+    return xs, ys
 
 
 def main(argv=None):
@@ -58,9 +59,10 @@ def main(argv=None):
     model = SequenceModel(GRU(32, H, bidirectional=True, seed=0), len(TAGS), vocab_size=256, seed=0)
     fit(model, *windows(train), steps=steps, batch_size=32, lr=5e-3, schedule=CosineDecay())
     x, y = windows(test)
-    right = model.predict(x).argmax(-1) == y
+    y = np.concatenate(y)
+    right = np.concatenate(model.predict(x)).argmax(-1) == y
     accuracy = float(right.mean())
-    most = float((y == np.bincount(y.ravel()).argmax()).mean())
+    most = float((y == np.bincount(y).argmax()).mean())
     by_tag = {tag: float(right[y == i].mean()) for i, tag in enumerate(TAGS) if (y == i).any()}
     print(f"{100 * accuracy:.2f}% of {y.size:,} characters of {len(test)} unseen files are right "
           f"(the most frequent tag: {100 * most:.1f}%)")

@@ -1,9 +1,10 @@
 """Recurrent neural networks on CPUs: forward, and backward through time, on NumPy arrays.
 
-The layers RNN, LSTM and GRU follow torch.nn; models are layers with a head and a loss; `fit` trains
-them. `functional` has the same cells without state, and `reference` the same in plain NumPy: the
-specification. Names are imported when they are first used. Letters in every docstring: T steps, B
-batch, I input, H hidden, G gates, L layers, D directions.
+The layers RNN, LSTM and GRU and the single cells RNNCell, LSTMCell and GRUCell follow torch.nn;
+models are layers with a head and a loss; `fit` trains them. `functional` has the same cells without
+state, and `reference` the same in plain NumPy: the specification. Names are imported when they are
+first used. Letters in every docstring: T steps, B batch, I input, H hidden, G gates, L layers, D
+directions.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
         show_config,
     )
     from fastrnn.formats import load, save
-    from fastrnn.layers import GRU, LSTM, RNN
+    from fastrnn.layers import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
     from fastrnn.models import EncoderDecoder, LanguageModel, SequenceModel, Stack
     from fastrnn.training import fit
 
 _HOMES = {
-    "fastrnn.layers": ("GRU", "LSTM", "RNN"),
+    "fastrnn.layers": ("GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"),
     "fastrnn.models": ("EncoderDecoder", "LanguageModel", "SequenceModel", "Stack"),
     "fastrnn.training": ("fit",),
     "fastrnn.formats": ("load", "save"),
@@ -49,10 +50,10 @@ _MODULES = ("cells", "functional", "gradflow", "init", "losses", "optim", "plot"
             "schedules", "training")
 
 __all__ = [
-    "GRU", "LSTM", "RNN", "EncoderDecoder", "LanguageModel", "SequenceModel", "Stack", "cells",
-    "fit", "functional", "get_flush_denormals", "get_num_threads", "gradflow", "init", "load",
-    "losses", "optim", "plot", "reference", "save", "schedules", "set_flush_denormals",
-    "set_num_threads", "show_config", "training",
+    "GRU", "LSTM", "RNN", "EncoderDecoder", "GRUCell", "LSTMCell", "LanguageModel", "RNNCell",
+    "SequenceModel", "Stack", "cells", "fit", "functional", "get_flush_denormals",
+    "get_num_threads", "gradflow", "init", "load", "losses", "optim", "plot", "reference", "save",
+    "schedules", "set_flush_denormals", "set_num_threads", "show_config", "training",
 ]
 
 

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from fastrnn._kernels.check import in_range, is_masked
+from fastrnn._kernels.check import all_are, in_range, is_masked
 from fastrnn._kernels.timeline import Timeline
 
 Shape = Sequence["int | str"]
@@ -403,27 +403,26 @@ def timeline(
     RefusedType, RefusedValue
         If they are something else.
     """
-    one_of("reset_to", reset_to, RESET_TO)
-    n = np.full(B, T, np.int64)
-    if lengths is not None:
-        a = numbers("lengths", lengths)
-        if a.size and a.dtype.kind not in "iu":
-            raise RefusedType(f"lengths is {a.dtype}, expected whole numbers: steps of each row")
-        if a.shape != (B,):
-            raise RefusedValue(f"lengths has shape {a.shape}, expected ({B},): one for each row")
-        if B and not (a.min() >= 0 and a.max() <= T):
-            raise RefusedValue(f"lengths has numbers from {a.min()} to {a.max()}, expected 0 to "
-                               f"{T}, the steps of x")
-        n = a.astype(np.int64)
+    if type(reset_to) is not str or reset_to not in RESET_TO:
+        one_of("reset_to", reset_to, RESET_TO)
     flags = None
     if reset is not None:
         flags = booleans("reset", reset, (B, T) if batch_first else (T, B))
-        flags = np.array(flags.T if batch_first else flags, order="C")  # read once
-        if not flags.any():
-            flags = None
-    if flags is None and (not B or n.min() == T):
+        flags = np.array(flags.T if batch_first else flags, order="C") if flags.any() else None
+    n = None
+    if lengths is not None:
+        a = lengths if type(lengths) is np.ndarray else numbers("lengths", lengths)
+        if a.dtype.kind not in "iu" and (a.size or a.dtype.kind != "f"):
+            raise RefusedType(f"lengths is {a.dtype}, expected whole numbers: steps of each row")
+        if a.shape != (B,):
+            raise RefusedValue(f"lengths has shape {a.shape}, expected ({B},): one for each row")
+        n = in_range(a, T + 1)
+        if n is None:
+            raise RefusedValue(f"lengths has numbers from {a.min()} to {a.max()}, expected 0 to "
+                               f"{T}, the steps of x")
+    if flags is None and (n is None or all_are(n, T)):
         return None
-    return Timeline(n, T, flags, reset_to == "initial")
+    return Timeline(np.full(B, T) if n is None else n, T, flags, reset_to == "initial")
 
 
 def booleans(name: str, value: Any, shape: Shape) -> np.ndarray:

@@ -91,7 +91,7 @@ typedef struct {
 } fr_forward;
 
 /* One step of backpropagation through time of `rows` rows, units of plain panels
- * [panel0, panel1): dh = dy + carry + dG(t+1) W_hh, then the gates' gradients. */
+ * [panel0, panel1): dh = carry + dG(t+1) W_hh + dy, then the gates' gradients. */
 typedef struct {
   ptrdiff_t rows, panel0, panel1, hidden, pitch;
   int down;               /* walk the panels from the last to the first */
@@ -207,9 +207,13 @@ ptrdiff_t fr_pitch(ptrdiff_t h, ptrdiff_t itemsize);
 typedef void (*fr_work)(void *arg, int rank, int size);
 void fr_run(fr_work work, void *arg, int threads);
 int fr_workers(void);                     /* threads that exist beside the caller */
+void fr_any_number(int on);               /* whether a job may have more threads than CPUs: for tests */
 
 typedef struct {
-  int count, phase, sleepers;
+  int count, phase, sleepers, slow, apart;
 } fr_barrier;                             /* zero before use */
 void fr_wait(fr_barrier *barrier, int size);
+/* The same where a job waits often. It returns, to all alike, 1, or 0 once rank 0 has had to wait too
+ * long: then the others should leave, and rank 0 goes on by itself. */
+int fr_wait_step(fr_barrier *barrier, int size);
 #endif

@@ -17,11 +17,21 @@
  *  - Sleeping: whoever sleeps first announces it in a flag and then lets sleep_while compare the
  *    word once more; whoever changes the word first changes it and then reads the flag. All four
  *    are sequentially consistent, so at least one of the two sees the other: no wake is lost. A wake
- *    too many does no harm, since every sleeper looks again. */
+ *    too many does no harm, since every sleeper looks again.
+ *
+ * Other programs may take the CPU away from a worker for milliseconds, in the midst of its share. The
+ * owner then waits: nobody else can compute half of an update in place again. What keeps such waits
+ * rare:
+ *  - Where a job waits after every step, one long wait ends the team (fr_wait_step): the workers
+ *    leave, and the owner takes the other steps alone.
+ *  - After two long waits in short time the owner takes all jobs alone for a while, and for LONGER
+ *    times as long whenever the next attempt meets a long wait, too.
+ *  - A job has no more threads than CPUs on which its owner may run at this time. */
 #define _GNU_SOURCE
 #include "fastrnn.h"
 #include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <time.h>
 #if defined(__linux__)
@@ -38,15 +48,14 @@
 #define relax() ((void)0)
 #endif
 
-/* How long to wait awake, in nanoseconds. PATIENT: a worker between the calls of a training loop (a
- * small model loses 9% of its time if the worker sleeps in them). Within a job, where a sleep costs
- * more than most waits, it is as long as the job has taken so far, from PATIENT to LONGEST: the parts
- * of a job are never quite equal. HASTY: when somebody has kept the others waiting for longer than
- * that twice within AGAIN. Probably there are more threads than CPUs, and whoever waits awake may be
- * what keeps the other off its CPU; once alone may be chance. Every PROBE-th wait is patient all the
- * same, to find out when that is over: those who wake late make others late, so that it would not end
- * by itself. */
-enum { PATIENT = 100000, LONGEST = 1000000, HASTY = 5000, AGAIN = 20000000, PROBE = 64 };
+/* Times in nanoseconds. A worker waits awake for PATIENT between the calls of a training loop (a small
+ * model loses 9% of its time if the worker sleeps in them). Within a job, where a sleep costs more than
+ * most waits, one waits awake longer if the job is a long one, up to LONGEST: its parts are never quite
+ * equal. Whoever comes still later is late. Once may be chance; after two such waits within AGAIN the
+ * owner is ALONE for this long, later for up to LONG_ALONE. LOOK: how often the owner asks on which
+ * CPUs it may run. */
+enum { PATIENT = 100000, LONGEST = 1000000, AGAIN = 20000000, LOOK = 10000000 };
+enum { ALONE = 20000000, LONGER = 4, LONG_ALONE = 640000000 };
 
 typedef struct {
   int ticket;              /* counts the jobs that this worker takes part in */
@@ -60,12 +69,18 @@ static worker_state states[FR_MAX_THREADS] __attribute__((aligned(64))); /* [ran
 static int workers;
 static int remaining;      /* workers that have not finished the job */
 static int owner_asleep;
-static int late;           /* 0, or waits within jobs since somebody was late */
 static fr_work job_work;
 static void *job_arg;
 static int job_size;
 static int64_t job_start;
-static int64_t last_late;  /* when somebody was late */
+/* written by owners */
+static int64_t last_late;   /* when somebody was late */
+static int64_t alone_for;   /* how long owners were alone the last time, 0: not lately */
+static int64_t alone_until; /* 0: not alone */
+static int64_t last_look;
+static int cpus = FR_MAX_THREADS;
+static int any_number;      /* more threads than CPUs may be used */
+static __thread int is_worker;
 
 /* ---- waiting for an int to change ----------------------------------------------------------- */
 
@@ -135,26 +150,31 @@ static int wait_while(int *word, int value, int *sleepers, int64_t patience) {
   return 0;
 }
 
-/* The same within a job. `late` is a guess that all threads share: lost counts do no harm. */
-static void wait_for_others(int *word, int value, int *sleepers) {
-  const int waits = __atomic_load_n(&late, __ATOMIC_RELAXED), patient = waits % PROBE == 0;
-  if (patient && spin_while(word, value, HASTY)) { /* nearly always; without a look at the clock */
-    if (waits) __atomic_store_n(&late, 0, __ATOMIC_RELAXED);
-    return;
+/* The owner has waited too long for another thread. */
+static void note_late(void) {
+  const int64_t time = now();
+  if (any_number) return; /* tests want their threads */
+  if (time - last_late < AGAIN + alone_for) {
+    alone_for = alone_for ? LONGER * alone_for : ALONE;
+    if (alone_for > LONG_ALONE) alone_for = LONG_ALONE;
+    alone_until = time + alone_for;
+  } else {
+    alone_for = 0;
   }
-  int64_t patience = HASTY;
-  if (patient) { /* to probe, PATIENT is enough */
-    patience = waits ? PATIENT : now() - job_start;
-    patience = patience < PATIENT ? PATIENT : patience < LONGEST ? patience : LONGEST;
-  }
-  int next = waits + 1;
-  if (wait_while(word, value, sleepers, patience)) {
-    if (patient) next = 0;
-  } else if (patient) {
-    const int64_t time = now(), before = __atomic_exchange_n(&last_late, time, __ATOMIC_RELAXED);
-    next = waits || time - before < AGAIN;
-  }
-  if (next != waits) __atomic_store_n(&late, next, __ATOMIC_RELAXED);
+  last_late = time;
+}
+
+/* Waits within a job, awake at first. What is too long for the owner depends on how long the job has
+ * taken so far: half of it, or with `slow`, which is then set to 1, an eighth. */
+static void wait_for_others(int *word, int value, int *sleepers, int *slow) {
+  if (spin_while(word, value, PATIENT)) return;
+  const int64_t start = now(), enough = (start - job_start) / (slow ? 8 : 2);
+  const int64_t awake = (enough < LONGEST ? enough : LONGEST) - PATIENT;
+  if (awake > 0 && spin_while(word, value, awake)) return;
+  if (slow && !is_worker) __atomic_store_n(slow, 1, __ATOMIC_RELAXED);
+  wait_while(word, value, sleepers, 0);
+  /* an owner that is late would be late alone, too */
+  if (!is_worker && (slow || now() - start > enough)) note_late();
 }
 
 static void wake_if_any(const int *word, const int *sleepers) {
@@ -167,6 +187,7 @@ static void *worker(void *arg) {
   worker_state *me = arg;
   const int rank = (int)(me - states) + 1;
   int seen = me->seen;
+  is_worker = 1;
   for (;;) {
     wait_while(&me->ticket, seen, &me->asleep, PATIENT);
     seen = load(&me->ticket);
@@ -206,18 +227,39 @@ static void hire(int n) {
   pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
+/* Asks now and then on how many CPUs the caller may run; returns how many threads a job may have. */
+static int most_threads(int64_t time) {
+#if defined(__linux__)
+  if (time - last_look >= LOOK) {
+    cpu_set_t set;
+    last_look = time;
+    if (!sched_getaffinity(0, sizeof set, &set)) cpus = CPU_COUNT(&set);
+  }
+#endif
+  return any_number ? FR_MAX_THREADS : cpus;
+}
+
+void fr_any_number(int on) { any_number = on; }
+
 void fr_run(fr_work work, void *arg, int threads) {
   if (threads > FR_MAX_THREADS) threads = FR_MAX_THREADS;
   if (threads <= 1 || pthread_mutex_trylock(&busy)) {
     work(arg, 0, 1);
     return;
   }
-  hire(threads - 1);
+  job_start = now();
+  const int most = job_start < alone_until ? 1 : most_threads(job_start);
+  if (threads > most) threads = most;
+  if (threads > 1) hire(threads - 1);
   if (threads > workers + 1) threads = workers + 1;
+  if (threads == 1) {
+    pthread_mutex_unlock(&busy);
+    work(arg, 0, 1);
+    return;
+  }
   job_work = work;
   job_arg = arg;
   job_size = threads;
-  job_start = now();
   __atomic_store_n(&remaining, threads - 1, __ATOMIC_RELAXED); /* published by the tickets */
   for (int i = 0; i < threads - 1; i++) {
     __atomic_add_fetch(&states[i].ticket, 1, __ATOMIC_SEQ_CST);
@@ -225,21 +267,31 @@ void fr_run(fr_work work, void *arg, int threads) {
   }
   work(arg, 0, threads);
   for (int left; (left = load(&remaining)) > 0;)
-    wait_for_others(&remaining, left, &owner_asleep);
+    wait_for_others(&remaining, left, &owner_asleep, NULL);
   pthread_mutex_unlock(&busy);
 }
 
 int fr_workers(void) { return __atomic_load_n(&workers, __ATOMIC_RELAXED); }
 
-/* A sense-free barrier: the last to come opens the next phase. */
-void fr_wait(fr_barrier *b, int size) {
-  if (size <= 1) return;
+/* A barrier: the last to come opens the next phase. */
+static void meet(fr_barrier *b, int size, int *slow) {
   const int phase = __atomic_load_n(&b->phase, __ATOMIC_RELAXED);
   if (__atomic_add_fetch(&b->count, 1, __ATOMIC_ACQ_REL) < size) {
-    wait_for_others(&b->phase, phase, &b->sleepers);
+    wait_for_others(&b->phase, phase, &b->sleepers, slow);
     return;
   }
   __atomic_store_n(&b->count, 0, __ATOMIC_RELAXED);
+  b->apart = __atomic_load_n(&b->slow, __ATOMIC_RELAXED); /* published by the phase */
   __atomic_store_n(&b->phase, phase + 1, __ATOMIC_SEQ_CST);
   wake_if_any(&b->phase, &b->sleepers);
+}
+
+void fr_wait(fr_barrier *b, int size) {
+  if (size > 1) meet(b, size, NULL);
+}
+
+int fr_wait_step(fr_barrier *b, int size) {
+  if (size <= 1) return 1;
+  meet(b, size, &b->slow);
+  return !b->apart;
 }

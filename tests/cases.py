@@ -24,6 +24,13 @@ LAYERS = {
     "lstm": fastrnn.LSTM,
     "gru": fastrnn.GRU,
 }
+SINGLE_CELLS = {
+    "rnn_tanh": fastrnn.RNNCell,
+    "rnn_relu": functools.partial(fastrnn.RNNCell, nonlinearity="relu"),
+    "rnn_sigmoid": functools.partial(fastrnn.RNNCell, nonlinearity="sigmoid"),
+    "lstm": fastrnn.LSTMCell,
+    "gru": fastrnn.GRUCell,
+}
 DTYPES = (np.float32, np.float64)
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 

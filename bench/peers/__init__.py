@@ -6,11 +6,15 @@ A peer module has
 - ``setup(threads)``: called once, before anything is loaded; the environment is set already,
 - ``load(case, arrays)``: a list of ways to run the case. A library that offers several (a module or
   a cell, unrolled or not) gives all: each is checked, and its fastest counts.
-- ``around()``, optional: a context to run in.
+- ``around()``, optional: a context to run in,
+- ``CAN``, optional: what it knows beside whole sequences of one length: "lengths", "resets",
+  "callers" and "block" (see `Case.extras`).
 """
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +29,7 @@ PEERS = {
     "ort": ("ort", ("onnxruntime", "onnx")),
     "openvino": ("ov", ("openvino", "onnx")),
     "jax": ("xla", ("jax",)),
+    "rtneural": ("rtneural", ()),
     "numpy": ("tuned", ("numpy",)),
     "reference": ("plain", ("fastrnn",)),
 }
@@ -37,10 +42,31 @@ class Way(NamedTuple):
     call: Callable[[], Any]  # what is timed
     results: Callable[[], dict[str, np.ndarray]]  # from the start, outside of timing
     keep: Any = None  # buffers that a library knows by address only
+    seconds: Callable[[int], float] | None = None  # of so many calls, by a library's own clock
+
+    def elapsed(self, count: int) -> float:
+        """Return the seconds that `count` calls take."""
+        if self.seconds is not None:
+            return self.seconds(count)
+        start = time.perf_counter()
+        for _ in itertools.repeat(None, count):
+            self.call()
+        return time.perf_counter() - start
 
 
 class UnsupportedError(Exception):
     """The peer does not run this case; the text says why."""
+
+
+def packing(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Return the order of the rows, the longest first, how many each step has, and where they lie.
+
+    The last is an index (step, row) of a padded (T, B, ...): the rows of each step in that order.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    live = np.arange(lengths.max())[:, None] < lengths[order]  # (T, B)
+    steps, places = np.nonzero(live)
+    return order, live.sum(1), (steps, order[places])
 
 
 def stream_way(

@@ -22,6 +22,8 @@ def _reorder(a: np.ndarray, kind: str, H: int) -> np.ndarray:
 def build(case: Case, a: Arrays, T: int) -> bytes:
     """Return the model: x (T, B, I), h0, c0 of an LSTM -> y, hn, cn of an LSTM.
 
+    If the case has lengths, they are an input (B,) too.
+
     Parameters
     ----------
     case, a : Case, Arrays
@@ -56,7 +58,8 @@ def build(case: Case, a: Arrays, T: int) -> bytes:
             if case.bias:
                 bias.append(np.concatenate([params["bias_ih"], params["bias_hh"]]))
         inputs = [x, constant(f"W{layer}", np.stack(W)), constant(f"R{layer}", np.stack(R)),
-                  constant(f"B{layer}", np.stack(bias)) if case.bias else "", "",
+                  constant(f"B{layer}", np.stack(bias)) if case.bias else "",
+                  "lengths" if case.lengths else "",
                   *(f"{letter}0_{layer}" for letter in letters)]
         outputs = [f"Y{layer}", *(f"{letter}n_{layer}" for letter in letters)]
         options: dict = {"hidden_size": H, "direction": "bidirectional" if D == 2 else "forward"}
@@ -81,9 +84,11 @@ def build(case: Case, a: Arrays, T: int) -> bytes:
     def info(name: str, *shape: int) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, element, shape)
 
+    lengths = [helper.make_tensor_value_info("lengths", TensorProto.INT32, (B,))]
     graph = helper.make_graph(
         nodes, "case",
-        [info("x", T, B, case.I), *(info(f"{letter}0", LD, B, H) for letter in letters)],
+        [info("x", T, B, case.I), *(info(f"{letter}0", LD, B, H) for letter in letters),
+         *(lengths if case.lengths else [])],
         [info("y", T, B, D * H), *(info(f"{letter}n", LD, B, H) for letter in letters)],
         weights,
     )
@@ -100,4 +105,6 @@ def arrays(case: Case, a: Arrays, T: int) -> tuple[dict[str, np.ndarray], dict[s
     if a.c0 is not None:
         inputs["c0"] = a.c0.copy()
         outputs["cn"] = np.empty_like(a.c0)
+    if a.lengths is not None:
+        inputs["lengths"] = a.lengths.astype(np.int32)
     return inputs, outputs

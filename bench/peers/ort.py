@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -10,6 +13,7 @@ import onnxruntime
 from bench.cases import Arrays, Case
 from bench.peers import UnsupportedError, Way, onnx_model, stream_way
 
+CAN = {"lengths", "callers"}
 _threads = 1
 
 
@@ -34,6 +38,8 @@ def load(case: Case, a: Arrays) -> list[Way]:
     options.intra_op_num_threads = _threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if case.kind == "callers":
+        return _callers(case, a, options)
     T = 1 if case.kind == "stream" else case.T
     session = onnxruntime.InferenceSession(onnx_model.build(case, a, T), options,
                                            providers=["CPUExecutionProvider"])
@@ -71,6 +77,99 @@ def _bound(session: Session, case: Case, a: Arrays) -> Way:
         return {name: array.copy() for name, array in outputs.items()}
 
     return Way("binding", call, results, keep=(inputs, outputs))
+
+
+def _callers(case: Case, a: Arrays, options: onnxruntime.SessionOptions) -> list[Way]:
+    """Return one call for all the callers of a step, and one call a caller."""
+    def session(B: int) -> Session:
+        model = onnx_model.build(dataclasses.replace(case, B=B), a, 1)
+        return Session(model, options, providers=["CPUExecutionProvider"])
+
+    ways = [_call_together("one call", session(case.step), case, a)]
+    if case.step < case.B:
+        ways.append(_call_each("a call a caller", session(1), case, a))
+    return ways
+
+
+def _call_together(name: str, session: Session, case: Case, a: Arrays) -> Way:
+    """Gather the states of the callers, run once, and put the new states back."""
+    letters = ("h", "c") if case.has_c else ("h",)
+    outputs = ["y", *(f"{letter}n" for letter in letters)]
+    states: dict[str, np.ndarray] = {}
+    every = case.step == case.B
+
+    def reset() -> None:
+        states.update({letter: getattr(a, f"{letter}0").copy() for letter in letters})
+
+    def step(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        feed = {"x": x[None]}
+        for letter, state in states.items():
+            feed[f"{letter}0"] = state if every else state[:, rows]
+        y, *new = session.run(outputs, feed)
+        for letter, value in zip(letters, new, strict=True):
+            if every:
+                states[letter] = value
+            else:
+                states[letter][:, rows] = value
+        return y[0]
+
+    return _way(name, step, reset, a, lambda: states)
+
+
+def _call_each(name: str, session: Session, case: Case, a: Arrays) -> Way:
+    """Run once for each caller, on buffers of its own: its state lies where the run wants it."""
+    letters = ("h", "c") if case.has_c else ("h",)
+    x_value = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, 1, case.I), case.dtype))
+    y = np.empty((1, 1, case.H), case.dtype)
+    values, bindings, turns = [], [], [0] * case.B
+    for b in range(case.B):
+        pair = [{letter: onnxruntime.OrtValue.ortvalue_from_numpy(
+            np.ascontiguousarray(getattr(a, f"{letter}0")[:, b : b + 1])) for letter in letters}
+            for _ in range(2)]
+        values.append(pair)
+        bindings.append([])
+        for k in range(2):
+            binding = session.io_binding()
+            binding.bind_ortvalue_input("x", x_value)
+            binding.bind_output("y", "cpu", 0, y.dtype, y.shape, y.ctypes.data)
+            for letter in letters:
+                binding.bind_ortvalue_input(f"{letter}0", pair[k][letter])
+                binding.bind_ortvalue_output(f"{letter}n", pair[1 - k][letter])
+            bindings[b].append(binding)
+
+    def reset() -> None:
+        turns[:] = [0] * case.B
+        for b, pair in enumerate(values):
+            for letter in letters:
+                start = np.ascontiguousarray(getattr(a, f"{letter}0")[:, b : b + 1])
+                pair[0][letter].update_inplace(start)
+
+    def step(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        out = np.empty((len(rows), case.H), case.dtype)
+        for k, b in enumerate(rows.tolist()):
+            x_value.update_inplace(x[None, k : k + 1])
+            session.run_with_iobinding(bindings[b][turns[b]])
+            turns[b] = 1 - turns[b]
+            out[k] = y[0, 0]
+        return out
+
+    def states() -> dict[str, np.ndarray]:
+        return {letter: np.concatenate([pair[turn][letter].numpy() for pair, turn in
+                                        zip(values, turns, strict=True)], axis=1)
+                for letter in letters}
+
+    return _way(name, step, reset, a, states)
+
+
+def _way(name: str, step: Any, reset: Any, a: Arrays, states: Any) -> Way:
+    def results() -> dict[str, np.ndarray]:
+        reset()
+        ys = [step(x, rows) for x, rows in zip(a.x, a.rows, strict=False)]
+        return {"y": np.stack(ys), **{f"{k}n": v.copy() for k, v in states().items()}}
+
+    reset()
+    draws = itertools.cycle(a.rows)
+    return Way(name, lambda: step(a.x[0], next(draws)), results)
 
 
 def _run_stream(session: Session, case: Case, a: Arrays) -> Way:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -11,6 +12,7 @@ import torch
 from bench.cases import Arrays, Case
 from bench.peers import Way, stream_way
 
+CAN = {"lengths", "callers"}
 _MODULES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
 _ONE_STEP = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}
 
@@ -29,7 +31,7 @@ def setup(threads: int) -> None:
 
 def around(case: Case) -> AbstractContextManager:
     """Return inference_mode but for training: under plain eval torch runs its training kernel."""
-    return torch.inference_mode(case.kind in ("stream", "infer"))
+    return torch.inference_mode(case.kind in ("stream", "infer", "callers"))
 
 
 def _tensors(a: Arrays) -> tuple[torch.Tensor, object]:
@@ -56,9 +58,14 @@ def load(case: Case, a: Arrays) -> list[Way]:
     module.load_state_dict({name: torch.tensor(p) for name, p in a.params.items()})
     if case.kind == "stream":
         return [_module_stream(a, module.eval()), _cell_stream(case, a)]
+    if case.kind == "callers":
+        return [_callers(case, a)]
     if case.kind == "infer":
-        return [_infer(a, module.eval())]
-    return [_train(a, module)]
+        module.eval()
+    make_way = _infer if case.kind == "infer" else _train
+    if a.lengths is None:
+        return [make_way(a, module)]
+    return [make_way(a, module, _Packed(a, whole)) for whole in (False, True)]
 
 
 def _module_stream(a: Arrays, module: torch.nn.Module) -> Way:
@@ -105,33 +112,110 @@ def _cell_stream(case: Case, a: Arrays) -> Way:
     return stream_way("cell", step, reset, list(xs), lambda y: y.numpy())
 
 
-def _infer(a: Arrays, module: torch.nn.Module) -> Way:
-    call = partial(module, *_tensors(a))
+def _callers(case: Case, a: Arrays) -> Way:
+    """Gather the states of some callers, step a cell, and put them back."""
+    cell = _ONE_STEP[case.cell](case.I, case.H, bias=case.bias)
+    cell.load_state_dict({parameter: torch.tensor(a.params[name])
+                          for parameter, name in case.names(0, 0).items()})
+    xs, _ = _tensors(a)
+    draws = torch.tensor(a.rows)
+    every = case.step == case.B
+    states: list[torch.Tensor] = []
+
+    def reset() -> None:
+        states[:] = [torch.tensor(s[0]) for s in (a.h0, a.c0) if s is not None]
+
+    def step(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        old = states if every else [s[rows] for s in states]
+        new = cell(x, tuple(old) if case.has_c else old[0])
+        new = new if case.has_c else (new,)
+        if every:
+            states[:] = new
+        else:
+            for state, value in zip(states, new, strict=True):
+                state[rows] = value
+        return new[0]
+
+    def results() -> dict[str, np.ndarray]:
+        reset()
+        ys = [step(x, rows).numpy() for x, rows in zip(xs, draws, strict=False)]
+        named = zip(("hn", "cn"), states, strict=False)
+        return {"y": np.stack(ys), **{name: s.numpy()[None].copy() for name, s in named}}
+
+    reset()
+    turn = itertools.cycle(draws)
+    return Way("cell", lambda: step(xs[0], next(turn)), results)
+
+
+class _Packed:
+    """Around a module: rows packed once, beforehand, or (whole) in each call, and padded again."""
+
+    def __init__(self, a: Arrays, whole: bool) -> None:
+        self.lengths, self.whole = torch.tensor(a.lengths), whole
+        self.name = "padded, packed, padded" if whole else "packed"
+
+    def pack(self, x: torch.Tensor) -> torch.nn.utils.rnn.PackedSequence:
+        return torch.nn.utils.rnn.pack_padded_sequence(x, self.lengths, enforce_sorted=False)
+
+    def pad(self, y: torch.nn.utils.rnn.PackedSequence) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_packed_sequence(y)[0]
+
+
+def _infer(a: Arrays, module: torch.nn.Module, packed: _Packed | None = None) -> Way:
+    x, initial = _tensors(a)
+    if packed is None:
+        call = partial(module, x, initial)
+    elif packed.whole:
+        def call() -> tuple:
+            y, state = module(packed.pack(x), initial)
+            return packed.pad(y), state
+    else:
+        call = partial(module, packed.pack(x), initial)
 
     def results() -> dict[str, np.ndarray]:
         y, state = call()
+        if packed is not None and not packed.whole:
+            y = packed.pad(y)
         states = (state,) if a.c0 is None else state
         named = zip(("hn", "cn"), states, strict=False)
         return {"y": y.numpy(), **{name: s.numpy() for name, s in named}}
 
-    return Way("module", call, results)
+    return Way(packed.name if packed else "module", call, results)
 
 
-def _train(a: Arrays, module: torch.nn.Module) -> Way:
+def _train(a: Arrays, module: torch.nn.Module, packed: _Packed | None = None) -> Way:
     x, state = _tensors(a)
     x.requires_grad_()
     dy = torch.tensor(a.dy)
     leaves = {"dx": x, **dict(module.named_parameters())}
+    if packed is not None and not packed.whole:
+        data, packed_dy = packed.pack(x.detach()), packed.pack(dy).data
+        data.data.requires_grad_()
+        leaves["dx"] = data.data
 
     def call() -> torch.Tensor:
         for leaf in leaves.values():
             leaf.grad = None
-        y, _ = module(x, state)
+        if packed is None:
+            y, _ = module(x, state)
+        elif packed.whole:
+            y = packed.pad(module(packed.pack(x), state)[0])
+        else:
+            y = module(data, state)[0]
+            y.data.backward(packed_dy)
+            return y
         y.backward(dy)  # the gradient of sum(y * dy)
         return y
 
     def results() -> dict[str, np.ndarray]:
-        y = call().detach().numpy()
+        y = call()
+        if packed is not None and not packed.whole:
+            # the gradient of the packed rows, spread over x
+            dx = packed.pad(data._replace(data=data.data.grad))
+            grads = {name: leaf.grad for name, leaf in leaves.items() if name != "dx"}
+            named = {"y": packed.pad(y).detach(), "dx": dx, **grads}
+            return {name: value.numpy() for name, value in named.items()}
+        y = y.detach().numpy()
         return {"y": y, **{name: leaf.grad.numpy() for name, leaf in leaves.items()}}
 
-    return Way("module", call, results)
+    return Way(packed.name if packed else "module", call, results)

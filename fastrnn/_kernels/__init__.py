@@ -3,3 +3,7 @@
 `sequence` walks time, `stream` takes one step, `linear` is a head, `loss` softmax cross-entropy,
 `update` the gradients' norm and the optimisers. `runtime` is what they share.
 """
+
+from fastrnn._kernels import threadpool
+
+threadpool.register()

@@ -145,3 +145,5 @@ cdef extern from "fastrnn.h" nogil:
     void fr_run(fr_work, void *, int)
     int fr_workers()
     void fr_wait(fr_barrier *, int)
+    int fr_wait_step(fr_barrier *, int)
+    void fr_any_number(int)

@@ -208,6 +208,16 @@ def in_range(array, ptrdiff_t count):
     return result
 
 
+def all_are(numbers, ptrdiff_t value):
+    """Whether all of an int32 array are this number."""
+    cdef const int32_t *each = <const int32_t *> pointer(numbers)
+    cdef ptrdiff_t i
+    for i in range(cnp.PyArray_SIZE(numbers)):
+        if each[i] != value:
+            return False
+    return True
+
+
 def is_masked(value):
     """Whether it is a masked array with masked places; numpy.ma is there if somebody made one."""
     ma = sys.modules.get("numpy.ma")

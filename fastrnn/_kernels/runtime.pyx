@@ -5,6 +5,7 @@ of instruction set in a process.
 """
 
 import os
+import warnings
 
 import numpy as np
 
@@ -13,6 +14,7 @@ cimport numpy as cnp
 from fastrnn._kernels.c cimport (
     FR_CELLS,
     FR_MAX_THREADS,
+    fr_any_number,
     fr_barrier,
     fr_cell_row,
     fr_flush_denormals,
@@ -25,6 +27,7 @@ from fastrnn._kernels.c cimport (
     fr_run,
     fr_table,
     fr_wait,
+    fr_wait_step,
     fr_work,
     fr_workers,
 )
@@ -40,6 +43,7 @@ cdef double SERIAL = 1e6
 cdef int isa = -1
 cdef int threads = 1
 cdef bint flush = True
+cdef bint warned = False
 
 
 def isa_names():
@@ -94,21 +98,27 @@ def set_num_threads(n):
     ----------
     n : int
         At least 1. Results are the same bits for any number. Small work stays on one thread. A
-        number above that of the CPUs that may be used counts as that number: more threads would
-        wait for each other. FASTRNN_OVERSUBSCRIBE=1 in the environment allows more, for tests.
+        number above that of the CPUs that may be used (affinity mask, cgroup quota) counts as
+        that number, and the first one is a warning: more threads would wait for each other. If the
+        mask shrinks later, calls follow it. FASTRNN_OVERSUBSCRIBE=1 in the environment allows
+        more, for tests.
 
     Raises
     ------
     ValueError
         If `n` is not a whole number of at least 1.
     """
-    global threads
+    global threads, warned
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise ValueError(f"set_num_threads: n is {n!r}, expected a whole number of at least 1")
-    most = FR_MAX_THREADS
-    if os.environ.get("FASTRNN_OVERSUBSCRIBE") != "1":
-        most = min(most, cpu_limit())
+    any_number = os.environ.get("FASTRNN_OVERSUBSCRIBE") == "1"
+    fr_any_number(any_number)
+    most = FR_MAX_THREADS if any_number else min(FR_MAX_THREADS, cpu_limit())
     threads = min(n, most)
+    if n > most and not any_number and not warned:
+        warned = True
+        warnings.warn(f"set_num_threads: {n} threads are asked for, {most} are used: this process "
+                      f"may use {most} CPU{'s' if most > 1 else ''}", RuntimeWarning, stacklevel=1)
 
 
 def get_num_threads():
@@ -195,6 +205,10 @@ cdef void run(fr_work work, void *arg, int n) noexcept nogil:
 
 cdef void wait(fr_barrier *barrier, int size) noexcept nogil:
     fr_wait(barrier, size)
+
+
+cdef bint wait_step(fr_barrier *barrier, int size) noexcept nogil:
+    return fr_wait_step(barrier, size)
 
 
 cdef unsigned flush_denormals() noexcept nogil:

@@ -10,6 +10,11 @@ from fastrnn._kernels.walk cimport part
 cdef struct Layer:
     fr_forward step
     void (*forward)(const fr_forward *) noexcept nogil
+    # a call that names some rows runs on copies of their states (n, pitch); see stream_states.pyx
+    void *h_rows
+    void *c_rows             # NULL: the cell has no c
+    void *h_all              # meanwhile: the states of all rows (B, pitch)
+    void *c_all
 
 
 cdef struct Stack:
@@ -53,8 +58,19 @@ cdef inline bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
     return a0 < b0 + cnp.PyArray_NBYTES(b) and b0 < a0 + cnp.PyArray_NBYTES(a)
 
 
-cdef inline bint is_matrix(object a, int typenum, ptrdiff_t rows, ptrdiff_t columns) noexcept:
-    """Whether it is a C-contiguous, aligned, native array of this dtype and shape."""
+cdef inline bint is_flat(object a, int typenum, int ndim) noexcept:
+    """Whether it is a C-contiguous, aligned, native array of this dtype and number of axes."""
     return (cnp.PyArray_CheckExact(a) and cnp.PyArray_TYPE(a) == typenum
-            and cnp.PyArray_NDIM(a) == 2 and cnp.PyArray_ISCARRAY_RO(a)
-            and cnp.PyArray_DIM(a, 0) == rows and cnp.PyArray_DIM(a, 1) == columns)
+            and cnp.PyArray_NDIM(a) == ndim and cnp.PyArray_ISCARRAY_RO(a))
+
+
+cdef inline bint is_matrix(object a, int typenum, ptrdiff_t rows, ptrdiff_t columns) noexcept:
+    """The same of a matrix of this shape."""
+    return (is_flat(a, typenum, 2) and cnp.PyArray_DIM(a, 0) == rows
+            and cnp.PyArray_DIM(a, 1) == columns)
+
+
+cdef inline bint is_index(object a) noexcept:
+    """Whether it is a C-contiguous, aligned, native array of int32 or int64."""
+    return (cnp.PyArray_CheckExact(a) and cnp.PyArray_ISCARRAY_RO(a)
+            and (cnp.PyArray_TYPE(a) == cnp.NPY_INT64 or cnp.PyArray_TYPE(a) == cnp.NPY_INT32))

@@ -67,11 +67,16 @@ cdef class Timeline:
         self.tables = {}
         if reset is not None:
             reset = np.ascontiguousarray(reset)
+            if reset.dtype != bool or reset.shape != (self.T, self.B):
+                raise ValueError(f"reset: is {reset.dtype} of shape {reset.shape}, expected bool "
+                                 f"of shape {(self.T, self.B)}")
             flag = <const cnp.npy_bool *> cnp.PyArray_DATA(reset)
         own = <const int64_t *> cnp.PyArray_DATA(lengths)
         self.starts = np.empty(self.B, np.int64)
         start = <int64_t *> cnp.PyArray_DATA(self.starts)
         for b in range(self.B):
+            if not 0 <= own[b] <= self.T:
+                raise ValueError(f"lengths: has {own[b]}, expected 0 to {self.T}")
             start[b] = total
             total += own[b]
             count += own[b] > 0
@@ -86,7 +91,7 @@ cdef class Timeline:
         length = <int32_t *> cnp.PyArray_DATA(steps)
         for b in range(self.B):
             begin = 0
-            for t in range(1, own[b] + 1):
+            for t in range(1 if flag != NULL else max(1, own[b]), own[b] + 1):
                 if t == own[b] or flag != NULL and flag[t * self.B + b]:
                     place[r] = begin * self.B + b
                     length[r] = <int32_t> (t - begin)

@@ -9,7 +9,8 @@ different lengths: timeline.pyx says which ones are alive at a step.
 Threads: a team of threads has one pass (two directions on an even number of threads) or all of
 them, one after the other. Within a team either the rows of the batch are split, which needs no
 barrier at all, or, for few rows, the hidden units, with a barrier after every step. Either way a
-number is computed by one thread in one order.
+number is computed by one thread in one order. If a team that splits units has to wait too long for
+one of its threads, thread 0 takes all units of the other steps.
 
 Nothing here holds the GIL, allocates or checks: sequence.pyx and stream.pyx do.
 """
@@ -25,6 +26,7 @@ from fastrnn._kernels.runtime cimport (
     table_for,
     threads_for,
     wait,
+    wait_step,
 )
 from fastrnn._kernels.timeline cimport alive_at, even_times
 
@@ -230,6 +232,13 @@ cdef void project_chunk(const Pass *p, const Share *s, ptrdiff_t t0, ptrdiff_t t
                         (p.times.R if p.training else b1 - b0) * p.row, p.row),
                 0, (t1 - t0) * (b1 - b0), panel0, panel1)
         return
+    if p.x.at == NULL and b1 - b0 == p.times.R:  # they lie side by side already
+        count = row_of(&p.times, t1, 0) - row_of(&p.times, t0, 0)
+        project(p, rows_of(at(p.x.base, row_of(&p.times, t0, 0) * p.x.inner, p), count, 0,
+                           p.x.inner),
+                rows_of(at(p.gates, tape_row * p.row, p), count, 0, p.row), 0, count, panel0,
+                panel1)
+        return
     place = <int32_t *> (taken + p.taken_size) - p.taken_rows
     count = take_rows(p, taken, place, t0, t1, b0, b1)
     rows = rows_of(at(p.gates, tape_row * p.row, p), count, 0, p.row)
@@ -256,7 +265,7 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
     cdef fr_forward step
     cdef ptrdiff_t b0 = 0, b1 = p.times.R, panel0 = 0, panel1 = p.panels
     cdef ptrdiff_t t, t0, t1, row
-    cdef bint joined
+    cdef bint joined, together = s.by_units  # the team shares the units of each step
     cdef void (*forward)(const fr_forward *) noexcept nogil
     if not p.packed:
         pack_forward(p, part(p.panels, s.rank, s.size), part(p.panels, s.rank + 1, s.size),
@@ -323,15 +332,22 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
             step.y_at = places(p, p.y, t, b0)
             step.down = t & 1 and step.rows < MANY_ROWS
             forward(&step)
-            if s.by_units:
-                wait(&p.barrier, s.size)
+            if together and not wait_step(&p.barrier, s.size):
+                if s.rank:
+                    return
+                together = False
+                step.panel0 = panel0 = 0
+                step.panel1 = panel1 = p.panels
 
 
 cdef void step_input(const Pass *p, const Share *s, fr_forward *step, ptrdiff_t t,
                      ptrdiff_t b0) noexcept nogil:
     """Let a step read x itself, side by side."""
     cdef char *taken = p.taken + s.worker * p.taken_size
-    if p.taken_size:
+    if p.taken_size and p.x.at == NULL:
+        step.x = at(p.x.base, row_of(&p.times, t, b0) * p.x.inner, p)
+        step.x_row = p.x.inner
+    elif p.taken_size:
         take_rows(p, taken, <int32_t *> (taken + p.taken_size) - p.taken_rows, t, t + 1, b0,
                   b0 + step.rows)
         step.x = taken
@@ -404,6 +420,7 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
     cdef fr_product g
     cdef ptrdiff_t b0 = 0, b1 = p.times.R, panel0 = 0, panel1 = p.panels_h, t, going, alive
     cdef ptrdiff_t k = p.cell.gates * p.H
+    cdef bint together = s.by_units
     p.table.pack_plain(p.wb, p.w_hh, k, p.H, p.cell.gates, AS_IT_IS,
                        part(p.panels_h, s.rank, s.size), part(p.panels_h, s.rank + 1, s.size))
     if p.need_dx:
@@ -434,8 +451,12 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
         step_back(p, &step, t, b0, going, False)
         step_back(p, &step, t, going, alive, True)
         going = max(b0, alive)
-        if s.by_units:
-            wait(&p.barrier, s.size)
+        if together and not wait_step(&p.barrier, s.size):
+            if s.rank:
+                return
+            together = False
+            step.panel0 = panel0 = 0
+            step.panel1 = panel1 = p.panels_h
     if not p.keeps_h:
         # backward has put h(t) in the place of c(t); h0 is what is missing
         k = p.table.lanes * p.table.plain_vectors

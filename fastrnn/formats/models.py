@@ -18,6 +18,7 @@ from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.cells import CELLS
 from fastrnn.formats import safetensors
 from fastrnn.layers.parameters import UNSET, Parametrized
+from fastrnn.layers.single import SINGLE
 from fastrnn.layers.standard import LAYERS
 from fastrnn.models import EncoderDecoder, LanguageModel, SequenceModel, Stack
 from fastrnn.models.model import Model
@@ -25,7 +26,7 @@ from fastrnn.models.model import Model
 __all__ = ["BESIDE", "describe", "load", "model_from", "save", "try_save"]
 
 _CLASSES: tuple[type[Parametrized], ...] = (
-    SequenceModel, EncoderDecoder, LanguageModel, Stack, *LAYERS.values())
+    SequenceModel, EncoderDecoder, LanguageModel, Stack, *LAYERS.values(), *SINGLE.values())
 MODELS = {known.__name__: known for known in _CLASSES}
 
 # With these begin the names of what a checkpoint has beside the model.
@@ -69,7 +70,7 @@ def save(model: Any, path: Any, notes: dict[str, Any] | None = None) -> None:
 
     Parameters
     ----------
-    model : SequenceModel, EncoderDecoder, LanguageModel, Stack, RNN, LSTM or GRU
+    model : SequenceModel, EncoderDecoder, LanguageModel, Stack, RNN, LSTM, GRU or a single cell
     path : path
         A file that is there is replaced.
     notes : dict, optional
@@ -169,7 +170,7 @@ def model_from(name: str, config: dict[str, Any]) -> Any:
                 decoder["layers"][own] = encoder.layers[theirs]
         return EncoderDecoder(encoder, model_from(name, decoder))
     made: Any = MODELS[name]
-    if name in LAYERS:
+    if name in LAYERS or name in SINGLE:
         config = {key: value for key, value in config.items() if key != "layer"}
     return made(**config, seed=UNSET)
 
@@ -198,6 +199,8 @@ def _claimed(name: str, config: dict[str, Any]) -> tuple[int, int]:
         return encoder[0] + decoder[0], encoder[1] + decoder[1]
     if name in LAYERS:
         return _claimed_by_layer(name, config)
+    if name in SINGLE:
+        return _claimed_by_layer(name.removesuffix("Cell"), config | {"num_layers": 1})
     if name == "LanguageModel":
         E, H, L = (_size(config, key) for key in ("embedding_size", "hidden_size", "num_layers"))
         V = len(config["characters"] or "") or _size(config, "vocab_size")

@@ -92,6 +92,8 @@ class Computed:
         Norms of the gradient with respect to the state after each step.
     has_c : bool
         Whether the cell has a state c.
+    lengths : integers (B,), or None: all T
+        Steps of each row; behind them x, h and norms are zero.
     """
 
     x: np.ndarray
@@ -99,6 +101,13 @@ class Computed:
     final: tuple[np.ndarray, ...]
     norms: np.ndarray
     has_c: bool
+    lengths: np.ndarray | None = None
+
+    @property
+    def last(self) -> np.ndarray:
+        """The last step (B,) of each row, -1 of an empty one."""
+        T, B = self.h.shape[:2]
+        return np.full(B, T - 1) if self.lengths is None else self.lengths - 1
 
     def all_finite(self) -> bool:
         """Return whether everything is finite."""
@@ -132,7 +141,7 @@ def search(
         forward.append([_in_forward(layer, d, below) for d in range(len(layer.norms))])
     above, found = None, []
     for layer, states in zip(reversed(layers), reversed(forward), strict=True):
-        found.append(tuple(state or _in_gradient(layer.norms[d], dy, above, loss, d == 1)
+        found.append(tuple(state or _in_gradient(layer, d, dy, above, loss)
                            for d, state in enumerate(states)))
         dy, above = None, np.isfinite(layer.norms).all((0, 2))
     return found[::-1]
@@ -144,10 +153,15 @@ def _in_forward(layer: Computed, d: int, below: bool) -> NotFinite | None:
     final = [state[d] for state in layer.final]
     if all_finite(x) and all_finite(h) and all(map(all_finite, final)):
         return None
-    if not all_finite(initial := h[-1 if reverse else 0]):
+    rows, last = np.arange(h.shape[1]), layer.last
+    if not all_finite(initial := h[last, rows] if reverse else h[0]):
         return NotFinite("initial state", kind(initial))
-    known = [*final[:1], *h[:-1]] if reverse else [*h[1:], *final[:1]]  # h(t) in the order of time
-    state = _first(np.stack(known), reverse) if known else None
+    parts = [*final[:1], *h[:-1]] if reverse else [*h[1:], *final[:1]]
+    known = np.stack(parts) if parts else h[:0]  # h(t) in the order of time
+    if layer.lengths is not None and final and not reverse:
+        known[-1] = 0
+        known[last[last >= 0], rows[last >= 0]] = final[0][last >= 0]
+    state = _first(known, reverse) if len(known) else None
     if state is not None and reverse and not final:  # h(0) is missing
         state = state[0] + 1, state[1]
     source = _first(x, reverse)
@@ -162,19 +176,20 @@ def _in_forward(layer: Computed, d: int, below: bool) -> NotFinite | None:
     if h_size > max(1.0, x_size):
         return NotFinite("state", value, step)
     # the first h of an LSTM is finite unless its initial c is not, or a product
-    first = step == (len(h) - 1 if reverse else 0)
+    first = step in last if reverse else step == 0
     if layer.has_c and first and x_size < math.sqrt(np.finfo(h.dtype).max):
         return NotFinite("initial state", value)
     return NotFinite("products", value, step)
 
 
 def _in_gradient(
-    norms: np.ndarray, dy: np.ndarray | None, above: np.ndarray | None, loss: float, reverse: bool
+    layer: Computed, d: int, dy: np.ndarray | None, above: np.ndarray | None, loss: float
 ) -> NotFinite | None:
     """Return where a gradient that is not finite enters a direction, if it does from outside.
 
-    norms (T, B) are those of the gradient; above (T,) is whether the layer above has finite ones.
+    above (T,) is whether the layer above has finite norms.
     """
+    norms, reverse = layer.norms[d], d == 1
     found = _first(norms, not reverse)
     if found is None:
         return None
@@ -184,7 +199,9 @@ def _in_gradient(
     if above is not None and len(above) == len(norms) and not above[step]:
         return NotFinite("layer above", value, step)
     # at the step where the way back begins, the gradient is nothing but what enters
-    begins = step == (0 if reverse else len(norms) - 1)
+    begins = step == 0
+    if not reverse:
+        begins = bool((~np.isfinite(norms[step]) & (layer.last == step)).any())
     if begins or (dy is not None and not all_finite(dy[step])):
         return NotFinite("entering gradient", value, step)
     return None

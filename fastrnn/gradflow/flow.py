@@ -26,6 +26,7 @@ from fastrnn.layers.passes import Recorded
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.models.model import Model
 from fastrnn.models.passes import LossPass
+from fastrnn.models.ragged import Ragged, is_list, one_sequence
 
 __all__ = ["GradientFlow", "check_layer", "gradient_flow", "model_flow"]
 
@@ -36,7 +37,8 @@ Sources = tuple[tuple[NotFinite | None, ...], ...]  # [layer][direction]
 class GradientFlow:
     """What `gradient_flow` measured. What was not asked for is None.
 
-    Step t is step t of the input, also in a reverse direction. Arrays are float64.
+    Step t is step t of the input, also in a reverse direction. Arrays are float64. Behind the end
+    of a row the norms are 0, and its gates do not count.
 
     Attributes
     ----------
@@ -65,6 +67,8 @@ class GradientFlow:
         Where values that are not finite come from, in each layer and direction; None where all
         values are finite, or where the gradient became too large on its way back. It comes with the
         part "norms".
+    lengths : integers (B,) or None
+        The steps of each row, if they are of different lengths.
     """
 
     cell: str
@@ -78,6 +82,7 @@ class GradientFlow:
     saturation: np.ndarray | None = None
     dead: np.ndarray | None = None
     not_finite: Sources | None = None
+    lengths: np.ndarray | None = None
 
     @property
     def gates(self) -> tuple[str, ...]:
@@ -93,7 +98,7 @@ class GradientFlow:
 @public
 def gradient_flow(
     layer: Recurrent, x: Any, dy: Any = None, dstate: Any = None, state: Any = None, *,
-    parts: tuple[str, ...] = PARTS,
+    lengths: Any = None, reset: Any = None, reset_to: str = "zero", parts: tuple[str, ...] = PARTS,
 ) -> GradientFlow:
     """Run a layer over a batch and back, and measure what flows back through time.
 
@@ -102,12 +107,13 @@ def gradient_flow(
     layer : RNN, LSTM or GRU
         Any number of stacked layers, one or two directions. It runs as in training mode, with the
         dropout masks that its next call would draw.
-    x, state
-        As for a call of the layer.
+    x, state, lengths, reset, reset_to
+        As for a call of the layer. x may also be a list of B arrays (T_i, I), with reset a list of
+        booleans (T_i,).
     dy, dstate
-        As for the layer's backward: where the loss enters. Without both, the loss is the sum of the
-        last layer's final states h. A loss that enters at the last step alone shows best how far
-        back a gradient reaches.
+        As for the layer's backward: where the loss enters; with a list x dy is a list, too. Without
+        both, the loss is the sum of the last layer's final states h. A loss that enters at the last
+        step alone shows best how far back a gradient reaches.
     parts : tuple of str
         What to measure. "norms" costs little beside the backward itself; "units"; "shares";
         "saturation", which copies the gates.
@@ -126,8 +132,10 @@ def gradient_flow(
     check_parts(parts)
     if layer.mode == "bfloat16" or (layer.dropout and not layer.training):
         layer = copy.deepcopy(layer).train()
+    if is_list(x):
+        x, dy, lengths, reset = _padded(layer, x, dy, lengths, reset)
     with _same_dropout(layer):
-        y, final, p = layer.forward(x, state)
+        y, final, p = layer.forward(x, state, lengths=lengths, reset=reset, reset_to=reset_to)
         if not y.size:
             raise RefusedValue(f"x has shape {np.shape(x)}, expected at least one step and one row")
         assert p is not None  # forward keeps one unless it is asked not to
@@ -136,11 +144,34 @@ def gradient_flow(
             dhn[-layer.directions :] = 1
             dstate = (dhn, None) if layer.has_c else dhn
         grads, names = layer.new_grads(), to_record(tuple(parts), layer.has_c)
+        time = p.kept.time
         _, _, *recorded = p.backward(dy, dstate, need_dx=False, record=names, grads=grads)
     if dy is not None:
         dy = np.asarray(dy)
         dy = dy.swapaxes(0, 1) if layer.batch_first and dy.ndim == 3 else dy
-    return _Backward(layer, {"": layer}, recorded, grads, (final,), dy).flows(parts)[0]
+    own = None if time is None else time.lengths
+    if dy is not None and own is not None and dy.ndim == 3:  # padding does not count
+        dy = np.where((np.arange(len(dy))[:, None] < own)[..., None], dy, 0)
+    return _Backward(layer, {"": layer}, recorded, grads, (final,), dy, lengths=(own,)
+                     ).flows(parts)[0]
+
+
+def _padded(
+    layer: Recurrent, x: Any, dy: Any, lengths: Any, reset: Any
+) -> tuple[np.ndarray, Any, np.ndarray, Any]:
+    """Return x, dy, lengths and reset of a list of sequences as a call of the layer takes them."""
+    if lengths is not None:
+        raise RefusedValue("lengths is given with a list, expected None: each sequence of x has a "
+                           "length of its own")
+    rows, ragged = Ragged.of_list(
+        "x", x, lambda name, a: one_sequence(name, a, layer.dtype, layer.input_size), reset,
+        "reset")
+    grids = [ragged.padded(rows), ragged.episode_start]
+    if dy is not None:
+        dy = ragged.padded(ragged.joined("dy", dy, (layer.width,)))
+    x, reset, dy = (a.swapaxes(0, 1) if layer.batch_first and a is not None else a
+                    for a in (*grids, dy))
+    return x, dy, ragged.time.lengths, reset
 
 
 @public
@@ -188,13 +219,15 @@ def model_flow(
             raise RefusedValue(f"run gives the loss of another {type(p.inner._model).__name__}, "
                                "expected one of this model")
         has_c = any(layer.has_c for layer in layers.values())
+        ragged = [None] * len(layers) if p.inner is None else p.inner.ragged_of_layers
         grads, names = model.new_grads(), to_record(tuple(parts), has_c)
         _, _, *recorded = p.backward(record=names, grads=grads, retain=retain)
     recorded = recorded[0] if recorded else []
     for of_layer in recorded:
         _check_size(next(iter(of_layer[0].values())))
     states = (None,) * (len(layers) - len(p.state)) + tuple(p.state)  # a decoder's are the last
-    return _Backward(model, layers, recorded, grads, states, loss=p.value).flows(parts)
+    lengths = tuple(None if of is None else of.time.lengths for of in ragged)
+    return _Backward(model, layers, recorded, grads, states, None, p.value, lengths).flows(parts)
 
 
 def _pass(run: Any, model: Model) -> LossPass:
@@ -254,6 +287,8 @@ class _Backward:
         The gradient with respect to the last layer's outputs, if it is known.
     loss : float
         The value of the loss.
+    lengths : tuple
+        For each layer the steps (B,) of its rows, or None: all T.
     """
 
     whole: Recurrent | Model
@@ -263,6 +298,7 @@ class _Backward:
     states: tuple[Any, ...]
     dy: np.ndarray | None = None
     loss: float = 0.0
+    lengths: tuple[np.ndarray | None, ...] = ()
 
     def flows(self, parts: tuple[str, ...]) -> list[GradientFlow]:
         """Return the flow of each layer."""
@@ -270,15 +306,17 @@ class _Backward:
             return [GradientFlow(layer.cell.name) for layer in self.layers.values()]
         with np.errstate(all="ignore"):  # gradients that are not finite are a result, too
             measured = [
-                [measure(layer.cell, recorded, self._gradients(name, number, parts), parts)
+                [measure(layer.cell, recorded, self._gradients(name, number, parts), parts, own)
                  for number, recorded in enumerate(of_layer)]
-                for (name, layer), of_layer in zip(self.layers.items(), self.recorded, strict=True)
+                for (name, layer), of_layer, own in zip(
+                    self.layers.items(), self.recorded, self.lengths, strict=True)
             ]
             found = self._not_finite(measured) if "norms" in parts else [None] * len(measured)
         return [
-            GradientFlow(layer.cell.name, not_finite=sources, **{
+            GradientFlow(layer.cell.name, not_finite=sources, lengths=own, **{
                 name: _stack([one[name] for one in of_layer]) for name in of_layer[0]})
-            for layer, of_layer, sources in zip(self.layers.values(), measured, found, strict=True)
+            for layer, of_layer, sources, own in zip(
+                self.layers.values(), measured, found, self.lengths, strict=True)
         ]
 
     def _gradients(
@@ -295,9 +333,10 @@ class _Backward:
         """Return, for each layer, where values that are not finite come from."""
         computed = [
             finite.Computed(recorded["x"], recorded["h"], self._final(layer, state, number),
-                       one["norms"] + one.get("c_norms", 0), layer.has_c)
-            for layer, state, of_layer, of_measured in zip(
-                self.layers.values(), self.states, self.recorded, measured, strict=True)
+                       one["norms"] + one.get("c_norms", 0), layer.has_c, own)
+            for layer, state, of_layer, of_measured, own in zip(
+                self.layers.values(), self.states, self.recorded, measured, self.lengths,
+                strict=True)
             for number, (recorded, one) in enumerate(zip(of_layer, of_measured, strict=True))
         ]
         found = finite.search(computed, self.dy, self.loss)

@@ -18,6 +18,7 @@ from fastrnn.gradflow.finite import NotFinite
 from fastrnn.gradflow.flow import check_layer
 from fastrnn.layers.parameters import UNSET
 from fastrnn.layers.recurrent import Recurrent
+from fastrnn.models.ragged import is_list, one_sequence
 
 __all__ = ["Jacobians", "jacobians"]
 
@@ -101,7 +102,7 @@ def jacobians(
     ----------
     layer : RNN, LSTM or GRU
     x, state
-        As for a call of the layer.
+        As for a call of the layer; x may also be a list of B arrays (T_i, I).
     t : int, optional
         The step whose state is differentiated, from 0; by default the direction's last step.
     sequence : int
@@ -131,6 +132,8 @@ def jacobians(
     """
     check_layer(layer)
     L, D, H = layer.num_layers, layer.directions, layer.hidden_size
+    if is_list(x):
+        return _of_list(layer, x, state, t, sequence, distance, number, reverse)
     x = _checks.numeric("x", x, layer.dtype)
     batched = x.ndim != 2
     if not batched:
@@ -152,6 +155,22 @@ def jacobians(
     initial = tuple(None if s is None else s.reshape(L, D, B, H)[:, :, b]
                     for s in states[: len(layer.cell.states)])
     return _Direction(layer, number, d, initial).jacobians(x[:, b : b + 1], t, distance)
+
+
+def _of_list(
+    layer: Recurrent, x: Any, state: Any, t: int | None, sequence: int, distance: int, number: int,
+    reverse: bool,
+) -> Jacobians:
+    """Do it for one sequence of a list: the others have no part in it."""
+    if not x:
+        raise RefusedValue("x is an empty list, expected at least one sequence")
+    b = _checks.below("sequence", sequence, len(x))
+    one = one_sequence(f"x[{b}]", x[b], layer.dtype, layer.input_size)
+    shape = (layer.num_layers * layer.directions, len(x), layer.hidden_size)
+    h, c = (None if s is None else s[:, b] for s in
+            _checks.states("state", state, layer.has_c, layer.dtype, shape))
+    return jacobians(layer, one, None if state is None else (h, c) if layer.has_c else h, t=t,
+                     distance=distance, number=number, reverse=reverse)
 
 
 @dataclasses.dataclass(frozen=True)

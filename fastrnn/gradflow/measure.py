@@ -46,7 +46,8 @@ def to_record(parts: tuple[str, ...], has_c: bool) -> tuple[str, ...]:
 
 
 def measure(
-    cell: Cell, recorded: dict[str, np.ndarray], gradients: Sides, parts: tuple[str, ...]
+    cell: Cell, recorded: dict[str, np.ndarray], gradients: Sides, parts: tuple[str, ...],
+    lengths: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the arrays of a GradientFlow for one stacked layer, without their axis L.
 
@@ -58,6 +59,8 @@ def measure(
     gradients : {"ih": ..., "hh": ...}, each a list of D arrays (G*H, I) and (G*H, H)
         The whole gradients of the weights, for "shares".
     parts : tuple of names out of PARTS
+    lengths : integers (B,), optional
+        Steps of each row; what was recorded behind them is zero.
     """
     found: dict[str, np.ndarray] = {}
     if "norms" in parts:
@@ -78,11 +81,20 @@ def measure(
     if "saturation" in parts:
         gates = recorded["gates"]  # (T, B, D, G, H)
         low, high = np.array([LIMITS[gate.activation] for gate in cell.gates], gates.dtype).T
-        ends = [(gates <= low[:, None]).mean((1, 4)), (gates >= high[:, None]).mean((1, 4))]
+        ends = [_part(gates <= low[:, None], lengths), _part(gates >= high[:, None], lengths)]
         found["saturation"] = np.stack(ends, -1).swapaxes(0, 1)
         if [gate.activation for gate in cell.gates] == ["relu"]:
             found["dead"] = (gates <= 0).all((0, 1, 3)).mean(-1)
     return found
+
+
+def _part(at_end: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
+    """Return which part (T, D, G) of booleans (T, B, D, G, H) is true, over real rows and units."""
+    if lengths is None:
+        return np.asarray(at_end.mean((1, 4)))
+    alive = np.arange(len(at_end))[:, None] < lengths  # (T, B)
+    counted = np.maximum(1, alive.sum(1))[:, None, None] * at_end.shape[-1]
+    return np.asarray((at_end & alive[:, :, None, None, None]).sum((1, 4)) / counted)
 
 
 def norm(a: np.ndarray, axis: int) -> np.ndarray:

@@ -98,7 +98,8 @@ def verdict(of: GradientFlow | Jacobians | History) -> str:
     `growth` fits a factor per step to the norms, for an LSTM to those of the memory c. To the power
     of the number of steps, the factor decides: below 0.01 gradients vanish, above 100 they explode.
     Where the loss enters at every step, the gradients that enter late hide what reaches back from
-    the last step. For a History the norms are those of the whole gradient at each step of the
+    the last step. Rows of different lengths are compared at equal distances from their ends. For a
+    History the norms are those of the whole gradient at each step of the
     training: it explodes where one is above 100 times the median of the steps around it.
 
     Values that are not finite do not count as exploding where they come from the input, from
@@ -138,7 +139,7 @@ def verdict(of: GradientFlow | Jacobians | History) -> str:
     if norms is None:
         raise RefusedValue("of is a GradientFlow without norms, expected parts with 'norms'")
     with np.errstate(over="ignore", invalid="ignore"):
-        whole = norm(norms, 3)  # (L, D, T)
+        whole = norm(norms, 3) if of.lengths is None else _of_rows(norms, of.lengths)  # (L, D, T)
     L, D, _ = whole.shape
     directions = ("forward", "reverse") if D == 2 else ("",)
     lines = []
@@ -150,6 +151,22 @@ def verdict(of: GradientFlow | Jacobians | History) -> str:
                 f"|dL/d{cell.memory}|", cell, backward, 0)
             lines.append(f"layer {layer} {direction}".rstrip() + f": {text}")
     return "\n".join(lines)
+
+
+def _of_rows(norms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return root mean squares (L, D, T), over the real rows, of norms (L, D, T, B).
+
+    The forward direction's are moved so that all rows end together: then a step is equally far
+    from the end of each row. A reverse direction ends at step 0.
+    """
+    T = norms.shape[2]
+    step = np.arange(T)[:, None] - (T - lengths)  # (T, B), of the row's own
+    moved = norms.copy()
+    moved[:, 0] = np.where(step >= 0, np.take_along_axis(norms[:, 0], np.maximum(step, 0)[None], 1),
+                           0)
+    rows = np.maximum(1, (step >= 0).sum(1))  # (T,)
+    counts = np.stack([rows, rows[::-1]])[: norms.shape[1]]  # (D, T)
+    return np.asarray(norm(moved, 3) / np.sqrt(counts))
 
 
 def _not_finite(found: NotFinite) -> str:

@@ -1,9 +1,9 @@
 """Initial parameters, set in place: torch's, and what the literature found for recurrent networks.
 
-Each function takes a layer, which may be one of a model's `layers`, treats every stacked layer
-and direction alike, gate by gate, and returns it. The same seed gives the same numbers (drawn in
-float64, then rounded). A function changes what its summary names and nothing else, so that they
-combine::
+Each function takes a layer, which may be one of a model's `layers`, or a single cell such as an
+LSTMCell. It treats every stacked layer and direction alike, gate by gate, and returns what it was
+given. The same seed gives the same numbers (drawn in float64, then rounded). A function changes
+what its summary names and nothing else, so that they combine::
 
     init.chrono(init.orthogonal(init.glorot(layer, seed=0), seed=1), T_max=784, seed=2)
 
@@ -21,8 +21,8 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.layers.packs import PackedPart
 from fastrnn.layers.parameters import writeable
-from fastrnn.layers.recurrent import Recurrent
 
 __all__ = ["chrono", "forget_bias", "glorot", "identity", "normal", "orthogonal", "sparse",
            "torch_uniform"]
@@ -30,11 +30,11 @@ __all__ = ["chrono", "forget_bias", "glorot", "identity", "normal", "orthogonal"
 Target = TypeVar("Target")
 
 
-def _recurrent(layer: Any) -> Recurrent:
+def _recurrent(layer: Any) -> PackedPart:
     """Return the layer, if it is one and its parameters may be set."""
-    if not isinstance(layer, Recurrent):
+    if not isinstance(layer, PackedPart):
         raise RefusedType(f"layer is {_checks.kind(layer)}, expected an RNN, LSTM or GRU, alone or "
-                          "of a model's layers")
+                          "of a model's layers, or a single cell")
     writeable(layer.training)
     layer.changed()
     return layer
@@ -44,21 +44,21 @@ def _rng(seed: Any) -> np.random.Generator:
     return np.random.default_rng(*_checks.seeds(seed, 1))
 
 
-def _named(layer: Recurrent, kind: str) -> Iterator[np.ndarray]:
+def _named(layer: PackedPart, kind: str) -> Iterator[np.ndarray]:
     """Yield each parameter of a kind by gate: weights (G, H, N), biases (G, H)."""
     for name, param in layer.parameters().items():
         if name.startswith(kind):
             yield param.reshape(-1, layer.hidden_size, *param.shape[1:])
 
 
-def _biases(layer: Recurrent) -> list[tuple[np.ndarray, np.ndarray]]:
+def _biases(layer: PackedPart) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return bias_ih and bias_hh, (G, H), of each stacked layer and direction."""
     if not layer.bias:
         raise RefusedValue("layer has bias False, expected one with biases")
     return list(zip(_named(layer, "bias_ih"), _named(layer, "bias_hh"), strict=True))
 
 
-def _zero_biases(layer: Recurrent) -> None:
+def _zero_biases(layer: PackedPart) -> None:
     for bias in _named(layer, "bias"):
         bias[...] = 0
 
@@ -69,7 +69,7 @@ def torch_uniform(layer: Target, seed: Any = None) -> Target:
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU, alone or of a model's layers
+    layer : RNN, LSTM or GRU, alone or of a model's layers, or a single cell
     seed : int or None
         A layer's own seed gives its own first parameters.
 

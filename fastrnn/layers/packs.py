@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastrnn._kernels.packed import Packed
+from fastrnn._kernels.runtime import get_isa
+from fastrnn.layers.parameters import Part
 
 if TYPE_CHECKING:
     from fastrnn._kernels.packed import Weights
+    from fastrnn.cells import Cell
 
-__all__ = ["pack", "pair"]
+__all__ = ["PackedPart", "pack", "pair"]
 
 _SIGN, _LARGEST = np.uint32(0x8000_0000), np.int64(0x7F7F)  # the largest finite upper half
 
@@ -72,3 +75,46 @@ def pair(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     words = (_upper_half(bits[:, 1::2], low.astype(np.int64)) << 16) | low
     bits[:, 0::2], bits[:, 1::2] = low << 16, words
     return np.ascontiguousarray(bits[:, :K]).view(np.float32), words.view(np.float32)
+
+
+class PackedPart(Part):
+    """A part with the weights of a recurrent cell: evaluation's modes keep them packed.
+
+    Attributes
+    ----------
+    cell : Cell
+        Its row of the table in fastrnn.cells.
+    input_size, hidden_size : int
+    bias : bool
+    """
+
+    cell: Cell
+    input_size: int
+    hidden_size: int
+    bias: bool
+    _weights: list[tuple[Weights, ...]]  # by stacked layer and direction
+    _packs: list[tuple[Packed, ...]] | None = None
+    _packed_for = ""  # the instruction set
+
+    def _packed(self) -> list[tuple[Packed, ...]]:
+        """Return, for each layer and direction, the weights in the kernels' panels."""
+        if self.mode == "training":
+            return self._pack("training")
+        packs = self._packs
+        if packs is None or self._packed_for != get_isa():
+            packs = self._pack(self.mode)
+            self.__dict__ |= {"_packs": packs, "_packed_for": get_isa()}
+        return packs
+
+    def _pack(self, mode: str) -> list[tuple[Packed, ...]]:
+        half = mode == "bfloat16"
+        return [tuple(pack(self.cell.number, weights, half) for weights in directions)
+                for directions in self._weights]
+
+    def set_mode(self, mode: str) -> None:
+        """Choose one of MODES; the weights are packed on entering one of evaluation's."""
+        if mode == self.mode:
+            return
+        packs = None if mode == "training" else self._pack(mode)
+        super().set_mode(mode)
+        self.__dict__ |= {"_packs": packs, "_packed_for": get_isa()}

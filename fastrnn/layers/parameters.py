@@ -262,8 +262,8 @@ class Part(Parametrized):
         try:
             flat, flat_grads = np.zeros(size, dtype), np.zeros(size, dtype)
         except (MemoryError, ValueError, OverflowError) as error:
-            raise MemoryError(f"{type(self).__name__}: these sizes make {size:.3g} parameters, "
-                              "more than there is memory for") from error
+            raise MemoryError(f"{type(self).__name__}: these sizes make {min(size, 10**300):.3g} "
+                              "parameters, more than there is memory for") from error
         self._own(shapes, flat, flat_grads)
 
     def _own(self, shapes: Shapes, flat: np.ndarray, flat_grads: np.ndarray) -> None:

@@ -20,12 +20,12 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue, public
 from fastrnn._kernels import sequence
-from fastrnn._kernels.runtime import Workspace, get_isa
+from fastrnn._kernels.runtime import Workspace
 from fastrnn._kernels.stream import Stream
 from fastrnn._kernels.timeline import Timeline
 from fastrnn.cells import CELLS, Cell
-from fastrnn.layers.packs import pack
-from fastrnn.layers.parameters import UNSET, Part, Shapes, check_grads
+from fastrnn.layers.packs import PackedPart
+from fastrnn.layers.parameters import UNSET, Shapes, check_grads
 from fastrnn.layers.passes import Kept, Layout, Pass, as_rows, rows
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _of_one(value: Any, ndim: int) -> Any:
     return value if value is None or np.ndim(value) != ndim else np.asarray(value)[..., None]
 
 
-class Recurrent(Part):
+class Recurrent(PackedPart):
     """What RNN, LSTM and GRU share: everything but the constructor's arguments.
 
     Attributes
@@ -61,7 +61,6 @@ class Recurrent(Part):
 
     _fixed = frozenset(["cell", "input_size", "hidden_size", "num_layers", "bias", "bidirectional",
                         "has_c", "directions", "width"])
-    cell: Cell
     has_c: bool
     directions: int
     width: int
@@ -91,8 +90,6 @@ class Recurrent(Part):
         self._check_size(dtype)
         self._workspace = Workspace()
         self._last: Kept | None = None  # of the latest call in training mode
-        self._packs: list[tuple[Packed, ...]] | None = None
-        self._packed_for = ""  # the instruction set
         super().__init__(self._parameter_shapes(), dtype)
         weights, masks = _checks.seeds(None if seed is UNSET else seed, 2)
         if seed is not UNSET:
@@ -454,29 +451,6 @@ class Recurrent(Part):
         check_grads(self, grads)
         return self._by_layer(grads)
 
-    def _packed(self) -> list[tuple[Packed, ...]]:
-        """Return, for each layer and direction, the weights in the kernels' panels."""
-        if self.mode == "training":
-            return self._pack("training")
-        packs = self._packs
-        if packs is None or self._packed_for != get_isa():
-            packs = self._pack(self.mode)
-            self.__dict__ |= {"_packs": packs, "_packed_for": get_isa()}
-        return packs
-
-    def _pack(self, mode: str) -> list[tuple[Packed, ...]]:
-        half = mode == "bfloat16"
-        return [tuple(pack(self.cell.number, weights, half) for weights in directions)
-                for directions in self._weights]
-
-    def set_mode(self, mode: str) -> None:
-        """Choose one of MODES; the weights are packed on entering one of evaluation's."""
-        if mode == self.mode:
-            return
-        packs = None if mode == "training" else self._pack(mode)
-        super().set_mode(mode)
-        self.__dict__ |= {"_packs": packs, "_packed_for": get_isa()}
-
     @public
     def stream(
         self, batch_size: int = 1, embedding: np.ndarray | None = None, *, one_hot: bool = False
@@ -498,6 +472,10 @@ class Recurrent(Part):
             ``step(x)`` or ``step(x, out=y)`` takes x (B, I) and gives the last layer's h (B, H);
             ``step.state`` is the state, h (L, B, H) or the pair (h, c), and can be set;
             ``step.reset()`` zeroes it. It keeps the weights that the layer has now.
+            ``step.block(x)`` takes x (T, B, I), many steps in one call.
+            With many callers in one stream, ``step(x, rows=index)`` advances n of its rows, x
+            (n, I); ``step.rows[index]`` is the state of these rows and can be set, and
+            ``step.reset(index)`` zeroes it. All results are the same bits as one by one.
 
         Raises
         ------
@@ -536,7 +514,7 @@ class Recurrent(Part):
         return state | {"cell": self.cell.name, "_masks": copy.deepcopy(self._generator())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state | {"cell": CELLS[state["cell"]], "_last": None, "_packs": None,
+        super().__setstate__(state | {"cell": CELLS[state["cell"]], "_last": None,
                                       "_workspace": Workspace()})
 
     def __repr__(self) -> str:

@@ -24,6 +24,7 @@ from fastrnn.models.passes import (
     States,
     back_through,
 )
+from fastrnn.models.ragged import Ragged
 from fastrnn.models.sequence import SequenceModel
 from fastrnn.models.stack import Stack
 
@@ -100,7 +101,10 @@ class EncoderDecoder(Model):
         Parameters
         ----------
         source : what the encoder reads, (S, B) symbols or (S, B, I)
+            Or a list of B arrays (S_i,) or (S_i, I); the decoder begins with the state after each
+            one's own last step.
         inputs : what the decoder reads, (T, B) or (T, B, I): a start, then the targets but the last
+            Or a list of B arrays (T_i,) or (T_i, I).
         targets, weights, ignore_index, grad
             As for SequenceModel.loss.
 
@@ -111,24 +115,22 @@ class EncoderDecoder(Model):
         """
         grad = self.training if grad is None else _checks.flag("grad", grad)
         decoder = self.decoder
-        source, inputs = self._check_inputs(source, inputs)
-        goals = decoder.check_goals(targets, inputs.shape[:2],
-                                    LossOptions(weights, ignore_index, grad=grad))
-        start = self.encoder.check_states(None, source.shape[1])
-        _, state, passes = self.encoder.run(source, start, grad=grad, dropout=grad)
-        p = decoder.loss_of(inputs, goals, state, None, grad)
+        source, of_source = self.encoder.check_input(source, "source")
+        inputs, of_inputs = self.decoder.check_input(inputs, "inputs")
+        B, shape = _batch(source, of_source), inputs.shape[:2]
+        if of_inputs is not None:
+            shape = of_inputs.shape
+        if shape[1] != B:
+            raise RefusedValue(f"inputs has {shape[1]} rows, expected {B}: as many as source")
+        options = LossOptions(weights, ignore_index, grad=grad)
+        goals = decoder.check_goals(targets, shape, options, of_inputs)
+        _, state, passes = self.encoder.run(source, self.encoder.check_states(None, B), grad=grad,
+                                            dropout=grad, ragged=of_source)
+        p = decoder.loss_of(inputs, goals, state, None, grad, of_inputs)
         if p.inner is None:
             return p
-        return LossPass(p.value, p.weight, p.state, _DecoderPass(self, passes, p.inner), p.doutputs)
-
-    def _check_inputs(self, source: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the encoder and what the decoder reads, of equally many rows."""
-        source = self.encoder.check_input(source, "source")
-        inputs = self.decoder.check_input(inputs, "inputs")
-        if source.shape[1] != inputs.shape[1]:
-            raise RefusedValue(f"inputs has {inputs.shape[1]} rows, expected {source.shape[1]}: as "
-                               "many as source")
-        return source, inputs
+        whole = _DecoderPass(self, passes, p.inner, of_source)
+        return LossPass(p.value, p.weight, p.state, whole, p.doutputs)
 
     @public
     def generate(
@@ -139,7 +141,7 @@ class EncoderDecoder(Model):
 
         Parameters
         ----------
-        source : what the encoder reads, (S, B) symbols or (S, B, I)
+        source : what the encoder reads, (S, B) symbols or (S, B, I), or a list as for `loss`
         first : integers (B,), or array (B, I)
             The decoder's first input.
         length, temperature, top_k, top_p, seed
@@ -151,22 +153,39 @@ class EncoderDecoder(Model):
         """
         sampling = generate.Sampling.checked(temperature, top_k, top_p, seed)
         length = _checks.positive("length", length)
-        source = self.encoder.check_input(source, "source")
+        source, ragged = self.encoder.check_input(source, "source")
         first = generate.check_first(self.decoder, first)
-        if source.shape[1] != len(first):
-            raise RefusedValue(f"first has {len(first)} rows, expected {source.shape[1]}: as many "
-                               "as source")
-        start = self.encoder.check_states(None, source.shape[1])
-        _, state, _ = self.encoder.run(source, start, grad=False, dropout=False)
+        B = _batch(source, ragged)
+        if len(first) != B:
+            raise RefusedValue(f"first has {len(first)} rows, expected {B}: as many as source")
+        _, state, _ = self.encoder.run(source, self.encoder.check_states(None, B), grad=False,
+                                       dropout=False, ragged=ragged)
         return generate.run_freely(self.decoder, first, length, state, sampling)
 
 
-class _DecoderPass(ModelPass):
-    """A loss of the decoder, through which the gradient reaches the encoder."""
+def _batch(x: np.ndarray, ragged: Ragged | None) -> int:
+    """Return how many sequences an input that was checked has."""
+    return int((x.shape if ragged is None else ragged.shape)[1])
 
-    def __init__(self, model: EncoderDecoder, encoder: list[Pass], decoder: ModelPass) -> None:
-        super().__init__(model, model.decoder, decoder.rows)
+
+class _DecoderPass(ModelPass):
+    """A loss of the decoder, through which the gradient reaches the encoder.
+
+    What is `ragged` is the encoder's input, whose gradient backward gives.
+    """
+
+    def __init__(
+        self, model: EncoderDecoder, encoder: list[Pass], decoder: ModelPass, ragged: Ragged | None
+    ) -> None:
+        super().__init__(model, model.decoder, decoder.rows, ragged)
         self._encoder, self._decoder = encoder, decoder
+
+    @property
+    def ragged_of_layers(self) -> list[Ragged | None]:
+        """What each recurrent layer read, the encoder's first."""
+        model: Any = self._model
+        encoder, decoder = len(model.encoder.layers), len(model.decoder.layers)
+        return [self.ragged] * encoder + [self._decoder.ragged] * decoder
 
     def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
         model: Any = self._model

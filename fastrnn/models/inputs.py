@@ -1,7 +1,7 @@
 """Users' data turned into arrays for a model, once, or refused with one sentence.
 
-Users have sequences first: (N, T, I), as Keras and scikit-learn have it. Letters: N sequences, T
-steps, I features, K numbers of an output, V symbols.
+Users have sequences first: (N, T, I), as Keras and scikit-learn have it, or a list of (T_i, I).
+Letters: N sequences, T steps (of the longest), I features, K numbers of an output, V symbols.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from fastrnn.models.losses import as_weights
 if TYPE_CHECKING:
     from fastrnn.models.sequence import SequenceModel
 
-__all__ = ["Sequences", "contexts", "next_steps", "sequences", "targets", "weights"]
+__all__ = ["Sequences", "contexts", "episode_starts", "next_steps", "sequences", "targets",
+           "weights"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """Sequences of one length.
+    """Sequences of a user.
 
     Attributes
     ----------
-    x : array (N, T, I), or int32 (N, T) of symbols
+    x : array (N, T, I), or int32 (N, T) of symbols; or a list of N arrays (T_i, I) or (T_i,)
     one : bool
         Whether the user gave one sequence without an axis for it: a series.
     """
 
-    x: np.ndarray
+    x: Any
     one: bool
 
     @property
@@ -44,8 +45,18 @@ class Sequences:
 
     @property
     def T(self) -> int:
-        """Number of steps."""
-        return int(self.x.shape[1])
+        """Number of steps, of the longest sequence."""
+        return int(self.x.shape[1]) if self.lengths is None else max(self.lengths)
+
+    @property
+    def listed(self) -> bool:
+        """Whether the sequences are a list, of different lengths."""
+        return isinstance(self.x, list)
+
+    @property
+    def lengths(self) -> list[int] | None:
+        """Steps of each sequence, if they are a list."""
+        return [len(a) for a in self.x] if self.listed else None
 
 
 def sequences(model: SequenceModel, x: Any) -> Sequences:
@@ -55,15 +66,20 @@ def sequences(model: SequenceModel, x: Any) -> Sequences:
     ----------
     model : SequenceModel
     x : array (N, T, I), or (T, I): one series of I features
-        Anything that NumPy reads: arrays of any number dtype, lists of arrays of one length, a
-        column or a table of pandas, a tensor. With I = 1 also (N, T), and (T,): one series. A
-        model of symbols takes whole numbers (N, T), or (T,): one series.
+        Anything that NumPy reads: arrays of any number dtype, lists of arrays, a column or a table
+        of pandas, a tensor. With I = 1 also (N, T), and (T,): one series. A model of symbols takes
+        whole numbers (N, T), or (T,): one series. The arrays of a list, (T_i, I) or (T_i,), may
+        differ in their number of steps; then they have one dtype.
 
     Raises
     ------
     TypeError, ValueError, IndexError
         If it is something else, has NaN or infinities, or a symbol is not below V.
     """
+    if isinstance(x, (list, tuple)) and not x:
+        raise RefusedValue(f"x is an empty {type(x).__name__}, expected at least one sequence")
+    if (given := _different("x", x)) is not None:
+        return Sequences(_listed_x(model, given), False)
     if model.vocab_size is not None:
         a = _whole("x", _stacked("x", x))
         if a.ndim not in (1, 2):
@@ -86,9 +102,25 @@ def sequences(model: SequenceModel, x: Any) -> Sequences:
                        f"{other}: the model reads {I} feature{'s' if I > 1 else ''} a step")
 
 
-def targets(
-    model: SequenceModel, y: Any, of: Sequences, weights: np.ndarray | None = None
-) -> np.ndarray:
+def _listed_x(model: SequenceModel, given: list[np.ndarray]) -> list[np.ndarray]:
+    """Return sequences of different lengths as rows of one array, (T_i, I), or int32 (T_i,)."""
+    I, arrays = model.input_size, given
+    if model.vocab_size is None and I == 1:
+        arrays = [a[:, None] if a.ndim == 1 else a for a in given]
+    tail = () if model.vocab_size is not None else (I,)
+    for i, a in enumerate(arrays):
+        if a.shape[1:] != tail or a.ndim == 0:
+            expected = "(T,): symbols" if not tail else f"(T, {I})"
+            raise RefusedValue(f"x[{i}] has shape {given[i].shape}, expected {expected}")
+    lengths = [len(a) for a in arrays]
+    flat = _flat("x", arrays)
+    if tail:
+        return _split(_floats("x", flat, model.dtype, None, lengths), lengths)
+    symbols = _whole("x", flat, None, lengths)
+    return _split(_in_range("x", symbols, int(model.vocab_size or 0), "symbols"), lengths)
+
+
+def targets(model: SequenceModel, y: Any, of: Sequences, weights: Any = None) -> Any:
     """Return the targets that a user passed for these sequences.
 
     Parameters
@@ -96,15 +128,17 @@ def targets(
     model : SequenceModel
     y : array (N, T, K), or with readout "last" (N, K)
         Without the K for softmax, and if K = 1; without the N for one series. Classes may be a
-        column, too.
-    weights : array, optional
+        column, too. With a list x and readout "every" a list of arrays (T_i, K).
+    weights : array or list, optional
         As `weights` below returns them: a target of weight 0 may be anything, NaN too.
 
     Returns
     -------
-    array
+    array or list of arrays
         With readout "every" (N, T, K) or int32 (N, T), with "last" (N, K) or int32 (N,).
     """
+    if of.lengths is not None and model.readout == "every":
+        return _listed_targets(model, y, of.lengths, weights)
     rows = (of.N, of.T) if model.readout == "every" else (of.N,)
     K, softmax = model.output_size, model.loss_name == "softmax"
     a = _stacked("y", y)
@@ -114,11 +148,34 @@ def targets(
         shapes |= {shape[1:] for shape in shapes}
     if a.shape not in shapes:
         raise RefusedValue(f"y has shape {a.shape}, expected {expected}: {_what(model)}")
-    a = a.reshape(expected)
-    used = None if weights is None else weights > 0
-    if softmax:
-        return _in_range("y", _whole("y", a, used), K, "classes", ignore=-100)
-    a = _floats("y", a, model.dtype, used)
+    return _goals(model, a.reshape(expected), None if weights is None else weights > 0)
+
+
+def _listed_targets(
+    model: SequenceModel, y: Any, lengths: list[int], weights: list[np.ndarray] | None
+) -> list[np.ndarray]:
+    """Return targets for the steps of sequences of different lengths."""
+    K, softmax = model.output_size, model.loss_name == "softmax"
+    arrays = []
+    for i, (a, n) in enumerate(zip(_for_each("y", y, lengths), lengths, strict=True)):
+        expected = (n,) if softmax else (n, K)
+        other = (n, 1) if softmax else (n,) if K == 1 else expected
+        if a.shape not in (expected, other):
+            raise RefusedValue(f"y[{i}] has shape {a.shape}, expected {expected}: {_what(model)}, "
+                               f"and x[{i}] has {n} step{'s' * (n != 1)}")
+        arrays.append(a.reshape(expected))
+    used = None if weights is None else np.concatenate(weights) > 0
+    return _split(_goals(model, _flat("y", arrays), used, lengths), lengths)
+
+
+def _goals(
+    model: SequenceModel, a: np.ndarray, used: np.ndarray | None, lengths: list[int] | None = None
+) -> np.ndarray:
+    """Return targets of the right shape for a model's loss, if their values fit."""
+    if model.loss_name == "softmax":
+        return _in_range("y", _whole("y", a, used, lengths), model.output_size, "classes",
+                         ignore=-100)
+    a = _floats("y", a, model.dtype, used, lengths)
     if model.loss_name == "bce":
         counted = a if used is None else a[used]
         if counted.size and not (counted.min() >= 0 and counted.max() <= 1):
@@ -127,7 +184,7 @@ def targets(
     return a
 
 
-def next_steps(model: SequenceModel, of: Sequences) -> tuple[Sequences, np.ndarray]:
+def next_steps(model: SequenceModel, of: Sequences) -> tuple[Sequences, Any]:
     """Return inputs and targets that forecast: each target is the next step of the input."""
     if model.readout != "every":
         raise RefusedValue("y is None with readout 'last', expected a target for each sequence")
@@ -140,13 +197,42 @@ def next_steps(model: SequenceModel, of: Sequences) -> tuple[Sequences, np.ndarr
     if of.T < 2:
         raise RefusedValue(f"x has {of.T} steps, expected at least 2 where y is None: each target "
                            "is the next step of x")
+    if of.lengths is not None:
+        return Sequences([a[:-1] for a in of.x], False), [a[1:] for a in of.x]
     return Sequences(of.x[:, :-1], of.one), of.x[:, 1:]
 
 
-def weights(model: SequenceModel, w: Any, of: Sequences) -> np.ndarray | None:
-    """Return the weights (N, T), or (N,) with readout "last", that a user passed."""
+def goals(
+    model: SequenceModel, of: Sequences, y: Any, w: Any, flags: Any
+) -> tuple[Sequences, Any, Any, Any]:
+    """Return sequences with their targets, weights and episode starts, that a user passed.
+
+    Without y each target is the next step of the input, within its episode.
+    """
+    start = episode_starts(flags, of)
+    if y is not None:
+        w = weights(model, w, of)
+        return of, targets(model, y, of, w), w, start  # the targets of weight 0 may be anything
+    of, found = next_steps(model, of)
+    w = weights(model, w, of)
+    if start is not None and of.lengths is None:
+        within = ~start[:, 1:]
+        start, w = start[:, :-1], within.astype(np.float64) if w is None else w * within
+    elif start is not None:
+        w = [(1.0 if w is None else w[i]) * ~a[1:] for i, a in enumerate(start)]
+        start = [a[:-1] for a in start]
+    return of, found, w, start
+
+
+def weights(model: SequenceModel, w: Any, of: Sequences) -> Any:
+    """Return the weights (N, T), or (N,) with readout "last", that a user passed.
+
+    With a list and readout "every" they are a list of arrays (T_i,).
+    """
     if w is None:
         return None
+    if of.lengths is not None and model.readout == "every":
+        return _listed_weights(w, of.lengths)
     expected = (of.N, of.T) if model.readout == "every" else (of.N,)
     a = as_weights(w)
     if of.one and a.shape == expected[1:]:
@@ -155,10 +241,43 @@ def weights(model: SequenceModel, w: Any, of: Sequences) -> np.ndarray | None:
         a = np.broadcast_to(a[:, None], expected)
     if a.shape != expected:
         raise RefusedValue(f"weights has shape {a.shape}, expected {expected}")
-    if a.size and not (np.isfinite(a).all() and a.min() >= 0):
-        raise RefusedValue(f"weights has numbers from {a.min()} to {a.max()}, expected finite ones "
+    return _nonnegative(a)
+
+
+def _listed_weights(w: Any, lengths: list[int]) -> list[np.ndarray]:
+    """Return the weights of sequences of different lengths."""
+    if not isinstance(w, (list, tuple)) or all(np.isscalar(a) for a in w):  # one for each sequence
+        each = as_weights(w)
+        if each.shape != (len(lengths),):
+            raise RefusedValue(f"weights has shape {each.shape}, expected {(len(lengths),)}, or a "
+                               "list like x")
+        return _split(_nonnegative(np.repeat(each, lengths)), lengths)
+    arrays = []
+    for i, (a, n) in enumerate(zip(_for_each("weights", w, lengths), lengths, strict=True)):
+        if a.shape != (n,):
+            raise RefusedValue(f"weights[{i}] has shape {a.shape}, expected {(n,)}: x[{i}] has {n} "
+                               f"step{'s' * (n != 1)}")
+        arrays.append(as_weights(a))
+    return _split(_nonnegative(np.concatenate(arrays)), lengths)
+
+
+def _nonnegative(w: np.ndarray) -> np.ndarray:
+    if w.size and not (np.isfinite(w).all() and w.min() >= 0):
+        raise RefusedValue(f"weights has numbers from {w.min()} to {w.max()}, expected finite ones "
                            "of at least 0")
-    return a
+    return w
+
+
+def episode_starts(flags: Any, of: Sequences) -> Any:
+    """Return where episodes begin, booleans (N, T) or a list of (T_i,), that a user passed."""
+    if flags is None:
+        return None
+    if of.lengths is None:
+        shape = (of.T,) if of.one and np.ndim(flags) == 1 else (of.N, of.T)
+        a = _checks.booleans("episode_start", flags, shape)
+        return a[None] if a.ndim == 1 else a
+    return [_checks.booleans(f"episode_start[{i}]", a, (n,)) for i, (a, n) in
+            enumerate(zip(_for_each("episode_start", flags, of.lengths), of.lengths, strict=True))]
 
 
 def contexts(model: SequenceModel, context: Any, of: Sequences) -> np.ndarray | None:
@@ -186,6 +305,67 @@ def _what(model: SequenceModel) -> str:
     return f"{kind} for each {each}"
 
 
+# ---- sequences of different lengths --------------------------------------------------------------
+
+
+def _different(name: str, data: Any) -> list[np.ndarray] | None:
+    """Return the arrays of a list of sequences of different lengths; None for anything else."""
+    if isinstance(data, np.ndarray) and data.dtype == object and data.ndim == 1:
+        data = list(data)
+    if not isinstance(data, (list, tuple)) or len({_length(a) for a in data} - {-1}) < 2:
+        return None
+    return [_stacked(f"{name}[{i}]", a) for i, a in enumerate(data)]
+
+
+def _length(a: Any) -> int:
+    """Return how many steps a sequence has; -1 of a number or a text."""
+    try:
+        return -1 if isinstance(a, (str, bytes)) else len(a)
+    except TypeError:
+        return -1
+
+
+def _for_each(name: str, value: Any, lengths: list[int]) -> list[np.ndarray]:
+    """Return an array for each sequence of x, from a list of as many."""
+    if isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1:
+        value = list(value)
+    if not isinstance(value, (list, tuple)):
+        raise RefusedType(f"{name} is {_checks.kind(value)}, expected a list like x: an array for "
+                          "each sequence")
+    if len(value) != len(lengths):
+        raise RefusedValue(f"{name} has {len(value)} sequences, expected {len(lengths)}: as many "
+                           "as x")
+    return [_stacked(f"{name}[{i}]", a) for i, a in enumerate(value)]
+
+
+def _flat(name: str, arrays: list[np.ndarray]) -> np.ndarray:
+    """Return arrays of one dtype, but for empty ones, one after the other."""
+    filled = [(i, a) for i, a in enumerate(arrays) if len(a)]
+    for i, a in filled:
+        if a.dtype != filled[0][1].dtype:
+            raise RefusedType(f"{name}[{i}] is {a.dtype}, expected {filled[0][1].dtype} like "
+                              f"{name}[{filled[0][0]}]")
+    return np.concatenate([a for _, a in filled] or arrays[:1])
+
+
+def _split(a: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
+    """Return the sequences (T_i, ...) that lie one after the other in an array, no copies."""
+    ends = np.cumsum(lengths).tolist()
+    return [a[end - n : end] for n, end in zip(lengths, ends, strict=True)]
+
+
+def _named(name: str, place: tuple[int, ...], lengths: list[int] | None) -> str:
+    """Return what to call a place in an array, or in sequences that lie one after the other."""
+    if lengths is None:
+        return f"{name}{list(place)}"
+    ends = np.cumsum(lengths)
+    i = int(np.searchsorted(ends, place[0], "right"))
+    return f"{name}[{i}]{[place[0] - int(ends[i]) + lengths[i], *place[1:]]}"
+
+
+# ---- arrays --------------------------------------------------------------------------------------
+
+
 def _stacked(name: str, data: Any) -> np.ndarray:
     """Return an array of anything array-like; sequences of different lengths are refused."""
     if isinstance(data, (str, bytes)):
@@ -205,8 +385,7 @@ def _stacked(name: str, data: Any) -> np.ndarray:
                           "weights of 0 for them")
     if len(lengths) > 1:
         raise RefusedValue(f"{name} is a list of sequences of {min(lengths)} to {max(lengths)} "
-                           "steps, expected one length; group sequences of equal length, or pad "
-                           "them and pass weights of 0 for the padding")
+                           "steps, expected one length")
     try:
         a = np.asarray(data)
     except ValueError as error:
@@ -222,9 +401,13 @@ def _stacked(name: str, data: Any) -> np.ndarray:
 
 
 def _floats(
-    name: str, a: np.ndarray, dtype: np.dtype, used: np.ndarray | None = None
+    name: str, a: np.ndarray, dtype: np.dtype, used: np.ndarray | None = None,
+    lengths: list[int] | None = None,
 ) -> np.ndarray:
-    """Return finite numbers of a dtype; rows that are not used may have anything."""
+    """Return finite numbers of a dtype; rows that are not used may have anything.
+
+    With `lengths`, (M, ...) are the steps of sequences, one after the other.
+    """
     with np.errstate(over="ignore"):
         converted = np.asarray(a, dtype, order="C")
     finite = np.isfinite(converted)
@@ -234,11 +417,14 @@ def _floats(
         place = tuple(int(i) for i in np.argwhere(~finite)[0])
         advice = (f" of {dtype}" if np.isfinite(a[place]) else
                   "; replace them, or pass weights of 0 for padding" if name == "y" else "")
-        raise RefusedValue(f"{name}{list(place)} is {a[place]}, expected finite numbers{advice}")
+        raise RefusedValue(f"{_named(name, place, lengths)} is {a[place]}, expected finite numbers"
+                           f"{advice}")
     return converted
 
 
-def _whole(name: str, a: np.ndarray, used: np.ndarray | None = None) -> np.ndarray:
+def _whole(
+    name: str, a: np.ndarray, used: np.ndarray | None = None, lengths: list[int] | None = None
+) -> np.ndarray:
     """Return whole numbers as int64; those that are not used become 0."""
     if used is not None:
         a = np.where(used, a, 0)
@@ -248,7 +434,8 @@ def _whole(name: str, a: np.ndarray, used: np.ndarray | None = None) -> np.ndarr
         wrong |= a != np.floor(a)
         if wrong.any():
             place = tuple(int(i) for i in np.argwhere(wrong)[0])
-            raise RefusedType(f"{name}{list(place)} is {a[place]}, expected whole numbers")
+            raise RefusedType(f"{_named(name, place, lengths)} is {a[place]}, expected whole "
+                              "numbers")
         if a.size and np.abs(a).max() >= 2**31:
             raise RefusedIndex(f"{name} has the number {a.flat[np.abs(a).argmax()]:g}, expected "
                                "fewer symbols")

@@ -158,8 +158,11 @@ class Goals(NamedTuple):
     weights: np.ndarray | None
     total: float
 
-    def part(self, steps: slice) -> Goals:
-        """Return the goals of some steps, whose losses sum to that of all: `total` is the same."""
+    def part(self, steps: Any) -> Goals:
+        """Return the goals of some steps, whose losses sum to that of all: `total` is the same.
+
+        steps : slice, or numbers of rows
+        """
         return Goals(self.targets[steps], None if self.weights is None else self.weights[steps],
                      self.total)
 

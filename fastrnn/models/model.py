@@ -109,7 +109,7 @@ class Model(Parametrized):
 
     # ---- users' data ------------------------------------------------------------------------
 
-    def predict(self, x: Any, *, batch_size: int = 256, **options: Any) -> np.ndarray:
+    def predict(self, x: Any, *, batch_size: int = 256, **options: Any) -> Any:
         """Return predictions for sequences; see fastrnn.models.inference.predict."""
         from fastrnn.models.inference import predict
 

@@ -22,6 +22,7 @@ from fastrnn.models.linear import Scratch, inside
 
 if TYPE_CHECKING:
     from fastrnn.models.model import Model
+    from fastrnn.models.ragged import Ragged
     from fastrnn.models.sequence import SequenceModel
     from fastrnn.models.stack import Stack
 
@@ -64,10 +65,14 @@ class ModelPass(abc.ABC):
         Whose final state `dstate` is about.
     rows : tuple
         (T, B) of the input.
+    ragged : Ragged or None
+        Where the real steps of the input are, if it was no plain batch.
     """
 
-    def __init__(self, model: Model, stack: Stack, rows: tuple[int, int]) -> None:
-        self._model, self._stack, self.rows = model, stack, rows
+    def __init__(
+        self, model: Model, stack: Stack, rows: tuple[int, int], ragged: Ragged | None = None
+    ) -> None:
+        self._model, self._stack, self.rows, self.ragged = model, stack, rows, ragged
         self._versions = [part.version for part in model.distinct]
         self.spent = False  # whether it has had its backward
 
@@ -88,7 +93,14 @@ class ModelPass(abc.ABC):
         with guard:
             self.spent = not back.retain
             dx, dstate0, recorded = self._go_back(gradient, dstate, back)
+        if self.ragged is not None and dx is not None:
+            dx = self.ragged.input_to_caller(dx)
         return (dx, dstate0, recorded) if back.record else (dx, dstate0)
+
+    @property
+    def ragged_of_layers(self) -> list[Ragged | None]:
+        """What each recurrent layer of the model read, None: a plain batch."""
+        return [self.ragged for _ in self._model.recurrent]
 
     @abc.abstractmethod
     def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
@@ -119,8 +131,10 @@ def back_through(
 class StackPass(ModelPass):
     """One forward of a Stack: ``y, state, p = stack.forward(x)``."""
 
-    def __init__(self, stack: Stack, passes: list[Pass], rows: tuple[int, int]) -> None:
-        super().__init__(stack, stack, rows)
+    def __init__(
+        self, stack: Stack, passes: list[Pass], rows: tuple[int, int], ragged: Ragged | None = None
+    ) -> None:
+        super().__init__(stack, stack, rows, ragged)
         self._passes = passes
 
     @public
@@ -132,7 +146,8 @@ class StackPass(ModelPass):
 
         Parameters
         ----------
-        dy : array (T, B, D*H) or None: zero
+        dy : like y, or None: zero
+            What it has in padding does not count.
         dstate : tuple with a gradient for each layer's final state, or None: zero
         need_dx, record, grads, retain
             As of fastrnn.layers.Pass.backward; the names in `grads` are those of the model's
@@ -140,7 +155,7 @@ class StackPass(ModelPass):
 
         Returns
         -------
-        dx : array (T, B, I) or None
+        dx : like x, zero in padding, or None
             None without `need_dx`, and for symbols.
         dstate0 : tuple
             Gradient with respect to every layer's initial state.
@@ -153,7 +168,11 @@ class StackPass(ModelPass):
             As of fastrnn.layers.Pass.backward.
         """
         if dy is not None:
-            dy = _checks.array("dy", dy, self._model.dtype, (*self.rows, self._stack.width))
+            shape: tuple[int, ...] = (*self.rows, self._stack.width)
+            if self.ragged is not None:
+                dy = self.ragged.joined("dy", dy, shape[2:])
+                shape = dy.shape
+            dy = _checks.array("dy", dy, self._model.dtype, shape)
         return self.go_back(dy, dstate, Back(need_dx, record, grads, retain))
 
     def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
@@ -165,9 +184,9 @@ class OutputPass(ModelPass):
 
     def __init__(
         self, model: SequenceModel, passes: list[Pass], rows: tuple[int, int], read: np.ndarray,
-        context: np.ndarray | None,
+        context: np.ndarray | None, ragged: Ragged | None = None,
     ) -> None:
-        super().__init__(model, model, rows)
+        super().__init__(model, model, rows, ragged)
         self._passes, self._context = passes, context
         self._read: np.ndarray | None = read
 
@@ -180,8 +199,8 @@ class OutputPass(ModelPass):
 
         Parameters
         ----------
-        doutputs : array like the outputs
-            Gradient of the loss with respect to them.
+        doutputs : like the outputs
+            Gradient of the loss with respect to them. What it has in padding does not count.
         dstate, need_dx, record, grads, retain
             As of LossPass.backward.
 
@@ -196,7 +215,10 @@ class OutputPass(ModelPass):
             As of LossPass.backward.
         """
         model: Any = self._model
-        doutputs = _checks.array("doutputs", doutputs, model.dtype, model.outputs_shape(*self.rows))
+        if self.ragged is not None and model.readout == "every":
+            doutputs = self.ragged.joined("doutputs", doutputs, (model.output_size,))
+        doutputs = _checks.array("doutputs", doutputs, model.dtype,
+                                 model.outputs_shape(*self.rows, self.ragged))
         return self.go_back(doutputs, dstate, Back(need_dx, record, grads, retain))
 
     def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
@@ -260,7 +282,7 @@ class LossPass:
 
         Returns
         -------
-        dx : array (T, B, I) or None
+        dx : like x, zero in padding, or None
             None without `need_dx`, and for symbols.
         dstate0 : tuple, or array (B, C)
             Gradient with respect to the initial state, or to the context if it came from one.

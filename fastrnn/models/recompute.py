@@ -15,6 +15,7 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue
+from fastrnn.layers.passes import Recorded
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.models.linear import inside
 from fastrnn.models.losses import Goals
@@ -30,11 +31,31 @@ from fastrnn.models.passes import (
 )
 
 if TYPE_CHECKING:
+    from fastrnn.models.ragged import Ragged
     from fastrnn.models.sequence import SequenceModel
 
-__all__ = ["loss"]
+__all__ = ["Read", "loss"]
 
 M = TypeVar("M", bound="SequenceModel")
+
+
+class Read(NamedTuple):
+    """What a model reads: its input, and where the real steps are if it is no plain batch."""
+
+    x: np.ndarray
+    ragged: Ragged | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The pair (T, B)."""
+        return self.x.shape[:2] if self.ragged is None else self.ragged.shape
+
+    def piece(self, steps: slice) -> tuple[Read, Any, Any]:
+        """Return some neighbouring steps alone, and which outputs and rows of x are theirs."""
+        if self.ragged is None:
+            return Read(self.x[steps]), steps, steps
+        ragged, rows, of_x = self.ragged.piece(steps)
+        return Read(self.x[of_x], ragged), rows, of_x
 
 
 class Piece(NamedTuple):
@@ -75,7 +96,7 @@ def _apart(layer: Recurrent) -> Recurrent:
 
 
 def loss(
-    model: SequenceModel, x: np.ndarray, goals: Goals, state: States, context: np.ndarray | None,
+    model: SequenceModel, read: Read, goals: Goals, state: States, context: np.ndarray | None,
     options: LossOptions,
 ) -> LossPass:
     """Return the loss of a model and what it takes to go back, in the memory of a few steps."""
@@ -88,23 +109,24 @@ def loss(
                            "rounded weights have no backward")
     other = apart(model)
     pieces, value = [], 0.0
-    for start in range(0, max(1, len(x)), every):
+    for start in range(0, max(1, read.shape[0]), every):
         piece = Piece(slice(start, start + every), state, _dropout(other))
         pieces.append(piece)
-        y, state, _ = other.run(x[piece.steps], state, grad=False, dropout=options.grad)
+        (x, ragged), outputs_of, _ = read.piece(piece.steps)
+        y, state, _ = other.run(x, state, grad=False, dropout=options.grad, ragged=ragged)
         if model.readout == "every":
-            value += model.score(model.head.apply(y), goals.part(piece.steps), False)
-    read = outputs = None
+            value += model.score(model.head.apply(y), goals.part(outputs_of), False)
+    last = outputs = None
     if model.readout == "last":
-        read = model.read(y, state)
-        outputs = model.head.apply(read)
+        last = model.read(y, state)
+        outputs = model.head.apply(last)
         value = model.score(outputs, goals, options.grad)
     if not options.grad:
         return LossPass(value, goals.total, state)
     for layer, used in zip(model.layers, other.layers, strict=True):
         if layer.dropout:
             layer.dropout_state = used.dropout_state
-    p = _Recomputed(model, other, x, goals, pieces, read, context)
+    p = _Recomputed(model, other, read, goals, pieces, last, context)
     return LossPass(value, goals.total, state, p, outputs)
 
 
@@ -116,41 +138,47 @@ class _Recomputed(ModelPass):
     """A loss whose tapes are made again, piece by piece, in backward."""
 
     def __init__(
-        self, model: SequenceModel, other: SequenceModel, x: np.ndarray, goals: Goals,
-        pieces: list[Piece], read: np.ndarray | None, context: np.ndarray | None,
+        self, model: SequenceModel, other: SequenceModel, read: Read, goals: Goals,
+        pieces: list[Piece], last: np.ndarray | None, context: np.ndarray | None,
     ) -> None:
-        super().__init__(model, model, (x.shape[0], x.shape[1]))
-        self._other, self._x, self._goals, self._pieces = other, x, goals, pieces
-        self._read, self._context = read, context
+        super().__init__(model, model, read.shape, read.ragged)
+        self._other, self._read, self._goals, self._pieces = other, read, goals, pieces
+        self._last, self._context = last, context  # what the head read with readout "last"
 
     def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
         """Go back; with readout "last" the gradient is that of the outputs, else None."""
         model = self._other
-        if self._read is not None:
-            dread = model.head.backward(gradient, self._read, inside(back.grads, "head"))
+        if self._last is not None:
+            dread = model.head.backward(gradient, self._last, inside(back.grads, "head"))
             dstate = model.add_to_last(dread, dstate)
-        dxs, recorded = [], []
-        for piece in reversed(self._pieces):
-            dx, dstate, found = self._piece_back(piece, dstate, back)
-            dxs.append(dx)
-            recorded.append(found)
-        dx = None
+        dx, recorded = None, []
         if back.need_dx and model.vocab_size is None:
-            dx = np.concatenate(dxs[::-1])
+            dx = np.empty(self._read.x.shape, model.dtype)
+        for piece in reversed(self._pieces):
+            dstate, found = self._piece_back(piece, dstate, back, dx)
+            recorded.append(found)
         dstate0: Any = dstate
         if self._context is not None:
             dstate0 = model.context_backward(self._context, dstate, back.grads)
         return dx, dstate0, join_recorded(recorded[::-1])
 
-    def _piece_back(self, piece: Piece, dstate: States, back: Back) -> Gradients:
+    def _piece_back(
+        self, piece: Piece, dstate: States, back: Back, dx: np.ndarray | None
+    ) -> tuple[States, list[Recorded]]:
+        """Go back through a piece, write its rows of dx, and return the state's gradient."""
         model = self._other
+        (x, ragged), outputs_of, of_x = self._read.piece(piece.steps)
         for layer, state in zip(model.layers, piece.dropout, strict=True):
             if layer.dropout:
                 layer.dropout_state = state
-        y, _, passes = model.run(self._x[piece.steps], piece.state, grad=True, dropout=True)
+        y, _, passes = model.run(x, piece.state, grad=True, dropout=True, ragged=ragged)
         dy = None
-        if self._read is None:
+        if self._last is None:
             doutputs = model.head.apply(y)
-            model.score(doutputs, self._goals.part(piece.steps), True)
+            model.score(doutputs, self._goals.part(outputs_of), True)
             dy = model.head.backward(doutputs, y, inside(back.grads, "head"))
-        return back_through(model, passes, dy, dstate, back._replace(retain=False))
+        found, dstate, recorded = back_through(model, passes, dy, dstate,
+                                               back._replace(retain=False))
+        if dx is not None:
+            dx[of_x] = found
+        return dstate, recorded

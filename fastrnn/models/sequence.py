@@ -19,6 +19,7 @@ from fastrnn.models import generate, recompute
 from fastrnn.models.linear import Linear, inside
 from fastrnn.models.losses import LOSSES, Goals
 from fastrnn.models.passes import Grads, LossOptions, LossPass, OutputPass, States
+from fastrnn.models.ragged import Ragged
 from fastrnn.models.stack import Stack, arrays_of
 
 __all__ = ["SequenceModel"]
@@ -154,41 +155,54 @@ class SequenceModel(Stack):
 
     @public
     def __call__(
-        self, x: Any, state: States | None = None, *, context: Any = None
-    ) -> tuple[np.ndarray, States]:
+        self, x: Any, state: States | None = None, *, context: Any = None, lengths: Any = None,
+        episode_start: Any = None,
+    ) -> tuple[Any, States]:
         """Return the outputs for a batch of sequences; in training mode with dropout.
 
         Parameters
         ----------
-        x : array (T, B, I), or integers (T, B) below V
+        x : array (T, B, I), or integers (T, B) below V; or a list of B arrays (T_i, I) or (T_i,)
+            The arrays of a list may differ in their number of steps, 0 too. The work is that of
+            the real steps.
         state : tuple with a state for each layer, or None: zeros
         context : array (B, C), optional
             What the initial state is made of, instead of `state`.
+        lengths : integers (B,), each 0 to T, optional
+            The steps of each row of an array; what follows is padding and may be anything, NaN too.
+        episode_start : booleans (T, B), or a list of arrays (T_i,) with a list, optional
+            Where a new episode of an agent begins: there the state before the step is zero, and no
+            gradient flows back over the border. With lengths, what it has in padding does not
+            count.
 
         Returns
         -------
-        outputs : array (T, B, N), or (B, N) with readout "last"
+        outputs : array (T, B, N), zero in padding, or a list of B arrays (T_i, N); with readout
+            "last" an array (B, N), each row read after its own last step
             Logits, for softmax and bce.
         state : tuple
-            Every layer's final state.
+            Every layer's final state, that of each row after its own last step.
 
         Raises
         ------
         TypeError, ValueError, IndexError
-            If x, state or context do not fit, or a symbol is not below V.
+            If x, state or context do not fit, or a symbol is not below V; if a list is empty, or
+            its arrays differ in width or dtype.
         """
-        outputs, state, _ = self._outputs(x, state, context, grad=False, dropout=True)
+        outputs, state, _ = self._outputs(x, state, context, lengths, episode_start, grad=False,
+                                          dropout=True)
         return outputs, state
 
     @public
     def forward(  # type: ignore[override]
-        self, x: Any, state: States | None = None, *, context: Any = None, grad: bool = True
-    ) -> tuple[np.ndarray, States, OutputPass | None]:
+        self, x: Any, state: States | None = None, *, context: Any = None, lengths: Any = None,
+        episode_start: Any = None, grad: bool = True,
+    ) -> tuple[Any, States, OutputPass | None]:
         """Return the outputs for a batch of sequences, and the pass to go back through.
 
         Parameters
         ----------
-        x, state, context : as of a call
+        x, state, context, lengths, episode_start : as of a call
         grad : bool
             Whether a pass is wanted; without one, dropout is left out.
 
@@ -197,33 +211,48 @@ class SequenceModel(Stack):
         outputs, state : as of a call
         p : OutputPass or None
         """
-        return self._outputs(x, state, context, grad=grad, dropout=grad)
+        return self._outputs(x, state, context, lengths, episode_start, grad=grad, dropout=grad)
 
     def _outputs(
-        self, x: Any, state: Any, context: Any, *, grad: bool, dropout: bool
-    ) -> tuple[np.ndarray, States, OutputPass | None]:
-        x = self.check_input(x)
-        state, context = self.initial_state(state, context, x.shape[1])
-        return self.outputs(x, state, context, grad=grad, dropout=dropout)
+        self, x: Any, state: Any, context: Any, lengths: Any, episode_start: Any, *, grad: bool,
+        dropout: bool,
+    ) -> tuple[Any, States, OutputPass | None]:
+        x, ragged = self.check_input(x, "x", lengths, episode_start)
+        state, context = self.initial_state(state, context,
+                                            (x.shape if ragged is None else ragged.shape)[1])
+        outputs, state, p = self.outputs(x, state, context, grad=grad, dropout=dropout,
+                                         ragged=ragged)
+        if ragged is not None and self.readout == "every":
+            outputs = ragged.to_caller(outputs)
+        return outputs, state, p
 
     def outputs(
         self, x: np.ndarray, state: States, context: np.ndarray | None, *, grad: bool,
-        dropout: bool, scratch: bool = False,
+        dropout: bool, scratch: bool = False, ragged: Ragged | None = None,
     ) -> tuple[np.ndarray, States, OutputPass | None]:
         """Return the outputs, the final state and the pass, for arguments that were checked.
 
-        Outputs from the head's `scratch` are given back by whoever asked for them.
+        With `ragged` the outputs of steps are rows (N, ...), one sequence after the other. Outputs
+        from the head's `scratch` are given back by whoever asked for them.
         """
-        y, state, passes = self.run(x, state, grad=grad, dropout=dropout)
+        y, state, passes = self.run(x, state, grad=grad, dropout=dropout, ragged=ragged)
         read = self.read(y, state)
         outputs = self.head.apply(read, scratch)
-        p = OutputPass(self, passes, x.shape[:2], read, context) if grad else None
+        p = None
+        if grad:
+            shape = x.shape[:2] if ragged is None else ragged.shape
+            p = OutputPass(self, passes, shape, read, context, ragged)
         return outputs, state, p
 
-    def outputs_shape(self, T: int, B: int) -> tuple[int, ...]:
-        """Return the shape of the outputs: (T, B, N), or (B, N) with readout "last"."""
-        N = self.output_size
-        return (T, B, N) if self.readout == "every" else (B, N)
+    def outputs_shape(self, T: int, B: int, ragged: Ragged | None = None) -> tuple[int, ...]:
+        """Return the shape of the outputs: (T, B, K), or (B, K) with readout "last".
+
+        With `ragged` those of steps are rows (N, K).
+        """
+        K = self.output_size
+        if self.readout == "last":
+            return B, K
+        return (T, B, K) if ragged is None else (ragged.N, K)
 
     def read(self, y: np.ndarray, state: States) -> np.ndarray:
         """Return what the head reads: y (T, B, D*H), or the last layer's final h (B, D*H)."""
@@ -249,19 +278,24 @@ class SequenceModel(Stack):
     @public
     def loss(
         self, x: Any, targets: Any, state: States | None = None, *, weights: Any = None,
-        context: Any = None, recompute_every: int | None = None, ignore_index: int | None = -100,
+        context: Any = None, lengths: Any = None, episode_start: Any = None,
+        recompute_every: int | None = None, ignore_index: int | None = -100,
         grad: bool | None = None,
     ) -> LossPass:
         """Return the loss of the outputs, as a pass to go back through.
 
+        Real steps alone count: those of a list, or those before a row's length.
+
         Parameters
         ----------
-        x, state, context
+        x, state, context, lengths, episode_start
             As for a call.
         targets : integers (T, B) below N for softmax, else array (T, B, N); with readout "last"
             without the T
+            With a list x a list, too: B arrays (T_i,) or (T_i, N).
         weights : array (T, B) or, with readout "last", (B,), optional
-            Weight of each output in the loss, at least 0; or booleans: a padding mask.
+            Weight of each output in the loss, at least 0; or booleans: a padding mask. With a list
+            x a list of B arrays (T_i,), or (B,), one for all steps of a sequence.
         recompute_every : int, optional
             Gradient checkpointing: keep the state of every so many steps only, and let backward
             run the steps between again: memory of so many steps instead of the whole sequence, for
@@ -286,29 +320,37 @@ class SequenceModel(Stack):
         """
         grad = self.training if grad is None else _checks.flag("grad", grad)
         options = LossOptions(weights, ignore_index, recompute_every, grad)
-        return self.make_loss(x, targets, state, context, options)
+        x, ragged = self.check_input(x, "x", lengths, episode_start)
+        shape = x.shape[:2] if ragged is None else ragged.shape
+        goals = self.check_goals(targets, shape, options, ragged)
+        state, context = self.initial_state(state, context, shape[1])
+        if recompute_every is not None:
+            return recompute.loss(self, recompute.Read(x, ragged), goals, state, context, options)
+        return self.loss_of(x, goals, state, context, grad, ragged)
 
-    def make_loss(
-        self, x: Any, targets: Any, state: Any, context: Any, options: LossOptions
-    ) -> LossPass:
-        """Do what `loss` does; errors do not have its name yet."""
-        x = self.check_input(x)
-        goals = self.check_goals(targets, x.shape[:2], options)
-        state, context = self.initial_state(state, context, x.shape[1])
-        if options.recompute_every is not None:
-            return recompute.loss(self, x, goals, state, context, options)
-        return self.loss_of(x, goals, state, context, options.grad)
+    def check_goals(
+        self, targets: Any, shape: tuple[int, int], options: LossOptions,
+        ragged: Ragged | None = None,
+    ) -> Goals:
+        """Return the targets and weights of outputs for an input of shape (T, B).
 
-    def check_goals(self, targets: Any, rows: tuple[int, ...], options: LossOptions) -> Goals:
-        """Return the targets and weights of outputs for an input of (T, B)."""
-        return LOSSES[self.loss_name].check(targets, options.weights, options.ignore_index,
-                                            self.outputs_shape(*rows), self.dtype)
+        With `ragged` those of steps are rows, one sequence after the other.
+        """
+        weights = options.weights
+        if ragged is not None and self.readout == "every":
+            tail = () if self.loss_name == "softmax" else (self.output_size,)
+            targets = ragged.joined("targets", targets, tail)
+            weights = None if weights is None else ragged.weights(weights)
+        return LOSSES[self.loss_name].check(targets, weights, options.ignore_index,
+                                            self.outputs_shape(*shape, ragged), self.dtype)
 
     def loss_of(
-        self, x: np.ndarray, goals: Goals, state: States, context: np.ndarray | None, grad: bool
+        self, x: np.ndarray, goals: Goals, state: States, context: np.ndarray | None, grad: bool,
+        ragged: Ragged | None = None,
     ) -> LossPass:
         """Return the loss for arguments that were checked."""
-        outputs, state, p = self.outputs(x, state, context, grad=grad, dropout=grad, scratch=True)
+        outputs, state, p = self.outputs(x, state, context, grad=grad, dropout=grad, scratch=True,
+                                         ragged=ragged)
         value = self.score(outputs, goals, grad)
         scratch = self.head.scratch
         if p is None:
@@ -337,6 +379,9 @@ class SequenceModel(Stack):
             ``step(x)`` or ``step(x, out=o)`` takes x (B, I), or whole numbers (B,), and gives the
             outputs (B, N) of this step; ``step.state`` is a tuple with each layer's state, and can
             be set; ``step.reset()`` zeroes it. It keeps the weights that the model has now.
+            ``step.block(x)`` takes many steps in one call, x (T, B, I) or (T, B). With `rows=index`
+            a step or block advances n rows; ``step.rows[index]`` is their state, and
+            ``step.reset(index)`` zeroes it.
 
         Raises
         ------

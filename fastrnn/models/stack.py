@@ -15,14 +15,17 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.layers.parameters import Parametrized, spawn
-from fastrnn.layers.passes import Pass
+from fastrnn.layers.passes import Layout, Pass, as_rows
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.layers.standard import LAYERS
 from fastrnn.models.linear import Embedding
 from fastrnn.models.model import Model
 from fastrnn.models.passes import StackPass, States
+from fastrnn.models.ragged import Ragged, is_list, one_sequence, one_text
 
 __all__ = ["Stack"]
+
+_ROWS = Layout(rows=True)
 
 
 def _layers(layers: Any, seed: Any) -> tuple[Recurrent, ...]:
@@ -30,7 +33,8 @@ def _layers(layers: Any, seed: Any) -> tuple[Recurrent, ...]:
     if isinstance(layers, (Recurrent, dict)):
         layers = [layers]
     if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
-        raise RefusedType(f"layers is {_checks.show(layers)}, expected recurrent layers")
+        raise RefusedType(f"layers is {_checks.show(layers)}, expected recurrent layers: "
+                          "RNN, LSTM or GRU")
     made: list[Recurrent] = []
     for i, (layer, own) in enumerate(zip(layers, spawn(seed, len(layers)), strict=True)):
         if isinstance(layer, dict):
@@ -133,12 +137,50 @@ class Stack(Model):
         """Features D*H of what the last layer gives."""
         return self.layers[-1].width
 
-    def check_input(self, x: Any, name: str = "x") -> np.ndarray:
-        """Return the input (T, B, I), or int32 (T, B): a copy of the symbols."""
+    def check_input(
+        self, x: Any, name: str = "x", lengths: Any = None, episode_start: Any = None
+    ) -> tuple[np.ndarray, Ragged | None]:
+        """Return the input, and where its real steps lie if it is no plain batch.
+
+        Returns
+        -------
+        x : array (T, B, I), or int32 (T, B): a copy of the symbols; rows (M, I) or (M,) if it is
+            no plain batch
+        ragged : Ragged or None
+        """
+        if lengths is None and episode_start is None and (
+                type(x) is np.ndarray or not is_list(x)):
+            if self.vocab_size is None:
+                return _checks.array(name, x, self.dtype, ("T", "B", self.input_size)), None
+            return self._symbols(x, ("T", "B"), name), None
+        if is_list(x):
+            if lengths is not None:
+                raise RefusedValue(f"lengths is given with a list, expected None: each sequence of "
+                                   f"{name} has a length of its own")
+            if self.vocab_size is not None:
+                x, of_list = Ragged.of_list(name, x, one_text, episode_start)
+                return self._symbols(x, ("N",), name), of_list
+            return Ragged.of_list(name, x, self._one_sequence, episode_start)
         if self.vocab_size is None:
-            return _checks.array(name, x, self.dtype, ("T", "B", self.input_size))
-        return _checks.rows(x, ("T", "B"), self.vocab_size, name=name,
+            x = _checks.array(name, x, self.dtype, ("T", "B", self.input_size))
+            ragged = Ragged.of_grid(name, x.shape[:2], lengths, episode_start)
+            return (x, None) if ragged is None else (as_rows(x), ragged)
+        x = _checks.numbers(name, x)
+        if x.ndim != 2:
+            raise RefusedValue(f"{name} has shape {x.shape}, expected (T, B)")
+        ragged = Ragged.of_grid(name, x.shape, lengths, episode_start)
+        if ragged is not None:
+            x = _checks.without_padding(x, ragged.time)
+        x = self._symbols(x, ("T", "B"), name)
+        return (x, None) if ragged is None else (x.reshape(-1), ragged)
+
+    def _symbols(self, x: Any, shape: tuple[str, ...], name: str) -> np.ndarray:
+        """Return a copy of symbols as int32."""
+        return _checks.rows(x, shape, self.vocab_size or 0, name=name,
                             of="the identity" if self.one_hot else "the embedding")
+
+    def _one_sequence(self, name: str, a: Any) -> np.ndarray:
+        return one_sequence(name, a, self.dtype, self.input_size)
 
     def check_states(self, state: Any, B: int, name: str = "state") -> States:
         """Return a state, of arrays of the right shapes or None: zero, for each layer."""
@@ -155,22 +197,25 @@ class Stack(Model):
         return tuple(checked)
 
     def run(
-        self, x: np.ndarray, state: States, *, grad: bool, dropout: bool
+        self, x: np.ndarray, state: States, *, grad: bool, dropout: bool,
+        ragged: Ragged | None = None,
     ) -> tuple[np.ndarray, States, list[Pass]]:
         """Run the layers over input and state that were checked.
 
         Parameters
         ----------
-        x : array (T, B, I), or int32 (T, B)
+        x : array (T, B, I), or int32 (T, B); with `ragged` rows (M, I) or (M,)
         state : tuple
         grad : bool
             Whether a pass is wanted.
         dropout : bool
             Whether layers in training mode draw dropout.
+        ragged : Ragged, optional
+            Where the real steps of x are.
 
         Returns
         -------
-        y, state : as of a call
+        y, state : as of a call; with `ragged` y is rows (N, D*H), one sequence after the other
         passes : list
             The pass of each layer; empty without `grad`.
         """
@@ -180,9 +225,15 @@ class Stack(Model):
             y, index = None if self.embedding is None else self.embedding.weight, x
         after: list[Any] = []
         passes: list[Pass] = []
-        for layer, before in zip(self.layers, state, strict=True):
-            y, final, p = layer.run(y, index, before, grad=grad,
-                                    dropout=dropout and layer.mode == "training")
+        for i, (layer, before) in enumerate(zip(self.layers, state, strict=True)):
+            drops = dropout and layer.mode == "training"
+            if ragged is None:
+                y, final, p = layer.run(y, index, before, grad=grad, dropout=drops)
+            else:  # between layers the rows have the order in which they walk
+                y, final, p = layer.run(
+                    y, index, before, grad=grad, dropout=drops, layout=_ROWS, time=ragged.time,
+                    source="walk" if i else ragged.source,
+                    target="walk" if layer is not self.layers[-1] else "sequences")
             after.append(final)
             if p is not None:
                 passes.append(p)
@@ -190,41 +241,54 @@ class Stack(Model):
         return y, tuple(after), passes
 
     def checked_run(
-        self, x: Any, state: Any, *, grad: bool, dropout: bool
-    ) -> tuple[np.ndarray, States, StackPass | None]:
+        self, x: Any, state: Any, *, grad: bool, dropout: bool, lengths: Any = None,
+        episode_start: Any = None,
+    ) -> tuple[Any, States, StackPass | None]:
         """Check x and state, and run."""
-        x = self.check_input(x)
-        y, state, passes = self.run(x, self.check_states(state, x.shape[1]), grad=grad,
-                                    dropout=dropout)
-        return y, state, StackPass(self, passes, x.shape[:2]) if grad else None
+        x, ragged = self.check_input(x, "x", lengths, episode_start)
+        shape = x.shape[:2] if ragged is None else ragged.shape
+        y, state, passes = self.run(x, self.check_states(state, shape[1]), grad=grad,
+                                    dropout=dropout, ragged=ragged)
+        p = StackPass(self, passes, shape, ragged) if grad else None
+        return y if ragged is None else ragged.to_caller(y), state, p
 
     @public
-    def __call__(self, x: Any, state: States | None = None) -> tuple[np.ndarray, States]:
+    def __call__(
+        self, x: Any, state: States | None = None, *, lengths: Any = None,
+        episode_start: Any = None,
+    ) -> tuple[Any, States]:
         """Run the layers over a batch of sequences; in training mode with dropout.
 
         Parameters
         ----------
-        x : array (T, B, I), or integers (T, B) below V
+        x : array (T, B, I), or integers (T, B) below V; or a list of B arrays (T_i, I) or (T_i,)
+            The arrays of a list may differ in their number of steps, 0 too.
         state : tuple with a state for each layer, or None: zeros
+        lengths : integers (B,), each 0 to T, optional
+            The steps of each row of an array; what follows is padding and may be anything.
+        episode_start : booleans (T, B), or a list of arrays (T_i,) with a list, optional
+            Where a new episode begins: there the state before the step is zero.
 
         Returns
         -------
-        y : array (T, B, D*H)
+        y : array (T, B, D*H), zero in padding, or a list of arrays (T_i, D*H)
         state : tuple
-            Every layer's final state.
+            Every layer's final state, that of each row after its own last step.
         """
-        y, state, _ = self.checked_run(x, state, grad=False, dropout=True)
+        y, state, _ = self.checked_run(x, state, grad=False, dropout=True, lengths=lengths,
+                                       episode_start=episode_start)
         return y, state
 
     @public
     def forward(
-        self, x: Any, state: States | None = None, *, grad: bool = True
-    ) -> tuple[np.ndarray, States, StackPass | None]:
+        self, x: Any, state: States | None = None, *, lengths: Any = None,
+        episode_start: Any = None, grad: bool = True,
+    ) -> tuple[Any, States, StackPass | None]:
         """Run the layers over a batch of sequences, and return the pass to go back through.
 
         Parameters
         ----------
-        x, state : as of a call
+        x, state, lengths, episode_start : as of a call
         grad : bool
             Whether a pass is wanted; without one, dropout is left out.
 
@@ -233,7 +297,8 @@ class Stack(Model):
         y, state : as of a call
         p : StackPass or None
         """
-        return self.checked_run(x, state, grad=grad, dropout=grad)
+        return self.checked_run(x, state, grad=grad, dropout=grad, lengths=lengths,
+                                episode_start=episode_start)
 
     def _shapes_out(self) -> dict[str, str]:
         shapes = {f"layers.{i}": f"(T, B, {layer.width})" for i, layer in enumerate(self.layers)}

@@ -14,10 +14,12 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.models import inputs
 from fastrnn.models.sequence import SequenceModel
-from fastrnn.training.data import Batch, Data, Samples, Windows, check_data
+from fastrnn.training.data import Batch, Data, Samples, SeriesWindows, Windows, check_data
 from fastrnn.training.options import Reading
 
 __all__ = ["read"]
+
+ROUNDING = 1e-9  # a tenth of 10 is 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,31 +28,47 @@ class Arrays:
 
     Attributes
     ----------
-    x : array (N, T, ...)
-    y : array (N, T, ...), or (N, ...): one target a sequence
-    weights : array (N, T) or (N,), or None
+    x : array (N, T, ...), or list of N arrays (T_i, ...)
+    y : array (N, T, ...), or (N, ...): one target a sequence; or a list like x
+    weights : array (N, T) or (N,), or a list of arrays (T_i,), or None
     context : array (N, C), or None
+    start : booleans (N, T), or a list of arrays (T_i,), or None
+        Where episodes begin.
     each : bool
         Whether there is a target for each step.
     """
 
-    x: np.ndarray
-    y: np.ndarray
-    weights: np.ndarray | None
+    x: Any
+    y: Any
+    weights: Any
     context: np.ndarray | None
+    start: Any
     each: bool
+
+    @property
+    def listed(self) -> bool:
+        """Whether the sequences are a list, of different lengths."""
+        return isinstance(self.x, list)
 
     def sequences(self, start: int, stop: int) -> Arrays:
         """Return some of the sequences."""
-        own = slice(start, stop)
-        return Arrays(self.x[own], self.y[own], None if self.weights is None else self.weights[own],
-                      None if self.context is None else self.context[own], self.each)
+        x, y, w, context, starts = (
+            None if a is None else a[start:stop]
+            for a in (self.x, self.y, self.weights, self.context, self.start))
+        return Arrays(x, y, w, context, starts, self.each)
 
-    def steps(self, start: int, stop: int) -> Arrays:
-        """Return some of the steps of every sequence; there is a target for each."""
-        own = (slice(None), slice(start, stop))
-        return Arrays(self.x[own], self.y[own], None if self.weights is None else self.weights[own],
-                      self.context, self.each)
+    def steps(self, fraction: float, last: bool) -> Arrays:
+        """Return the first steps of every sequence, or a fraction of them, the last ones."""
+
+        def own(a: Any) -> Any:
+            border = len(a) - int(len(a) * fraction + ROUNDING)
+            return a[border:] if last else a[:border]
+
+        x, y, w, start = (
+            None if a is None else [own(one) for one in a] if self.listed
+            else own(a.swapaxes(0, 1)).swapaxes(0, 1)
+            for a in (self.x, self.y, self.weights, self.start))
+        return Arrays(x, y, w, self.context, start, self.each)
 
 
 def read(
@@ -61,7 +79,8 @@ def read(
             isinstance(x, (list, tuple)) and any(isinstance(a, Batch) for a in x)):
         data = check_data("x", x)
         for name, given in (("y", y), ("window", reading.window), ("weights", reading.weights),
-                            ("context", reading.context)):
+                            ("context", reading.context),
+                            ("episode_start", reading.episode_start)):
             if given is not None:
                 raise RefusedValue(f"{name} is given with a function of the step, expected none: "
                                    "its batches have their own")
@@ -69,7 +88,7 @@ def read(
             raise RefusedValue(f"validation is {validation} with a function of the step, expected "
                                "(x, y), batches or a function: nobody knows its last sequences")
     else:
-        arrays = _arrays(model, x, y, reading.weights, reading.context, reading.window)
+        arrays = _arrays(model, x, y, reading)
         if isinstance(validation, (int, float, np.floating)):
             arrays, held_out = _split(arrays, validation, reading.window)
             return (_batches(arrays, reading, reading.shuffle),
@@ -86,69 +105,72 @@ def _validation(model: Any, validation: Any, reading: Reading) -> Any:
                           "weights), a fraction such as 0.1, or a function that returns a loss")
     try:
         x, y, weights = (*validation, None)[:3]
-        arrays = _arrays(model, x, y, weights, None, reading.window)
-        return _batches(arrays, reading, False)
+        own = dataclasses.replace(reading, weights=weights, context=None, episode_start=None)
+        return _batches(_arrays(model, x, y, own), reading, False)
     except (RefusedType, RefusedValue, _checks.RefusedIndex) as error:
         raise type(error)(f"validation: {error}") from error.__cause__
 
 
-def _arrays(model: Any, x: Any, y: Any, weights: Any, context: Any, window: int | None) -> Arrays:
+def _arrays(model: Any, x: Any, y: Any, reading: Reading) -> Arrays:
     """Convert what a user passed."""
     if not isinstance(model, SequenceModel):
         raise RefusedType(f"x is {_checks.kind(x)} for a model {_checks.kind(model)}, expected a "
                           "function of the step that returns a Batch: arrays are for a "
                           "SequenceModel")
     each = model.readout == "every"
+    window, context = reading.window, reading.context
     if window is not None and (not each or context is not None):
         raise RefusedValue(f"window is {window} with "
                            f"{'a context' if each else 'one target a sequence'}, expected a target "
                            "for each step, and the state carried on from window to window")
     data = inputs.sequences(model, x)
-    if not data.x.size:
+    if not data.N * data.T:
         raise RefusedValue(f"x has {data.N} sequences of {data.T} steps, expected at least one")
-    if y is None:
-        data, goals = inputs.next_steps(model, data)
-        w = inputs.weights(model, weights, data)
-    else:  # the targets of weight 0 may be anything
-        w = inputs.weights(model, weights, data)
-        goals = inputs.targets(model, y, data, w)
-    if w is not None and not w.any():
+    data, y, w, start = inputs.goals(model, data, y, reading.weights, reading.episode_start)
+    if w is not None and not any(a.any() for a in w):
         raise RefusedValue("weights is 0 everywhere, expected at least one above 0")
-    if model.loss_name == "softmax" and (goals == -100).all():
+    if model.loss_name == "softmax" and all((a == -100).all() for a in y):
         raise RefusedValue("y is -100 everywhere, which leaves everything out, expected at least "
                            "one class")
-    return Arrays(data.x, goals, w, inputs.contexts(model, context, data), each)
+    return Arrays(data.x, y, w, inputs.contexts(model, context, data), start, each)
 
 
 def _split(arrays: Arrays, fraction: Any, window: int | None) -> tuple[Arrays, Arrays]:
-    """Return (to train on, held out): the last sequences or, in windows, the last steps."""
+    """Return (to train on, held out): the last sequences or, in windows, the last steps of each."""
     fraction = _checks.above("validation", fraction, 0, 1)
-    what, count = ("sequences", len(arrays.x)) if window is None else (
-        "steps", arrays.x.shape[1])
-    held_out = int(count * fraction + 1e-9)
+    what, count = "sequences", len(arrays.x)
+    if window is not None:
+        what, count = "steps", max(map(len, arrays.x))
+    held_out = int(count * fraction + ROUNDING)
     if not 0 < held_out < count:
         raise RefusedValue(f"validation is {fraction:g} of {count} {what}, expected at least one "
                            "to hold out and one to train on")
-    part = arrays.sequences if window is None else arrays.steps
-    return part(0, count - held_out), part(count - held_out, count)
+    if window is not None:
+        return arrays.steps(fraction, False), arrays.steps(fraction, True)
+    return arrays.sequences(0, count - held_out), arrays.sequences(count - held_out, count)
 
 
 def _batches(arrays: Arrays, reading: Reading, shuffle: bool) -> Data:
     """Return the batches of arrays, time first, which copies nothing."""
     if reading.window is not None:
         return _windows(arrays, reading.window, reading.batch_size)
-    y, w = arrays.y, arrays.weights
-    return Samples(
-        arrays.x.swapaxes(0, 1), y.swapaxes(0, 1) if arrays.each else y, reading.batch_size,
-        axis=int(arrays.each), weights=w.T if arrays.each and w is not None else w,
-        context=arrays.context, seed=reading.seed, shuffle=shuffle)
+    x, y, w, start = arrays.x, arrays.y, arrays.weights, arrays.start
+    if not arrays.listed:
+        x, start = x.swapaxes(0, 1), None if start is None else start.T
+        if arrays.each:
+            y, w = y.swapaxes(0, 1), None if w is None else w.T
+    return Samples(x, y, reading.batch_size, axis=int(arrays.each), weights=w,
+                   context=arrays.context, episode_start=start, seed=reading.seed, shuffle=shuffle)
 
 
 def _windows(arrays: Arrays, window: int, B: int) -> Windows:
     """Return windows of series side by side; one series is cut into up to B rows."""
+    if arrays.listed:
+        return SeriesWindows.of_series(arrays.x, arrays.y, window, B, arrays.weights, arrays.start)
     N, T = arrays.x.shape[:2]
-    given = [a for a in (arrays.x, arrays.y, arrays.weights) if a is not None]
+    given = [arrays.x, arrays.y, arrays.weights, arrays.start]
     if N == 1 and (rows := min(B, T // window)) > 1:
-        given = [a[0, : T // rows * rows].reshape(rows, T // rows, *a.shape[2:]) for a in given]
-    x, y, *w = (a.swapaxes(0, 1) for a in given)
-    return Windows.of_series(x, y, window, B, w[0] if w else None)
+        given = [None if a is None else
+                 a[0, : T // rows * rows].reshape(rows, T // rows, *a.shape[2:]) for a in given]
+    x, y, w, start = (None if a is None else a.swapaxes(0, 1) for a in given)
+    return Windows.of_series(x, y, window, B, w, start)

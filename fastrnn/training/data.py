@@ -17,8 +17,9 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.models.ragged import is_list
 
-__all__ = ["Batch", "Generated", "Samples", "Windows"]
+__all__ = ["Batch", "Generated", "Samples", "SeriesWindows", "Windows"]
 
 Data = Callable[[int], "Batch"]
 
@@ -29,13 +30,15 @@ class Batch:
 
     Attributes
     ----------
-    inputs : array, or tuple
+    inputs : array, list of arrays (T_i, ...), or tuple
         What the model's loss takes before the targets: x, or the pair (source, inputs) of an
-        EncoderDecoder. One array becomes a tuple of it.
+        EncoderDecoder. One array or list becomes a tuple of it.
     targets, weights, context
         As for the model's loss.
     first : bool
         Whether the sequences begin here; if not, the state of the step before is carried on.
+    episode_start
+        As for the model's loss: where the state is zero instead.
     """
 
     inputs: Any
@@ -43,6 +46,7 @@ class Batch:
     weights: Any = None
     context: Any = None
     first: bool = True
+    episode_start: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, tuple):
@@ -50,8 +54,9 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Steps that are read, over all rows: T*B of x; of several inputs the sum."""
-        return sum(math.prod(np.shape(x)[:2]) for x in self.inputs)
+        """Steps that are read, over all rows: T*B of x, or all of a list; of inputs the sum."""
+        return sum(sum(map(len, x)) if is_list(x) else math.prod(np.shape(x)[:2])
+                   for x in self.inputs)
 
 
 def check_batch(batch: Any, step: int) -> Batch:
@@ -76,8 +81,13 @@ def check_data(name: str, data: Any) -> Data:
     return made
 
 
-def summary(a: np.ndarray) -> dict[str, Any]:
-    """Return shape, dtype and a checksum of an array: what a resumed run compares."""
+def summary(a: Any) -> dict[str, Any]:
+    """Return shape, dtype and a checksum of an array or a list: what a resumed run compares."""
+    if isinstance(a, list):
+        crc = zlib.crc32(np.array([len(one) for one in a], np.int64).data)
+        for one in a:
+            crc = zlib.crc32(np.ascontiguousarray(one).data.cast("B") if one.size else b"", crc)
+        return {"shape": [len(a), *a[0].shape[1:]], "dtype": a[0].dtype.name, "crc": crc}
     rows = a if a.flags.c_contiguous or a.ndim < 2 else a.swapaxes(0, 1)
     crc, piece = 0, max(1, 2**20 * len(rows) // max(1, rows.size))
     for start in range(0, len(rows), piece):
@@ -117,6 +127,8 @@ class Windows:
     T, B : int
     targets : array (N, ...) or (N - 1, ...), optional
         One for each element (the last may be missing); by default the sequence's next element.
+    episode_start : booleans (N,), optional
+        The elements before which the state is zero: several sequences, one after the other.
 
     Attributes
     ----------
@@ -130,10 +142,13 @@ class Windows:
         targets for another number of elements.
     """
 
-    _weights: np.ndarray | None = None
+    _weights: Any = None
+    _start: Any = None
 
     @public
-    def __init__(self, sequence: Any, T: int, B: int, targets: Any = None) -> None:
+    def __init__(
+        self, sequence: Any, T: int, B: int, targets: Any = None, episode_start: Any = None
+    ) -> None:
         T, B = _checks.positive("T", T), _checks.positive("B", B)
         x = _elements("sequence", sequence)
         y = x[1:] if targets is None else _elements("targets", targets)
@@ -146,21 +161,29 @@ class Windows:
             raise RefusedValue(
                 f"sequence has {N} elements, expected at least {B * T + N - len(y)} for {B} rows "
                 f"of {T} steps; give more, or smaller windows or batches")
-        x, y = (np.ascontiguousarray(a[: per * B].reshape(B, per, *a.shape[1:]).swapaxes(0, 1))
-                for a in (x, y))  # (per, B, ...)
+        given = [x, y]
+        if episode_start is not None:
+            given.append(_checks.booleans("episode_start", episode_start, (N,)))
+        x, y, *start = (
+            np.ascontiguousarray(a[: per * B].reshape(B, per, *a.shape[1:]).swapaxes(0, 1))
+            for a in given)  # (per, B, ...)
         self._set(x, y, T, B)
+        self._start = start[0] if start else None
 
     @classmethod
     def of_series(
-        cls, x: np.ndarray, targets: np.ndarray, T: int, B: int, weights: np.ndarray | None = None
+        cls, x: Any, targets: Any, T: int, B: int, weights: Any = None, episode_start: Any = None
     ) -> Self:
-        """Return windows over series side by side, (steps, N, ...), B of them at a time."""
+        """Return windows over series side by side, (steps, N, ...), B of them at a time.
+
+        Those of a SeriesWindows are lists of N arrays (T_i, ...).
+        """
         made = cls.__new__(cls)
+        made._weights, made._start = weights, episode_start
         made._set(x, targets, T, B)
-        made._weights = weights
         return made
 
-    def _set(self, x: np.ndarray, targets: np.ndarray, T: int, B: int) -> None:
+    def _set(self, x: Any, targets: Any, T: int, B: int) -> None:
         self._x, self._targets, self.T, self.B = x, targets, T, B
         self._per_row = -(-len(x) // T)
         self.count = self._per_row * -(-x.shape[1] // B)
@@ -171,28 +194,87 @@ class Windows:
         place = (slice(window * self.T, (window + 1) * self.T),
                  slice(group * self.B, (group + 1) * self.B))
         return Batch((_whole(self._x[place]),), _whole(self._targets[place]),
-                     None if self._weights is None else self._weights[place], first=window == 0)
+                     None if self._weights is None else self._weights[place], first=window == 0,
+                     episode_start=None if self._start is None else self._start[place])
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what a resumed run must have in common with the one before."""
-        arrays = [self._x, self._targets, *([] if self._weights is None else [self._weights])]
+        arrays = [a for a in (self._x, self._targets, self._weights, self._start) if a is not None]
         return {"data": [summary(a) for a in arrays], "window": self.T, "batch_size": self.B}
 
 
-class Samples:
-    """Sequences of one length, in batches whose order is drawn anew for each epoch.
+class SeriesWindows(Windows):
+    """Series of different lengths, B of them at a time, read in windows of T steps.
+
+    In the windows after its end a series is an empty array: its state stays as it is.
 
     Parameters
     ----------
-    x : array (T, N, ...)
+    x : list of N arrays (T_i, ...)
+    T, B : int
+    targets : list of N arrays (T_i, ...)
+    weights, episode_start : lists of N arrays (T_i,), optional
+
+    Attributes
+    ----------
+    count : int
+        Windows of one walk over all series.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the lists do not fit each other, or no series has a step.
+    """
+
+    @public
+    def __init__(
+        self, x: Any, T: int, B: int, targets: Any, *, weights: Any = None,
+        episode_start: Any = None,
+    ) -> None:
+        x = _series("x", x)
+        self._weights = None if weights is None else _like(x, "weights", weights)
+        self._start = None if episode_start is None else _like(x, "episode_start", episode_start)
+        self._set(x, _like(x, "targets", targets), _checks.positive("T", T),
+                  _checks.positive("B", B))
+
+    def _set(self, x: Any, targets: Any, T: int, B: int) -> None:
+        self._x, self._targets, self.T, self.B = x, targets, T, B
+        windows = [-(-max(map(len, x[start : start + B])) // T) for start in range(0, len(x), B)]
+        self._ends = np.cumsum(windows)  # of each group of B series
+        self.count = int(self._ends[-1])
+        if not self.count:
+            raise RefusedValue(f"x has {len(x)} series of no steps, expected at least one step")
+
+    def __call__(self, step: int) -> Batch:
+        """Return the batch of a step, lists of B arrays of at most T steps."""
+        step %= self.count
+        group = int(np.searchsorted(self._ends, step, "right"))
+        window = step - (int(self._ends[group - 1]) if group else 0)
+        rows = slice(group * self.B, (group + 1) * self.B)
+        steps = slice(window * self.T, (window + 1) * self.T)
+        x, targets, weights, start = (
+            None if of is None else [a[steps] for a in of[rows]]
+            for of in (self._x, self._targets, self._weights, self._start))
+        return Batch((x,), targets, weights, first=window == 0, episode_start=start)
+
+
+class Samples:
+    """Sequences in batches whose order is drawn anew for each epoch.
+
+    Parameters
+    ----------
+    x : array (T, N, ...), or list of N arrays (T_i, ...)
         N sequences.
     targets : array (T, N, ...), or (N, ...), as given by `axis`
+        With a list and axis 1 a list of N arrays (T_i, ...), too.
     batch_size : int
         Sequences B of a batch; the last batch of an epoch has the rest.
     axis : {1, 0}
         Which axis of the targets counts the sequences: 1, or 0 for one target each.
-    weights : array (T, N), or (N,) with axis 0, optional
+    weights : array (T, N), or (N,) with axis 0, or list of N arrays (T_i,), optional
     context : array (N, C), optional
+    episode_start : booleans (T, N), or list of N arrays (T_i,), optional
+        Where an episode begins inside a sequence.
     seed : int
         Seed of the order.
     shuffle : bool
@@ -213,22 +295,32 @@ class Samples:
     @public
     def __init__(
         self, x: Any, targets: Any, batch_size: int, *, axis: int = 1, weights: Any = None,
-        context: Any = None, seed: int = 0, shuffle: bool = True,
+        context: Any = None, episode_start: Any = None, seed: int = 0, shuffle: bool = True,
     ) -> None:
         self.batch_size = B = _checks.positive("batch_size", batch_size)
         self.axis = _checks.below("axis", axis, 2)
         self.seed = _seed(seed)
         self.shuffle = bool(shuffle)
-        self.x = _checks.numbers("x", x)
-        if self.x.ndim < 2 or not self.x.shape[1]:
+        listed = is_list(x)
+        self.x = _sequences(x, listed)
+        if not listed and (self.x.ndim < 2 or not self.x.shape[1]):
             raise RefusedValue(f"x has shape {self.x.shape}, expected (T, N, ...) of at least one "
                                "sequence: time first, then the sequences")
-        N = self.x.shape[1]
-        self.targets = _of_each("targets", targets, self.axis, N)
+        self.N = N = len(self.x) if listed else self.x.shape[1]
+
+        def of_each(name: str, value: Any, axis: int) -> Any:
+            return _like(self.x, name, value) if listed and axis else _of_each(name, value, axis, N)
+
+        self.targets = of_each("targets", targets, self.axis)
         if isinstance(weights, np.ndarray) and weights.dtype == bool:
             weights = weights.astype(np.float32)
-        self.weights = None if weights is None else _of_each("weights", weights, self.axis, N)
+        self.weights = None if weights is None else of_each("weights", weights, self.axis)
         self.context = None if context is None else _of_each("context", context, 0, N)
+        self.episode_start: Any = None
+        if episode_start is not None and listed:
+            self.episode_start = _like(self.x, "episode_start", episode_start)
+        elif episode_start is not None:
+            self.episode_start = _checks.booleans("episode_start", episode_start, self.x.shape[:2])
         self.count = -(-N // B)
         self._epoch, self._order = -1, np.empty(0, int)  # of the latest epoch: drawn once for each
 
@@ -239,18 +331,66 @@ class Samples:
         if self.shuffle:
             if epoch != self._epoch:
                 rng = np.random.default_rng([self.seed, epoch])
-                self._epoch, self._order = epoch, rng.permutation(self.x.shape[1])
+                self._epoch, self._order = epoch, rng.permutation(self.N)
             now = self._order[now]
-        place = (slice(None), now) if self.axis else now
-        return Batch((self.x[:, now],), self.targets[place],
-                     None if self.weights is None else self.weights[place],
-                     None if self.context is None else self.context[now])
+        return Batch((_taken(self.x, 1, now),), _taken(self.targets, self.axis, now),
+                     _taken(self.weights, self.axis, now), _taken(self.context, 0, now),
+                     episode_start=_taken(self.episode_start, 1, now))
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what a resumed run must have in common with the one before."""
-        arrays = [a for a in (self.x, self.targets, self.weights, self.context) if a is not None]
+        given = (self.x, self.targets, self.weights, self.context, self.episode_start)
+        arrays = [a for a in given if a is not None]
         return {"data": [summary(a) for a in arrays], "batch_size": self.batch_size,
                 "seed": self.seed, "shuffle": self.shuffle}
+
+
+def _sequences(x: Any, listed: bool) -> Any:
+    """Return the sequences of a list, or an array of numbers."""
+    return _series("x", x) if listed else _checks.numbers("x", x)
+
+
+def _taken(of: Any, axis: int, now: Any) -> Any:
+    """Return some of the sequences of an array, along an axis, or of a list; None of None."""
+    if of is None:
+        return None
+    if isinstance(of, list):
+        return of[now] if isinstance(now, slice) else [of[i] for i in now]
+    return of[:, now] if axis else of[now]
+
+
+def _series(name: str, value: Any) -> list[np.ndarray]:
+    """Return the arrays (T_i, ...) of a list."""
+    if not isinstance(value, (list, tuple)):
+        raise RefusedType(f"{name} is {_checks.kind(value)}, expected a list of arrays (T, ...)")
+    if not value:
+        raise RefusedValue(f"{name} is an empty {type(value).__name__}, expected at least one "
+                           "sequence")
+    arrays = [_checks.numbers(f"{name}[{i}]", a) for i, a in enumerate(value)]
+    for i, a in enumerate(arrays):
+        if a.ndim != arrays[0].ndim or a.ndim < 1 or a.shape[1:] != arrays[0].shape[1:]:
+            raise RefusedValue(f"{name}[{i}] has shape {a.shape}, expected "
+                               f"{('T', *arrays[0].shape[1:])} like {name}[0]".replace("'", ""))
+        if len(a) and a.dtype != arrays[0].dtype and len(arrays[0]):
+            raise RefusedType(f"{name}[{i}] is {a.dtype}, expected {arrays[0].dtype} like "
+                              f"{name}[0]")
+    return arrays
+
+
+def _like(x: list[np.ndarray], name: str, value: Any) -> list[np.ndarray]:
+    """Return a list of arrays, each with as many steps as that of x."""
+    if not isinstance(value, (list, tuple)) or len(value) != len(x):
+        came = f"has {len(value)} sequences" if isinstance(value, (list, tuple)) else (
+            f"is {_checks.kind(value)}")
+        raise RefusedValue(f"{name} {came}, expected a list of {len(x)} arrays like x")
+    arrays = [np.asarray(a) if name == "episode_start" or np.asarray(a).dtype == bool
+              else _checks.numbers(f"{name}[{i}]", a) for i, a in enumerate(value)]
+    for i, (a, n) in enumerate(zip(arrays, map(len, x), strict=True)):
+        if a.ndim < 1 or len(a) != n:
+            raise RefusedValue(f"{name}[{i}] has shape {a.shape}, expected {n} steps like x[{i}]")
+        if name == "episode_start":
+            _checks.booleans(f"{name}[{i}]", a, (n,))
+    return arrays
 
 
 def _of_each(name: str, value: Any, axis: int, N: int) -> np.ndarray:

@@ -18,10 +18,11 @@ from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.layers.parameters import evaluating
 from fastrnn.models import LanguageModel
 from fastrnn.training import text as texts
-from fastrnn.training.data import Windows
+from fastrnn.training.data import SeriesWindows, Windows
 from fastrnn.training.history import History
 from fastrnn.training.loop import fit
 from fastrnn.training.schedules import CosineDecay
+from fastrnn.training.validation import evaluate
 
 __all__ = ["bits_per_character", "train", "train_on"]
 
@@ -36,15 +37,18 @@ def train(
     Parameters
     ----------
     model : LanguageModel
-    text : str, bytes, or whole numbers (N,)
-        What the model's `encode` takes.
+    text : str, bytes, or whole numbers (N,); or a list of them
+        What the model's `encode` takes. The texts of a list are sequences of their own: nothing of
+        one helps to predict another. They are read one after the other, in rows as long as
+        windows of one text have, and the state is zero before each text's first character, in the
+        middle of a window too. (Where a row begins, it is zero as well.)
     batch_size, window : int
         Rows B and steps T of a step.
     lr : float
         Adam's first learning rate.
     decay : bool
         Whether the learning rate falls to a twentieth along half a cosine.
-    validation : text, optional
+    validation : text, or list of texts, optional
         A text whose loss for each symbol is the validation loss.
     options
         As of fit: `steps` or `minutes`, `folder`, `progress` and others; an `optimizer` or a
@@ -65,21 +69,43 @@ def train(
 
 
 def _train(
-    model: LanguageModel, symbols: np.ndarray, batch_size: int, window: int, lr: float,
-    decay: bool, validation: Any, options: dict[str, Any],
+    model: LanguageModel, symbols: Any, batch_size: int, window: int, lr: float, decay: bool,
+    validation: Any, options: dict[str, Any],
 ) -> History:
     B = _checks.positive("batch_size", batch_size)
     T = _checks.positive("window", window)
-    if len(symbols) < B * T + 1:
+    if (found := _predictions(symbols)) < B * T:
+        several = isinstance(symbols, list)
         raise RefusedValue(
-            f"the text has {texts.amount(len(symbols), 'character')}, expected at least "
-            f"{B * T + 1:,}: {texts.amount(B, 'row')} of {texts.amount(T, 'character')} and the "
-            "next one; give more text, or a smaller batch_size or window")
+            f"the text{'s have' if several else ' has'} "
+            f"{texts.amount(found + (not several), 'character')}"
+            f"{' after their first ones' * several}, expected at least {B * T + (not several):,}: "
+            f"{texts.amount(B, 'row')} of {texts.amount(T, 'character')}"
+            f"{'' if several else ' and the next one'}; give more text, or a smaller batch_size or "
+            "window")
     if validation is not None:
         options["validation"] = _validation(model, validation, B, T)
     schedule = CosineDecay(final=0.05) if _checks.flag("decay", decay) else None
-    return fit(model, Windows(symbols, T, B), lr=lr,
+    return fit(model, _windows(symbols, T, B), lr=lr,
                **{"optimizer": "adam", "schedule": schedule} | options)
+
+
+def _predictions(symbols: Any) -> int:
+    """Return how many symbols of a text, or of texts, are predicted: all but each first."""
+    of = symbols if isinstance(symbols, list) else [symbols]
+    return sum(max(0, len(text) - 1) for text in of)
+
+
+def _windows(symbols: Any, T: int, B: int) -> Windows:
+    """Return windows of a text, or of texts one after the other."""
+    if not isinstance(symbols, list):
+        return Windows(symbols, T, B)
+    used = [text for text in symbols if len(text) > 1]
+    start = np.zeros(_predictions(used), bool)
+    start[np.cumsum([0, *(len(text) - 1 for text in used[:-1])])] = True
+    x, targets = (np.concatenate([text[part] for text in used])
+                  for part in (slice(None, -1), slice(1, None)))
+    return Windows(x, T, B, targets, start)
 
 
 def _validation(
@@ -90,9 +116,7 @@ def _validation(
         raise RefusedType(f"validation is {_checks.kind(text)}, expected a text: str, bytes, or "
                           "whole numbers")
     symbols = _symbols(model, "validation", text)
-    if len(symbols) < 2:
-        raise RefusedValue(f"validation has {texts.amount(len(symbols), 'character')}, expected at "
-                           "least 2")
+    _check_two(symbols, "validation")
     return lambda: math.log(2) * _bits(model, symbols, batch_size, window)
 
 
@@ -103,13 +127,14 @@ def train_on(model: LanguageModel, text: Any, **options: Any) -> History:
     Parameters
     ----------
     model : LanguageModel
-    text : str, bytes, whole numbers (N,); or a pathlib.Path, or a list of files and folders
-        A str is the text itself. Files are found and joined by fastrnn.training.text; a model with
+    text : str, bytes, whole numbers (N,), or a list of them; or a pathlib.Path, or a list of Paths
+        A str is the text itself. The texts of a list are sequences of their own: see `train`.
+        Files and folders are found and joined to one text by fastrnn.training.text; a model with
         characters of its own reads them as UTF-8.
     options
         As of `train`. Without `epochs`, `steps` or `minutes` it trains for a minute. A short text
         is read in fewer rows, and in shorter windows. A `validation` of "held out" validates on
-        the last twentieth of the text instead of training on it.
+        the last twentieth of the text, or of all texts, instead of training on it.
 
     Returns
     -------
@@ -125,34 +150,46 @@ def train_on(model: LanguageModel, text: Any, **options: Any) -> History:
     symbols = _symbols(model, "text", _text_of(model, text))
     _check_two(symbols)
     if isinstance(options.get("validation"), str) and options["validation"] == "held out":
-        if len(symbols) < 2 * texts.HELD_OUT:
-            raise RefusedValue(f"the text has {texts.amount(len(symbols), 'character')}, expected "
+        if (found := _predictions(symbols) + 1) < 2 * texts.HELD_OUT:
+            raise RefusedValue(f"the text has {texts.amount(found, 'character')}, expected "
                                f"at least {2 * texts.HELD_OUT} to hold out one in {texts.HELD_OUT}")
-        symbols, options["validation"] = texts.split(symbols)
+        symbols, options["validation"] = (
+            _split if isinstance(symbols, list) else texts.split)(symbols)
     if all(options.get(name) is None for name in ("epochs", "steps", "minutes")):
         options["minutes"] = 1
     window = _checks.positive("window", options.get("window", 64))
     rows = _checks.positive("batch_size", options.get("batch_size", 32))
-    options["window"] = window = min(window, len(symbols) - 1)
-    options["batch_size"] = min(rows, (len(symbols) - 1) // window)
+    options["window"] = window = min(window, _predictions(symbols))
+    options["batch_size"] = min(rows, _predictions(symbols) // window)
     return train(model, symbols, **options)
 
 
 def _text_of(model: LanguageModel, text: Any) -> Any:
     """Return the text of files, if that is what is given."""
-    if isinstance(text, str):
-        if len(text) < 4096 and "\n" not in text and os.path.exists(text):
-            raise RefusedValue(f"text is {_checks.show(text)}, the name of a file, expected a text "
-                               "or a path: give pathlib.Path(...)")
-        return text
-    several = isinstance(text, (list, tuple)) and text and all(
-        isinstance(t, (str, os.PathLike)) for t in text)
-    if not isinstance(text, os.PathLike) and not several:
-        return text
-    return symbols_of(model, texts.read(texts.find_files(text)))
+    several = isinstance(text, (list, tuple))
+    if isinstance(text, os.PathLike) or (
+            several and any(isinstance(t, os.PathLike) for t in text)):
+        return symbols_of(model, texts.read(texts.find_files(text)))
+    for i, one in enumerate(text if several else [text]):
+        if isinstance(one, str) and len(one) < 4096 and "\n" not in one and os.path.exists(one):
+            raise RefusedValue(f"text{f'[{i}]' * several} is {_checks.show(one)}, the name of a "
+                               "file, expected a text or a path: give pathlib.Path(...)")
+    return text
 
 
-def symbols_of(model: LanguageModel, text: np.ndarray) -> np.ndarray:
+def _split(symbols: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return (to train on, held out): the last symbols of all texts together."""
+    total = sum(map(len, symbols))
+    left = total - total // texts.HELD_OUT
+    trained, held_out = [], []
+    for text in symbols:
+        trained.append(text[: max(0, left)])
+        held_out.append(text[max(0, left) :])
+        left -= len(text)
+    return trained, held_out
+
+
+def symbols_of(model: LanguageModel, text: np.ndarray) -> Any:
     """Return a model's symbols (N,) of a file's bytes: these, or the characters that they encode.
 
     Raises
@@ -170,12 +207,15 @@ def symbols_of(model: LanguageModel, text: np.ndarray) -> np.ndarray:
     return _symbols(model, "the text", characters)
 
 
-def _symbols(model: Any, name: str, text: Any) -> np.ndarray:
+def _symbols(model: Any, name: str, text: Any) -> Any:
+    """Return a model's symbols of a text (N,), or a list of those of several texts."""
     if not isinstance(model, LanguageModel):
         raise RefusedType(f"model is {_checks.kind(model)}, expected a LanguageModel")
     if isinstance(text, np.ndarray) and text.dtype == np.uint8 and text.ndim == 1 \
             and model.vocab_size == 256:
         return text  # bytes, one each: no copy of four
+    if isinstance(text, (list, tuple)) and any(hasattr(t, "__len__") for t in text):
+        return [model._encode(f"{name}[{i}]", t) for i, t in enumerate(text)]
     return model._encode(name, text)
 
 
@@ -194,10 +234,13 @@ def bits_per_character(
     ----------
     model : LanguageModel
         Its mode is the same afterwards.
-    text : str, bytes, or whole numbers (N,)
+    text : str, bytes, or whole numbers (N,); or a list of them
+        Of a list, every character but the first of each text is predicted, from all before it in
+        its text.
     batch_size : int
         Rows B that the text is cut into, at most; the first character of a row is predicted
-        without a past. A short text is read in fewer rows.
+        without a past. A short text is read in fewer rows. Of a list so many texts are read at a
+        time, none of them cut.
     window : int
         Steps T that are computed at once; the result is the same for any of them.
 
@@ -213,13 +256,21 @@ def bits_per_character(
     return _bits(model, symbols, B, T)
 
 
-def _check_two(symbols: np.ndarray) -> None:
-    if len(symbols) < 2:
-        raise RefusedValue(f"the text has {texts.amount(len(symbols), 'character')}, expected at "
+def _check_two(symbols: Any, name: str = "the text") -> None:
+    if isinstance(symbols, list) and not _predictions(symbols):
+        raise RefusedValue(f"{name} has {texts.amount(len(symbols), 'text')} of at most one "
+                           "character, expected one of at least 2")
+    if len(symbols) < 2 and not isinstance(symbols, list):
+        raise RefusedValue(f"{name} has {texts.amount(len(symbols), 'character')}, expected at "
                            "least 2")
 
 
-def _bits(model: LanguageModel, symbols: np.ndarray, batch_size: int, window: int) -> float:
+def _bits(model: LanguageModel, symbols: Any, batch_size: int, window: int) -> float:
+    if isinstance(symbols, list):  # the longest first: few rows have ended at any time
+        order = sorted((text for text in symbols if len(text) > 1), key=len, reverse=True)
+        data = SeriesWindows([text[:-1] for text in order], window, batch_size,
+                             [text[1:] for text in order])
+        return evaluate(model, data, data.count) / math.log(2)
     N = len(symbols) - 1  # predictions
     B = max(1, min(batch_size, N // window))
     steps = -(-N // B)

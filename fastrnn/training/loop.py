@@ -52,11 +52,13 @@ def fit(
     model : SequenceModel, EncoderDecoder or LanguageModel
         Changed in place; its modes are afterwards what they were before.
     x : array (N, T, I), or a function of the step that returns a Batch
-        Arrays are sequences first, of any number dtype; lists of arrays of one length, columns and
-        tables of pandas, and, with I = 1, also (N, T). One series may be (T, I) or (T,). Symbols
-        are (N, T) or (T,). For functions see fastrnn.training.data: Windows, Samples, Generated;
-        then batch_size, window, weights, context, shuffle and seed have no effect on the batches.
-    y : array (N, T, K), or (N, K) with readout "last"
+        Arrays are sequences first, of any number dtype; lists of arrays, columns and tables of
+        pandas, and, with I = 1, also (N, T). One series may be (T, I) or (T,). Symbols are (N, T)
+        or (T,). The arrays of a list, (T_i, I) or (T_i,), may differ in their number of steps:
+        real steps alone are computed and count. For functions see fastrnn.training.data: Windows,
+        Samples, Generated; then batch_size, window, weights, context, episode_start, shuffle and
+        seed have no effect on the batches.
+    y : array (N, T, K), or (N, K) with readout "last"; with a list x a list of arrays (T_i, K)
         For classes, or with K = 1, without the K. None: each target is the next step of x.
         (In this place a function of the step may be followed by the optimizer.)
     epochs, steps, minutes : int, int or float
@@ -72,16 +74,22 @@ def fit(
         used.
     validation : (x, y), (x, y, weights), a fraction such as 0.1, or a function, optional
         What the validation loss is computed on; less is better. A fraction holds out the last
-        sequences or, with `window`, the last steps. A function takes nothing and returns the loss.
+        sequences or, with `window`, the last steps of each. A function takes nothing and returns
+        the loss.
         Windows and Samples are read once.
     window : int, optional
         Read long series in windows of so many steps and carry the state on: truncated
         backpropagation through time. The series of x are the rows, batch_size of them at a time;
-        one series is cut into up to batch_size rows. The order is that of time.
-    weights : array (N, T) or (N,), optional
+        one series is cut into up to batch_size rows. The order is that of time. Series of a list
+        may end at different steps; those that have ended are not computed any more.
+    weights : array (N, T) or (N,), or a list of arrays (T_i,), optional
         Weight of each output or sequence in the loss; 0 or False leaves it out: padding.
     context : array (N, C), optional
         For a model with a context_size.
+    episode_start : booleans (N, T), or a list of arrays (T_i,), optional
+        Where a new episode begins: there the state before the step is zero, carried on from a
+        window before or not, and no gradient flows back. Without y, the last step of an episode
+        has no target.
     shuffle : bool
         Whether the order of the sequences is drawn anew for each epoch; by default it is.
     seed : int

@@ -24,6 +24,7 @@ class Options(TypedDict, total=False):
     window: int | None
     weights: Any
     context: Any
+    episode_start: Any
     shuffle: bool
     seed: int
     schedule: Callable[[int, float], float] | None
@@ -87,6 +88,7 @@ class Reading:
     window: int | None = None
     weights: Any = None
     context: Any = None
+    episode_start: Any = None
     shuffle: bool = True
     seed: int = 0
 

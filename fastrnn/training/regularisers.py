@@ -29,7 +29,8 @@ SLOPES = {
 
 @public
 def omega(
-    layer: RNN, recorded: Recorded, weight: float, grads: Mapping[str, np.ndarray] | None = None
+    layer: RNN, recorded: Recorded, weight: float, grads: Mapping[str, np.ndarray] | None = None,
+    *, first: np.ndarray | None = None,
 ) -> float:
     """Add the gradient of `weight` times Omega to a layer's, and return that product.
 
@@ -51,6 +52,9 @@ def omega(
         Above 0. The paper takes 4 with a mean loss.
     grads : mapping of the layer's parameter names to arrays, optional
         Where to add the gradient; by default the layer's own.
+    first : booleans (2, T, B), optional
+        The steps at which each direction begins a sequence or an episode, so that no gradient goes
+        further back; by default the one that it reads first.
 
     Raises
     ------
@@ -85,6 +89,8 @@ def omega(
             name = f"weight_hh_l{number}{suffix}"
             order = slice(None, None, -1 if suffix else 1)  # as the direction walks
             g = of["dgates_h"][order, :, direction, 0]  # (T, B, H)
+            if first is not None:
+                g = np.where(first[direction][order][..., None], 0, g)
             h = of["h"][order, :, direction]
             slope = SLOPES[layer.nonlinearity](h[1:])
             total += _add(layer.parameters()[name], into[name], g[1:], slope, weight)

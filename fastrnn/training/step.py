@@ -14,6 +14,7 @@ from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.layers import RNN
 from fastrnn.layers.parameters import Parametrized, distinct
 from fastrnn.models.passes import LossPass
+from fastrnn.models.ragged import is_list
 from fastrnn.training.data import Batch
 from fastrnn.training.history import History
 from fastrnn.training.optim import Optimizer
@@ -76,6 +77,8 @@ def loss_of(
         options["weights"] = batch.weights
     if batch.context is not None:
         options["context"] = batch.context
+    if batch.episode_start is not None:
+        options["episode_start"] = batch.episode_start
     if recompute_every is not None:
         options["recompute_every"] = recompute_every
     p: LossPass = model.loss(*batch.inputs, batch.targets, grad=grad, **options)
@@ -119,9 +122,12 @@ class Step:
             raise NotFiniteError(f"fit: the loss is {loss} at step {step + 1}: "
                                  + explain(model, batch, state, p.state))
         if self._regularised:
+            ragged = None if p.inner is None else p.inner.ragged_of_layers
             *_, recorded = p.backward(record=OMEGA_NEEDS)
             for number, layer in self._regularised:
-                omega(layer, recorded[number], descent.omega)
+                of = None if ragged is None else ragged[number]
+                omega(layer, recorded[number], descent.omega,
+                      first=None if of is None else of.begins)
         else:
             p.backward()
         first = optimizer.lr
@@ -181,8 +187,12 @@ def explain(model: Any, batch: Batch, before: Any, after: Any) -> str:
     return f"inputs, parameters and states are finite, the outputs are too large; {advice}"
 
 
-def _counting(batch: Batch) -> np.ndarray:
+def _counting(batch: Batch) -> Any:
     """Return the targets, with zeros where they have weight 0."""
+    if is_list(batch.targets):
+        weights = [1.0] * len(batch.targets) if batch.weights is None else batch.weights
+        return [_counting(Batch((), np.asarray(a), np.broadcast_to(w, len(a))))
+                for a, w in zip(batch.targets, weights, strict=True)]
     targets = np.asarray(batch.targets)
     if batch.weights is None or targets.dtype.kind != "f":
         return targets
@@ -193,6 +203,9 @@ def _counting(batch: Batch) -> np.ndarray:
 
 def _first(a: Any) -> str:
     """Return the first number that is not finite and its place; "" if there is none."""
+    if is_list(a):
+        found = ((i, _first(one)) for i, one in enumerate(a))
+        return next((place.replace("[", f"[{i}, ") for i, place in found if place), "")
     a = np.asarray(a)
     finite = np.isfinite(a)
     if finite.all():

@@ -63,8 +63,9 @@ FR_INLINE void store_user(real *row, ptrdiff_t at, vec a, ptrdiff_t hidden) {
     vstoren(row + at, a, hidden - at);
 }
 
-/* dh(t) of a plain tile: carry + dy, then the chain of dG(t+1) W_hh over gates and units, whose
- * slots lie side by side from slot0 on. */
+/* dh(t) of a plain tile: the chain of dG(t+1) W_hh over gates and units, whose slots lie side by
+ * side from slot0 on, starts from the carry; then comes dy. In this order the carry into step t is
+ * whole before dy(t) is added: a loop over single steps has the same sums. */
 FR_INLINE void dh_tile(const int M, const int Q, const int gates, const int slot0, stack_tile *out,
                        const fr_backward *s, ptrdiff_t m0, ptrdiff_t p) {
   tile acc;
@@ -72,10 +73,6 @@ FR_INLINE void dh_tile(const int M, const int Q, const int gates, const int slot
     const ptrdiff_t at = (p * VPLAIN + v) * VW, left = s->hidden - at;
     acc[m][v] = vset1(0);
     if (left > 0) acc[m][v] = vload((const real *)s->dh + (m0 + m) * s->pitch + at);
-    if (left > 0 && s->dy) {
-      const real *dy = user_row(s->dy, s->dy_at, s->dy_row, m0 + m) + at;
-      acc[m][v] = vadd(acc[m][v], left >= VW ? vload(dy) : vloadn(dy, left));
-    }
   }
   if (s->next) {
     const ptrdiff_t size = gates * s->hidden * GN;
@@ -90,7 +87,14 @@ FR_INLINE void dh_tile(const int M, const int Q, const int gates, const int slot
       next.line += s->hidden / 4 * next.step;
     }
   }
-  FOR_TILE(M, Q * VPLAIN) out->v[m][v] = acc[m][v];
+  FOR_TILE(M, Q * VPLAIN) {
+    const ptrdiff_t at = (p * VPLAIN + v) * VW, left = s->hidden - at;
+    if (left > 0 && s->dy) {
+      const real *dy = user_row(s->dy, s->dy_at, s->dy_row, m0 + m) + at;
+      acc[m][v] = vadd(acc[m][v], left >= VW ? vload(dy) : vloadn(dy, left));
+    }
+    out->v[m][v] = acc[m][v];
+  }
   if (s->dh_out)
     for (int m = 0; m < M; m++)
       for (int v = 0; v < Q * VPLAIN; v++) {

@@ -134,7 +134,7 @@ def test_train_on_takes_text_and_paths(tmp_path, symbols):
     path = tmp_path / "text"
     path.write_text(TEXT)
     results = []
-    for data in (TEXT, path, [path], [str(path), str(tmp_path)], TEXT.encode()):
+    for data in (TEXT, path, [path], [path, str(tmp_path)], TEXT.encode()):
         model = small_model()
         done = model.train_on(data, batch_size=8, window=16, steps=3)
         assert len(done.losses) == 3
@@ -142,6 +142,8 @@ def test_train_on_takes_text_and_paths(tmp_path, symbols):
     assert all(r == results[0] for r in results)
     with pytest.raises(ValueError, match=r"the name of a file, expected .*pathlib.Path"):
         model.train_on(str(path), steps=1)
+    with pytest.raises(ValueError, match=r"text\[1\] is .* the name of a file, expected .*Path"):
+        model.train_on([TEXT, str(path)], steps=1)
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         model.train_on(tmp_path / "none", steps=1)
     with pytest.raises(ValueError, match="the text has 0 characters"):

@@ -138,7 +138,11 @@ def layer(put, cell, T, B, I, H, dtype, D, V, bias):
         step = Stream([packs], B, dtype, put(x) if V else None, one_hot, head)
         out = draw(B, H if head is None else I)
         step(put(x[0]) if V == 0 else index[0], out)
-        results.append(out)
+        every = put(np.arange(B)[::-1].copy())
+        block = draw(T, B, out.shape[1])
+        step.block(put(x) if V == 0 else index, block, rows=every)
+        step(put(x[0]) if V == 0 else index[0], block[0], rows=every)
+        results += [out, block]
     return [array.tobytes() for array in results if array is not None]
 
 

@@ -165,6 +165,42 @@ def sweep_stream(call, x, **options):
 
     every_failure("stream.state =", put, lambda _: None)
     go_on(step)
+    sweep_rows(make, x)
+
+
+def sweep_rows(make, x):
+    """Take steps of some rows, many steps in one call, and the states of some rows."""
+    step, other = make(), make()
+    steps = np.stack([x, x, x])
+    block, after = other.block(steps).copy(), other.state
+
+    def same(y):
+        if y is not None:
+            assert y.tobytes() == block.tobytes()
+        else:
+            assert not any(a.any() for a in (step.state if isinstance(step.state, tuple)
+                                             else (step.state,)))
+        step.reset()
+
+    every_failure("a first block", lambda: make().block(steps), same)
+    every_failure("block", lambda: step.block(steps), same)
+    every_failure("block of a list", lambda: step.block(steps.tolist()), same)
+    for rows in (np.array([0, 1]), [0, 1], np.array([True, True])):
+        every_failure("block of rows", lambda r=rows: step.block(steps, rows=r), same)
+        every_failure("step of rows", lambda r=rows: step(x, rows=r), lambda y: same(
+            None if y is None else np.concatenate([y[None], block[1:]])))
+        if isinstance(rows, list):  # an array of whole numbers needs no memory
+            every_failure("reset of rows", lambda r=rows: step.reset(r) or True, lambda _: None)
+        every_failure("rows", lambda r=rows: step.rows[r], lambda _: None)
+
+        def put(rows=rows):
+            step.rows[rows] = after
+            return True
+
+        every_failure("rows =", put, lambda _: None)
+        assert step(x).tobytes() == other(x).tobytes()
+        step.reset()
+        other.state = after
 
 
 def rebuilt(made):

@@ -4,38 +4,16 @@ import copy
 import pickle
 import threading
 
-import calls
 import cases
 import numpy as np
 import pytest
+from stacked import RNG, draw, flat, group
 
 from fastrnn._kernels import runtime
 from fastrnn._kernels.linear import linear_forward
-from fastrnn._kernels.packed import Packed
 from fastrnn._kernels.stream import Stream
-from fastrnn.layers.packs import pair
 
 per_cell = pytest.mark.parametrize("cell", cases.CELLS)
-RNG = np.random.default_rng(0)
-
-
-def draw(*shape, dtype=np.float32):
-    return (RNG.standard_normal(shape) / 2).astype(dtype)
-
-
-def group(cell, I, H, layers=1, *, half=False, dtype=np.float32, seed=0):
-    """Return the calls and the packs of a stack of equal cells."""
-    made = [calls.make(cell, 1, 1, H if k else I, H, dtype=dtype, seed=seed + k)
-            for k in range(layers)]
-    packs = []
-    for call in made:
-        weights, words = call.weights[0], None
-        if half:
-            (w_ih, ih), (w_hh, hh) = map(pair, weights[:2])
-            weights, words = (w_ih, w_hh, *weights[2:]), (ih, hh)
-            call.weights = (weights,)
-        packs.append(Packed(call.kind, weights, words))
-    return made, packs
 
 
 def sequence_of(groups, x, states=None):
@@ -59,11 +37,6 @@ def sequence_of(groups, x, states=None):
         h = np.concatenate([out["hn"] for out in ends])
         final.append((h, np.concatenate([out["cn"] for out in ends])) if "cn" in ends[0] else h)
     return x, tuple(final)
-
-
-def flat(state):
-    return [a.tobytes() for part in (state if isinstance(state, tuple) else (state,))
-            for a in (part if isinstance(part, tuple) else (part,))]
 
 
 # ------------------------------------------------------------------------------------------ bits
@@ -381,3 +354,47 @@ def test_a_running_stream_refuses_everything_else():
     assert all("in use by another thread" in message for message in messages)
     step.reset()
     step(x)  # nobody is left in it
+
+
+# ---------------------------------------------------------------------------------------- calls
+
+
+class Plain(Stream):
+    """A class of Python, which may inherit the fast way of calls."""
+
+
+class Doubled(Stream):
+    """A class of Python with a way of its own."""
+
+    def __call__(self, x, **options):
+        return 2 * super().__call__(x, **options)
+
+
+@pytest.mark.parametrize("kind", [Stream, Plain, Doubled])
+def test_every_way_to_write_a_call(kind):
+    _, packs = group("gru", 3, 4)
+    x, out = draw(2, 3), np.empty((2, 4), np.float32)
+    factor = 2 if kind is Doubled else 1
+    expected = factor * Stream([packs], 2, np.float32)(x)
+    step, rows = kind([packs], 2, np.float32), [0, 1]
+    for call in (lambda: step(x), lambda: step(x=x), lambda: step(x, out=out),
+                 lambda: step(x, out=None), lambda: step(out=out, x=x),
+                 lambda: step(x, rows=None), lambda: step(x, rows=rows),
+                 lambda: step(x, rows=rows, out=out), lambda: step(x, out=out, rows=rows),
+                 lambda: step(x, **{"".join(["ro", "ws"]): rows}), lambda: step(*[x], out=out),
+                 lambda: step.__call__(x), lambda: kind.__call__(step, x, rows=rows)):
+        step.reset()
+        assert call().tobytes() == expected.tobytes()
+    if kind is not Doubled:
+        for call in (lambda: step(x, out), lambda: step(x, None, rows=rows), lambda: step(x, None)):
+            step.reset()
+            assert call().tobytes() == expected.tobytes()
+    step.reset()
+    for call, match in ((lambda: step(), "argument"), (lambda: step(out=out), "argument"),
+                        (lambda: step(x, out, rows), "argument"),
+                        (lambda: step(x, x=x), "x|argument"),
+                        (lambda: step(x, out, out=out), "out|argument"),
+                        (lambda: step(x, outt=out), "outt")):
+        with pytest.raises(TypeError, match=match):
+            call()
+    assert step(x).tobytes() == expected.tobytes()

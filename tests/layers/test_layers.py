@@ -48,6 +48,25 @@ def test_odd_sizes_and_many_rows(cell, dtype, sizes):
         stacks.assert_composed(layer, stacks.both(layer, data), data)
 
 
+@pytest.mark.parametrize("cut", [1, 4, 8])
+@stacks.per_dtype
+@stacks.per_cell
+def test_two_calls_have_the_bits_of_one_and_so_has_their_backward(cell, dtype, cut):
+    layer = cases.LAYERS[cell](17, 34, 2, dtype=dtype, seed=0)
+    data = stacks.draw(layer, 9, 5)
+    y, state, p = layer.forward(data["x"], stacks.state_of(data, "h0", "c0"))
+    dx, initial = p.backward(data["dy"], stacks.state_of(data, "dhn", "dcn"))
+    whole = {"y": y, "dx": dx, **stacks.named("hn", "cn", state),
+             **stacks.named("dh0", "dc0", initial)}
+    early, between, first = layer.forward(data["x"][:cut], stacks.state_of(data, "h0", "c0"))
+    late, state, second = layer.forward(data["x"][cut:], between)
+    late_dx, between = second.backward(data["dy"][cut:], stacks.state_of(data, "dhn", "dcn"))
+    early_dx, initial = first.backward(data["dy"][:cut], between)
+    cases.assert_same_bytes({
+        "y": np.concatenate([early, late]), "dx": np.concatenate([early_dx, late_dx]),
+        **stacks.named("hn", "cn", state), **stacks.named("dh0", "dc0", initial)}, whole)
+
+
 @stacks.per_cell
 def test_missing_states_and_gradients_are_zeros(cell):
     layer = cases.LAYERS[cell](3, 4, 2, bidirectional=True, seed=0)

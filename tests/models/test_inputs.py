@@ -300,9 +300,6 @@ def with_(value, *place):
         (np.zeros((4,)), ValueError, "x has shape (4,), expected (N, T, 3)"),
         (np.zeros((1, 2, 4, 3)), ValueError, "x has shape (1, 2, 4, 3)"),
         (3, ValueError, "x has shape ()"),
-        ([X[0], X[1][:3]], ValueError, "x is a list of sequences of 3 to 4 steps, expected one "
-         "length; group sequences of equal length, or pad them"),
-        ([[[0, 0, 0]], [[0, 0, 0], [0, 0, 0]]], ValueError, "x is a list of sequences of 1 to 2"),
         ([[[0, 0, 0], [0, 0]], [[0, 0, 0], [0, 0, 0]]], ValueError, "x is a ragged sequence"),
         ([[0, 0, 0], 3], ValueError, "x is a ragged sequence, expected an array"),
         ("to be", TypeError, "x is text, expected numbers; a LanguageModel has train_on and"),

@@ -89,6 +89,32 @@ def test_symbols_of_every_kind(cell, mode):
             step(np.array([0, 1, 2, symbols]))
 
 
+@pytest.mark.parametrize("kind", ONE_WAY)
+def test_a_block_is_the_model_and_rows_are_their_own(kind):
+    model = model_of(kind).eval()
+    x, _, _, context = data_of(model)
+    outputs, after = every_step(model, x, context=context)
+    start, _ = model.initial_state(None, context, B)
+    step = model.stream(B)
+    step.state = start
+    np.testing.assert_array_equal(step.block(x), outputs)
+    same(step.state, after)
+    step.state = start
+    before = step.rows[[1]]
+    np.testing.assert_array_equal(step.block(x[:, [2, 0]], rows=[2, 0]), outputs[:, [2, 0]])
+    same(step.rows[[1]], before)
+    out = np.empty((1, N))
+    for row, expected in zip(x, outputs, strict=True):
+        assert step(row[[1]], rows=[1], out=out) is out
+        np.testing.assert_array_equal(out, expected[[1]])
+    same(step.state, after)
+    step.rows[[0, 1]] = step.rows[[2, 2]]
+    same(step.rows[:], [a[:, [2, 2, 2]] for a in arrays(after)])
+    step.reset([1])
+    assert not any(a.any() for a in arrays(step.rows[[1]]))
+    same(step.rows[[0, 2]], [a[:, [2, 2]] for a in arrays(after)])
+
+
 def test_a_head_of_fifty_thousand_outputs():
     model = LanguageModel(50_000, 8, 33, seed=0).eval()
     x = np.random.default_rng(0).integers(0, 50_000, (3, 2))

@@ -65,6 +65,32 @@ def test_omega_and_its_immediate_gradient(nonlinearity, layers, both):
             assert not added.any()
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_a_step_back_over_the_border_of_an_episode_counts_for_nothing(both):
+    def layers():
+        return RNN(3, 4, 2, bidirectional=both, dtype=np.float64, seed=1)
+
+    rng = np.random.default_rng(0)
+    x = [rng.standard_normal((n, 3)) for n in (6, 0, 4)]
+    start = [np.array([1, 0, 0, 1, 0, 1], bool), np.zeros(0, bool), np.array([0, 1, 0, 0], bool)]
+    parts = [one for a, s in zip(x, start, strict=True) for one in
+             np.split(a, np.flatnonzero(s[1:]) + 1)]
+    found = []
+    for sequences, options, rows in ((x, {"episode_start": start}, 3), (parts, {}, len(parts))):
+        model = SequenceModel(layers(), 2, loss="mse", seed=1)
+        goals = np.split(rng.standard_normal((10, 2)), np.cumsum([len(a) for a in sequences])[:-1])
+        rng = np.random.default_rng(0)
+        goals = np.split(rng.standard_normal((10, 2)), np.cumsum([len(a) for a in sequences])[:-1])
+        p = model.loss(sequences, goals, **options)
+        _, _, recorded = p.backward(record=OMEGA_NEEDS)
+        first = p.inner.ragged_of_layers[0].begins
+        own = model.layers[0].new_grads()
+        found.append([rows * omega(model.layers[0], recorded[0], 1.0, own, first=first)]
+                     + [rows * g for g in own.values()])
+    for got, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_steps_without_a_gradient_count_for_nothing():
     layer = layer_of()
     rng = np.random.default_rng(0)
