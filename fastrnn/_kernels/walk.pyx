@@ -256,7 +256,7 @@ cdef ptrdiff_t chunk_end(const Pass *p, ptrdiff_t t0, ptrdiff_t b0, ptrdiff_t b1
     if p.times.first:
         t = t0
         while t < p.times.T and room >= min(b1, alive_at(&p.times, t)) - b0:
-            room -= max(0, min(b1, alive_at(&p.times, t)) - b0)
+            room -= min(b1, alive_at(&p.times, t)) - b0  # below zero: no row is alive any more
             t += 1
     return t
 
