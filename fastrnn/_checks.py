@@ -388,7 +388,8 @@ RESET_TO = ("zero", "initial")
 
 
 def timeline(
-    lengths: Any, reset: Any, reset_to: Any, T: int, B: int, batch_first: bool = False
+    lengths: Any, reset: Any, reset_to: Any, T: int, B: int, batch_first: bool = False,
+    of: str = "x",
 ) -> Timeline | None:
     """Return when the rows of a batch are alive; None if all are for T steps without a reset.
 
@@ -397,6 +398,8 @@ def timeline(
     lengths : whole numbers (B,), each 0 to T, or None: all T
     reset : booleans (T, B), or (B, T) with `batch_first`, or None: no resets
     reset_to : "zero" or "initial"
+    of : str
+        What the padded array is called.
 
     Raises
     ------
@@ -411,15 +414,16 @@ def timeline(
         flags = np.array(flags.T if batch_first else flags, order="C") if flags.any() else None
     n = None
     if lengths is not None:
-        a = lengths if type(lengths) is np.ndarray else numbers("lengths", lengths)
+        name = "lengths" if of == "x" else f"lengths of {of}"
+        a = lengths if type(lengths) is np.ndarray else numbers(name, lengths)
         if a.dtype.kind not in "iu" and (a.size or a.dtype.kind != "f"):
-            raise RefusedType(f"lengths is {a.dtype}, expected whole numbers: steps of each row")
+            raise RefusedType(f"{name} is {a.dtype}, expected whole numbers: steps of each row")
         if a.shape != (B,):
-            raise RefusedValue(f"lengths has shape {a.shape}, expected ({B},): one for each row")
+            raise RefusedValue(f"{name} has shape {a.shape}, expected ({B},): one for each row")
         n = in_range(a, T + 1)
         if n is None:
-            raise RefusedValue(f"lengths has numbers from {a.min()} to {a.max()}, expected 0 to "
-                               f"{T}, the steps of x")
+            raise RefusedValue(f"{name} has numbers from {a.min()} to {a.max()}, expected 0 to "
+                               f"{T}, the steps of {of}")
     if flags is None and (n is None or all_are(n, T)):
         return None
     return Timeline(np.full(B, T) if n is None else n, T, flags, reset_to == "initial")

@@ -93,7 +93,7 @@ class EncoderDecoder(Model):
 
     @public
     def loss(
-        self, source: Any, inputs: Any, targets: Any, *, weights: Any = None,
+        self, source: Any, inputs: Any, targets: Any, *, weights: Any = None, lengths: Any = None,
         ignore_index: int | None = -100, grad: bool | None = None,
     ) -> LossPass:
         """Return the loss with teacher forcing, as a pass to go back through.
@@ -105,6 +105,9 @@ class EncoderDecoder(Model):
             one's own last step.
         inputs : what the decoder reads, (T, B) or (T, B, I): a start, then the targets but the last
             Or a list of B arrays (T_i,) or (T_i, I).
+        lengths : pair of integers (B,), optional
+            The steps of each row of the padded arrays `source`, 0 to S, and `inputs`, 0 to T; None
+            in the place of one of them: all its steps are real, or it is a list.
         targets, weights, ignore_index, grad
             As for SequenceModel.loss.
 
@@ -115,8 +118,9 @@ class EncoderDecoder(Model):
         """
         grad = self.training if grad is None else _checks.flag("grad", grad)
         decoder = self.decoder
-        source, of_source = self.encoder.check_input(source, "source")
-        inputs, of_inputs = self.decoder.check_input(inputs, "inputs")
+        own = _pair_of_lengths(lengths)
+        source, of_source = self.encoder.check_input(source, "source", own[0])
+        inputs, of_inputs = self.decoder.check_input(inputs, "inputs", own[1])
         B, shape = _batch(source, of_source), inputs.shape[:2]
         if of_inputs is not None:
             shape = of_inputs.shape
@@ -161,6 +165,17 @@ class EncoderDecoder(Model):
         _, state, _ = self.encoder.run(source, self.encoder.check_states(None, B), grad=False,
                                        dropout=False, ragged=ragged)
         return generate.run_freely(self.decoder, first, length, state, sampling)
+
+
+def _pair_of_lengths(lengths: Any) -> tuple[Any, Any]:
+    """Return the lengths of the source and of the inputs."""
+    if lengths is None:
+        return None, None
+    if not isinstance(lengths, (tuple, list)) or len(lengths) != 2 or any(
+            np.ndim(n) == 0 for n in lengths if n is not None):
+        raise RefusedType(f"lengths is {_checks.show(lengths)}, expected a pair: the lengths (B,) "
+                          "of source and of inputs, or None in place of one")
+    return lengths[0], lengths[1]
 
 
 def _batch(x: np.ndarray, ragged: Ragged | None) -> int:

@@ -122,7 +122,7 @@ class Ragged:
         flags = None
         if episode_start is not None:
             flags = np.array(_checks.booleans("episode_start", episode_start, (T, B)), order="C")
-        time = _checks.timeline(lengths, flags, "zero", T, B)
+        time = _checks.timeline(lengths, flags, "zero", T, B, of=name)
         return None if time is None else cls(time, flags, "time", name)
 
     def joined(self, name: str, value: Any, tail: tuple[int, ...] = ()) -> np.ndarray:

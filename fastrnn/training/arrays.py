@@ -100,12 +100,18 @@ def read(
 def _validation(model: Any, validation: Any, reading: Reading) -> Any:
     if validation is None or callable(validation):
         return validation
-    if not isinstance(validation, tuple) or not 1 < len(validation) <= 3:
+    names = ("x", "y", "weights", "context", "episode_start")
+    if isinstance(validation, tuple) and 1 < len(validation) <= 3:
+        validation = dict(zip(names, validation, strict=False))
+    if not isinstance(validation, dict) or "x" not in validation or any(
+            name not in names for name in validation):
         raise RefusedType(f"validation is {_checks.show(validation)}, expected (x, y), (x, y, "
-                          "weights), a fraction such as 0.1, or a function that returns a loss")
+                          f"weights), a dict of some of {list(names)} with 'x', a fraction such as "
+                          "0.1, or a function that returns a loss")
+    given: dict[str, Any] = {name: validation.get(name) for name in names}
+    x, y = given.pop("x"), given.pop("y")
     try:
-        x, y, weights = (*validation, None)[:3]
-        own = dataclasses.replace(reading, weights=weights, context=None, episode_start=None)
+        own = dataclasses.replace(reading, **given)
         return _batches(_arrays(model, x, y, own), reading, False)
     except (RefusedType, RefusedValue, _checks.RefusedIndex) as error:
         raise type(error)(f"validation: {error}") from error.__cause__

@@ -39,6 +39,9 @@ class Batch:
         Whether the sequences begin here; if not, the state of the step before is carried on.
     episode_start
         As for the model's loss: where the state is zero instead.
+    lengths
+        As for the model's loss: the steps of each row of a padded array; for an EncoderDecoder the
+        pair of those of the source and of the inputs.
     """
 
     inputs: Any
@@ -47,6 +50,7 @@ class Batch:
     context: Any = None
     first: bool = True
     episode_start: Any = None
+    lengths: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, tuple):
@@ -54,9 +58,17 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Steps that are read, over all rows: T*B of x, or all of a list; of inputs the sum."""
-        return sum(sum(map(len, x)) if is_list(x) else math.prod(np.shape(x)[:2])
-                   for x in self.inputs)
+        """Real steps that are read, over all rows, of all inputs together."""
+        return sum(sum(map(len, x)) if is_list(x) else math.prod(np.shape(x)[:2]) if n is None
+                   else int(np.sum(n)) for x, n in self.read)
+
+    @property
+    def read(self) -> list[tuple[Any, Any]]:
+        """The inputs, each with the lengths of its rows; None: all steps are real."""
+        if self.lengths is None:
+            return [(x, None) for x in self.inputs]
+        lengths = [self.lengths] if len(self.inputs) == 1 else self.lengths
+        return list(zip(self.inputs, lengths, strict=True))
 
 
 def check_batch(batch: Any, step: int) -> Batch:

@@ -72,10 +72,10 @@ def fit(
         The first learning rate. None: the default of the optimizer's class, the rate of an
         optimizer object, or that of the checkpoint if the run is resumed. A given rate is always
         used.
-    validation : (x, y), (x, y, weights), a fraction such as 0.1, or a function, optional
-        What the validation loss is computed on; less is better. A fraction holds out the last
-        sequences or, with `window`, the last steps of each. A function takes nothing and returns
-        the loss.
+    validation : (x, y), (x, y, weights), a dict, a fraction such as 0.1, or a function, optional
+        What the validation loss is computed on; less is better. A dict has x, and y, weights,
+        context and episode_start if there are such. A fraction holds out the last sequences or,
+        with `window`, the last steps of each. A function takes nothing and returns the loss.
         Windows and Samples are read once.
     window : int, optional
         Read long series in windows of so many steps and carry the state on: truncated

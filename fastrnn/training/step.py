@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Iterator
@@ -79,10 +80,34 @@ def loss_of(
         options["context"] = batch.context
     if batch.episode_start is not None:
         options["episode_start"] = batch.episode_start
+    if batch.lengths is not None:
+        options["lengths"] = batch.lengths
     if recompute_every is not None:
         options["recompute_every"] = recompute_every
+    if options:
+        _check_options(model, options)
     p: LossPass = model.loss(*batch.inputs, batch.targets, grad=grad, **options)
     return p
+
+
+def _check_options(model: Any, options: dict[str, Any]) -> None:
+    """Refuse what a batch has and the loss of its model does not take."""
+    kind: Any = type(model)
+    takes = _parameters(kind)
+    for name in options:
+        if takes is not None and name not in takes:
+            came = f"{name} is given" if name != "state" else (
+                "first is False, so the state is carried on,")
+            raise RefusedValue(f"{came} in a batch for a model {_checks.kind(model)}, expected "
+                               f"{'True' if name == 'state' else 'None'}: its loss takes no {name}")
+
+
+@functools.cache
+def _parameters(kind: Any) -> frozenset[str] | None:
+    """Return the names of the arguments of a model's loss; None if it takes any."""
+    found = inspect.signature(getattr(kind, "loss", lambda **options: None)).parameters
+    any_name = any(p.kind is p.VAR_KEYWORD for p in found.values())
+    return None if any_name else frozenset(found)
 
 
 class Step:
@@ -163,8 +188,12 @@ def _factor(value: Any) -> float:
 def explain(model: Any, batch: Batch, before: Any, after: Any) -> str:
     """Return where the first number is that is not finite, and what to do about it."""
     names = [""] if len(batch.inputs) == 1 else [f"[{i}]" for i in range(len(batch.inputs))]
-    data = [(f"the inputs{name}", x) for name, x in zip(names, batch.inputs, strict=True)]
-    data += [("the targets", _counting(batch)), ("the weights", batch.weights),
+    data = [(f"the inputs{name}", x if n is None else _without_padding(x, n))
+            for name, (x, n) in zip(names, batch.read, strict=True)]
+    targets, n = _counting(batch), batch.read[-1][1] if batch.inputs else None
+    if n is not None and getattr(model, "readout", "every") == "every":
+        targets = _without_padding(targets, n)
+    data += [("the targets", targets), ("the weights", batch.weights),
              ("the context", batch.context)]
     for name, a in data:
         if a is not None and (place := _first(a)):
@@ -199,6 +228,13 @@ def _counting(batch: Batch) -> Any:
     w = np.asarray(batch.weights)
     w = w.reshape(w.shape + (1,) * (targets.ndim - w.ndim))
     return np.where(w > 0, targets, 0)
+
+
+def _without_padding(x: Any, lengths: Any) -> np.ndarray:
+    """Return a padded array (T, B, ...) with zeros in the padding."""
+    x = np.asarray(x)
+    alive = np.arange(len(x))[:, None] < np.asarray(lengths)
+    return np.where(alive.reshape(alive.shape + (1,) * (x.ndim - 2)), x, 0)
 
 
 def _first(a: Any) -> str:
