@@ -145,6 +145,8 @@ def numbers(name: str, value: Any, dtype: Any = "") -> np.ndarray:
     a = _as_array(name, value, dtype or "numbers")
     if a.dtype.kind not in "fiu":
         came = getattr(value, "dtype", kind(value))
+        if isinstance(value, (list, tuple)):  # of None, text, or numbers that no dtype holds
+            came = show(value)
         raise RefusedType(f"{name} is {came}, expected numbers" + (f" ({dtype})" if dtype else ""))
     return a
 

@@ -26,7 +26,7 @@ from fastrnn.layers.passes import Recorded
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.models.model import Model
 from fastrnn.models.passes import LossPass
-from fastrnn.models.ragged import Ragged, is_list, one_sequence
+from fastrnn.models.ragged import Ragged, as_list, is_list, one_sequence
 
 __all__ = ["GradientFlow", "check_layer", "gradient_flow", "model_flow"]
 
@@ -132,6 +132,7 @@ def gradient_flow(
     check_parts(parts)
     if layer.mode == "bfloat16" or (layer.dropout and not layer.training):
         layer = copy.deepcopy(layer).train()
+    x = as_list(x)
     if is_list(x):
         x, dy, lengths, reset = _padded(layer, x, dy, lengths, reset)
     with _same_dropout(layer):

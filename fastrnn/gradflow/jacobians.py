@@ -18,7 +18,7 @@ from fastrnn.gradflow.finite import NotFinite
 from fastrnn.gradflow.flow import check_layer
 from fastrnn.layers.parameters import UNSET
 from fastrnn.layers.recurrent import Recurrent
-from fastrnn.models.ragged import is_list, one_sequence
+from fastrnn.models.ragged import as_list, is_list, one_sequence
 
 __all__ = ["Jacobians", "jacobians"]
 
@@ -132,6 +132,7 @@ def jacobians(
     """
     check_layer(layer)
     L, D, H = layer.num_layers, layer.directions, layer.hidden_size
+    x = as_list(x)
     if is_list(x):
         return _of_list(layer, x, state, t, sequence, distance, number, reverse)
     x = _checks.numeric("x", x, layer.dtype)

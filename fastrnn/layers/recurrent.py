@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedValue, public
+from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn._kernels import sequence
 from fastrnn._kernels.runtime import Workspace
 from fastrnn._kernels.stream import Stream
@@ -41,9 +41,16 @@ _BATCH_FIRST = Layout(batch_first=True)
 _ROWS = Layout(rows=True)
 
 
-def _of_one(value: Any, ndim: int) -> Any:
-    """Return what one sequence has as that of a batch of one; anything else as it came."""
-    return value if value is None or np.ndim(value) != ndim else np.asarray(value)[..., None]
+def _of_one(value: Any, ndim: int, flags: tuple[str, _checks.Shape] | None = None) -> Any:
+    """Return what one sequence has as that of a batch of one; anything else as it came.
+
+    Of booleans, `flags` are the name and the shape.
+    """
+    if value is None or getattr(value, "ndim", ndim) != ndim or np.ndim(value) != ndim:
+        return value
+    if flags is not None:
+        value = _checks.booleans(flags[0], value, flags[1])
+    return np.asarray(value)[..., None]
 
 
 class Recurrent(PackedPart):
@@ -237,6 +244,9 @@ class Recurrent(PackedPart):
         TypeError, ValueError
             As of a call; also if batch_sizes are not in descending order, or not those of data.
         """
+        if hasattr(data, "batch_sizes"):
+            raise RefusedType(f"data is {_checks.kind(data)}, expected its rows: p.data, and "
+                              "p.batch_sizes after them")
         data = _checks.array("data", data, self.flat.dtype, ("N", self.input_size))
         T, B, time = _checks.packed_timeline(batch_sizes, len(data), reset, reset_to)
         drops = grad and self.mode == "training"
@@ -269,7 +279,7 @@ class Recurrent(PackedPart):
                 or reset_to != "zero"):
             T, B = layout.sizes(x)
             if not layout.batched:
-                lengths, reset = _of_one(lengths, 0), _of_one(reset, 1)
+                lengths, reset = _of_one(lengths, 0), _of_one(reset, 1, ("reset", (T,)))
             time = _checks.timeline(lengths, reset, reset_to, T, B, layout.batch_first)
             if time is not None:
                 y, state, p = self.run(as_rows(x), None, state, grad=grad, dropout=drops,

@@ -16,6 +16,7 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedIndex, RefusedType, RefusedValue
 from fastrnn._kernels.check import is_masked
 from fastrnn.models.losses import as_weights
+from fastrnn.models.ragged import as_list
 
 if TYPE_CHECKING:
     from fastrnn.models.sequence import SequenceModel
@@ -76,6 +77,7 @@ def sequences(model: SequenceModel, x: Any) -> Sequences:
     TypeError, ValueError, IndexError
         If it is something else, has NaN or infinities, or a symbol is not below V.
     """
+    x = as_list(x)
     if isinstance(x, (list, tuple)) and not x:
         raise RefusedValue(f"x is an empty {type(x).__name__}, expected at least one sequence")
     if (given := _different("x", x)) is not None:
@@ -246,6 +248,7 @@ def weights(model: SequenceModel, w: Any, of: Sequences) -> Any:
 
 def _listed_weights(w: Any, lengths: list[int]) -> list[np.ndarray]:
     """Return the weights of sequences of different lengths."""
+    w = as_list(w)
     if not isinstance(w, (list, tuple)) or all(np.isscalar(a) for a in w):  # one for each sequence
         each = as_weights(w)
         if each.shape != (len(lengths),):
@@ -310,8 +313,6 @@ def _what(model: SequenceModel) -> str:
 
 def _different(name: str, data: Any) -> list[np.ndarray] | None:
     """Return the arrays of a list of sequences of different lengths; None for anything else."""
-    if isinstance(data, np.ndarray) and data.dtype == object and data.ndim == 1:
-        data = list(data)
     if not isinstance(data, (list, tuple)) or len({_length(a) for a in data} - {-1}) < 2:
         return None
     return [_stacked(f"{name}[{i}]", a) for i, a in enumerate(data)]
@@ -327,8 +328,7 @@ def _length(a: Any) -> int:
 
 def _for_each(name: str, value: Any, lengths: list[int]) -> list[np.ndarray]:
     """Return an array for each sequence of x, from a list of as many."""
-    if isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1:
-        value = list(value)
+    value = as_list(value)
     if not isinstance(value, (list, tuple)):
         raise RefusedType(f"{name} is {_checks.kind(value)}, expected a list like x: an array for "
                           "each sequence")
@@ -342,7 +342,7 @@ def _flat(name: str, arrays: list[np.ndarray]) -> np.ndarray:
     """Return arrays of one dtype, but for empty ones, one after the other."""
     filled = [(i, a) for i, a in enumerate(arrays) if len(a)]
     for i, a in filled:
-        if a.dtype != filled[0][1].dtype:
+        if a.dtype.newbyteorder("=") != filled[0][1].dtype.newbyteorder("="):
             raise RefusedType(f"{name}[{i}] is {a.dtype}, expected {filled[0][1].dtype} like "
                               f"{name}[{filled[0][0]}]")
     return np.concatenate([a for _, a in filled] or arrays[:1])
@@ -368,6 +368,7 @@ def _named(name: str, place: tuple[int, ...], lengths: list[int] | None) -> str:
 
 def _stacked(name: str, data: Any) -> np.ndarray:
     """Return an array of anything array-like; sequences of different lengths are refused."""
+    data = as_list(data)
     if isinstance(data, (str, bytes)):
         raise RefusedType(f"{name} is text, expected numbers; a LanguageModel has train_on and "
                           "encode for text")

@@ -19,7 +19,16 @@ from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn._kernels.timeline import Timeline
 from fastrnn.models.losses import as_weights
 
-__all__ = ["Ragged", "is_list"]
+__all__ = ["Ragged", "as_list", "is_list"]
+
+_OBJECT = np.dtype(object)
+
+
+def as_list(value: Any) -> Any:
+    """Return a one-dimensional array or pandas Series of arrays as a list; others as they came."""
+    if getattr(value, "ndim", 0) == 1 and getattr(value, "dtype", None) == _OBJECT:
+        return list(value)
+    return value
 
 
 def is_list(value: Any) -> bool:
@@ -150,6 +159,7 @@ class Ragged:
         """Return a caller's weights as (N,): of each step, or, with a list, of each sequence."""
         if not self.listed:
             return self.joined("weights", as_weights(value))
+        value = as_list(value)
         if isinstance(value, (list, tuple)) and any(getattr(w, "ndim", 1) for w in value
                                                     if not np.isscalar(w)):
             pieces = _pieces("weights", value, self.time.lengths, self.name)
@@ -207,12 +217,13 @@ class Ragged:
 
 def _concatenated(name: str, arrays: list[np.ndarray]) -> np.ndarray:
     """Return arrays of one dtype, but for empty ones, one after the other."""
+    arrays = [a.astype(a.dtype.newbyteorder("="), copy=False) for a in arrays]
     filled = [i for i, a in enumerate(arrays) if len(a)]
     for i in filled:
         if arrays[i].dtype != arrays[filled[0]].dtype:
             raise RefusedType(f"{name}[{i}] is {arrays[i].dtype}, expected "
                               f"{arrays[filled[0]].dtype} like {name}[{filled[0]}]")
-    return np.concatenate([arrays[i] for i in filled] or arrays[:1])
+    return np.ascontiguousarray(np.concatenate([arrays[i] for i in filled] or arrays[:1]))
 
 
 def one_sequence(name: str, a: Any, dtype: np.dtype, I: int) -> np.ndarray:
@@ -233,6 +244,7 @@ def one_text(name: str, a: Any) -> np.ndarray:
 
 def _pieces(name: str, value: Any, lengths: np.ndarray, of: str) -> list[Any]:
     """Return a list with an entry for each sequence of another list."""
+    value = as_list(value)
     if not isinstance(value, (list, tuple)):
         raise RefusedType(f"{name} is {_checks.kind(value)}, expected a list like {of}: an array "
                           "for each sequence")

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn.models.ragged import is_list
+from fastrnn.models.ragged import as_list, is_list
 
 __all__ = ["Batch", "Generated", "Samples", "SeriesWindows", "Windows"]
 
@@ -54,7 +54,7 @@ class Batch:
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, tuple):
-            self.inputs = (self.inputs,)
+            self.inputs = (as_list(self.inputs),)
 
     @property
     def size(self) -> int:
@@ -313,6 +313,7 @@ class Samples:
         self.axis = _checks.below("axis", axis, 2)
         self.seed = _seed(seed)
         self.shuffle = bool(shuffle)
+        x = as_list(x)
         listed = is_list(x)
         self.x = _sequences(x, listed)
         if not listed and (self.x.ndim < 2 or not self.x.shape[1]):
@@ -373,6 +374,7 @@ def _taken(of: Any, axis: int, now: Any) -> Any:
 
 def _series(name: str, value: Any) -> list[np.ndarray]:
     """Return the arrays (T_i, ...) of a list."""
+    value = as_list(value)
     if not isinstance(value, (list, tuple)):
         raise RefusedType(f"{name} is {_checks.kind(value)}, expected a list of arrays (T, ...)")
     if not value:
@@ -391,6 +393,7 @@ def _series(name: str, value: Any) -> list[np.ndarray]:
 
 def _like(x: list[np.ndarray], name: str, value: Any) -> list[np.ndarray]:
     """Return a list of arrays, each with as many steps as that of x."""
+    value = as_list(value)
     if not isinstance(value, (list, tuple)) or len(value) != len(x):
         came = f"has {len(value)} sequences" if isinstance(value, (list, tuple)) else (
             f"is {_checks.kind(value)}")
