@@ -380,7 +380,7 @@ def _stacked(name: str, data: Any) -> np.ndarray:
     lengths: set[int] = set()
     if isinstance(data, (list, tuple)):
         with contextlib.suppress(TypeError):  # numbers have no length
-            lengths = {len(a) for a in data if not isinstance(a, str)}
+            lengths = {len(a) for a in data if not isinstance(a, (str, bytes))}
     if lengths and any(map(is_masked, data)):
         raise RefusedType(f"{name} has a masked array with masked places, expected arrays: pass "
                           "weights of 0 for them")

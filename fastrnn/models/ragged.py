@@ -19,14 +19,12 @@ from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn._kernels.timeline import Timeline
 from fastrnn.models.losses import as_weights
 
-__all__ = ["Ragged", "as_list", "is_list"]
-
-_OBJECT = np.dtype(object)
+__all__ = ["Ragged", "as_list", "check_nested", "is_list"]
 
 
 def as_list(value: Any) -> Any:
-    """Return a one-dimensional array or pandas Series of arrays as a list; others as they came."""
-    if getattr(value, "ndim", 0) == 1 and getattr(value, "dtype", None) == _OBJECT:
+    """Return an array (N,) or pandas Series of arrays or texts as a list; others as they came."""
+    if getattr(value, "ndim", 0) == 1 and getattr(value.dtype, "kind", "") == "O":
         return list(value)
     return value
 
@@ -35,6 +33,14 @@ def is_list(value: Any) -> bool:
     """Whether a value is a list or tuple of arrays, or empty; not one of numbers or of lists."""
     return isinstance(value, (list, tuple)) and (not value or any(
         hasattr(a, "__array__") and getattr(a, "ndim", 1) > 0 for a in value))
+
+
+def check_nested(name: str, value: Any) -> None:
+    """Refuse lists of numbers of different lengths: sequences are arrays."""
+    if isinstance(value, (list, tuple)) and all(isinstance(a, (list, tuple)) for a in value) and (
+            len(set(map(len, value))) > 1):
+        raise RefusedValue(f"{name} is a ragged sequence of lists, expected an array, or a list of "
+                           "arrays, one for each sequence")
 
 
 class Ragged:

@@ -21,7 +21,14 @@ from fastrnn.layers.standard import LAYERS
 from fastrnn.models.linear import Embedding
 from fastrnn.models.model import Model
 from fastrnn.models.passes import StackPass, States
-from fastrnn.models.ragged import Ragged, as_list, is_list, one_sequence, one_text
+from fastrnn.models.ragged import (
+    Ragged,
+    as_list,
+    check_nested,
+    is_list,
+    one_sequence,
+    one_text,
+)
 
 __all__ = ["Stack"]
 
@@ -148,7 +155,10 @@ class Stack(Model):
             no plain batch
         ragged : Ragged or None
         """
-        x = as_list(x)
+        if type(x) is not np.ndarray or x.dtype.hasobject:
+            x = as_list(x)
+            if not is_list(x):
+                check_nested(name, x)
         if lengths is None and episode_start is None and (
                 type(x) is np.ndarray or not is_list(x)):
             if self.vocab_size is None:

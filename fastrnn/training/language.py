@@ -17,6 +17,7 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.layers.parameters import evaluating
 from fastrnn.models import LanguageModel
+from fastrnn.models.ragged import as_list
 from fastrnn.training import text as texts
 from fastrnn.training.data import SeriesWindows, Windows
 from fastrnn.training.history import History
@@ -166,6 +167,7 @@ def train_on(model: LanguageModel, text: Any, **options: Any) -> History:
 
 def _text_of(model: LanguageModel, text: Any) -> Any:
     """Return the text of files, if that is what is given."""
+    text = as_list(text)
     several = isinstance(text, (list, tuple))
     if isinstance(text, os.PathLike) or (
             several and any(isinstance(t, os.PathLike) for t in text)):
@@ -214,6 +216,7 @@ def _symbols(model: Any, name: str, text: Any) -> Any:
     if isinstance(text, np.ndarray) and text.dtype == np.uint8 and text.ndim == 1 \
             and model.vocab_size == 256:
         return text  # bytes, one each: no copy of four
+    text = as_list(text)
     if isinstance(text, (list, tuple)) and any(hasattr(t, "__len__") for t in text):
         return [model._encode(f"{name}[{i}]", t) for i, t in enumerate(text)]
     return model._encode(name, text)

@@ -33,6 +33,19 @@ def test_bits_are_those_of_every_character_after_all_before_it_in_its_text():
     assert model.training
 
 
+@pytest.mark.parametrize("form", ["an array of objects", "a column of pandas"])
+def test_texts_of_a_column(form):
+    column = np.array(TEXTS, object)
+    if form == "a column of pandas":
+        column = pytest.importorskip("pandas").Series(TEXTS, index=range(5, 5 + len(TEXTS)))
+    trained = []
+    for given in (TEXTS, column):
+        model = model_of()
+        trained.append(model.train_on(given, steps=3, progress=False).losses)
+        trained.append(language.bits_per_character(model, given))
+    assert trained[:2] == trained[2:]
+
+
 def test_texts_are_read_one_after_the_other_in_rows():
     """Which characters a row has, and where its state is zero."""
     seen = {}
