@@ -53,6 +53,12 @@ def _of_one(value: Any, ndim: int, flags: tuple[str, _checks.Shape] | None = Non
     return np.asarray(value)[..., None]
 
 
+def _refuse_packed(name: str, value: Any) -> None:
+    if hasattr(value, "batch_sizes"):
+        raise RefusedType(f"{name} is {_checks.kind(value)}, expected an array; of packed rows p "
+                          "pass forward_packed(p.data, p.batch_sizes)")
+
+
 class Recurrent(PackedPart):
     """What RNN, LSTM and GRU share: everything but the constructor's arguments.
 
@@ -156,12 +162,12 @@ class Recurrent(PackedPart):
         state : array (L*D, B, H) or None; for an LSTM a pair (h0, c0) of such
             The initial state, (L*D, H) for one sequence; None means zeros.
         lengths : whole numbers (B,), each 0 to T, optional
-            The steps of each row; what follows in x is padding and may be anything, NaN too. The
-            work is that of the real steps. The reverse direction begins at a row's own end. For
-            one sequence a whole number.
-        reset : booleans (T, B), or like x without the features, optional
-            Where a new episode begins: nothing of the steps before reaches this step, forward or
-            backward. In the reverse direction likewise nothing of it reaches the steps before.
+            The number of steps of each row. What follows in x is padding and may be anything, NaN
+            too; only the real steps are computed. The reverse direction starts at each row's own
+            end. For one sequence it is one whole number.
+        reset : booleans (T, B), (B, T) with batch_first, or (T,) for one sequence, optional
+            True where a new episode begins. The forward direction starts anew at this step, the
+            reverse direction at the step before. No gradient flows from one episode to another.
         reset_to : {"zero", "initial"}
             The state that an episode begins with: zero, or the row's initial state.
 
@@ -170,8 +176,8 @@ class Recurrent(PackedPart):
         y : array (T, B, D*H), or (B, T, D*H), or (T, D*H)
             The last layer's states h, forward and reverse side by side; zero past a row's end.
         hn : array (L*D, B, H) or (L*D, H); for an LSTM the pair (hn, cn)
-            The state after the last processed step of every layer and direction, that of each row
-            after its own; of an empty row its initial state.
+            The state of every layer and direction after the last step that it reads, which is each
+            row's own. A row of length 0 keeps its initial state.
 
         Raises
         ------
@@ -220,7 +226,7 @@ class Recurrent(PackedPart):
     ) -> tuple[np.ndarray, State, Pass | None]:
         """Run the layers over rows in the layout of torch's PackedSequence, without padding.
 
-        Nothing is copied: this is the order in which the layers walk.
+        Without `reset` the layers compute in this order, so nothing is copied.
 
         Parameters
         ----------
@@ -244,9 +250,7 @@ class Recurrent(PackedPart):
         TypeError, ValueError
             As of a call; also if batch_sizes are not in descending order, or not those of data.
         """
-        if hasattr(data, "batch_sizes"):
-            raise RefusedType(f"data is {_checks.kind(data)}, expected its rows: p.data, and "
-                              "p.batch_sizes after them")
+        _refuse_packed("data", data)
         data = _checks.array("data", data, self.flat.dtype, ("N", self.input_size))
         T, B, time = _checks.packed_timeline(batch_sizes, len(data), reset, reset_to)
         drops = grad and self.mode == "training"
@@ -265,6 +269,7 @@ class Recurrent(PackedPart):
     ) -> tuple[np.ndarray, State, Pass | None]:
         I, dtype = self.input_size, self.flat.dtype
         if type(x) is not np.ndarray:
+            _refuse_packed("x", x)
             x = _checks.numeric("x", x, dtype)
         shape: _checks.Shape
         if x.ndim == 2:

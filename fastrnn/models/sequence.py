@@ -284,7 +284,7 @@ class SequenceModel(Stack):
     ) -> LossPass:
         """Return the loss of the outputs, as a pass to go back through.
 
-        Real steps alone count: those of a list, or those before a row's length.
+        Only real steps count: those of a list, or those of each row before its length.
 
         Parameters
         ----------
@@ -301,7 +301,7 @@ class SequenceModel(Stack):
             run the steps between again: memory of so many steps instead of the whole sequence, for
             one more forward. The gradients are those of the whole sequence (Chen et al. 2016,
             "Training deep nets with sublinear memory cost"). Not for bidirectional layers. With
-            dropout and rows of different lengths, other masks are drawn than without it.
+            dropout and rows of different lengths, its dropout masks are not those of None.
         ignore_index : int or None
             An output with this target has weight 0 (softmax).
         grad : bool, optional

@@ -55,9 +55,9 @@ def fit(
         Arrays are sequences first, of any number dtype; lists of arrays, columns and tables of
         pandas, and, with I = 1, also (N, T). One series may be (T, I) or (T,). Symbols are (N, T)
         or (T,). The arrays of a list, (T_i, I) or (T_i,), may differ in their number of steps:
-        real steps alone are computed and count. For functions see fastrnn.training.data: Windows,
-        SeriesWindows, Samples, Generated; then batch_size, window, weights, context, episode_start,
-        shuffle and seed have no effect on the batches.
+        only real steps are computed, and only these count in the loss. For functions see
+        fastrnn.training.data: Windows, SeriesWindows, Samples, Generated; then batch_size, window,
+        weights, context, episode_start, shuffle and seed have no effect on the batches.
     y : array (N, T, K), or (N, K) with readout "last"; with a list x a list of arrays (T_i, K)
         For classes, or with K = 1, without the K. None: each target is the next step of x.
         (In this place a function of the step may be followed by the optimizer.)
@@ -87,9 +87,9 @@ def fit(
     context : array (N, C), optional
         For a model with a context_size.
     episode_start : booleans (N, T), or a list of arrays (T_i,), optional
-        Where a new episode begins: there the state before the step is zero, carried on from a
-        window before or not, and no gradient flows back. Without y, the last step of an episode
-        has no target.
+        True where a new episode begins. There the state before the step is zero, also if one was
+        carried on from the window before, and no gradient flows back to earlier steps. Without y,
+        the last step of an episode has no target.
     shuffle : bool
         Whether the order of the sequences is drawn anew for each epoch; by default it is.
     seed : int

@@ -194,7 +194,9 @@ def test_a_whole_packed_sequence_in_place_of_its_data(cell):
     name = type(there.layer).__name__
     whole = types.SimpleNamespace(data=ROWS, batch_sizes=SIZES)
     there.refuses(lambda a: a.forward_packed(whole, SIZES), TypeError,
-                  f"^{name}.forward_packed: data is of type SimpleNamespace, expected its rows: ")
+                  f"^{name}.forward_packed: data is of type SimpleNamespace, expected an array; ")
+    there.refuses(lambda a: a(whole), TypeError,
+                  rf"^{name}: x is of type .*, expected an array; of packed rows p pass ")
 
 
 @per_kind

@@ -133,7 +133,7 @@ def test_pandas():
     for column in (frame["a"], frame[["a"]]):
         np.testing.assert_array_equal(one.predict(column), one.predict(x[:, 0]))
         assert one.evaluate(column, column) == one.evaluate(x[:, 0], x[:, 0])
-    with pytest.raises(TypeError, match="predict: x has dtype object, expected numbers"):
+    with pytest.raises(TypeError, match=r"predict: x has dtype .*, expected numbers"):
         one.predict(pd.Series(["a", None]))
 
 
