@@ -41,6 +41,29 @@ FR_INLINE void gru_forward_tile(const int half, const int M, const int Q, const 
     }
 }
 
+FR_INLINE void gru_walk_panels(const int Q, const fr_forward *s) {
+  const real *before = (const real *)s->h_prev;
+  vec h[ROW_PANELS];
+  FOR_PANELS(Q) h[q] = vload(before + q * VW);
+  for (ptrdiff_t t = 0; t < s->rows; t++) {
+    tile a;
+    vec n[ROW_PANELS];
+    start_chain(1, Q, 3, 0, a, s, t, 0);
+    x_chain(0, 1, Q, 3, a, s, t, 0);
+    FOR_PANELS(Q) {
+      n[q] = a[0][3 * q];
+      a[0][3 * q] = vload((const real *)s->bias_n + q * VW);
+    }
+    row_chain(Q * 3, a[0], h[0], before, (const real *)s->wh, s->hidden);
+    FOR_PANELS(Q) n[q] = v_tanh(vfma(v_sigmoid(a[0][3 * q + 1]), a[0][3 * q], n[q]));
+    FOR_PANELS(Q) {
+      h[q] = vfma(v_sigmoid(a[0][3 * q + 2]), vsub(h[q], n[q]), n[q]);
+      store_h(s, t, q, h[q]);
+    }
+    before = (const real *)s->h + t * s->pitch;
+  }
+}
+
 /* dn = dh (1 - z), dz = dh (h' - n), dr = dn m, dm = dn r (dn past tanh), dh' = dh z + U' (...) */
 FR_INLINE void gru_backward_tile(const int M, const int Q, const fr_backward *s, ptrdiff_t m0,
                                  ptrdiff_t p) {
@@ -79,6 +102,9 @@ static void gru_forward_half(const fr_forward *s) {
   walk_tiles(gru_half_tiles, 3, s, s->rows, s->panel0, s->panel1, s->down);
 }
 #endif
+#define CALL(Q) gru_walk_panels(Q, s)
+WALK(gru_walk)
+#undef CALL
 #define CALL(M, Q) gru_backward_tile(M, Q, s, m0, p)
 TILES(gru_backward_tiles, VPLAIN, fr_backward, CALL)
 #undef CALL

@@ -15,8 +15,8 @@
 #define EXP_LOW -87.33f       /* e^LOW is just above the smallest normal number */
 #define SIGMOID_SHIFT 32
 #define SIGMOID_SCALE 0x1p32f
-#define SIGMOID_LOW -60.0f    /* 1 + e^LOW is 1 */
-#define SIGMOID_HIGH 104.0f   /* 1 / e^HIGH is 0 */
+#define SIGMOID_LOW -104.0f   /* 1 / e^-LOW is 0 */
+#define SIGMOID_HIGH 60.0f    /* 1 + e^-HIGH is 1 */
 #define TANH_LOW 0x1p-12f     /* tanh(x) is x below */
 #define TANH_HIGH 32.0f       /* tanh(HIGH) is 1 */
 #define LOG2_E 0x1.715476p+0f
@@ -29,8 +29,8 @@ static const real EXP_POLY[] = {0x1.6d117cp-10f, 0x1.120be2p-7f, 0x1.555518p-5f,
 #define EXP_LOW -708.39
 #define SIGMOID_SHIFT 64
 #define SIGMOID_SCALE 0x1p64
-#define SIGMOID_LOW -600.0
-#define SIGMOID_HIGH 746.0
+#define SIGMOID_LOW -746.0
+#define SIGMOID_HIGH 600.0
 #define TANH_LOW 0x1p-27
 #define TANH_HIGH 32.0
 #define LOG2_E 0x1.71547652b82fep+0
@@ -76,41 +76,58 @@ FR_INLINE vec v_exp_negative(vec x) {
   return vmul(vadd(p, vset1(1)), power);
 }
 
-/* About 1 / d, for normal d > 0: a guess within 5.06% and a step of third order (e^3 is left of a
- * relative error e; float64: two steps). A step of second order has to follow. Where a division of
- * 16 floats takes 16 cycles, all this takes 6 operations. */
-FR_INLINE vec v_reciprocal(vec d) {
+/* About 1 / d, for normal d > 0, and with y a number that is multiplied by it: a guess within 5.06%
+ * and a step of third order (e^3 is left of a relative error e; float64: two steps). A step of second
+ * order has to follow. Where a division of 16 floats takes 16 cycles, all this takes 6 operations. */
+FR_INLINE vec v_reciprocal(vec d, vec *y) {
   vec r = vguess(d);
+  if (y) *y = vmul(*y, r);
   FR_UNROLL(2) for (int i = 0; i < FR_BITS / 32; i++) {
-    const vec e = vfnma(d, r, vset1(1));
-    r = vfma(r, vfma(e, e, e), r);
+    const vec e = vfnma(d, r, vset1(1)), f = vfma(e, e, e);
+    r = vfma(r, f, r);
+    if (y) *y = vfma(*y, f, *y);
   }
   return r;
 }
 
+/* The last step of a function, ab + c, and what it is for x below `low` and above `high`. With masks
+ * both come at the end, where they cost nothing; without, v_first has to limit x. NaN stays NaN. */
+#ifdef VMASKS
+FR_INLINE vec v_first(vec x, vec high) { return (void)high, x; }
+FR_INLINE vec v_last(vec x, vec low, vec below, vec high, vec above, vec a, vec b, vec c) {
+  return vfma_within(x, low, high, a, b, vifless(x, low, below, vifless(high, x, above, c)));
+}
+#else
+FR_INLINE vec v_first(vec x, vec high) { return vmin(high, x); }
+FR_INLINE vec v_last(vec x, vec low, vec below, vec high, vec above, vec a, vec b, vec c) {
+  return (void)high, (void)above, vifless(x, low, below, vfma(a, b, c));
+}
+#endif
+
 /* 1 / (1 + e^-x). The denominator is kept times 2^-SHIFT, so that it stays far from infinity down
  * to where the result is 0. */
 FR_INLINE vec v_sigmoid(vec x) {
-  const vec z = vmin(vset1(-SIGMOID_LOW), vmax(vset1(-SIGMOID_HIGH), x));
+  const vec low = vset1(SIGMOID_LOW), high = vset1(SIGMOID_HIGH), one = vset1(1);
   vec power;
-  const vec p = v_exp_parts(z, -1, -SIGMOID_SHIFT, &power);
-  const vec d = vfma(p, power, vadd(vset1(1 / SIGMOID_SCALE), power)), r = v_reciprocal(d);
-  const vec e = vfnma(d, r, vset1(1)), y = vmul(r, vset1(1 / SIGMOID_SCALE));
-  return vfma(y, e, y);
+  const vec p = v_exp_parts(v_first(x, high), -1, -SIGMOID_SHIFT, &power);
+  const vec d = vfma(p, power, vadd(vset1(1 / SIGMOID_SCALE), power)), r = v_reciprocal(d, NULL);
+  const vec e = vfnma(d, r, one), y = vmul(r, vset1(1 / SIGMOID_SCALE));
+  return v_last(x, low, vset1(0), high, one, y, e, y);
 }
 
 /* a / d, a = 1 - exp(-2|x|) = (1 - 2^n) - 2^n p, which loses nothing, and d = 2 - a = (1 + 2^n) +
  * 2^n p, which is ready as early. What the quotient y leaves, a - y (2 - a), is the second step: the
  * rounding of d is in it. It would be flushed to zero for the smallest |x|, which are their tanh. */
 FR_INLINE vec v_tanh(vec x) {
-  const vec one = vset1(1), two = vset1(2), z = vmin(vset1(TANH_HIGH), vabs(x));
+  const vec low = vset1(TANH_LOW), high = vset1(TANH_HIGH), one = vset1(1), two = vset1(2);
+  const vec z = vabs(x);
   vec power;
-  const vec p = v_exp_parts(z, -2, 0, &power);
+  const vec p = v_exp_parts(v_first(z, high), -2, 0, &power);
   const vec a = vfnma(p, power, vsub(one, power)), d = vfma(p, power, vadd(one, power));
-  const vec r = v_reciprocal(d), y = vmul(a, r);
-  const vec rest = vfma(y, a, vfnma(two, y, a));
-  const vec low = vmul(vmul(z, two), vset1(0.5f)); /* a denormal counts as zero here, too */
-  return vcopysign(vifless(z, vset1(TANH_LOW), low, vfma(rest, r, y)), x); /* -0 stays -0 */
+  vec y = a;
+  const vec r = v_reciprocal(d, &y), rest = vfma(y, a, vfnma(two, y, a));
+  const vec small = vmul(vmul(z, two), vset1(0.5f)); /* a denormal counts as zero here, too */
+  return vcopysign(v_last(z, low, small, high, one, rest, r, y), x); /* -0 stays -0 */
 }
 
 /* The same three from a saved output y: derivatives with respect to the argument. */
