@@ -34,7 +34,8 @@ FR_INLINE void gru_forward_tile(const int half, const int M, const int Q, const 
     for (int q = 0; q < Q; q++) {
       const ptrdiff_t at = (p + q) * VW, cell = (m0 + m) * s->pitch + at;
       const vec n = v_tanh(a.v[m][3 * q]), z = a.v[m][3 * q + 2];
-      const vec h = vfma(z, vsub(vload((const real *)s->h_prev + cell), n), n);
+      const vec before = vmul(z, vload((const real *)s->h_prev + cell));
+      const vec h = vfma(vsub(vset1(1), z), n, before); /* one operation waits for n */
       vstore((real *)s->h + cell, h);
       if (s->y) store_user(user_row(s->y, s->y_at, s->y_row, m0 + m), at, h, s->hidden);
       if (s->gates) vstore((real *)s->gates + (m0 + m) * s->gates_row + at, n);
@@ -57,7 +58,8 @@ FR_INLINE void gru_walk_panels(const int Q, const fr_forward *s) {
     row_chain(Q * 3, a[0], h[0], before, (const real *)s->wh, s->hidden);
     FOR_PANELS(Q) n[q] = v_tanh(vfma(v_sigmoid(a[0][3 * q + 1]), a[0][3 * q], n[q]));
     FOR_PANELS(Q) {
-      h[q] = vfma(v_sigmoid(a[0][3 * q + 2]), vsub(h[q], n[q]), n[q]);
+      const vec z = v_sigmoid(a[0][3 * q + 2]);
+      h[q] = vfma(vsub(vset1(1), z), n[q], vmul(z, h[q]));
       store_h(s, t, q, h[q]);
     }
     before = (const real *)s->h + t * s->pitch;

@@ -20,6 +20,7 @@
 #define TANH_LOW 0x1p-12f     /* tanh(x) is x below */
 #define TANH_HIGH 32.0f       /* tanh(HIGH) is 1 */
 #define LOG2_E 0x1.715476p+0f
+#define LN2 0x1.62e43p-1f
 #define LN2_HIGH 0x1.62e4p-1f /* 15 bits: n * LN2_HIGH is exact */
 #define LN2_LOW 0x1.7f7d1cp-20f
 static const real EXP_POLY[] = {0x1.6d117cp-10f, 0x1.120be2p-7f, 0x1.555518p-5f, 0x1.5554dcp-3f,
@@ -34,6 +35,7 @@ static const real EXP_POLY[] = {0x1.6d117cp-10f, 0x1.120be2p-7f, 0x1.555518p-5f,
 #define TANH_LOW 0x1p-27
 #define TANH_HIGH 32.0
 #define LOG2_E 0x1.71547652b82fep+0
+#define LN2 0x1.62e42fefa39efp-1
 #define LN2_HIGH 0x1.62e42fefap-1 /* 37 bits */
 #define LN2_LOW 0x1.cf79abc9e3b398p-40
 static const real EXP_POLY[] = {
@@ -60,19 +62,21 @@ FR_INLINE vec v_expm1(vec r) {
 }
 
 /* e^(scale x) = 2^n (1 + p): returns p and *power = 2^(n + shift). scale is a power of two or its
- * negative. For |n + shift| within the exponents, or NaN. */
-FR_INLINE vec v_exp_parts(vec x, const real scale, const int shift, vec *power) {
+ * negative. For |n + shift| within the exponents, or NaN. With `once` n ln(2) has one rounded
+ * constant, which is n 2^-29 off (float64: n 2^-55). */
+FR_INLINE vec v_exp_parts(vec x, const real scale, const int shift, const int once, vec *power) {
   const vec magic = vset1(EXP_MAGIC + shift);
   const vec t = vfma(x, vset1(scale * LOG2_E), magic);
   const vec n = vsub(t, magic), y = vmul(x, vset1(scale));
   *power = vshl(t);
+  if (once) return v_expm1(vfnma(n, vset1(LN2), y));
   return v_expm1(vfnma(n, vset1(LN2_LOW), vfnma(n, vset1(LN2_HIGH), y)));
 }
 
 /* Clamped below: results under the smallest normal number stay there. For x <= 0 (softmax). */
 FR_INLINE vec v_exp_negative(vec x) {
   vec power;
-  const vec p = v_exp_parts(vmax(vset1(EXP_LOW), x), 1, 0, &power);
+  const vec p = v_exp_parts(vmax(vset1(EXP_LOW), x), 1, 0, 0, &power);
   return vmul(vadd(p, vset1(1)), power);
 }
 
@@ -109,7 +113,7 @@ FR_INLINE vec v_last(vec x, vec low, vec below, vec high, vec above, vec a, vec 
 FR_INLINE vec v_sigmoid(vec x) {
   const vec low = vset1(SIGMOID_LOW), high = vset1(SIGMOID_HIGH), one = vset1(1);
   vec power;
-  const vec p = v_exp_parts(v_first(x, high), -1, -SIGMOID_SHIFT, &power);
+  const vec p = v_exp_parts(v_first(x, high), -1, -SIGMOID_SHIFT, 0, &power);
   const vec d = vfma(p, power, vadd(vset1(1 / SIGMOID_SCALE), power)), r = v_reciprocal(d, NULL);
   const vec e = vfnma(d, r, one), y = vmul(r, vset1(1 / SIGMOID_SCALE));
   return v_last(x, low, vset1(0), high, one, y, e, y);
@@ -122,7 +126,7 @@ FR_INLINE vec v_tanh(vec x) {
   const vec low = vset1(TANH_LOW), high = vset1(TANH_HIGH), one = vset1(1), two = vset1(2);
   const vec z = vabs(x);
   vec power;
-  const vec p = v_exp_parts(v_first(z, high), -2, 0, &power);
+  const vec p = v_exp_parts(v_first(z, high), -2, 0, 1, &power);
   const vec a = vfnma(p, power, vsub(one, power)), d = vfma(p, power, vadd(one, power));
   vec y = a;
   const vec r = v_reciprocal(d, &y), rest = vfma(y, a, vfnma(two, y, a));
