@@ -48,7 +48,7 @@ FR_INLINE void gru_walk_panels(const int Q, const fr_forward *s) {
   FOR_PANELS(Q) h[q] = vload(before + q * VW);
   for (ptrdiff_t t = 0; t < s->rows; t++) {
     tile a;
-    vec n[ROW_PANELS];
+    vec n[ROW_PANELS], z[ROW_PANELS];
     start_chain(1, Q, 3, 0, a, s, t, 0);
     x_chain(0, 1, Q, 3, a, s, t, 0);
     FOR_PANELS(Q) {
@@ -56,10 +56,12 @@ FR_INLINE void gru_walk_panels(const int Q, const fr_forward *s) {
       a[0][3 * q] = vload((const real *)s->bias_n + q * VW);
     }
     row_chain(Q * 3, a[0], h[0], before, (const real *)s->wh, s->hidden);
-    FOR_PANELS(Q) n[q] = v_tanh(vfma(v_sigmoid(a[0][3 * q + 1]), a[0][3 * q], n[q]));
     FOR_PANELS(Q) {
-      const vec z = v_sigmoid(a[0][3 * q + 2]);
-      h[q] = vfma(vsub(vset1(1), z), n[q], vmul(z, h[q]));
+      n[q] = vfma(v_sigmoid(a[0][3 * q + 1]), a[0][3 * q], n[q]);
+      z[q] = v_sigmoid(a[0][3 * q + 2]);
+    }
+    FOR_PANELS(Q) {
+      h[q] = vfma(vsub(vset1(1), z[q]), v_tanh(n[q]), vmul(z[q], h[q]));
       store_h(s, t, q, h[q]);
     }
     before = (const real *)s->h + t * s->pitch;
