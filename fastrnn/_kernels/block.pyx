@@ -75,7 +75,6 @@ cdef class Scratch:
                 with nogil:
                     unpack_halves(p, 0, p.panels)
 
-
     cdef object pack_rows(self):
         cdef Block *b = &self.block
         cdef Pass *p
