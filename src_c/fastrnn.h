@@ -144,13 +144,17 @@ typedef struct {
   /* the same with wx and wh packed from weights of k odd alone, whose low halves are the bfloat16
    * weights of k even; float32 only */
   void (*forward_half)(const fr_forward *);
+  /* `rows` steps of one row, for at most row_panels panels, panel0 = 0, no `gates`, no y_at: what
+   * has a row for each row above has one for each step; h_prev and c_prev (pitch) are before the
+   * first, c (pitch) is after the last; wh is packed k-major, (H, panels, vectors * lanes) */
+  void (*walk)(const fr_forward *);
   void (*backward)(const fr_backward *);
 } fr_cell_row;
 
 /* The kernels of one instruction set and one dtype. */
 typedef struct {
   const char *name;
-  ptrdiff_t itemsize, lanes, plain_vectors, gradient_scratch;
+  ptrdiff_t itemsize, lanes, plain_vectors, row_panels, gradient_scratch;
   fr_cell_row cell[FR_CELLS];
   /* Packing, of panels [panel0, panel1) of dst, from contiguous src:
    * plain:   dst (ceil(N / (plain_vectors * lanes)), K, plain_vectors * lanes) from src[k][n],

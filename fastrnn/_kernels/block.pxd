@@ -32,12 +32,14 @@ cdef class Scratch:
     """The memory of all blocks of one stream."""
     cdef Buffer buffer
     cdef Buffer weights                  # of x, unpacked from bfloat16
+    cdef Buffer row_weights              # of h, in the order in which one row takes them
     cdef Buffer symbols
     cdef Block block
     cdef ptrdiff_t most_rows, few_rows   # rows of all steps of a chunk
     cdef int32_t *symbols_for(self, object count) except? NULL
     cdef object prepare(self, ptrdiff_t T, ptrdiff_t n)
     cdef object unpack(self)
+    cdef object pack_rows(self)
 
 
 cdef Scratch make_scratch(tuple groups, Stack *stack, bint first_is_projected, ptrdiff_t looked_up,

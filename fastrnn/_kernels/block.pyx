@@ -18,7 +18,7 @@ from fastrnn._kernels.check cimport Carver
 from fastrnn._kernels.packed cimport Packed, packed_sizes
 from fastrnn._kernels.runtime cimport Buffer, flush_denormals, restore, wait_step
 from fastrnn._kernels.stack cimport Stack
-from fastrnn._kernels.walk cimport Pass, part, project, rows_of, sized, unpack_halves
+from fastrnn._kernels.walk cimport Pass, pack_row, part, project, rows_of, sized, unpack_halves
 
 # A chunk's projections take about so many bytes: they are still in L2 when they are used.
 cdef ptrdiff_t CHUNK_BYTES = 256 * 1024
@@ -55,6 +55,8 @@ cdef class Scratch:
         b.chunk = max(1, (self.most_rows if b.joined else self.few_rows) // max(1, n))
         if not b.joined and self.weights is None:
             self.unpack()
+        if n == 1 and self.row_weights is None:
+            self.pack_rows()
 
     cdef object unpack(self):
         cdef Block *b = &self.block
@@ -72,6 +74,29 @@ cdef class Scratch:
                 p.wx = self.weights.data + <ptrdiff_t> offsets[i]
                 with nogil:
                     unpack_halves(p, 0, p.panels)
+
+    cdef object pack_rows(self):
+        cdef Block *b = &self.block
+        cdef Pass *p
+        cdef void *target
+        cdef int i
+        carver = Carver(b.itemsize)
+        offsets = [0] * b.stack.count
+        for i in range(b.stack.count):
+            if walks(&b.layers[i]):
+                offsets[i] = carver.add(packed_sizes(&b.layers[i])[1])
+        self.row_weights = Buffer(carver.bytes)
+        for i in range(b.stack.count):
+            p = &b.layers[i]
+            if walks(p):
+                target = self.row_weights.data + <ptrdiff_t> offsets[i]
+                pack_row(p, target, p.wh)
+                p.wh_row = target
+
+
+cdef bint walks(const Pass *p) noexcept nogil:
+    """Whether one row of this layer goes over many steps in one call of the C side."""
+    return p.wh != NULL and p.panels <= p.table.row_panels
 
 
 cdef Scratch make_scratch(tuple groups, Stack *stack, bint first_is_projected, ptrdiff_t looked_up,
@@ -125,6 +150,7 @@ cdef Scratch make_scratch(tuple groups, Stack *stack, bint first_is_projected, p
             p[0] = sized(packed.kind, dtype, 0, 0, packed.input_size, packed.hidden_size)
             p.wx = packed.wx
             p.wx_half = packed.wx_half
+            p.wh = packed.wh
             p.start = packed.start
             p.half = packed.half and (i > 0 or first_is_projected)
             i += 1
@@ -204,6 +230,20 @@ cdef bint walk_layer(Block *b, int i, ptrdiff_t t0, ptrdiff_t steps, Share *s) n
         step.c = <char *> step.c + s.b0 * state
         step.c_prev = step.c
     step.h_prev = h_state
+    if p.wh_row != NULL and b.n == 1 and not s.together:
+        step.rows = steps
+        step.wh = p.wh_row
+        step.x = x
+        if indexed:
+            step.index = b.numbers + t0
+        elif not joined:
+            step.start = s.gates
+        step.h = s.h[i % 2]
+        if last:
+            step.y = b.y + t0 * step.y_row * size
+        p.cell.walk(&step)
+        memcpy(h_state, step.h + (steps - 1) * state, state)
+        return True
     for t in range(steps):
         if indexed:
             step.index = b.numbers + (t0 + t) * b.n + s.b0

@@ -99,11 +99,12 @@ cdef extern from "fastrnn.h" nogil:
         int vectors, plain, apart
         void (*forward)(const fr_forward *) noexcept nogil
         void (*forward_half)(const fr_forward *) noexcept nogil
+        void (*walk)(const fr_forward *) noexcept nogil
         void (*backward)(const fr_backward *) noexcept nogil
 
     ctypedef struct fr_table:
         const char *name
-        ptrdiff_t itemsize, lanes, plain_vectors, gradient_scratch
+        ptrdiff_t itemsize, lanes, plain_vectors, row_panels, gradient_scratch
         fr_cell_row cell[5]
         void (*pack_plain)(void *, const void *, ptrdiff_t, ptrdiff_t, int, const int *,
                            ptrdiff_t, ptrdiff_t) noexcept nogil

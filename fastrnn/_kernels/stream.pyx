@@ -311,7 +311,9 @@ cdef class Stream(States):
         if out is None:
             out = cnp.PyArray_SimpleNew(3, sizes, self.typenum)
         else:
-            check_out(f"{self.name}: out", out, self.dtype, (sizes[0], n, self.output_size))
+            if not (is_flat(out, self.typenum, 3) and cnp.PyArray_ISCARRAY(out)
+                    and cnp.PyArray_CompareLists(cnp.PyArray_DIMS(out), sizes, 3)):
+                check_out(f"{self.name}: out", out, self.dtype, (sizes[0], n, self.output_size))
             if not self.indexed and overlap(<object> x, <object> out):
                 x = x.copy()
         if self.scratch is None:

@@ -41,6 +41,7 @@ cdef struct Pass:
     void *wh
     void *start
     void *bias_n
+    const void *wh_row       # W_hh packed for `walk`, or NULL: one row steps as many do
     bint half                # step with bfloat16 weights, two in a word
     void *wx_half
     void *wh_half
@@ -135,6 +136,7 @@ cdef ptrdiff_t part(ptrdiff_t n, int rank, int size) noexcept nogil
 cdef void project(const Pass *p, fr_rows x, fr_rows out, ptrdiff_t row0, ptrdiff_t row1,
                   ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
 cdef void unpack_halves(const Pass *p, ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
+cdef void pack_row(const Pass *p, void *target, const void *wh) noexcept nogil
 cdef void project_symbols(const Pass *p, ptrdiff_t row0, ptrdiff_t row1) noexcept nogil
 cdef int plan(Job *job) noexcept nogil
 cdef void pack_weights(const Pass *p, void *panels, const void *weight, ptrdiff_t K,

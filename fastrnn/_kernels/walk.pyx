@@ -136,6 +136,15 @@ cdef void pack_forward(Pass *p, ptrdiff_t panel0, ptrdiff_t panel1, bint bias) n
         p.table.pack_bias(p.start, p.bias_n, p.b_ih, p.b_hh, p.H, p.pitch, p.cell)
 
 
+cdef void pack_row(const Pass *p, void *target, const void *wh) noexcept nogil:
+    """The panels of W_hh (panels, H, width) into the order of `walk`, (H, panels, width)."""
+    cdef ptrdiff_t size = p.cell.vectors * p.table.lanes * p.table.itemsize, panel, k
+    for k in range(p.H):
+        for panel in range(p.panels):
+            memcpy(<char *> target + (k * p.panels + panel) * size,
+                   <const char *> wh + (panel * p.H + k) * size, size)
+
+
 cdef void unpack_halves(const Pass *p, ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil:
     """The weights of wx_half, two in a word, into wx; see layers/packs.py."""
     cdef ptrdiff_t width = p.cell.vectors * p.table.lanes, words = (p.I + 1) // 2

@@ -34,11 +34,38 @@ FR_INLINE void gru_forward_tile(const int half, const int M, const int Q, const 
     for (int q = 0; q < Q; q++) {
       const ptrdiff_t at = (p + q) * VW, cell = (m0 + m) * s->pitch + at;
       const vec n = v_tanh(a.v[m][3 * q]), z = a.v[m][3 * q + 2];
-      const vec h = vfma(z, vsub(vload((const real *)s->h_prev + cell), n), n);
+      const vec before = vmul(z, vload((const real *)s->h_prev + cell));
+      const vec h = vfma(vsub(vset1(1), z), n, before); /* one operation waits for n */
       vstore((real *)s->h + cell, h);
       if (s->y) store_user(user_row(s->y, s->y_at, s->y_row, m0 + m), at, h, s->hidden);
       if (s->gates) vstore((real *)s->gates + (m0 + m) * s->gates_row + at, n);
     }
+}
+
+FR_INLINE void gru_walk_panels(const int Q, const fr_forward *s) {
+  const real *before = (const real *)s->h_prev;
+  vec h[ROW_PANELS];
+  FOR_PANELS(Q) h[q] = vload(before + q * VW);
+  for (ptrdiff_t t = 0; t < s->rows; t++) {
+    tile a;
+    vec n[ROW_PANELS], z[ROW_PANELS];
+    start_chain(1, Q, 3, 0, a, s, t, 0);
+    x_chain(0, 1, Q, 3, a, s, t, 0);
+    FOR_PANELS(Q) {
+      n[q] = a[0][3 * q];
+      a[0][3 * q] = vload((const real *)s->bias_n + q * VW);
+    }
+    row_chain(Q * 3, a[0], h[0], before, (const real *)s->wh, s->hidden);
+    FOR_PANELS(Q) {
+      n[q] = vfma(v_sigmoid(a[0][3 * q + 1]), a[0][3 * q], n[q]);
+      z[q] = v_sigmoid(a[0][3 * q + 2]);
+    }
+    FOR_PANELS(Q) {
+      h[q] = vfma(vsub(vset1(1), z[q]), v_tanh(n[q]), vmul(z[q], h[q]));
+      store_h(s, t, q, h[q]);
+    }
+    before = (const real *)s->h + t * s->pitch;
+  }
 }
 
 /* dn = dh (1 - z), dz = dh (h' - n), dr = dn m, dm = dn r (dn past tanh), dh' = dh z + U' (...) */
@@ -79,6 +106,9 @@ static void gru_forward_half(const fr_forward *s) {
   walk_tiles(gru_half_tiles, 3, s, s->rows, s->panel0, s->panel1, s->down);
 }
 #endif
+#define CALL(Q) gru_walk_panels(Q, s)
+WALK(gru_walk)
+#undef CALL
 #define CALL(M, Q) gru_backward_tile(M, Q, s, m0, p)
 TILES(gru_backward_tiles, VPLAIN, fr_backward, CALL)
 #undef CALL

@@ -37,6 +37,29 @@ FR_INLINE void lstm_forward_tile(const int half, const int M, const int Q, const
     }
 }
 
+FR_INLINE void lstm_walk_panels(const int Q, const fr_forward *s) {
+  const real *before = (const real *)s->h_prev;
+  vec h0 = vload(before), c[ROW_PANELS];
+  FOR_PANELS(Q) c[q] = vload((const real *)s->c_prev + q * VW);
+  for (ptrdiff_t t = 0; t < s->rows; t++) {
+    tile a;
+    start_chain(1, Q, 4, 0, a, s, t, 0);
+    x_chain(0, 1, Q, 4, a, s, t, 0);
+    row_chain(Q * 4, a[0], h0, before, (const real *)s->wh, s->hidden);
+    FOR_PANELS(Q) {
+      const vec g = v_tanh(a[0][4 * q + 2]), i = v_sigmoid(a[0][4 * q]);
+      c[q] = vfma(v_sigmoid(a[0][4 * q + 1]), c[q], vmul(i, g));
+    }
+    FOR_PANELS(Q) {
+      const vec h = vmul(v_sigmoid(a[0][4 * q + 3]), v_tanh(c[q]));
+      store_h(s, t, q, h);
+      if (q == 0) h0 = h;
+    }
+    before = (const real *)s->h + t * s->pitch;
+  }
+  FOR_PANELS(Q) vstore((real *)s->c + q * VW, c[q]);
+}
+
 /* do = dh tanh(c), dc += dh o (1 - tanh(c)^2), di = dc g, dg = dc i, df = dc c', dc' = dc f;
  * each gate's gradient then goes through its activation. h, which the weight gradients want and the
  * tape leaves out, takes c's place. */
@@ -83,6 +106,9 @@ static void lstm_forward_half(const fr_forward *s) {
   walk_tiles(lstm_half_tiles, 4, s, s->rows, s->panel0, s->panel1, s->down);
 }
 #endif
+#define CALL(Q) lstm_walk_panels(Q, s)
+WALK(lstm_walk)
+#undef CALL
 #define CALL(M, Q) lstm_backward_tile(M, Q, s, m0, p)
 TILES(lstm_backward_tiles, VPLAIN, fr_backward, CALL)
 #undef CALL

@@ -30,6 +30,23 @@ FR_INLINE void rnn_forward_tile(const int half, int kind, const int M, const int
     }
 }
 
+FR_INLINE void rnn_walk_panels(const int kind, const int Q, const fr_forward *s) {
+  const real *before = (const real *)s->h_prev;
+  vec h0 = vload(before);
+  for (ptrdiff_t t = 0; t < s->rows; t++) {
+    tile a;
+    start_chain(1, Q, VPLAIN, 1, a, s, t, 0);
+    x_chain(0, 1, Q, VPLAIN, a, s, t, 0);
+    row_chain(Q * VPLAIN, a[0], h0, before, (const real *)s->wh, s->hidden);
+    FR_UNROLL(12) for (int v = 0; v < Q * VPLAIN; v++) {
+      const vec h = phi(kind, a[0][v]);
+      store_h(s, t, v, h);
+      if (v == 0) h0 = h;
+    }
+    before = (const real *)s->h + t * s->pitch;
+  }
+}
+
 /* da = phi'(h) dh */
 FR_INLINE void rnn_backward_tile(int kind, const int M, const int Q, const fr_backward *s,
                                  ptrdiff_t m0, ptrdiff_t p) {
@@ -71,6 +88,15 @@ TILES(rnn_backward_tiles, VPLAIN, rnn_step_back, CALL)
       RNN_WALK(rnn_forward_tiles, rnn_step, s, kind)                                 \
   static void name##_backward(const fr_backward *s)                                  \
       RNN_WALK(rnn_backward_tiles, rnn_step_back, s, kind)
+#define CALL(Q) rnn_walk_panels(TANH, Q, s)
+WALK(rnn_tanh_walk)
+#undef CALL
+#define CALL(Q) rnn_walk_panels(RELU, Q, s)
+WALK(rnn_relu_walk)
+#undef CALL
+#define CALL(Q) rnn_walk_panels(SIGMOID, Q, s)
+WALK(rnn_sigmoid_walk)
+#undef CALL
 RNN_KIND(rnn_tanh, TANH)
 RNN_KIND(rnn_relu, RELU)
 RNN_KIND(rnn_sigmoid, SIGMOID)

@@ -10,6 +10,7 @@
 #include "pack.h"
 #include "symbols.h"
 #include "cell.h"
+#include "row.h"
 #include "gru.h"
 #include "lstm.h"
 #include "rnn.h"
@@ -18,9 +19,11 @@
 
 #if FR_BITS == 32
 #define KERNELS(cell) \
-  .forward = cell##_forward, .forward_half = cell##_forward_half, .backward = cell##_backward
+  .forward = cell##_forward, .forward_half = cell##_forward_half, .walk = cell##_walk, \
+  .backward = cell##_backward
 #else
-#define KERNELS(cell) .forward = cell##_forward, .backward = cell##_backward
+#define KERNELS(cell) \
+  .forward = cell##_forward, .walk = cell##_walk, .backward = cell##_backward
 #endif
 #define RNN_ROW(name) \
   {.gates = 1, .slots = 1, .vectors = VPLAIN, .plain = 1, .apart = -1, KERNELS(name)}
@@ -30,6 +33,7 @@ const fr_table FR_PASTE(fr_table, FR_ISA, FR_BITS) = {
     .itemsize = sizeof(real),
     .lanes = VW,
     .plain_vectors = VPLAIN,
+    .row_panels = ROW_PANELS,
     .gradient_scratch = GRADIENT_SCRATCH,
     .cell = {[FR_RNN_TANH] = RNN_ROW(rnn_tanh),
              [FR_RNN_RELU] = RNN_ROW(rnn_relu),

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 #define NREG 32
 #define VPLAIN 2 /* vectors per panel of a plain (one-gate) product: 12 rows x 2 vectors */
+#define VMASKS /* vfma_within is here */
 #define NEAR 3 /* rows of a tile reached from one pointer: p, p + s, p + 2s */
 
 #if FR_BITS == 32
@@ -33,6 +34,10 @@ FR_INLINE vec vcopysign(vec a, vec s) {
 }
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+FR_INLINE vec vfma_within(vec x, vec low, vec high, vec a, vec b, vec c) {
+  const __mmask16 fits = _mm512_cmp_ps_mask(x, low, _CMP_NLT_UQ);
+  return _mm512_mask3_fmadd_ps(a, b, c, _mm512_mask_cmp_ps_mask(fits, x, high, _CMP_NGT_UQ));
 }
 FR_INLINE vec vlow(vec a) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 16));
@@ -81,6 +86,10 @@ FR_INLINE vec vcopysign(vec a, vec s) {
 }
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
   return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), y, x);
+}
+FR_INLINE vec vfma_within(vec x, vec low, vec high, vec a, vec b, vec c) {
+  const __mmask8 fits = _mm512_cmp_pd_mask(x, low, _CMP_NLT_UQ);
+  return _mm512_mask3_fmadd_pd(a, b, c, _mm512_mask_cmp_pd_mask(fits, x, high, _CMP_NGT_UQ));
 }
 FR_INLINE vec vshl(vec a) {
   return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(a), 52));

@@ -234,7 +234,7 @@ def sweep(isa, dtype):
 
     def shapes():
         for n in tails:
-            yield from ((2, 3, 5, n), (2, 3, n, 5), (2, n, 5, 7), (1, n, n, n))
+            yield from ((2, 3, 5, n), (2, 3, n, 5), (2, n, 5, 7), (1, n, n, n), (3, 1, 2, n))
         yield from ((4, 33, 33, 97), (3, 1, 40, 260), (70, 4, 3, 2 * lanes + 1))  # with threads
 
     for cell in CELLS:

@@ -74,6 +74,32 @@ def test_layers_that_project_and_layers_that_do_not(isa, cell, I, H, half):
     check_block(stream, other, draw(30, 2, I))
 
 
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@per_cell
+def test_one_row_of_every_width(isa, cell, dtype):
+    """A row with few units has a walk of its own, with the bits of steps, many rows, a layer."""
+    for H in range(1, 71):
+        for I in (1, 30):
+            (call,), packs = group(cell, I, H, dtype=dtype)
+            one, other, many = (Stream([packs], B, dtype) for B in (1, 1, 3))
+            for T in (6, 1):
+                check_block(one, other, draw(T, 1, I, dtype=dtype))
+            for row in range(3):
+                many.rows[[row]] = one.state
+            x = draw(5, 3, I, dtype=dtype)
+            call.x, call.dy = x[:, 1:2].copy(), np.empty((5, 1, H), dtype)
+            call.h0, *c0 = parts(one.state)
+            call.c0 = c0[0] if c0 else None
+            got = one.block(call.x)
+            assert got.tobytes() == many.block(x)[:, 1:2].tobytes(), (H, I)
+            assert flat(one.state) == flat(many.rows[[1]]), (H, I)
+            assert got.tobytes() == call.forward(keep=False)[0]["y"].tobytes(), (H, I)
+
+
+def parts(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
 # rows of the widest layer of 250 units in one chunk: 65 (256 KB of 4 * 1008 bytes)
 @pytest.mark.parametrize("T", [64, 65, 66, 131])
 @pytest.mark.parametrize("B", [1, 3, 17, 70])
@@ -122,6 +148,16 @@ def test_threads_split_the_units_of_a_heavy_block_of_few_rows(threads, source, l
     single = Stream([packs], 1, np.float32, head=head, **options)
     steps = b"".join(single(step).tobytes() for step in x)
     assert results == {steps + b"".join(flat(single.state))}
+
+
+def test_threads_share_a_wide_layer_beside_one_that_walks_alone(threads):
+    packs = [group("lstm", 30, 500)[1], group("gru", 500, 20)[1]]
+    x, results = draw(90, 1, 30), set()
+    for count in threads:
+        runtime.set_num_threads(count)
+        stream = Stream(packs, 1, np.float32, nested=True)
+        results.add(stream.block(x).tobytes() + b"".join(flat(stream.state)))
+    assert len(results) == 1
 
 
 # ----------------------------------------------------------------------------------------- forms
