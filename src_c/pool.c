@@ -10,10 +10,14 @@
  *  - Who holds `busy` is the owner. Only the owner writes what begins with job_, `workers` and the
  *    tickets, and it gives `busy` back only when `remaining` is 0.
  *  - A job is for the workers of rank 1 to size - 1. The owner counts the ticket of each of them up
- *    (release), and a worker reads the job's fields only after it has seen its own ticket change
- *    (acquire) and before it counts `remaining` down (release). So the fields do not change while
- *    a worker reads them. A worker without a new ticket reads nothing and is not waited for: a job
- *    of two costs the same however many workers there are.
+ *    (release), and a worker reads the job's fields only after it has seen its own ticket change and
+ *    its place become IN (acquire), and before it counts `remaining` down (release). So the fields do
+ *    not change while a worker reads them. A worker without a new ticket reads nothing and is not
+ *    waited for: a job of two costs the same however many workers there are.
+ *  - Workers that are awake are IN at once. If one of them sleeps, all are ASKED first, each that wakes
+ *    says that it has COME, and then the owner decides for all: IN, or OUT and it works alone. A place
+ *    contains its ticket, so a worker that wakes after the decision finds another number and does
+ *    nothing.
  *  - Sleeping: whoever sleeps first announces it in a flag and then lets sleep_while compare the
  *    word once more; whoever changes the word first changes it and then reads the flag. All four
  *    are sequentially consistent, so at least one of the two sees the other: no wake is lost. A wake
@@ -24,7 +28,7 @@
  * rare:
  *  - Where a job waits after every step, one long wait ends the team (fr_wait_step): the workers
  *    leave, and the owner takes the other steps alone.
- *  - After two long waits in short time the owner takes all jobs alone for a while, and for LONGER
+ *  - After some long waits in short time the owner takes all jobs alone for a while, and for LONGER
  *    times as long whenever the next attempt meets a long wait, too.
  *  - A job has no more threads than CPUs on which its owner may run at this time. */
 #define _GNU_SOURCE
@@ -49,20 +53,25 @@
 #endif
 
 /* Times in nanoseconds. A worker waits awake for PATIENT between the calls of a training loop (a small
- * model loses 9% of its time if the worker sleeps in them). Within a job, where a sleep costs more than
- * most waits, one waits awake longer if the job is a long one, up to LONGEST: its parts are never quite
- * equal. Whoever comes still later is late. Once may be chance; after two such waits within AGAIN the
- * owner is ALONE for this long, later for up to LONG_ALONE. LOOK: how often the owner asks on which
- * CPUs it may run. */
-enum { PATIENT = 100000, LONGEST = 1000000, AGAIN = 20000000, LOOK = 10000000 };
-enum { ALONE = 20000000, LONGER = 4, LONG_ALONE = 640000000 };
+ * model loses 9% of its time if the worker sleeps in them). Within a job a sleep costs more than most
+ * waits, so one waits awake for as long as the job has taken so far, from PATIENT to LONGEST: its parts
+ * are never quite equal. Then one sleeps. Whoever comes later than LATE is late, and so is a worker that
+ * sleeps and needs longer to come to a job. (Cold caches and idle CPUs delay a thread by 300 us.) Once
+ * may be chance. After two such waits within AGAIN all are HASTY for HASTE: they sleep at once, since
+ * whoever waits awake may be what keeps the other off its CPU. If somebody is late even so, the owner is
+ * ALONE for this long, later for up to LONG_ALONE. LOOK: how often the owner asks on which CPUs it may
+ * run. */
+enum { PATIENT = 100000, LONGEST = 1000000, HASTY = 5000, LATE = 500000, LOOK = 10000000 };
+enum { AGAIN = 20000000, HASTE = 50000000, ALONE = 5000000, LONGER = 4, LONG_ALONE = 640000000 };
 
 typedef struct {
-  int ticket;              /* counts the jobs that this worker takes part in */
+  int ticket;              /* counts the jobs that this worker is asked to join */
+  int place;               /* 4 * ticket + one of the next line */
   int asleep;
   int seen;                /* the ticket before its first job */
-  char padding[64 - 3 * sizeof(int)];
+  char padding[64 - 4 * sizeof(int)];
 } worker_state;
+enum { ASKED, COME, IN, OUT };
 
 static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER; /* held by the owner of the pool */
 static worker_state states[FR_MAX_THREADS] __attribute__((aligned(64))); /* [rank - 1] */
@@ -75,6 +84,7 @@ static int job_size;
 static int64_t job_start;
 /* written by owners */
 static int64_t last_late;   /* when somebody was late */
+static int64_t hasty_until;
 static int64_t alone_for;   /* how long owners were alone the last time, 0: not lately */
 static int64_t alone_until; /* 0: not alone */
 static int64_t last_look;
@@ -108,9 +118,11 @@ static int spin_while(const int *word, int value, int64_t patience) {
 }
 
 #if defined(__linux__)
-/* Sleeps until somebody wakes `word`, unless it is not `value` any more. May return early. */
-static void sleep_while(const int *word, int value) {
-  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+/* Sleeps until somebody wakes `word`, unless it is not `value` any more, at most for `time` unless it is
+ * 0. May return early. */
+static void sleep_while(const int *word, int value, int64_t time) {
+  const struct timespec t = {(time_t)(time / 1000000000), (long)(time % 1000000000)};
+  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, time ? &t : NULL, NULL, 0);
 }
 
 static void wake(const int *word) {
@@ -122,9 +134,19 @@ static void forget_sleepers(void) {}
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t woken = PTHREAD_COND_INITIALIZER;
 
-static void sleep_while(const int *word, int value) {
+static void sleep_while(const int *word, int value, int64_t time) {
+  struct timespec until;
+  clock_gettime(CLOCK_REALTIME, &until); /* the clock of pthread_cond_timedwait */
+  time += until.tv_nsec;
+  until.tv_sec += (time_t)(time / 1000000000);
+  until.tv_nsec = (long)(time % 1000000000);
   pthread_mutex_lock(&lock);
-  while (__atomic_load_n(word, __ATOMIC_SEQ_CST) == value) pthread_cond_wait(&woken, &lock);
+  if (__atomic_load_n(word, __ATOMIC_SEQ_CST) == value) {
+    if (time > until.tv_nsec)
+      pthread_cond_timedwait(&woken, &lock, &until);
+    else
+      pthread_cond_wait(&woken, &lock);
+  }
   pthread_mutex_unlock(&lock);
 }
 
@@ -141,40 +163,56 @@ static void forget_sleepers(void) {
 }
 #endif
 
-/* Waits until *word is not `value`; returns whether awake. `sleepers` counts who sleeps. */
-static int wait_while(int *word, int value, int *sleepers, int64_t patience) {
-  if (spin_while(word, value, patience)) return 1;
+/* Sleeps until *word is not `value`, at most for `time` unless it is 0; returns whether it is. `sleepers`
+ * counts who sleeps. */
+static int doze_while(int *word, int value, int *sleepers, int64_t time) {
+  const int64_t start = time ? now() : 0;
+  int left;
   __atomic_add_fetch(sleepers, 1, __ATOMIC_SEQ_CST);
-  while (__atomic_load_n(word, __ATOMIC_SEQ_CST) == value) sleep_while(word, value);
+  while ((left = __atomic_load_n(word, __ATOMIC_SEQ_CST) == value)) {
+    const int64_t spent = time ? now() - start : 0;
+    if (time && spent >= time) break;
+    sleep_while(word, value, time ? time - spent : 0);
+  }
   __atomic_sub_fetch(sleepers, 1, __ATOMIC_SEQ_CST);
-  return 0;
+  return !left;
+}
+
+static void wait_while(int *word, int value, int *sleepers, int64_t patience) {
+  if (!spin_while(word, value, patience)) doze_while(word, value, sleepers, 0);
 }
 
 /* The owner has waited too long for another thread. */
 static void note_late(void) {
   const int64_t time = now();
   if (any_number) return; /* tests want their threads */
-  if (time - last_late < AGAIN + alone_for) {
+  if (time - last_late >= AGAIN + alone_for) {
+    alone_for = 0;
+  } else if (time >= hasty_until && !alone_for) {
+    hasty_until = time + HASTE;
+  } else {
     alone_for = alone_for ? LONGER * alone_for : ALONE;
     if (alone_for > LONG_ALONE) alone_for = LONG_ALONE;
     alone_until = time + alone_for;
-  } else {
-    alone_for = 0;
+    hasty_until = alone_until + HASTE;
   }
   last_late = time;
 }
 
-/* Waits within a job, awake at first. What is too long for the owner depends on how long the job has
- * taken so far: half of it, or with `slow`, which is then set to 1, an eighth. */
+/* Waits within a job. With `slow`, which becomes 1 when the owner has waited for LATE, the job waits
+ * after every step; else the parts of a long job may differ by half of what it has taken so far. */
 static void wait_for_others(int *word, int value, int *sleepers, int *slow) {
-  if (spin_while(word, value, PATIENT)) return;
-  const int64_t start = now(), enough = (start - job_start) / (slow ? 8 : 2);
-  const int64_t awake = (enough < LONGEST ? enough : LONGEST) - PATIENT;
-  if (awake > 0 && spin_while(word, value, awake)) return;
+  if (spin_while(word, value, HASTY)) return; /* nearly always */
+  const int64_t start = now(), spent = start - job_start;
+  int64_t patience = spent < PATIENT ? PATIENT : spent < LONGEST ? spent : LONGEST;
+  if (start < hasty_until) patience = 0;
+  if (patience && spin_while(word, value, patience)) return;
+  const int64_t enough = slow || spent / 2 < LATE ? LATE : spent / 2;
+  const int64_t left = start + enough - now();
+  if (left > 0 && doze_while(word, value, sleepers, left)) return;
   if (slow && !is_worker) __atomic_store_n(slow, 1, __ATOMIC_RELAXED);
-  wait_while(word, value, sleepers, 0);
-  /* an owner that is late would be late alone, too */
-  if (!is_worker && (slow || now() - start > enough)) note_late();
+  doze_while(word, value, sleepers, 0);
+  if (!is_worker) note_late(); /* an owner that is late would be late alone, too */
 }
 
 static void wake_if_any(const int *word, const int *sleepers) {
@@ -182,6 +220,51 @@ static void wake_if_any(const int *word, const int *sleepers) {
 }
 
 /* ---- the pool ------------------------------------------------------------------------------- */
+
+static int place_of(int ticket, int kind) { return (int)(4u * (unsigned)ticket + (unsigned)kind); }
+
+/* Sets a worker's place in a job; it may wait for that. */
+static void set_place(worker_state *w, int kind) {
+  __atomic_store_n(&w->place, place_of(w->ticket, kind), __ATOMIC_SEQ_CST);
+  wake_if_any(&w->place, &w->asleep);
+}
+
+/* Whether this worker is in the job of a ticket. */
+static int join(worker_state *me, int ticket) {
+  int place = place_of(ticket, ASKED);
+  const int come = place_of(ticket, COME);
+  if (__atomic_compare_exchange_n(&me->place, &place, come, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE)) {
+    wake_if_any(&me->place, &owner_asleep);
+    wait_while(&me->place, come, &me->asleep, PATIENT);
+    place = load(&me->place);
+  }
+  return place == place_of(ticket, IN);
+}
+
+/* Asks sleeping workers to come, and waits for them; returns whether all of them are in the job. */
+static int gather(int threads) {
+  for (int i = 0; i < threads - 1; i++) {
+    __atomic_store_n(&states[i].place, place_of(states[i].ticket + 1, ASKED), __ATOMIC_RELAXED);
+    __atomic_add_fetch(&states[i].ticket, 1, __ATOMIC_SEQ_CST);
+    wake_if_any(&states[i].ticket, &states[i].asleep);
+  }
+  int all = 1;
+  for (int i = 0; i < threads - 1 && all; i++) {
+    const int asked = place_of(states[i].ticket, ASKED);
+    if (spin_while(&states[i].place, asked, HASTY)) continue;
+    const int64_t left = job_start + LATE - now();
+    all = left > 0 && doze_while(&states[i].place, asked, &owner_asleep, left);
+  }
+  for (int i = 0; i < threads - 1; i++) set_place(&states[i], all ? IN : OUT);
+  if (!all) note_late();
+  return all;
+}
+
+static int somebody_sleeps(int threads) {
+  for (int i = 0; i < threads - 1; i++)
+    if (load(&states[i].asleep)) return 1;
+  return 0;
+}
 
 static void *worker(void *arg) {
   worker_state *me = arg;
@@ -191,6 +274,7 @@ static void *worker(void *arg) {
   for (;;) {
     wait_while(&me->ticket, seen, &me->asleep, PATIENT);
     seen = load(&me->ticket);
+    if (!join(me, seen)) continue;
     job_work(job_arg, rank, job_size);
     if (__atomic_sub_fetch(&remaining, 1, __ATOMIC_SEQ_CST) == 0)
       wake_if_any(&remaining, &owner_asleep);
@@ -219,6 +303,7 @@ static void hire(int n) {
     pthread_t thread;
     worker_state *state = &states[workers];
     state->seen = state->ticket;
+    state->place = place_of(state->ticket, OUT);
     state->asleep = 0;
     if (pthread_create(&thread, NULL, worker, state)) break;
     pthread_detach(thread);
@@ -252,18 +337,23 @@ void fr_run(fr_work work, void *arg, int threads) {
   if (threads > most) threads = most;
   if (threads > 1) hire(threads - 1);
   if (threads > workers + 1) threads = workers + 1;
+  job_work = work;
+  job_arg = arg;
+  job_size = threads;
+  __atomic_store_n(&remaining, threads - 1, __ATOMIC_RELAXED); /* published by the places */
+  if (threads > 1 && somebody_sleeps(threads)) {
+    if (!gather(threads)) threads = 1;
+  } else {
+    for (int i = 0; i < threads - 1; i++) {
+      __atomic_store_n(&states[i].place, place_of(states[i].ticket + 1, IN), __ATOMIC_RELAXED);
+      __atomic_add_fetch(&states[i].ticket, 1, __ATOMIC_SEQ_CST);
+      wake_if_any(&states[i].ticket, &states[i].asleep);
+    }
+  }
   if (threads == 1) {
     pthread_mutex_unlock(&busy);
     work(arg, 0, 1);
     return;
-  }
-  job_work = work;
-  job_arg = arg;
-  job_size = threads;
-  __atomic_store_n(&remaining, threads - 1, __ATOMIC_RELAXED); /* published by the tickets */
-  for (int i = 0; i < threads - 1; i++) {
-    __atomic_add_fetch(&states[i].ticket, 1, __ATOMIC_SEQ_CST);
-    wake_if_any(&states[i].ticket, &states[i].asleep);
   }
   work(arg, 0, threads);
   for (int left; (left = load(&remaining)) > 0;)
