@@ -28,8 +28,8 @@
  * rare:
  *  - Where a job waits after every step, one long wait ends the team (fr_wait_step): the workers
  *    leave, and the owner takes the other steps alone.
- *  - After some long waits in short time the owner takes all jobs alone for a while, and for LONGER
- *    times as long whenever the next attempt meets a long wait, too.
+ *  - After some jobs in vain in short time the owner takes all jobs alone for a while, and for LONGER
+ *    times as long whenever the next attempt is in vain, too.
  *  - A job has no more threads than CPUs on which its owner may run at this time. */
 #define _GNU_SOURCE
 #include "fastrnn.h"
@@ -55,14 +55,16 @@
 /* Times in nanoseconds. A worker waits awake for PATIENT between the calls of a training loop (a small
  * model loses 9% of its time if the worker sleeps in them). Within a job a sleep costs more than most
  * waits, so one waits awake for as long as the job has taken so far, from PATIENT to LONGEST: its parts
- * are never quite equal. Then one sleeps. Whoever comes later than LATE is late, and so is a worker that
- * sleeps and needs longer to come to a job. (Cold caches and idle CPUs delay a thread by 300 us.) Once
- * may be chance. After two such waits within AGAIN all are HASTY for HASTE: they sleep at once, since
- * whoever waits awake may be what keeps the other off its CPU. If somebody is late even so, the owner is
- * ALONE for this long, later for up to LONG_ALONE. LOOK: how often the owner asks on which CPUs it may
- * run. */
-enum { PATIENT = 100000, LONGEST = 1000000, HASTY = 5000, LATE = 500000, LOOK = 10000000 };
-enum { AGAIN = 20000000, HASTE = 50000000, ALONE = 5000000, LONGER = 4, LONG_ALONE = 640000000 };
+ * are never quite equal. Then one sleeps. A sleeping worker has WAKE to come to a job.
+ *
+ * A job was in vain if its owner waited so long that it would have been done sooner alone, and longer
+ * than BRIEF. Once may be chance. After two such jobs within AGAIN all are HASTY for HASTE: they sleep at
+ * once, since whoever waits awake may be what keeps the other off its CPU. If a job is in vain even so,
+ * the owner is ALONE for this long, later for up to LONG_ALONE. LOOK: how often the owner asks on which
+ * CPUs it may run. */
+enum { PATIENT = 100000, LONGEST = 1000000, HASTY = 5000, WAKE = 500000, BRIEF = 50000 };
+enum { GIVE_UP = 200000, LOOK = 10000000, AGAIN = 20000000, HASTE = 50000000 };
+enum { ALONE = 5000000, LONGER = 4, LONG_ALONE = 640000000 };
 
 typedef struct {
   int ticket;              /* counts the jobs that this worker is asked to join */
@@ -82,8 +84,9 @@ static fr_work job_work;
 static void *job_arg;
 static int job_size;
 static int64_t job_start;
+static int64_t job_waited; /* how long the owner has waited in it */
 /* written by owners */
-static int64_t last_late;   /* when somebody was late */
+static int64_t last_vain;   /* when a job was in vain */
 static int64_t hasty_until;
 static int64_t alone_for;   /* how long owners were alone the last time, 0: not lately */
 static int64_t alone_until; /* 0: not alone */
@@ -182,11 +185,19 @@ static void wait_while(int *word, int value, int *sleepers, int64_t patience) {
   if (!spin_while(word, value, patience)) doze_while(word, value, sleepers, 0);
 }
 
-/* The owner has waited too long for another thread. */
-static void note_late(void) {
+/* How long the owner may wait in a job of so many nanoseconds before it is in vain: alone it takes
+ * job_size times what is not waited. */
+static int64_t worth(int64_t spent, int64_t least) {
+  const int64_t most = spent / job_size * (job_size - 1);
+  return most > least ? most : least;
+}
+
+/* At the end of a job, or of the wait for sleeping workers. */
+static void look_back(void) {
+  if (job_waited < BRIEF || any_number) return; /* tests want their threads */
   const int64_t time = now();
-  if (any_number) return; /* tests want their threads */
-  if (time - last_late >= AGAIN + alone_for) {
+  if (job_waited <= worth(time - job_start, BRIEF)) return;
+  if (time - last_vain >= AGAIN + alone_for) {
     alone_for = 0;
   } else if (time >= hasty_until && !alone_for) {
     hasty_until = time + HASTE;
@@ -196,23 +207,25 @@ static void note_late(void) {
     alone_until = time + alone_for;
     hasty_until = alone_until + HASTE;
   }
-  last_late = time;
+  last_vain = time;
 }
 
-/* Waits within a job. With `slow`, which becomes 1 when the owner has waited for LATE, the job waits
- * after every step; else the parts of a long job may differ by half of what it has taken so far. */
+/* Waits within a job. With `slow` the job waits after every step: it becomes 1 as soon as the owner sees
+ * that the job is in vain. */
 static void wait_for_others(int *word, int value, int *sleepers, int *slow) {
   if (spin_while(word, value, HASTY)) return; /* nearly always */
   const int64_t start = now(), spent = start - job_start;
   int64_t patience = spent < PATIENT ? PATIENT : spent < LONGEST ? spent : LONGEST;
   if (start < hasty_until) patience = 0;
-  if (patience && spin_while(word, value, patience)) return;
-  const int64_t enough = slow || spent / 2 < LATE ? LATE : spent / 2;
-  const int64_t left = start + enough - now();
-  if (left > 0 && doze_while(word, value, sleepers, left)) return;
-  if (slow && !is_worker) __atomic_store_n(slow, 1, __ATOMIC_RELAXED);
-  doze_while(word, value, sleepers, 0);
-  if (!is_worker) note_late(); /* an owner that is late would be late alone, too */
+  if (!patience || !spin_while(word, value, patience)) {
+    if (slow && !is_worker) { /* an owner that is late would be late alone, too */
+      const int64_t left = worth(spent, GIVE_UP) - job_waited - (now() - start);
+      if (left <= 0 || !doze_while(word, value, sleepers, left))
+        __atomic_store_n(slow, 1, __ATOMIC_RELAXED);
+    }
+    doze_while(word, value, sleepers, 0);
+  }
+  if (!is_worker) job_waited += now() - start;
 }
 
 static void wake_if_any(const int *word, const int *sleepers) {
@@ -252,11 +265,12 @@ static int gather(int threads) {
   for (int i = 0; i < threads - 1 && all; i++) {
     const int asked = place_of(states[i].ticket, ASKED);
     if (spin_while(&states[i].place, asked, HASTY)) continue;
-    const int64_t left = job_start + LATE - now();
+    const int64_t left = job_start + WAKE - now();
     all = left > 0 && doze_while(&states[i].place, asked, &owner_asleep, left);
   }
   for (int i = 0; i < threads - 1; i++) set_place(&states[i], all ? IN : OUT);
-  if (!all) note_late();
+  job_waited = now() - job_start;
+  if (!all) look_back();
   return all;
 }
 
@@ -340,6 +354,7 @@ void fr_run(fr_work work, void *arg, int threads) {
   job_work = work;
   job_arg = arg;
   job_size = threads;
+  job_waited = 0;
   __atomic_store_n(&remaining, threads - 1, __ATOMIC_RELAXED); /* published by the places */
   if (threads > 1 && somebody_sleeps(threads)) {
     if (!gather(threads)) threads = 1;
@@ -358,6 +373,7 @@ void fr_run(fr_work work, void *arg, int threads) {
   work(arg, 0, threads);
   for (int left; (left = load(&remaining)) > 0;)
     wait_for_others(&remaining, left, &owner_asleep, NULL);
+  look_back();
   pthread_mutex_unlock(&busy);
 }
 
