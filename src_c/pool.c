@@ -60,10 +60,10 @@
  * A job was in vain if its owner waited so long that it would have been done sooner alone, and longer
  * than BRIEF. Once may be chance. After two such jobs within AGAIN all are HASTY for HASTE: they sleep at
  * once, since whoever waits awake may be what keeps the other off its CPU. If a job is in vain even so,
- * the owner is ALONE for this long, later for up to LONG_ALONE. LOOK: how often the owner asks on which
+ * the owner is ALONE for this long, later for up to LONG_ALONE, and then tries again as at first. LOOK: how often the owner asks on which
  * CPUs it may run. */
 enum { PATIENT = 100000, LONGEST = 1000000, HASTY = 5000, WAKE = 500000, BRIEF = 50000 };
-enum { GIVE_UP = 200000, LOOK = 10000000, AGAIN = 20000000, HASTE = 50000000 };
+enum { GIVE_UP = 200000, LOOK = 10000000, AGAIN = 20000000, HASTE = 15000000 };
 enum { ALONE = 5000000, LONGER = 4, LONG_ALONE = 640000000 };
 
 typedef struct {
@@ -71,7 +71,8 @@ typedef struct {
   int place;               /* 4 * ticket + one of the next line */
   int asleep;
   int seen;                /* the ticket before its first job */
-  char padding[64 - 4 * sizeof(int)];
+  int id, cpu;             /* the system's number of the thread, and the CPU that it was on last */
+  char padding[64 - 6 * sizeof(int)];
 } worker_state;
 enum { ASKED, COME, IN, OUT };
 
@@ -192,11 +193,11 @@ static int64_t worth(int64_t spent, int64_t least) {
   return most > least ? most : least;
 }
 
-/* At the end of a job, or of the wait for sleeping workers. */
-static void look_back(void) {
-  if (job_waited < BRIEF || any_number) return; /* tests want their threads */
+/* At the end of a job, or of the wait for sleeping workers; returns whether it was in vain. */
+static int look_back(void) {
+  if (job_waited < BRIEF || any_number) return 0; /* tests want their threads */
   const int64_t time = now();
-  if (job_waited <= worth(time - job_start, BRIEF)) return;
+  if (job_waited <= worth(time - job_start, BRIEF)) return 0;
   if (time - last_vain >= AGAIN + alone_for) {
     alone_for = 0;
   } else if (time >= hasty_until && !alone_for) {
@@ -205,9 +206,10 @@ static void look_back(void) {
     alone_for = alone_for ? LONGER * alone_for : ALONE;
     if (alone_for > LONG_ALONE) alone_for = LONG_ALONE;
     alone_until = time + alone_for;
-    hasty_until = alone_until + HASTE;
+    hasty_until = 0;
   }
   last_vain = time;
+  return 1;
 }
 
 /* Waits within a job. With `slow` the job waits after every step: it becomes 1 as soon as the owner sees
@@ -254,9 +256,40 @@ static int join(worker_state *me, int ticket) {
   return place == place_of(ticket, IN);
 }
 
+#if defined(__linux__)
+static void note_place(worker_state *me) {
+  if (!me->id) me->id = (int)syscall(SYS_gettid);
+  __atomic_store_n(&me->cpu, sched_getcpu(), __ATOMIC_RELAXED);
+}
+
+/* The system likes to wake a thread where it was, even if the owner runs there now and another CPU is
+ * idle; they then take turns of milliseconds. Keeps a worker away from the owner's CPU, if that is where
+ * it was; returns whether it did. */
+static int keep_away(const worker_state *w) {
+  cpu_set_t set;
+  const int own = sched_getcpu();
+  if (!w->id || own < 0 || __atomic_load_n(&w->cpu, __ATOMIC_RELAXED) != own) return 0;
+  if (sched_getaffinity(w->id, sizeof set, &set) || CPU_COUNT(&set) < 2) return 0;
+  CPU_CLR(own, &set);
+  return !sched_setaffinity(w->id, sizeof set, &set);
+}
+
+/* Lets a worker run wherever the owner may. */
+static void let_go(const worker_state *w) {
+  cpu_set_t set;
+  if (!sched_getaffinity(0, sizeof set, &set)) sched_setaffinity(w->id, sizeof set, &set);
+}
+#else
+static void note_place(worker_state *me) { (void)me; }
+static int keep_away(const worker_state *w) { return (void)w, 0; }
+static void let_go(const worker_state *w) { (void)w; }
+#endif
+
 /* Asks sleeping workers to come, and waits for them; returns whether all of them are in the job. */
 static int gather(int threads) {
+  int apart[FR_MAX_THREADS];
   for (int i = 0; i < threads - 1; i++) {
+    apart[i] = keep_away(&states[i]);
     __atomic_store_n(&states[i].place, place_of(states[i].ticket + 1, ASKED), __ATOMIC_RELAXED);
     __atomic_add_fetch(&states[i].ticket, 1, __ATOMIC_SEQ_CST);
     wake_if_any(&states[i].ticket, &states[i].asleep);
@@ -268,9 +301,16 @@ static int gather(int threads) {
     const int64_t left = job_start + WAKE - now();
     all = left > 0 && doze_while(&states[i].place, asked, &owner_asleep, left);
   }
-  for (int i = 0; i < threads - 1; i++) set_place(&states[i], all ? IN : OUT);
-  job_waited = now() - job_start;
-  if (!all) look_back();
+  for (int i = 0; i < threads - 1; i++) {
+    set_place(&states[i], all ? IN : OUT);
+    if (apart[i]) let_go(&states[i]);
+  }
+  if (all) { /* a wake costs what it costs: the job is judged without it */
+    job_start = now();
+  } else {
+    job_waited = now() - job_start;
+    look_back();
+  }
   return all;
 }
 
@@ -288,6 +328,7 @@ static void *worker(void *arg) {
   for (;;) {
     wait_while(&me->ticket, seen, &me->asleep, PATIENT);
     seen = load(&me->ticket);
+    note_place(me);
     if (!join(me, seen)) continue;
     job_work(job_arg, rank, job_size);
     if (__atomic_sub_fetch(&remaining, 1, __ATOMIC_SEQ_CST) == 0)
@@ -318,7 +359,7 @@ static void hire(int n) {
     worker_state *state = &states[workers];
     state->seen = state->ticket;
     state->place = place_of(state->ticket, OUT);
-    state->asleep = 0;
+    state->asleep = state->id = 0;
     if (pthread_create(&thread, NULL, worker, state)) break;
     pthread_detach(thread);
     __atomic_store_n(&workers, workers + 1, __ATOMIC_RELAXED);
@@ -373,7 +414,9 @@ void fr_run(fr_work work, void *arg, int threads) {
   work(arg, 0, threads);
   for (int left; (left = load(&remaining)) > 0;)
     wait_for_others(&remaining, left, &owner_asleep, NULL);
-  look_back();
+  if (look_back())
+    for (int i = 0; i < threads - 1; i++)
+      if (keep_away(&states[i])) let_go(&states[i]);
   pthread_mutex_unlock(&busy);
 }
 
