@@ -60,7 +60,8 @@
  * A job was in vain if its owner waited so long that it would have been done sooner alone, and longer
  * than BRIEF. Once may be chance. After two such jobs within AGAIN all are HASTY for HASTE: they sleep at
  * once, since whoever waits awake may be what keeps the other off its CPU. If a job is in vain even so,
- * the owner is ALONE for this long, later for up to LONG_ALONE, and then tries again as at first. LOOK: how often the owner asks on which
+ * the owner is ALONE for this long, later for up to LONG_ALONE, and then tries again as at first.
+ * GIVE_UP: how long the owner waits at the least before it ends a team. LOOK: how often it asks on which
  * CPUs it may run. */
 enum { PATIENT = 100000, LONGEST = 1000000, HASTY = 5000, WAKE = 500000, BRIEF = 50000 };
 enum { GIVE_UP = 200000, LOOK = 10000000, AGAIN = 20000000, HASTE = 15000000 };
@@ -258,7 +259,8 @@ static int join(worker_state *me, int ticket) {
 
 #if defined(__linux__)
 static void note_place(worker_state *me) {
-  if (!me->id) me->id = (int)syscall(SYS_gettid);
+  if (!__atomic_load_n(&me->id, __ATOMIC_RELAXED))
+    __atomic_store_n(&me->id, (int)syscall(SYS_gettid), __ATOMIC_RELAXED);
   __atomic_store_n(&me->cpu, sched_getcpu(), __ATOMIC_RELAXED);
 }
 
@@ -268,16 +270,18 @@ static void note_place(worker_state *me) {
 static int keep_away(const worker_state *w) {
   cpu_set_t set;
   const int own = sched_getcpu();
-  if (!w->id || own < 0 || __atomic_load_n(&w->cpu, __ATOMIC_RELAXED) != own) return 0;
-  if (sched_getaffinity(w->id, sizeof set, &set) || CPU_COUNT(&set) < 2) return 0;
+  const int id = __atomic_load_n(&w->id, __ATOMIC_RELAXED);
+  if (!id || own < 0 || __atomic_load_n(&w->cpu, __ATOMIC_RELAXED) != own) return 0;
+  if (sched_getaffinity(id, sizeof set, &set) || CPU_COUNT(&set) < 2) return 0;
   CPU_CLR(own, &set);
-  return !sched_setaffinity(w->id, sizeof set, &set);
+  return !sched_setaffinity(id, sizeof set, &set);
 }
 
 /* Lets a worker run wherever the owner may. */
 static void let_go(const worker_state *w) {
   cpu_set_t set;
-  if (!sched_getaffinity(0, sizeof set, &set)) sched_setaffinity(w->id, sizeof set, &set);
+  const int id = __atomic_load_n(&w->id, __ATOMIC_RELAXED);
+  if (!sched_getaffinity(0, sizeof set, &set)) sched_setaffinity(id, sizeof set, &set);
 }
 #else
 static void note_place(worker_state *me) { (void)me; }
@@ -301,15 +305,15 @@ static int gather(int threads) {
     const int64_t left = job_start + WAKE - now();
     all = left > 0 && doze_while(&states[i].place, asked, &owner_asleep, left);
   }
-  for (int i = 0; i < threads - 1; i++) {
-    set_place(&states[i], all ? IN : OUT);
-    if (apart[i]) let_go(&states[i]);
-  }
-  if (all) { /* a wake costs what it costs: the job is judged without it */
+  if (all) { /* a wake costs what it costs: it does not count */
     job_start = now();
   } else {
     job_waited = now() - job_start;
     look_back();
+  }
+  for (int i = 0; i < threads - 1; i++) {
+    set_place(&states[i], all ? IN : OUT);
+    if (apart[i]) let_go(&states[i]);
   }
   return all;
 }
