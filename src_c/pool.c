@@ -142,16 +142,12 @@ static pthread_cond_t woken = PTHREAD_COND_INITIALIZER;
 static void sleep_while(const int *word, int value, int64_t time) {
   struct timespec until;
   clock_gettime(CLOCK_REALTIME, &until); /* the clock of pthread_cond_timedwait */
-  time += until.tv_nsec;
-  until.tv_sec += (time_t)(time / 1000000000);
-  until.tv_nsec = (long)(time % 1000000000);
+  const int64_t end = until.tv_nsec + time;
+  until.tv_sec += (time_t)(end / 1000000000);
+  until.tv_nsec = (long)(end % 1000000000);
   pthread_mutex_lock(&lock);
-  if (__atomic_load_n(word, __ATOMIC_SEQ_CST) == value) {
-    if (time > until.tv_nsec)
-      pthread_cond_timedwait(&woken, &lock, &until);
-    else
-      pthread_cond_wait(&woken, &lock);
-  }
+  while (__atomic_load_n(word, __ATOMIC_SEQ_CST) == value)
+    if (time ? pthread_cond_timedwait(&woken, &lock, &until) : pthread_cond_wait(&woken, &lock)) break;
   pthread_mutex_unlock(&lock);
 }
 
