@@ -16,9 +16,10 @@ from libc.string cimport memcpy
 from fastrnn._kernels.c cimport fr_forward, fr_product
 from fastrnn._kernels.check cimport Carver
 from fastrnn._kernels.packed cimport Packed, packed_sizes
+from fastrnn._kernels.project cimport pack_row, project, unpack_halves
 from fastrnn._kernels.runtime cimport Buffer, flush_denormals, restore, wait_step
 from fastrnn._kernels.stack cimport Stack
-from fastrnn._kernels.walk cimport Pass, pack_row, part, project, rows_of, sized, unpack_halves
+from fastrnn._kernels.walk cimport Pass, part, rows_of, sized
 
 # A chunk's projections take about so many bytes: they are still in L2 when they are used.
 cdef ptrdiff_t CHUNK_BYTES = 256 * 1024

@@ -14,8 +14,9 @@ from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.c cimport FR_CELLS, fr_cell_row, fr_table
 from fastrnn._kernels.check cimport Carver, check_flat, check_weights, numbers, pointer
+from fastrnn._kernels.project cimport pack_weights
 from fastrnn._kernels.runtime cimport Buffer, table_for
-from fastrnn._kernels.walk cimport Pass, ceil_div, pack_weights, sized
+from fastrnn._kernels.walk cimport Pass, ceil_div, sized
 
 cnp.import_array()
 

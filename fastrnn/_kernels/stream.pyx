@@ -22,6 +22,7 @@ from fastrnn._kernels.block cimport Block, Scratch, make_scratch, walk_block
 from fastrnn._kernels.c cimport fr_forward
 from fastrnn._kernels.check cimport as_array, check_out, numbers
 from fastrnn._kernels.packed cimport Head, Packed, checked_groups, packed_sizes
+from fastrnn._kernels.project cimport project_symbols, unpack_halves
 from fastrnn._kernels.runtime cimport Buffer, run, threads_for
 from fastrnn._kernels.stack cimport is_flat, is_index, is_matrix, overlap, walk_stack
 from fastrnn._kernels.stream_states cimport States
@@ -33,7 +34,7 @@ from fastrnn._kernels.vectorcall cimport (
     use_vectorcall,
     vectorcallfunc,
 )
-from fastrnn._kernels.walk cimport Pass, project_symbols, rows_of, sized, unpack_halves
+from fastrnn._kernels.walk cimport Pass, rows_of, sized
 
 cnp.import_array()
 

@@ -133,14 +133,6 @@ cdef Pass sized(int kind, object dtype, ptrdiff_t T, ptrdiff_t B, ptrdiff_t I,
 cdef ptrdiff_t forward_panels(const fr_table *table, const fr_cell_row *cell,
                               ptrdiff_t H) noexcept nogil
 cdef ptrdiff_t part(ptrdiff_t n, int rank, int size) noexcept nogil
-cdef void project(const Pass *p, fr_rows x, fr_rows out, ptrdiff_t row0, ptrdiff_t row1,
-                  ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
-cdef void unpack_halves(const Pass *p, ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
-cdef void pack_row(const Pass *p, void *target, const void *wh) noexcept nogil
-cdef void project_symbols(const Pass *p, ptrdiff_t row0, ptrdiff_t row1) noexcept nogil
 cdef int plan(Job *job) noexcept nogil
-cdef void pack_weights(const Pass *p, void *panels, const void *weight, ptrdiff_t K,
-                       ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
-cdef void pack_forward(Pass *p, ptrdiff_t panel0, ptrdiff_t panel1, bint bias) noexcept nogil
 cdef void walk_forward(void *arg, int rank, int size) noexcept nogil
 cdef void walk_backward(void *arg, int rank, int size) noexcept nogil
