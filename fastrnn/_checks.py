@@ -475,9 +475,8 @@ def packed_timeline(
     return T, B, timeline(lengths, flags, reset_to, T, B)
 
 
-def without_padding(symbols: np.ndarray, time: Timeline | None) -> np.ndarray:
-    """Return whole numbers (T, B) with zeros where no row is alive: padding may be anything."""
-    if time is None:
-        return symbols
-    alive = np.arange(time.T)[:, None] < time.lengths
-    return np.where(alive, symbols, 0)
+def without_padding(x: Any, lengths: Any) -> np.ndarray:
+    """Return (T, B, ...) with zeros past each row's end: padding may be anything."""
+    x = np.asarray(x)
+    alive = np.arange(len(x))[:, None] < np.asarray(lengths)
+    return np.where(alive.reshape(alive.shape + (1,) * (x.ndim - 2)), x, 0)

@@ -73,7 +73,9 @@ def _forward(
     time = _checks.timeline(lengths, reset, reset_to, T, B)
     index = None
     if embedding is not None:
-        index = _checks.rows(_checks.without_padding(rows, time), ("T", "B"), len(source))
+        if time is not None:
+            rows = _checks.without_padding(rows, time.lengths)
+        index = _checks.rows(rows, ("T", "B"), len(source))
     h0, c0 = _checks.states("state" if cell.has_c else "h0", state, cell.has_c, dtype, (B, H))
     y = np.empty((T, B, H), dtype)
     hn = np.empty((1, B, H), dtype)

@@ -241,6 +241,13 @@ static void set_place(worker_state *w, int kind) {
   wake_if_any(&w->place, &w->asleep);
 }
 
+/* Asks a worker to a job, which it is IN or only ASKED to. */
+static void call(worker_state *w, int kind) {
+  __atomic_store_n(&w->place, place_of(w->ticket + 1, kind), __ATOMIC_RELAXED);
+  __atomic_add_fetch(&w->ticket, 1, __ATOMIC_SEQ_CST); /* publishes the place */
+  wake_if_any(&w->ticket, &w->asleep);
+}
+
 /* Whether this worker is in the job of a ticket. */
 static int join(worker_state *me, int ticket) {
   int place = place_of(ticket, ASKED);
@@ -290,9 +297,7 @@ static int gather(int threads) {
   int apart[FR_MAX_THREADS];
   for (int i = 0; i < threads - 1; i++) {
     apart[i] = keep_away(&states[i]);
-    __atomic_store_n(&states[i].place, place_of(states[i].ticket + 1, ASKED), __ATOMIC_RELAXED);
-    __atomic_add_fetch(&states[i].ticket, 1, __ATOMIC_SEQ_CST);
-    wake_if_any(&states[i].ticket, &states[i].asleep);
+    call(&states[i], ASKED);
   }
   int all = 1;
   for (int i = 0; i < threads - 1 && all; i++) {
@@ -400,11 +405,7 @@ void fr_run(fr_work work, void *arg, int threads) {
   if (threads > 1 && somebody_sleeps(threads)) {
     if (!gather(threads)) threads = 1;
   } else {
-    for (int i = 0; i < threads - 1; i++) {
-      __atomic_store_n(&states[i].place, place_of(states[i].ticket + 1, IN), __ATOMIC_RELAXED);
-      __atomic_add_fetch(&states[i].ticket, 1, __ATOMIC_SEQ_CST);
-      wake_if_any(&states[i].ticket, &states[i].asleep);
-    }
+    for (int i = 0; i < threads - 1; i++) call(&states[i], IN);
   }
   if (threads == 1) {
     pthread_mutex_unlock(&busy);

@@ -57,7 +57,7 @@ cdef class Timeline:
         cdef const int64_t *own
         cdef int64_t *start
         cdef int64_t *place
-        cdef int32_t *length
+        cdef int64_t *length
         lengths = np.array(lengths, np.int64)
         lengths.setflags(write=False)
         self.T = T
@@ -86,19 +86,19 @@ cdef class Timeline:
         if total >= 2**31:
             raise MemoryError(f"lengths have a sum of {total}, expected less than 2**31")
         # the episodes in the order of the sequences, then the longest first
-        unsorted, steps = np.empty(count, np.int64), np.empty(count, np.int32)
+        unsorted, steps = np.empty(count, np.int64), np.empty(count, np.int64)
         place = <int64_t *> cnp.PyArray_DATA(unsorted)
-        length = <int32_t *> cnp.PyArray_DATA(steps)
+        length = <int64_t *> cnp.PyArray_DATA(steps)
         for b in range(self.B):
             begin = 0
             for t in range(1 if flag != NULL else max(1, own[b]), own[b] + 1):
                 if t == own[b] or flag != NULL and flag[t * self.B + b]:
                     place[r] = begin * self.B + b
-                    length[r] = <int32_t> (t - begin)
+                    length[r] = t - begin
                     self.resets = self.resets or begin > 0
                     begin = t
                     r += 1
-        order, self.first = longest_first(own_lengths(length, count), self.T)
+        order, self.first = longest_first(steps)
         self.place, self.length = np.empty(count, np.int64), np.empty(count, np.int32)
         sorted_to(<int64_t *> cnp.PyArray_DATA(self.place),
                   <int32_t *> cnp.PyArray_DATA(self.length), place, length, order)
@@ -159,7 +159,7 @@ cdef class Timeline:
         cdef int64_t *start = <int64_t *> cnp.PyArray_DATA(starts)
         cdef int64_t *rank = <int64_t *> cnp.PyArray_DATA(ranks)
         if layout == "packed":
-            order, firsts = longest_first(self.lengths, self.T)
+            order, firsts = longest_first(self.lengths)
             begin = <const ptrdiff_t *> cnp.PyArray_DATA(firsts)
             for r in range(self.B):
                 rank[(<const ptrdiff_t *> cnp.PyArray_DATA(order))[r]] = r
@@ -265,31 +265,22 @@ cdef class Timeline:
                         memset(data + (t * self.B + b) * stride, 0, size)
 
 
-cdef object own_lengths(const int32_t *length, ptrdiff_t R):
-    """Return lengths as an array int64 (R,)."""
-    cdef ptrdiff_t r
-    lengths = np.empty(R, np.int64)
-    for r in range(R):
-        (<int64_t *> cnp.PyArray_DATA(lengths))[r] = length[r]
-    return lengths
-
-
-cdef void sorted_to(int64_t *places, int32_t *lengths, const int64_t *place, const int32_t *length,
+cdef void sorted_to(int64_t *places, int32_t *lengths, const int64_t *place, const int64_t *length,
                     object order) noexcept:
     """Write the places and lengths of rows in another order."""
     cdef ptrdiff_t r
     cdef const ptrdiff_t *old = <const ptrdiff_t *> cnp.PyArray_DATA(order)
     for r in range(cnp.PyArray_DIM(order, 0)):
         places[r] = place[old[r]]
-        lengths[r] = length[old[r]]
+        lengths[r] = <int32_t> length[old[r]]
 
 
-cdef tuple longest_first(object lengths, ptrdiff_t T):
+cdef tuple longest_first(object lengths):
     """Return an order (R,) of rows by length, the longest first, and where each step's rows begin.
 
     Parameters
     ----------
-    lengths : int64 (R,), each 0 to T
+    lengths : int64 (R,)
 
     Returns
     -------

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastrnn._checks import RefusedValue
 from fastrnn._kernels.packed import Packed
 from fastrnn._kernels.runtime import get_isa
 from fastrnn.layers.parameters import Part
@@ -95,6 +96,12 @@ class PackedPart(Part):
     _weights: list[tuple[Weights, ...]]  # by stacked layer and direction
     _packs: list[tuple[Packed, ...]] | None = None
     _packed_for = ""  # the instruction set
+
+    def check_pass(self) -> None:
+        """Refuse a pass in the mode "bfloat16"."""
+        if self.mode == "bfloat16":
+            raise RefusedValue("a pass is wanted in the mode 'bfloat16', expected eval() or "
+                               "train(): rounded weights have no backward")
 
     def _packed(self) -> list[tuple[Packed, ...]]:
         """Return, for each layer and direction, the weights in the kernels' panels."""

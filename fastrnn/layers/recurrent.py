@@ -347,9 +347,8 @@ class Recurrent(PackedPart):
             c0 = None if c0 is None else c0.reshape(padded)
         hn = np.empty(padded, dtype)
         cn = np.empty(padded, dtype) if has_c else None
-        if grad and self.mode == "bfloat16":
-            raise RefusedValue("a pass is wanted in the mode 'bfloat16', expected eval() or "
-                               "train(): rounded weights have no backward")
+        if grad:
+            self.check_pass()
         weights = self._weights if self.mode == "training" else self._packed()
         if latest:  # nothing is refused from here on
             self.__dict__["_last"] = None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedValue, public
+from fastrnn._checks import public
 from fastrnn._kernels import sequence
 from fastrnn._kernels.runtime import Workspace
 from fastrnn._kernels.tape import Tape
@@ -126,9 +126,8 @@ class SingleCell(PackedPart):
             h0, c0 = _checks.states("state" if has_c else "h0", state, has_c, dtype, shape)
             h0 = None if h0 is None else h0.reshape(padded)
             c0 = None if c0 is None else c0.reshape(padded)
-        if grad and self.mode == "bfloat16":
-            raise RefusedValue("a pass is wanted in the mode 'bfloat16', expected eval() or "
-                               "train(): rounded weights have no backward")
+        if grad:
+            self.check_pass()
         (weights,) = self._weights if self.mode == "training" else self._packed()
         h = np.empty(shape, dtype)
         c = np.empty(shape, dtype) if has_c else None

@@ -16,7 +16,7 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedIndex, RefusedType, RefusedValue
 from fastrnn._kernels.check import is_masked
 from fastrnn.models.losses import as_weights
-from fastrnn.models.ragged import as_list
+from fastrnn.models.ragged import as_list, concatenated, pieces, split
 
 if TYPE_CHECKING:
     from fastrnn.models.sequence import SequenceModel
@@ -115,11 +115,11 @@ def _listed_x(model: SequenceModel, given: list[np.ndarray]) -> list[np.ndarray]
             expected = "(T,): symbols" if not tail else f"(T, {I})"
             raise RefusedValue(f"x[{i}] has shape {given[i].shape}, expected {expected}")
     lengths = [len(a) for a in arrays]
-    flat = _flat("x", arrays)
+    flat = concatenated("x", arrays)
     if tail:
-        return _split(_floats("x", flat, model.dtype, None, lengths), lengths)
+        return split(_floats("x", flat, model.dtype, None, lengths), lengths)
     symbols = _whole("x", flat, None, lengths)
-    return _split(_in_range("x", symbols, int(model.vocab_size or 0), "symbols"), lengths)
+    return split(_in_range("x", symbols, int(model.vocab_size or 0), "symbols"), lengths)
 
 
 def targets(model: SequenceModel, y: Any, of: Sequences, weights: Any = None) -> Any:
@@ -167,7 +167,7 @@ def _listed_targets(
                                f"and x[{i}] has {n} step{'s' * (n != 1)}")
         arrays.append(a.reshape(expected))
     used = None if weights is None else np.concatenate(weights) > 0
-    return _split(_goals(model, _flat("y", arrays), used, lengths), lengths)
+    return split(_goals(model, concatenated("y", arrays), used, lengths), lengths)
 
 
 def _goals(
@@ -254,14 +254,14 @@ def _listed_weights(w: Any, lengths: list[int]) -> list[np.ndarray]:
         if each.shape != (len(lengths),):
             raise RefusedValue(f"weights has shape {each.shape}, expected {(len(lengths),)}, or a "
                                "list like x")
-        return _split(_nonnegative(np.repeat(each, lengths)), lengths)
+        return split(_nonnegative(np.repeat(each, lengths)), lengths)
     arrays = []
     for i, (a, n) in enumerate(zip(_for_each("weights", w, lengths), lengths, strict=True)):
         if a.shape != (n,):
             raise RefusedValue(f"weights[{i}] has shape {a.shape}, expected {(n,)}: x[{i}] has {n} "
                                f"step{'s' * (n != 1)}")
         arrays.append(as_weights(a))
-    return _split(_nonnegative(np.concatenate(arrays)), lengths)
+    return split(_nonnegative(np.concatenate(arrays)), lengths)
 
 
 def _nonnegative(w: np.ndarray) -> np.ndarray:
@@ -328,30 +328,7 @@ def _length(a: Any) -> int:
 
 def _for_each(name: str, value: Any, lengths: list[int]) -> list[np.ndarray]:
     """Return an array for each sequence of x, from a list of as many."""
-    value = as_list(value)
-    if not isinstance(value, (list, tuple)):
-        raise RefusedType(f"{name} is {_checks.kind(value)}, expected a list like x: an array for "
-                          "each sequence")
-    if len(value) != len(lengths):
-        raise RefusedValue(f"{name} has {len(value)} sequences, expected {len(lengths)}: as many "
-                           "as x")
-    return [_stacked(f"{name}[{i}]", a) for i, a in enumerate(value)]
-
-
-def _flat(name: str, arrays: list[np.ndarray]) -> np.ndarray:
-    """Return arrays of one dtype, but for empty ones, one after the other."""
-    filled = [(i, a) for i, a in enumerate(arrays) if len(a)]
-    for i, a in filled:
-        if a.dtype.newbyteorder("=") != filled[0][1].dtype.newbyteorder("="):
-            raise RefusedType(f"{name}[{i}] is {a.dtype}, expected {filled[0][1].dtype} like "
-                              f"{name}[{filled[0][0]}]")
-    return np.concatenate([a for _, a in filled] or arrays[:1])
-
-
-def _split(a: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
-    """Return the sequences (T_i, ...) that lie one after the other in an array, no copies."""
-    ends = np.cumsum(lengths).tolist()
-    return [a[end - n : end] for n, end in zip(lengths, ends, strict=True)]
+    return [_stacked(f"{name}[{i}]", a) for i, a in enumerate(pieces(name, value, lengths, "x"))]
 
 
 def _named(name: str, place: tuple[int, ...], lengths: list[int] | None) -> str:

@@ -116,11 +116,11 @@ class Ragged:
                                "sequence")
         arrays = [check(f"{name}[{i}]", a) for i, a in enumerate(value)]
         lengths = np.array([len(a) for a in arrays], np.int64)
-        x = _concatenated(name, arrays)
+        x = concatenated(name, arrays)
         T = int(lengths.max())
         flags = None
         if episode_start is not None:
-            given = _pieces(flag, episode_start, lengths, name)
+            given = pieces(flag, episode_start, lengths, name)
             for i, (a, n) in enumerate(zip(given, lengths.tolist(), strict=True)):
                 _checks.booleans(f"{flag}[{i}]", a, (n,))
             flags = np.zeros((len(lengths), T), bool)
@@ -154,12 +154,12 @@ class Ragged:
             return np.asarray(a.swapaxes(0, 1)[self.alive])
         lengths = self.time.lengths
         arrays = [_checks.numbers(f"{name}[{i}]", a) for i, a in
-                  enumerate(_pieces(name, value, lengths, self.name))]
+                  enumerate(pieces(name, value, lengths, self.name))]
         for i, (a, n) in enumerate(zip(arrays, lengths.tolist(), strict=True)):
             if a.shape != (n, *tail):
                 raise RefusedValue(f"{name}[{i}] has shape {a.shape}, expected {(n, *tail)}: "
                                    f"{self.name}[{i}] has {n} steps")
-        return _concatenated(name, arrays)
+        return concatenated(name, arrays)
 
     def weights(self, value: Any) -> np.ndarray:
         """Return a caller's weights as (N,): of each step, or, with a list, of each sequence."""
@@ -168,8 +168,8 @@ class Ragged:
         value = as_list(value)
         if isinstance(value, (list, tuple)) and any(getattr(w, "ndim", 1) for w in value
                                                     if not np.isscalar(w)):
-            pieces = _pieces("weights", value, self.time.lengths, self.name)
-            return self.joined("weights", [as_weights(w) for w in pieces])
+            parts = pieces("weights", value, self.time.lengths, self.name)
+            return self.joined("weights", [as_weights(w) for w in parts])
         each = as_weights(value)
         if each.shape != (self.time.B,):
             raise RefusedValue(f"weights has shape {each.shape}, expected {(self.time.B,)}, one "
@@ -180,7 +180,7 @@ class Ragged:
 
     def to_caller(self, a: np.ndarray) -> Any:
         """Return rows (N, ...) as the caller has steps: a list, or an array with zeros behind."""
-        return self._split(a) if self.listed else self.padded(a)
+        return split(a, self.time.lengths) if self.listed else self.padded(a)
 
     def padded(self, a: np.ndarray) -> np.ndarray:
         """Return rows (N, ...) as an array (T, B, ...) with zeros behind."""
@@ -190,11 +190,9 @@ class Ragged:
 
     def input_to_caller(self, dx: np.ndarray) -> Any:
         """Return rows that lie as those of x as the caller has x."""
-        return self._split(dx) if self.listed else dx.reshape(*self.shape, *dx.shape[1:])
-
-    def _split(self, a: np.ndarray) -> list[np.ndarray]:
-        ends = np.cumsum(self.time.lengths).tolist()
-        return [a[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        if self.listed:
+            return split(dx, self.time.lengths)
+        return dx.reshape(*self.shape, *dx.shape[1:])
 
     # ---- pieces of time ---------------------------------------------------------------------
 
@@ -221,7 +219,13 @@ class Ragged:
         return piece, rows, rows if self.listed else slice(start * B, stop * B)
 
 
-def _concatenated(name: str, arrays: list[np.ndarray]) -> np.ndarray:
+def split(a: np.ndarray, lengths: Any) -> list[np.ndarray]:
+    """Return the sequences (T_i, ...) that lie one after the other in an array, no copies."""
+    ends = np.cumsum(lengths).tolist()
+    return [a[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def concatenated(name: str, arrays: list[np.ndarray]) -> np.ndarray:
     """Return arrays of one dtype, but for empty ones, one after the other."""
     arrays = [a.astype(a.dtype.newbyteorder("="), copy=False) for a in arrays]
     filled = [i for i, a in enumerate(arrays) if len(a)]
@@ -248,7 +252,7 @@ def one_text(name: str, a: Any) -> np.ndarray:
     return symbols
 
 
-def _pieces(name: str, value: Any, lengths: np.ndarray, of: str) -> list[Any]:
+def pieces(name: str, value: Any, lengths: Any, of: str) -> list[Any]:
     """Return a list with an entry for each sequence of another list."""
     value = as_list(value)
     if not isinstance(value, (list, tuple)):

@@ -104,9 +104,8 @@ def loss(
     if any(layer.bidirectional for layer in model.layers):
         raise RefusedValue(f"recompute_every is {every} with a bidirectional layer, expected "
                            "layers that only go forward")
-    if options.grad and any(layer.mode == "bfloat16" for layer in model.layers):
-        raise RefusedValue("a pass is wanted in the mode 'bfloat16', expected eval() or train(): "
-                           "rounded weights have no backward")
+    for layer in model.layers if options.grad else ():
+        layer.check_pass()
     other = apart(model)
     pieces, value = [], 0.0
     for start in range(0, max(1, read.shape[0]), every):

@@ -181,7 +181,7 @@ class Stack(Model):
             raise RefusedValue(f"{name} has shape {x.shape}, expected (T, B)")
         ragged = Ragged.of_grid(name, x.shape, lengths, episode_start)
         if ragged is not None:
-            x = _checks.without_padding(x, ragged.time)
+            x = _checks.without_padding(x, ragged.time.lengths)
         x = self._symbols(x, ("T", "B"), name)
         return (x, None) if ragged is None else (x.reshape(-1), ragged)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedType, RefusedValue
+from fastrnn._checks import RefusedType, RefusedValue, without_padding
 from fastrnn.layers import RNN
 from fastrnn.layers.parameters import Parametrized, distinct
 from fastrnn.models.passes import LossPass
@@ -188,11 +188,11 @@ def _factor(value: Any) -> float:
 def explain(model: Any, batch: Batch, before: Any, after: Any) -> str:
     """Return where the first number is that is not finite, and what to do about it."""
     names = [""] if len(batch.inputs) == 1 else [f"[{i}]" for i in range(len(batch.inputs))]
-    data = [(f"the inputs{name}", x if n is None else _without_padding(x, n))
+    data = [(f"the inputs{name}", x if n is None else without_padding(x, n))
             for name, (x, n) in zip(names, batch.read, strict=True)]
     targets, n = _counting(batch), batch.read[-1][1] if batch.inputs else None
     if n is not None and getattr(model, "readout", "every") == "every":
-        targets = _without_padding(targets, n)
+        targets = without_padding(targets, n)
     data += [("the targets", targets), ("the weights", batch.weights),
              ("the context", batch.context)]
     for name, a in data:
@@ -228,13 +228,6 @@ def _counting(batch: Batch) -> Any:
     w = np.asarray(batch.weights)
     w = w.reshape(w.shape + (1,) * (targets.ndim - w.ndim))
     return np.where(w > 0, targets, 0)
-
-
-def _without_padding(x: Any, lengths: Any) -> np.ndarray:
-    """Return a padded array (T, B, ...) with zeros in the padding."""
-    x = np.asarray(x)
-    alive = np.arange(len(x))[:, None] < np.asarray(lengths)
-    return np.where(alive.reshape(alive.shape + (1,) * (x.ndim - 2)), x, 0)
 
 
 def _first(a: Any) -> str:
