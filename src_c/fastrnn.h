@@ -151,6 +151,59 @@ typedef struct {
   void (*backward)(const fr_backward *);
 } fr_cell_row;
 
+/* One operation of an element-wise program: d = op(a, b, c, e), for each row and unit. Operands are
+ * numbers of places. */
+typedef enum {
+  FR_COPY,       /* a */
+  FR_ADD,        /* a + b */
+  FR_SUB,        /* a - b */
+  FR_MUL,        /* a b */
+  FR_DIV,        /* a / b */
+  FR_FMA,        /* a b + c */
+  FR_FNMA,       /* c - a b */
+  FR_MIN,        /* the smaller of a and b; NaN if one of them is */
+  FR_MAX,
+  FR_ABS,
+  FR_RELU,       /* a > 0 ? a : 0; NaN stays */
+  FR_LESS,       /* a < b ? c : e */
+  FR_LESS_EQUAL, /* a <= b ? c : e */
+  FR_SIGMOID,
+  FR_TANH,
+  FR_EXP,
+  FR_LOG,
+  FR_SQRT,
+  FR_SOFTPLUS,   /* log(1 + e^a) */
+  FR_DSIGMOID,   /* a b (1 - b): the gradient a of b = sigmoid(.) */
+  FR_DTANH,      /* a (1 - b^2) */
+  FR_SPLAT,      /* the first number of a's row, for every unit */
+  FR_OPERATIONS
+} fr_operation;
+
+typedef struct {
+  int32_t op, d, a, b, c, e;
+} fr_instruction;
+
+/* Where an operand lies: row m begins at base + m * row. A vector that all rows share has row 0. */
+typedef struct {
+  void *base;
+  ptrdiff_t row;
+} fr_place;
+
+/* A program for `rows` rows and units [u0, u1), both multiples of `lanes`. The places from
+ * `registers` on are registers: they hold a tile of rows and units in `scratch` (FR_REGISTER_BYTES
+ * each), and their base and row are ignored. Tiles are taken one after the other, each through the
+ * whole program. Whole vectors are read and written. */
+enum { FR_REGISTER_BYTES = 4096 };
+typedef struct {
+  const fr_instruction *code;
+  ptrdiff_t count;
+  const fr_place *places;
+  ptrdiff_t registers;
+  void *scratch;          /* 64-byte aligned */
+  ptrdiff_t rows, u0, u1;
+  ptrdiff_t tile;         /* units times rows of a tile, at most FR_REGISTER_BYTES */
+} fr_elementwise;
+
 /* The kernels of one instruction set and one dtype. */
 typedef struct {
   const char *name;
@@ -194,6 +247,13 @@ typedef struct {
    * float64 whose squares overflow or underflow; the same bits for all instruction sets */
   double (*sum_squares)(const void *x, ptrdiff_t n, double limit, double scale);
   fr_optimizer sgd, rmsprop, adam;
+  void (*elementwise)(const fr_elementwise *);
+  /* dst[m] = the sum of src[m] over n units, in an order that is the same for all instruction sets */
+  void (*sum_units)(void *dst, ptrdiff_t dst_row, const void *src, ptrdiff_t src_row, ptrdiff_t rows,
+                    ptrdiff_t n);
+  /* dst[m] += src[at[m]] (at NULL: src[m]), n elements of each row */
+  void (*add_rows)(void *dst, ptrdiff_t dst_row, const void *src, ptrdiff_t src_row,
+                   const int32_t *at, ptrdiff_t rows, ptrdiff_t n);
   /* elementwise, for tests: op 0 sigmoid, 1 tanh, 2 exp of x <= 0 */
   void (*activate)(void *y, const void *x, ptrdiff_t n, int op);
 } fr_table;

@@ -102,6 +102,25 @@ cdef extern from "fastrnn.h" nogil:
         void (*walk)(const fr_forward *) noexcept nogil
         void (*backward)(const fr_backward *) noexcept nogil
 
+    enum:
+        FR_REGISTER_BYTES
+        FR_OPERATIONS
+
+    ctypedef struct fr_instruction:
+        int32_t op, d, a, b, c, e
+
+    ctypedef struct fr_place:
+        void *base
+        ptrdiff_t row
+
+    ctypedef struct fr_elementwise:
+        const fr_instruction *code
+        ptrdiff_t count
+        const fr_place *places
+        ptrdiff_t registers
+        void *scratch
+        ptrdiff_t rows, u0, u1, tile
+
     ctypedef struct fr_table:
         const char *name
         ptrdiff_t itemsize, lanes, plain_vectors, row_panels, gradient_scratch
@@ -129,6 +148,11 @@ cdef extern from "fastrnn.h" nogil:
                                ptrdiff_t, ptrdiff_t, double) noexcept nogil
         double (*sum_squares)(const void *, ptrdiff_t, double, double) noexcept nogil
         fr_optimizer sgd, rmsprop, adam
+        void (*elementwise)(const fr_elementwise *) noexcept nogil
+        void (*sum_units)(void *, ptrdiff_t, const void *, ptrdiff_t, ptrdiff_t,
+                          ptrdiff_t) noexcept nogil
+        void (*add_rows)(void *, ptrdiff_t, const void *, ptrdiff_t, const int32_t *, ptrdiff_t,
+                         ptrdiff_t) noexcept nogil
         void (*activate)(void *, const void *, ptrdiff_t, int) noexcept nogil
 
     ctypedef void (*fr_work)(void *, int, int) noexcept nogil

@@ -1,0 +1,8 @@
+"""What each cell computes in one step: the table of hand-written cells, and cells from equations.
+
+Letters: I input, H hidden, G gates.
+"""
+
+from fastrnn.cells.table import BY_NUMBER, CELLS, Cell, Gate, vanilla
+
+__all__ = ["BY_NUMBER", "CELLS", "Cell", "Gate", "vanilla"]
