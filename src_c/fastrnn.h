@@ -57,7 +57,7 @@ typedef struct {
 } fr_product;
 
 /* C[g * H + u][n] += sum over k of A[k][slot[g] + u] * B[k][n], for u in [u0, u1): the weight
- * gradient of G gates. bias[g * H + u] += sum over k of A[k][slot[g] + u], unless NULL. */
+ * gradient of G gates; N may be 0. bias[g * H + u] += sum over k of A[k][slot[g] + u], unless NULL. */
 typedef struct {
   void *c;                /* (G * H, N) contiguous */
   void *bias;             /* (G * H) or NULL */
@@ -220,6 +220,10 @@ typedef struct {
                        ptrdiff_t panel1);
   void (*pack_gates)(void *dst, const void *src, ptrdiff_t k, ptrdiff_t h, int gates,
                      const int *order, ptrdiff_t panel0, ptrdiff_t panel1);
+  /* plain panels of (gates * H, K) src for products whose result has each gate in a slot of whole
+   * vectors: vectors [v0, v1) of them, which are the vectors from `at` on of the panels */
+  void (*pack_slots)(void *dst, const void *src, ptrdiff_t k, ptrdiff_t h, ptrdiff_t at,
+                     ptrdiff_t v0, ptrdiff_t v1);
   /* start (S, pitch) = b_ih + b_hh in the order of the slots, bias_n (pitch) = what stays apart */
   void (*pack_bias)(void *start, void *bias_n, const void *b_ih, const void *b_hh, ptrdiff_t h,
                     ptrdiff_t pitch, const fr_cell_row *);

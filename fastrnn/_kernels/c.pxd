@@ -131,6 +131,8 @@ cdef extern from "fastrnn.h" nogil:
                              ptrdiff_t) noexcept nogil
         void (*pack_gates)(void *, const void *, ptrdiff_t, ptrdiff_t, int, const int *,
                            ptrdiff_t, ptrdiff_t) noexcept nogil
+        void (*pack_slots)(void *, const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                           ptrdiff_t) noexcept nogil
         void (*pack_bias)(void *, void *, const void *, const void *, ptrdiff_t, ptrdiff_t,
                           const fr_cell_row *) noexcept nogil
         void (*product_plain)(const fr_product *) noexcept nogil

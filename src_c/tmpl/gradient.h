@@ -84,7 +84,7 @@ static void gradient(const fr_gradient *s) {
   real *bp = (real *)s->scratch, *ap = bp + B_COLUMNS / GN * PANEL;
   const real *arow[FR_KC], *brow[FR_KC];
   vec sums[A_COLUMNS / GM * GMV];
-  for (ptrdiff_t n0 = 0; n0 < s->n; n0 += B_COLUMNS) {
+  for (ptrdiff_t n0 = 0; n0 == 0 || n0 < s->n; n0 += B_COLUMNS) {
     const ptrdiff_t n = s->n - n0 < B_COLUMNS ? s->n - n0 : B_COLUMNS;
     for (ptrdiff_t k0 = 0; k0 < s->k; k0 += FR_KC) {
       const ptrdiff_t k = s->k - k0 < FR_KC ? s->k - k0 : FR_KC;

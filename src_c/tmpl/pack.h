@@ -53,6 +53,16 @@ static void pack_gates(void *dst, const void *src, ptrdiff_t k, ptrdiff_t h, int
                  (const real *)src + (order[v] * h + p * VW) * k, k, h - p * VW);
 }
 
+static void pack_slots(void *dst, const void *src, ptrdiff_t k, ptrdiff_t h, ptrdiff_t at,
+                       ptrdiff_t v0, ptrdiff_t v1) {
+  const ptrdiff_t vectors = (h + VW - 1) / VW;
+  for (ptrdiff_t v = v0; v < v1; v++) {
+    const ptrdiff_t u = v % vectors * VW, c = at + v;
+    pack_lanes((real *)dst + c / VPLAIN * k * GN + c % VPLAIN * VW, GN,
+               (const real *)src + (v / vectors * h + u) * k, k, h - u);
+  }
+}
+
 static void pack_bias(void *start, void *bias_n, const void *b_ih, const void *b_hh, ptrdiff_t h,
                       ptrdiff_t pitch, const fr_cell_row *cell) {
   const real *x = (const real *)b_ih, *r = (const real *)b_hh;

@@ -45,6 +45,7 @@ const fr_table FR_PASTE(fr_table, FR_ISA, FR_BITS) = {
     .pack_plain = pack_plain,
     .pack_plain_t = pack_plain_t,
     .pack_gates = pack_gates,
+    .pack_slots = pack_slots,
     .pack_bias = pack_bias,
     .product_plain = product_plain,
     .product_gates = product_gates,

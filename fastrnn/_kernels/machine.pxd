@@ -1,0 +1,166 @@
+from libc.stdint cimport int32_t
+
+from fastrnn._kernels.c cimport fr_barrier, fr_instruction, fr_place, fr_table
+from fastrnn._kernels.runtime cimport Buffer
+from fastrnn._kernels.walk cimport Pass
+
+
+cdef enum Space:
+    TAPE, SCRATCH, OLD, NEW, CARRY, VECTOR, MASK
+
+
+cdef enum Kind:
+    CODE, SUM, PRODUCT, BACK
+
+
+cdef struct Spot:
+    int space
+    int number               # of a state or mask
+    ptrdiff_t offset         # elements, in a row of the tape, of scratch, or of the vectors
+
+
+cdef struct Phase:
+    int kind
+    bint waits               # a team that shares units waits after it
+    # CODE
+    ptrdiff_t units          # whole vectors
+    ptrdiff_t tile
+    int places, registers
+    ptrdiff_t count
+    const Spot *spots
+    const fr_instruction *code
+    # SUM: target = sum of n units of source. PRODUCT: target (columns) = start + weight (K) source.
+    # BACK: target (n) += the weight's gradients: `blocks` runs of K, `slot` apart, of source
+    Spot target, source
+    ptrdiff_t n, K, columns, slot
+    int blocks
+    bint begins
+    ptrdiff_t weight         # elements from the packs' beginning
+    ptrdiff_t bias           # -1: zero
+
+
+cdef struct Phases:
+    const Phase *phase
+    int count
+    ptrdiff_t scratch        # elements of a row of scratch
+    int registers            # the most of a phase
+    int places
+
+
+cdef struct State:
+    ptrdiff_t width, pitch
+
+
+cdef struct Weight:
+    ptrdiff_t blocks, width, K
+    ptrdiff_t packed         # elements from the packs' beginning; -1: it is with the input's
+    ptrdiff_t at             # vectors of the input's panels before it
+    ptrdiff_t back           # elements from the beginning of backward's packs; -1: none
+    ptrdiff_t back_x         # the same for the gradient of x
+
+
+cdef struct Row:             # a vector that all rows share
+    int vector               # number of the learned vector, or -1: a constant
+    double value
+    ptrdiff_t block, width, offset
+
+
+cdef struct Bias:            # where a learned vector is added at the beginning of chains
+    int vector
+    ptrdiff_t blocks, width, offset
+
+
+cdef struct Gradient:
+    int weight
+    Spot source
+    bint of_x
+    ptrdiff_t offset         # of the gradients in a tape row
+    ptrdiff_t blocks, width, K
+
+
+cdef struct VectorGradient:
+    int vector
+    ptrdiff_t offset, blocks, width
+
+
+cdef class Machine:
+    """A program laid out for one dtype and instruction set. It never changes."""
+    cdef Buffer buffer
+    cdef object alive            # arrays that the pointers below point into
+    cdef readonly object program
+    cdef readonly object dtype
+    cdef const fr_table *table
+    cdef ptrdiff_t input_size, row, lean_row  # I; elements of a tape row with and without a tape
+    cdef ptrdiff_t x_columns     # of the products with the input, whole vectors
+    cdef ptrdiff_t x_offset, dx_offset  # slots in a tape row, -1: none
+    cdef int state_count, weight_count, vector_count, mask_count, gradient_count
+    cdef int row_count, bias_count, vector_gradient_count
+    cdef State *states
+    cdef Weight *weights
+    cdef Row *rows
+    cdef Bias *biases
+    cdef Gradient *gradients
+    cdef VectorGradient *vector_gradients
+    cdef int output_state
+    cdef ptrdiff_t output_width
+    cdef Spot output, output_lean, dy
+    cdef Phases forward, lean, backward
+    cdef ptrdiff_t vectors_size, biases_size, packs_size, back_size, x_packed
+    cdef double operations       # of a row and step, all products forward
+    cdef double weight_bytes     # that a step reads
+    cdef tuple shapes            # of the weights, then the vectors
+
+
+cdef struct Run:
+    Pass p                       # times, x, the tape's rows and the projection; see project()
+    const fr_table *table
+    int state_count, weight_count, vector_count, row_count, bias_count, gradient_count
+    int vector_gradient_count
+    const State *state
+    const Weight *weight
+    const Row *row
+    const Bias *bias
+    const Gradient *gradient
+    const VectorGradient *vector_gradient
+    Phases phases
+    bint lean                    # without a tape
+    ptrdiff_t x_offset, dx_offset
+    int output_state
+    ptrdiff_t output_width
+    Spot output, dy_spot
+    # memory
+    void **parameters            # weights, then learned vectors; NULL with `packed`
+    char *packs
+    char *back
+    char *vectors                # rows that all rows share
+    char *starts                 # biases, laid out as tape rows
+    char *scratch                # (R, phases.scratch)
+    char *registers              # of each thread
+    ptrdiff_t registers_size
+    fr_place *places             # of each thread
+    char **states                # (R + N, pitch), or without a tape the initial one and two in turn
+    char **carries               # (R, pitch)
+    char **masks
+    ptrdiff_t *mask_row          # elements between rows; 0: one row for all
+    bint *mask_steps             # whether it has a row for each step
+    char **d_records             # of each state rows (N, width) of dL/dstate, or NULL
+    void **grads
+    fr_barrier barrier
+
+
+cdef struct RunJob:
+    Run *runs
+    int count
+    bint by_units
+    fr_barrier everyone
+    char *scratch
+    ptrdiff_t scratch_size
+
+
+cdef char *state_at(const Run *r, int s, ptrdiff_t t, ptrdiff_t b) noexcept nogil
+cdef void pack_run(const Run *r, int rank, int size) noexcept nogil
+cdef void run_phases(const Run *r, ptrdiff_t t, ptrdiff_t b0, ptrdiff_t rows, char *tape,
+                     int worker, int rank, int size) noexcept nogil
+cdef int plan_runs(RunJob *job, double operations, double weight_bytes) noexcept nogil
+cdef void run_forward(void *arg, int rank, int size) noexcept nogil
+cdef void run_backward(void *arg, int rank, int size) noexcept nogil

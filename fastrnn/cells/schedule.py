@@ -1,0 +1,699 @@
+"""The program of a cell: phases of one step, forward and backward, and where each value lies.
+
+A step is a list of phases. An element-wise phase applies operations to rows of one width; a phase
+of sums adds up the units of a row; a phase of products multiplies rows by packed weights. A value
+that is read in the phase that makes it alone is a register: a tile of rows and units. Others lie in
+one of these spaces, as a row of its width for each row of the batch:
+
+    TAPE      kept for backward; without backward, what is projected from the input beforehand
+    SCRATCH   gone after the step
+    OLD, NEW  the states before and after the step
+    CARRY     the gradients of the states, which backward passes on
+    VECTOR    learned vectors and constants: one row for all
+    MASK      what training draws
+
+What backward reads of forward is taped if it is an activation, a quotient, a root or a sum, which
+cost more than reading 4 bytes; sums and products of what is there are computed again. A taped value
+takes the place of the sum of products that it was made of, if nothing else reads that, and later the
+gradient of this sum takes the place of the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastrnn.cells.derive import Derived, derive
+from fastrnn.cells.graph import CHEAP, ELEMENTWISE, Graph, Mask, Node, build
+
+if TYPE_CHECKING:
+    from fastrnn.cells.definition import Definition
+
+__all__ = ["Back", "Code", "Gradient", "Product", "Program", "Sum", "compile_program"]
+
+TAPE, SCRATCH, OLD, NEW, CARRY, VECTOR, MASK = range(7)
+Spot = tuple[int, int]  # space, index there
+
+OPERATIONS = ("copy", "add", "sub", "mul", "div", "fma", "fnma", "min", "max", "abs", "relu",
+              "less", "less_equal", "sigmoid", "tanh", "exp", "log", "sqrt", "softplus", "dsigmoid",
+              "dtanh", "splat")  # in the order of fr_operation
+NUMBER = {op: i for i, op in enumerate(OPERATIONS)}
+
+
+class Code(NamedTuple):
+    """An element-wise phase: instructions (op, d, a, b, c, e) on places, then registers."""
+
+    width: int
+    spots: tuple[Spot, ...]
+    instructions: tuple[tuple[int, int, int, int, int, int], ...]
+    registers: int
+
+
+class Sum(NamedTuple):
+    """The sum of `width` units."""
+
+    target: Spot
+    source: Spot
+    width: int
+
+
+class Product(NamedTuple):
+    """target (blocks of rows) = start + weight times source (rows of K)."""
+
+    target: Spot          # the first of the blocks
+    blocks: int
+    width: int
+    source: Spot
+    K: int
+    weight: str
+    begins: bool          # whether the chain starts here: at the biases, or at zero
+    group: int
+
+
+class Back(NamedTuple):
+    """target (rows of K) += the gradients of `blocks` blocks times the weight."""
+
+    target: Spot
+    K: int
+    source: Spot
+    blocks: int
+    width: int
+    weight: str
+    begins: bool          # whether target starts at zero
+
+
+class Gradient(NamedTuple):
+    """The gradient of a weight: the sum over rows of its blocks' gradients times its source."""
+
+    weight: str
+    source: Spot | None   # None: the input
+    slot: int             # the first of the blocks, on the tape
+    blocks: int
+    width: int
+    K: int
+
+
+class GroupPlan(NamedTuple):
+    """A sum of products: its biases, and the weight of its product with the input or None."""
+
+    blocks: int
+    width: int
+    biases: tuple[str, ...]
+    weight: str | None
+    slot: Spot
+
+
+Phase = Code | list[Sum] | list[Product] | list[Back]
+
+
+class Program(NamedTuple):
+    """All that the kernels need of a cell of given sizes.
+
+    Attributes
+    ----------
+    input_size : int
+    states : tuple of (name, width), the output first if it is a state
+    output : Spot of forward's output
+    tape : widths of the slots of a tape row; the first `projected` of them are products with the
+        input, in the order of the groups; the next is a copy of the input if `x_slot`
+    """
+
+    input_size: int
+    states: tuple[tuple[str, int], ...]
+    output_width: int
+    output_state: int                 # or -1
+    output: Spot                      # in training, if it is no state
+    output_inference: Spot
+    tape: tuple[int, ...]
+    projected: int
+    x_slot: int                       # or -1
+    dx_slot: int                      # where the gradient of x past the products is, or -1
+    groups: tuple[GroupPlan, ...]     # in the order of their slots, those with the input first
+    scratch: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    vectors: tuple[tuple[str, float, int, int], ...]  # name ("" for a constant), value, block, width
+    masks: tuple[Mask, ...]
+    forward: tuple[Phase, ...]
+    inference: tuple[Phase, ...]
+    backward: tuple[Phase, ...]
+    dy_slot: int                      # of backward's scratch, if the output is no state, or -1
+    weights: tuple[tuple[str, int, int, int], ...]  # name, blocks, width, K
+    gradients: tuple[Gradient, ...]
+    bias_gradients: tuple[tuple[str, int, int, int], ...]  # vector, slot, blocks, width
+
+
+class _Plan:
+    """Some nodes in phases, and when each is made and read."""
+
+    def __init__(self, graph: Graph, computed: list[Node], given: set[int]) -> None:
+        self.graph = graph
+        self.phases: list[tuple[str, int, list[Node]]] = []
+        self.made: dict[int, tuple[int, int]] = {}  # (phase, order)
+        self.readers: dict[int, list[Node]] = {}
+        self.order(computed, given)
+        for node in computed:
+            for a in node.args:
+                self.readers.setdefault(a.number, []).append(node)
+
+    def order(self, computed: list[Node], given: set[int]) -> None:
+        done, left = set(given), computed
+        while left:
+            ready = [n for n in left if n.op in ("part", "back")
+                     and all(a.number in done for a in n.args)]
+            if ready:
+                left = self.add("products", 0, ready, left, done)
+                continue
+            widths = list(dict.fromkeys(n.width for n in left if n.op in ELEMENTWISE))
+            some = False
+            for width in widths:
+                here: list[Node] = []
+                mine: set[int] = set()
+                for n in left:
+                    if n.op in ELEMENTWISE and n.width == width and all(
+                            a.number in done or a.number in mine and a.width == width
+                            for a in n.args):
+                        here.append(n)
+                        mine.add(n.number)
+                if here:
+                    left = self.add("elementwise", width, here, left, done)
+                    some = True
+                    break
+            if some:
+                continue
+            ready = [n for n in left if n.op == "sum" and n.args[0].number in done]
+            assert ready, left
+            left = self.add("sums", 1, ready, left, done)
+
+    def add(self, kind: str, width: int, nodes: list[Node], left: list[Node], done: set[int]
+            ) -> list[Node]:
+        for i, n in enumerate(nodes):
+            self.made[n.number] = len(self.phases), i
+        self.phases.append((kind, width, nodes))
+        now = {n.number for n in nodes}
+        done |= now
+        return [n for n in left if n.number not in now]
+
+    def last(self, node: Node) -> tuple[int, int]:
+        """Return when a node is read for the last time."""
+        return max((self.made[r.number] for r in self.readers.get(node.number, ())),
+                   default=(-1, -1))
+
+    def crosses(self, node: Node) -> bool:
+        """Whether a phase that did not make the node reads it, or one that reads memory."""
+        phase = self.made[node.number][0]
+        return self.phases[phase][0] != "elementwise" or any(
+            self.made[r.number][0] != phase or r.op in ("part", "back", "sum")
+            for r in self.readers.get(node.number, ()))
+
+
+class _Emitter:
+    """Turns a plan into phases with places."""
+
+    def __init__(self, plan: _Plan, places: dict[int, Spot], stores: dict[int, Spot],
+                 occupants: Mapping[Spot, Node], vectors: _Vectors, scratch: list[int]) -> None:
+        self.plan = plan
+        self.places = dict(places)
+        self.vectors = vectors
+        self.scratch = scratch
+        self.late: dict[int, list[tuple[Node, Spot]]] = {}  # copies at the end of a phase
+        for number, made in plan.made.items():
+            node = plan.graph.nodes[number]
+            if number in self.places:
+                continue
+            spot = stores.get(number)
+            if spot is not None:
+                occupant = occupants.get(spot)
+                read = plan.last(occupant) if occupant is not None and occupant is not node else (
+                    -1, -1)
+                if read <= made or node.op == "back":
+                    self.places[number] = spot
+                    continue
+                assert read[0] == made[0], (node, spot, read, made)
+                self.late.setdefault(made[0], []).append((node, spot))
+            if plan.crosses(node):
+                self.places[number] = self.slot(node.width)
+
+    def slot(self, width: int) -> Spot:
+        self.scratch.append(width)
+        return SCRATCH, len(self.scratch) - 1
+
+    def place(self, node: Node) -> Spot | None:
+        if node.op == "constant":
+            return VECTOR, self.vectors.constant(node.data)
+        if node.op == "vector":
+            return VECTOR, self.vectors.learned(*node.data, node.width)
+        return self.places.get(node.number)
+
+    def code(self, phase: int) -> Code:
+        _, width, nodes = self.plan.phases[phase]
+        copies = self.late.get(phase, [])
+        last: dict[int, int] = {}
+        for i, node in enumerate(nodes):
+            for a in node.args:
+                last[a.number] = i
+        for node, _ in copies:
+            last[node.number] = len(nodes)
+        spots: dict[Spot, int] = {}
+        registers: dict[int, int] = {}
+        free: list[int] = []
+        count = 0
+        lines: list[tuple[int, list[tuple[bool, int]]]] = []
+
+        def operand(node: Node) -> tuple[bool, int]:
+            spot = self.place(node)
+            if spot is None:
+                return True, registers[node.number]
+            return False, spots.setdefault(spot, len(spots))
+
+        for i, node in enumerate(nodes):
+            args = [operand(a) for a in node.args]
+            for a in {a.number: a for a in node.args}.values():
+                if a.number in registers and last[a.number] == i:
+                    free.append(registers[a.number])
+            spot = self.place(node)
+            if spot is not None:
+                target = False, spots.setdefault(spot, len(spots))
+            else:
+                if not free:
+                    free.append(count)
+                    count += 1
+                registers[node.number] = free.pop()
+                target = True, registers[node.number]
+                if node.number not in last:
+                    free.append(registers[node.number])
+            lines.append((NUMBER[node.op], [target, *args]))
+        for node, spot in copies:
+            lines.append((NUMBER["copy"], [(False, spots.setdefault(spot, len(spots))),
+                                           operand(node)]))
+        base = len(spots)
+        code = []
+        for op, operands in lines:
+            numbers = [at + base if is_register else at for is_register, at in operands]
+            numbers += [0] * (5 - len(numbers))
+            code.append((op, *numbers))
+        return Code(width, tuple(spots), tuple(code), count)  # type: ignore[arg-type]
+
+
+class _Vectors:
+    """The rows that all rows of a batch share."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, float, int], int] = {}
+        self.widths: list[int] = []
+
+    def constant(self, value: float) -> int:
+        return self.add(("", value, 0), 0)
+
+    def learned(self, name: str, block: int, width: int) -> int:
+        return self.add((name, 0.0, block), width)
+
+    def add(self, key: tuple[str, float, int], width: int) -> int:
+        if key not in self.rows:
+            self.rows[key] = len(self.rows)
+            self.widths.append(width)
+        return self.rows[key]
+
+
+class _Compiler:
+    def __init__(self, definition: Definition, sizes: Mapping[str, int],
+                 constants: Mapping[str, float], bias: bool) -> None:
+        self.definition = definition
+        self.sizes = sizes
+        self.graph = graph = build(definition, sizes, constants, bias)
+        self.number = {s.name: i for i, s in enumerate(definition.states)}
+        self.forward_nodes = [n for n in self.reachable([*graph.new.values(), graph.output])]
+        used = {n.number for n in self.forward_nodes}
+        self.x_groups = [g for g in graph.groups if g.blocks and g.terms[0][1].op == "x"]
+        self.h_groups = [g for g in graph.groups if g.blocks and g.terms[0][1].op != "x"]
+        self.derived: Derived = derive(graph)
+        self.vectors = _Vectors()
+        self.new = {n.number: (NEW, self.number[name]) for name, n in graph.new.items()}
+        self.x_used = any(n.op == "x" and self.elementwise_reader(n, used) for n in graph.nodes)
+        self.tape: list[int] = []
+        self.base: dict[int, int] = {}  # first slot of a group
+        for group in self.x_groups:
+            self.base[group.number] = self.block(group.blocks, group.width)
+        self.projected = len(self.tape)
+        self.x_slot = self.block(1, sizes["I"]) if self.x_used else -1
+        self.input_slots = len(self.tape)
+        for group in self.h_groups:
+            self.base[group.number] = self.block(group.blocks, group.width)
+
+    def elementwise_reader(self, x: Node, used: set[int]) -> bool:
+        return any(x in n.args and n.op != "part" for n in self.graph.nodes if n.number in used)
+
+    def block(self, blocks: int, width: int) -> int:
+        self.tape += [width] * blocks
+        return len(self.tape) - blocks
+
+    def reachable(self, roots: list[Node], stop: int = 0) -> list[Node]:
+        """Return the nodes from number `stop` on that the roots need, in order."""
+        found: dict[int, Node] = {}
+        stack = [n for n in roots if n.number >= stop]
+        while stack:
+            n = stack.pop()
+            if n.number in found:
+                continue
+            found[n.number] = n
+            stack += [a for a in n.args if a.number >= stop and a.number not in found]
+        return [found[i] for i in sorted(found)]
+
+    # ---- backward's roots -------------------------------------------------------------------
+
+    def roots(self) -> dict[int, Spot | None]:
+        """Return the nodes whose values backward stores, each once; the tape's are still open."""
+        graph, derived = self.graph, self.derived
+        roots: dict[int, Spot | None] = {}
+        self.open: list[tuple[Node, tuple[str, int, int]]] = []
+
+        def own(node: Node, of: object) -> Node:
+            if node.number in roots or node.op not in ELEMENTWISE or node.number < derived.first:
+                node = graph.node("copy", (node,), node.width, of)
+            return node
+
+        for name, node in derived.states.items():
+            if node.op == "new" and node.data == name:
+                continue  # it stays where it is
+            if node.op != "back" or node.number in roots:
+                node = own(node, ("state", name))
+            roots[node.number] = (CARRY, self.number[name])
+        for group in graph.groups:
+            for block, node in enumerate(derived.groups[group.number]):
+                node = own(node, ("group", group.number, block))
+                roots[node.number] = None
+                self.open.append((node, ("group", group.number, block)))
+        if derived.x is not None:
+            node = own(derived.x, "dx")
+            roots[node.number] = None
+            self.open.append((node, ("x", 0, 0)))
+        for name, node in derived.vectors.items():
+            node = own(node, ("vector", name))
+            roots[node.number] = None
+            self.open.append((node, (f"vector {name}", 0, 0)))
+        return roots
+
+    def own_bases(self, roots: dict[int, Spot | None]) -> None:
+        """Let what a sum of products starts with be a node that nothing else reads."""
+        graph = self.graph
+        nodes = self.reachable([graph.nodes[i] for i in roots], self.derived.first)
+        readers: dict[int, int] = {}
+        for n in nodes:
+            for a in n.args:
+                readers[a.number] = readers.get(a.number, 0) + 1
+        for n in nodes:
+            if n.op == "back" and n.data[0]:
+                base = n.args[0]
+                if (base.op not in ELEMENTWISE or base.number < self.derived.first
+                        or readers[base.number] > 1 or base.number in roots):
+                    copy = graph.node("copy", (base,), base.width, ("base", n.number))
+                    n.args = (copy, *n.args[1:])
+
+    # ---- the tape ---------------------------------------------------------------------------
+
+    def choose_taped(self, backward: list[Node]) -> tuple[set[int], list[Node]]:
+        """Return what is taped, and what backward computes again."""
+        first, new = self.derived.first, self.new
+        given = ("old", "x", "vector", "constant", "mask", "part")
+        needed = sorted({a.number for n in backward for a in n.args if a.number < first})
+        nodes = self.graph.nodes
+        taped: set[int] = {source.number for group in self.graph.groups
+                           for _, source in group.terms
+                           if source.op in ELEMENTWISE and source.number not in new}
+        taped |= {i for i in needed if nodes[i].op not in given and i not in new
+                  and nodes[i].op not in CHEAP}
+        there: dict[int, bool] = {}
+
+        def resolved(i: int) -> bool:
+            stack = [i]
+            while stack:
+                n = nodes[stack[-1]]
+                if n.number in there:
+                    stack.pop()
+                elif n.op in given or n.number in new or n.number in taped:
+                    there[n.number] = True
+                elif n.op not in CHEAP:
+                    there[n.number] = False
+                else:
+                    missing = [a.number for a in n.args if a.number not in there]
+                    if missing:
+                        stack += missing
+                    else:
+                        there[n.number] = all(there[a.number] for a in n.args)
+            return there[i]
+
+        for i in needed:
+            if not resolved(i):
+                taped.add(i)
+                there[i] = True
+        again: dict[int, Node] = {}
+        stack = [nodes[i] for i in needed]
+        while stack:
+            n = stack.pop()
+            if (n.op in given or n.number in new or n.number in taped or n.number in again):
+                continue
+            again[n.number] = n
+            stack += n.args
+        return taped, [again[i] for i in sorted(again)]
+
+    def compile(self) -> Program:
+        graph, derived, definition = self.graph, self.derived, self.definition
+        roots = self.roots()
+        self.own_bases(roots)
+        backward = self.reachable([graph.nodes[i] for i in roots], derived.first)
+        backward = [n for n in backward if n.op not in ("new", "dy", "constant")]
+        taped, again = self.choose_taped(backward)
+        leaves = {n.number for n in graph.nodes
+                  if n.op in ("old", "x", "vector", "constant", "mask", "new", "dy")}
+        x_parts = {n.number for n in graph.nodes if n.op == "part" and len(n.args) == 1
+                   and n.args[0].op == "x"}
+        forward = [n for n in self.forward_nodes if n.number not in leaves | x_parts]
+        ahead = _Plan(graph, forward, leaves | x_parts)
+        computed = sorted([*again, *backward], key=lambda n: n.number)
+        now = {n.number for n in computed}
+        given = leaves | {n.number for n in graph.nodes if n.number < derived.first
+                          and n.number not in now}
+        back = _Plan(graph, computed, given)
+        late = self.late_carries(roots, back)
+        self.slots = slots = self.lay_out_tape(taped, ahead, back)
+
+        # forward
+        places = self.given_places()
+        for i, slot in slots.items():
+            places[i] = TAPE, slot
+        for n in graph.nodes:
+            if n.op == "part":
+                group, block = n.data
+                places[n.number] = TAPE, self.base[group] + block
+        places |= self.new
+        scratch: tuple[list[int], list[int], list[int]] = ([], [], [])
+        emitter = _Emitter(ahead, places, {}, {}, self.vectors, scratch[0])
+        output = emitter.place(graph.output) or self.output_slot(emitter)
+        program = self.emit(emitter)
+
+        # the same without a tape
+        lean = {i: spot for i, spot in places.items() if i not in slots or i in self.new}
+        bases: dict[int, Spot] = {}
+        for group in self.x_groups:
+            bases[group.number] = TAPE, self.base[group.number]
+        for group in self.h_groups:
+            scratch[1].extend([group.width] * group.blocks)
+            bases[group.number] = SCRATCH, len(scratch[1]) - group.blocks
+        for n in graph.nodes:
+            if n.op == "part":
+                space, slot = bases[n.data[0]]
+                lean[n.number] = space, slot + n.data[1]
+        emitter = _Emitter(ahead, lean, {}, {}, self.vectors, scratch[1])
+        output_lean = emitter.place(graph.output) or self.output_slot(emitter)
+        inference = self.emit(emitter, bases)
+
+        # backward
+        places = self.given_places() | {i: (TAPE, slot) for i, slot in slots.items()} | self.new
+        for n in graph.nodes:
+            if n.op == "part":
+                places[n.number] = TAPE, self.base[n.data[0]] + n.data[1]
+            elif n.op == "new":
+                places[n.number] = CARRY, self.number[n.data]
+        dy_slot = -1
+        for n in graph.nodes:
+            if n.op == "dy":
+                dy_slot = len(scratch[2])
+                scratch[2].append(n.width)
+                places[n.number] = SCRATCH, dy_slot
+        occupants = {spot: graph.nodes[i] for i, spot in places.items() if i not in now}
+        for i, slot in slots.items():  # a value in the place of a sum
+            occupants[TAPE, slot] = graph.nodes[i]
+        places = {i: spot for i, spot in places.items() if i not in now}
+        stores = {i: spot for i, spot in roots.items() if spot is not None and i not in late}
+        for node, what in self.open:
+            stores[node.number] = TAPE, self.target(what)
+        for n in computed:
+            if n.op == "back":
+                if n.number not in stores:
+                    scratch[2].append(n.width)
+                    stores[n.number] = SCRATCH, len(scratch[2]) - 1
+                if n.data[0]:
+                    stores[n.args[0].number] = stores[n.number]
+        for i in late:
+            if i not in stores:
+                scratch[2].append(graph.nodes[i].width)
+                stores[i] = SCRATCH, len(scratch[2]) - 1
+        emitter = _Emitter(back, places, stores, occupants, self.vectors, scratch[2])
+        backward_program = self.emit(emitter) + tuple(
+            Code(graph.nodes[i].width, (stores[i], spot), ((NUMBER["copy"], 1, 0, 0, 0, 0),), 0)
+            for i, spot in late.items())
+        return self.program(program, inference, backward_program, output, output_lean, scratch,
+                            dy_slot)
+
+    def output_slot(self, emitter: _Emitter) -> Spot:
+        spot = emitter.slot(self.graph.output.width)
+        emitter.places[self.graph.output.number] = spot
+        return spot
+
+    def given_places(self) -> dict[int, Spot]:
+        places: dict[int, Spot] = {}
+        for n in self.graph.nodes:
+            if n.op == "old":
+                places[n.number] = OLD, self.number[n.data]
+            elif n.op == "mask":
+                places[n.number] = MASK, n.data
+            elif n.op == "x" and self.x_slot >= 0:
+                places[n.number] = TAPE, self.x_slot
+        return places
+
+    def late_carries(self, roots: Mapping[int, Spot | None], back: _Plan) -> dict[int, Spot]:
+        """Return the nodes that can go into a carry only at the end: it is read until then."""
+        graph, late = self.graph, {}
+        incoming = {self.number[n.data]: n for n in graph.nodes if n.op == "new"}
+        for i, spot in roots.items():
+            if spot is None or spot[1] not in incoming:
+                continue
+            node, read = graph.nodes[i], back.last(incoming[spot[1]])
+            begins = node.args[0] if node.op == "back" and node.data[0] else node
+            made = back.made[begins.number][0]
+            if read[0] > made or begins.op == "back" and read[0] >= made:
+                late[i] = spot
+        return late
+
+    def lay_out_tape(self, taped: set[int], ahead: _Plan, back: _Plan) -> dict[int, int]:
+        """Return the slot of each taped node."""
+        graph = self.graph
+        sources = {s.number for g in graph.groups for _, s in g.terms}
+        gradient = {what: node for node, what in self.open}
+        taken: set[tuple[int, int]] = set()
+        slots: dict[int, int] = {}
+        for i in sorted(taped):
+            node = graph.nodes[i]
+            for a in node.args:
+                if a.op != "part" or i in sources or a.width != node.width or a.data in taken:
+                    continue
+                written = back.made[gradient["group", a.data[0], a.data[1]].number]
+                if (ahead.last(a) <= ahead.made[i] and not back.readers.get(a.number)
+                        and back.last(node)[0] <= written[0]):
+                    taken.add(a.data)
+                    slots[i] = self.base[a.data[0]] + a.data[1]
+                    break
+            else:
+                slots[i] = self.block(1, node.width)
+        # gradients go where the sums were, if nothing reads those later
+        self.gradient_base = dict(self.base)
+        for n in graph.nodes:
+            if n.op != "part" or not back.readers.get(n.number):
+                continue
+            group = graph.groups[n.data[0]]
+            written = back.made[gradient["group", *n.data].number]
+            if back.last(n)[0] > written[0] and self.gradient_base[group.number] == self.base[
+                    group.number]:
+                self.gradient_base[group.number] = self.block(group.blocks, group.width)
+        self.dx_slot = -1
+        self.vector_slots: dict[str, int] = {}
+        for node, (what, _, _) in self.open:
+            if what == "x":
+                x = next(n for n in graph.nodes if n.op == "x")
+                self.dx_slot = self.x_slot
+                if back.last(x)[0] > back.made[node.number][0]:
+                    self.dx_slot = self.block(1, node.width)
+            elif what.startswith("vector "):
+                self.vector_slots[what[7:]] = self.block(1, node.width)
+        return slots
+
+    def target(self, what: tuple[str, int, int]) -> int:
+        kind, group, block = what
+        if kind == "group":
+            return self.gradient_base[group] + block
+        return self.dx_slot if kind == "x" else self.vector_slots[kind[7:]]
+
+    # ---- phases -----------------------------------------------------------------------------
+
+    def emit(self, emitter: _Emitter, bases: Mapping[int, Spot] | None = None) -> tuple[Phase, ...]:
+        phases: list[Phase] = []
+        for at, (kind, _, nodes) in enumerate(emitter.plan.phases):
+            if kind == "elementwise":
+                phases.append(emitter.code(at))
+            elif kind == "sums":
+                phases.append([Sum(emitter.places[n.number], emitter.places[n.args[0].number],
+                                   n.args[0].width) for n in nodes])
+            elif nodes[0].op == "part":
+                groups = dict.fromkeys(n.data[0] for n in nodes if n.op == "part")
+                phases.append([p for g in groups for p in self.products(g, emitter, bases)])
+            else:
+                phases.append([b for n in nodes for b in self.backs(n, emitter)])
+        return tuple(phases)
+
+    def products(self, number: int, emitter: _Emitter, bases: Mapping[int, Spot] | None
+                 ) -> list[Product]:
+        group = self.graph.groups[number]
+        target = (TAPE, self.base[number]) if bases is None else bases[number]
+        return [Product(target, group.blocks, group.width, emitter.places[source.number],
+                        source.width, weight, at == 0, number)
+                for at, (weight, source) in enumerate(group.terms) if source.op != "x"]
+
+    def backs(self, node: Node, emitter: _Emitter) -> list[Back]:
+        has_base, uses = node.data
+        target, found = emitter.places[node.number], []
+        for i, (number, at) in enumerate(uses):
+            group = self.graph.groups[number]
+            found.append(Back(target, node.width, (TAPE, self.gradient_base[number]), group.blocks,
+                              group.width, group.terms[at][0], i == 0 and not has_base))
+        return found
+
+    def program(self, forward: tuple[Phase, ...], inference: tuple[Phase, ...],
+                backward: tuple[Phase, ...], output: Spot, output_lean: Spot,
+                scratch: tuple[list[int], list[int], list[int]], dy_slot: int) -> Program:
+        graph, definition = self.graph, self.definition
+        groups, weights, gradients, biases = [], {}, [], []
+        for group in [*self.x_groups, *self.h_groups]:
+            has_x = group.terms[0][1].op == "x"
+            groups.append(GroupPlan(group.blocks, group.width, group.biases,
+                                    group.terms[0][0] if has_x else None,
+                                    (TAPE, self.base[group.number])))
+            slot = self.gradient_base[group.number]
+            biases += [(name, slot, group.blocks, group.width) for name in group.biases]
+            for weight, source in group.terms:
+                weights[weight] = (weight, group.blocks, group.width, source.width)
+                gradients.append(Gradient(weight, self.source_spot(source), slot, group.blocks,
+                                          group.width, source.width))
+        biases += [(name, slot, 1, self.tape[slot]) for name, slot in self.vector_slots.items()]
+        rows = [(name, value, block, width) for (name, value, block), width in
+                zip(self.vectors.rows, self.vectors.widths, strict=True)]
+        states = tuple((s.name, self.sizes[s.width]) for s in definition.states)
+        return Program(
+            self.sizes["I"], states, graph.output.width,
+            self.number.get(definition.output, -1), output, output_lean, tuple(self.tape),
+            self.projected, self.x_slot, self.dx_slot, tuple(groups),
+            (tuple(scratch[0]), tuple(scratch[1]), tuple(scratch[2])), tuple(rows),
+            tuple(graph.masks), forward, inference, backward, dy_slot, tuple(weights.values()),
+            tuple(gradients), tuple(biases))
+
+    def source_spot(self, source: Node) -> Spot | None:
+        if source.op == "x":
+            return None
+        if source.op == "old":
+            return OLD, self.number[source.data]
+        if source.number in self.new:
+            return self.new[source.number]
+        return TAPE, self.slots[source.number]
+
+
+def compile_program(definition: Definition, sizes: Mapping[str, int],
+                    constants: Mapping[str, float], bias: bool = True) -> Program:
+    """Return the program of a definition for given sizes and constants."""
+    return _Compiler(definition, sizes, constants, bias).compile()
