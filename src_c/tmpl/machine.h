@@ -4,6 +4,7 @@
 typedef struct {
   const fr_elementwise *of;
   ptrdiff_t m0, u0, rows, units; /* the rows and units of a tile */
+  ptrdiff_t distance;            /* bytes from register to register */
 } machine_tile;
 
 typedef struct {
@@ -14,7 +15,7 @@ typedef struct {
 FR_INLINE operand operand_of(const machine_tile *t, int32_t place) {
   const fr_elementwise *s = t->of;
   const ptrdiff_t r = place - s->registers;
-  if (r >= 0) return (operand){(real *)((char *)s->scratch + r * FR_REGISTER_BYTES), t->units};
+  if (r >= 0) return (operand){(real *)((char *)s->scratch + r * t->distance), t->units};
   const fr_place *p = s->places + place;
   return (operand){(real *)p->base + t->m0 * p->row + t->u0, p->row};
 }
@@ -89,14 +90,23 @@ typedef void operation(const machine_tile *t, const fr_instruction *i);
 static operation *const operations[FR_OPERATIONS] = {FOR_OPERATIONS(OPERATION_ENTRY_)
                                                      [FR_SPLAT] = FR_SPLAT_each};
 
+/* Registers lie no further apart than a tile needs, and no whole part of 4 KB: small ones would all
+ * take the same few lines of the cache. */
+FR_INLINE ptrdiff_t register_distance(ptrdiff_t numbers) {
+  const ptrdiff_t bytes = ((numbers * (ptrdiff_t)sizeof(real) + 63) & ~63) + 64;
+  return bytes < FR_REGISTER_BYTES ? bytes : FR_REGISTER_BYTES;
+}
+
 static void elementwise(const fr_elementwise *s) {
-  const ptrdiff_t most = s->tile < VW ? VW : s->tile / VW * VW;
-  const fr_instruction *const end = s->code + s->count;
+  const ptrdiff_t most = s->tile < VW ? VW : s->tile / VW * VW, width = s->u1 - s->u0;
+  if (width <= 0) return;
+  const ptrdiff_t wide = width < most ? width : most, high = most / wide;
+  machine_tile t = {.of = s,
+                    .distance = register_distance(wide * (s->rows < high ? s->rows : high))};
   assert(most * (ptrdiff_t)sizeof(real) <= FR_REGISTER_BYTES);
-  machine_tile t = {.of = s};
+  const fr_instruction *const end = s->code + s->count;
   for (t.u0 = s->u0; t.u0 < s->u1; t.u0 += t.units) {
-    t.units = s->u1 - t.u0 < most ? s->u1 - t.u0 : most;
-    const ptrdiff_t high = most / t.units;
+    t.units = s->u1 - t.u0 < wide ? s->u1 - t.u0 : wide;
     for (t.m0 = 0; t.m0 < s->rows; t.m0 += t.rows) {
       t.rows = s->rows - t.m0 < high ? s->rows - t.m0 : high;
       for (const fr_instruction *i = s->code; i < end; i++) operations[i->op](&t, i);
