@@ -11,18 +11,25 @@ import numpy as np
 
 cimport numpy as cnp
 
+from libc.stdint cimport int32_t
+
 from fastrnn._kernels.c cimport (
     FR_CELLS,
     FR_MAX_THREADS,
+    FR_OPERATIONS,
+    FR_REGISTER_BYTES,
     fr_any_number,
     fr_barrier,
     fr_cell_row,
+    fr_elementwise,
     fr_flush_denormals,
+    fr_instruction,
     fr_isa_count,
     fr_isa_name,
     fr_isa_supported,
     fr_isa_table,
     fr_pitch,
+    fr_place,
     fr_restore,
     fr_run,
     fr_table,
@@ -289,3 +296,72 @@ def activate(x, op):
         table.activate(target, source, size, code)
         restore(state)
     return y
+
+
+def elementwise(code, arrays, registers, tile, u0=0, u1=None):
+    """Run an element-wise program (fr_elementwise) on arrays, which it changes in place. For tests.
+
+    code: rows of op, d, a, b, c, e: a number of fr_operation and numbers of places. arrays: the
+    places in memory, (rows, units) of one dtype, units next to each other and a multiple of 64
+    bytes; a vector that all rows share is broadcast to that shape. registers: how many follow
+    them. tile: numbers of a tile. [u0, u1), rounded to whole vectors: the units to compute.
+    """
+    code = np.ascontiguousarray(code, np.int32).reshape(-1, 6)
+    rows, units = arrays[0].shape
+    dtype = arrays[0].dtype
+    cdef const fr_table *table = table_for(dtype)
+    cdef ptrdiff_t lanes = table.lanes, size = table.itemsize
+    cdef cnp.ndarray places = np.empty((len(arrays), 2), np.intp)  # of fr_place
+    for i, array in enumerate(arrays):
+        if (array.shape, array.dtype) != ((rows, units), dtype) or array.strides[1] != size:
+            raise ValueError("elementwise: arrays differ in shape or dtype, or are not contiguous")
+        places[i] = array.ctypes.data, array.strides[0] // size
+    if units * size % 64:
+        raise ValueError(f"elementwise: {units} units are no multiple of 64 bytes")
+    if not 1 <= tile <= FR_REGISTER_BYTES // size:
+        raise ValueError(f"elementwise: tile is {tile}, a register has {FR_REGISTER_BYTES} bytes")
+    most = [FR_OPERATIONS, *5 * [len(arrays) + registers]]
+    if np.any(code < 0) or np.any(code >= most):
+        raise ValueError("elementwise: the code names operations or places that are not there")
+    if u1 is None:
+        u1 = units
+    if not 0 <= u0 <= u1 <= units:
+        raise ValueError(f"elementwise: units [{u0}, {u1}) of {units}")
+    cdef Buffer scratch = Buffer(registers * FR_REGISTER_BYTES)
+    cdef fr_elementwise s
+    cdef unsigned state
+    s.code = <const fr_instruction *> cnp.PyArray_DATA(code)
+    s.count = len(code)
+    s.places = <const fr_place *> cnp.PyArray_DATA(places)
+    s.registers = len(arrays)
+    s.scratch = scratch.data
+    s.rows = rows
+    s.u0 = u0 // lanes * lanes
+    s.u1 = (u1 + lanes - 1) // lanes * lanes
+    s.tile = tile
+    with nogil:
+        state = flush_denormals()
+        table.elementwise(&s)
+        restore(state)
+
+
+def sum_units(x):
+    """Return the sum of each row of x (rows, units). For tests; units are next to each other."""
+    rows, n = x.shape
+    y = np.empty(rows, x.dtype)
+    cdef const fr_table *table = table_for(x.dtype)
+    cdef ptrdiff_t row = x.strides[0] // table.itemsize
+    table.sum_units(cnp.PyArray_DATA(y), 1, cnp.PyArray_DATA(x), row, rows, n)
+    return y
+
+
+def add_rows(y, x, at=None):
+    """Add row at[m] of x (None: row m) to row m of y (rows, units), in place. For tests."""
+    rows, n = y.shape
+    if at is None:
+        at = np.arange(rows)
+    at = np.ascontiguousarray(at, np.int32)
+    cdef const fr_table *table = table_for(x.dtype)
+    cdef ptrdiff_t y_row = y.strides[0] // table.itemsize, x_row = x.strides[0] // table.itemsize
+    table.add_rows(cnp.PyArray_DATA(y), y_row, cnp.PyArray_DATA(x), x_row,
+                   <const int32_t *> cnp.PyArray_DATA(at), rows, n)

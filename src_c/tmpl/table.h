@@ -3,6 +3,7 @@
  * Parameters: FR_BITS (32 | 64), FR_ISA (a name), and the names of one vec/ header. A new cell adds
  * its include and its row. */
 #include "vmath.h"
+#include "vlog.h"
 #include "chain.h"
 #include "tiles.h"
 #include "product.h"
@@ -16,6 +17,7 @@
 #include "rnn.h"
 #include "loss.h"
 #include "update.h"
+#include "machine.h"
 
 #if FR_BITS == 32
 #define KERNELS(cell) \
@@ -58,5 +60,8 @@ const fr_table FR_PASTE(fr_table, FR_ISA, FR_BITS) = {
     .sgd = sgd,
     .rmsprop = rmsprop,
     .adam = adam,
+    .elementwise = elementwise,
+    .sum_units = sum_units,
+    .add_rows = add_rows,
     .activate = activate,
 };

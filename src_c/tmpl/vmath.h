@@ -1,4 +1,4 @@
-/* exp, sigmoid and tanh on vectors.
+/* exp, sigmoid and tanh on vectors; vlog.h has log and softplus.
  *
  * Every function is a fixed order of fused multiply-adds, so all FMA instruction sets give the same
  * bits; there is no division. NaN goes through (vmin/vmax return their second operand
@@ -13,6 +13,9 @@
 #if FR_BITS == 32
 #define EXP_MAGIC 12583039.0f /* 1.5 * 2^23 + 127 */
 #define EXP_LOW -87.33f       /* e^LOW is just above the smallest normal number */
+#define EXP_BIAS 127
+#define EXP_TINY -0x1.5d589ep+6f /* the first x whose e^x is a normal number */
+#define EXP_HUGE 0x1.62e43p+6f   /* the first whose e^x is infinite */
 #define SIGMOID_SHIFT 32
 #define SIGMOID_SCALE 0x1p32f
 #define SIGMOID_LOW -104.0f   /* 1 / e^-LOW is 0 */
@@ -28,6 +31,9 @@ static const real EXP_POLY[] = {0x1.6d117cp-10f, 0x1.120be2p-7f, 0x1.555518p-5f,
 #else
 #define EXP_MAGIC 6755399441056767.0 /* 1.5 * 2^52 + 1023 */
 #define EXP_LOW -708.39
+#define EXP_BIAS 1023
+#define EXP_TINY -0x1.6232bdd7abcd2p+9
+#define EXP_HUGE 0x1.62e42fefa39fp+9
 #define SIGMOID_SHIFT 64
 #define SIGMOID_SCALE 0x1p64
 #define SIGMOID_LOW -746.0
@@ -78,6 +84,16 @@ FR_INLINE vec v_exp_negative(vec x) {
   vec power;
   const vec p = v_exp_parts(vmax(vset1(EXP_LOW), x), 1, 0, 0, &power);
   return vmul(vadd(p, vset1(1)), power);
+}
+
+/* For all x: infinite above the largest number, 0 below the smallest normal one. n is added to the
+ * exponent: 2^n of the largest results is no number. The sum of bits may turn NaN into anything. */
+FR_INLINE vec v_exp(vec x) {
+  const vec inf = vset1((real)__builtin_inf());
+  vec n; /* shifted to the exponent's bits */
+  const vec p = v_exp_parts(x, 1, -EXP_BIAS, 0, &n), y = vadd_bits(vadd(p, vset1(1)), n);
+  const vec most = vifless(x, vset1(EXP_HUGE), y, vadd(x, inf)); /* infinite, or NaN */
+  return vifless(x, vset1(EXP_TINY), vset1(0), most);
 }
 
 /* About 1 / d, for normal d > 0, and with y a number that is multiplied by it: a guess within 5.06%

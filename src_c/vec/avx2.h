@@ -37,11 +37,23 @@ FR_INLINE vec vcopysign(vec a, vec s) {
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
   return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
+FR_INLINE vec vifle(vec a, vec b, vec x, vec y) {
+  return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LE_OQ));
+}
 FR_INLINE vec vlow(vec a) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 16));
 }
 FR_INLINE vec vshl(vec a) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
+}
+FR_INLINE vec vshr(vec a) {
+  return _mm256_castsi256_ps(_mm256_srli_epi32(_mm256_castps_si256(a), 23));
+}
+FR_INLINE vec vadd_bits(vec a, vec b) {
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+FR_INLINE vec vsub_bits(vec a, vec b) {
+  return _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
 }
 FR_INLINE vec vzip_low(vec a, vec b) {
   return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
@@ -85,8 +97,20 @@ FR_INLINE vec vcopysign(vec a, vec s) {
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
   return _mm256_blendv_pd(y, x, _mm256_cmp_pd(a, b, _CMP_LT_OQ));
 }
+FR_INLINE vec vifle(vec a, vec b, vec x, vec y) {
+  return _mm256_blendv_pd(y, x, _mm256_cmp_pd(a, b, _CMP_LE_OQ));
+}
 FR_INLINE vec vshl(vec a) {
   return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(a), 52));
+}
+FR_INLINE vec vshr(vec a) {
+  return _mm256_castsi256_pd(_mm256_srli_epi64(_mm256_castpd_si256(a), 52));
+}
+FR_INLINE vec vadd_bits(vec a, vec b) {
+  return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a), _mm256_castpd_si256(b)));
+}
+FR_INLINE vec vsub_bits(vec a, vec b) {
+  return _mm256_castsi256_pd(_mm256_sub_epi64(_mm256_castpd_si256(a), _mm256_castpd_si256(b)));
 }
 FR_INLINE vec vzip_low(vec a, vec b) {
   return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x20);

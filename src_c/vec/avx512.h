@@ -35,6 +35,9 @@ FR_INLINE vec vcopysign(vec a, vec s) {
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
+FR_INLINE vec vifle(vec a, vec b, vec x, vec y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ), y, x);
+}
 FR_INLINE vec vfma_within(vec x, vec low, vec high, vec a, vec b, vec c) {
   const __mmask16 fits = _mm512_cmp_ps_mask(x, low, _CMP_NLT_UQ);
   return _mm512_mask3_fmadd_ps(a, b, c, _mm512_mask_cmp_ps_mask(fits, x, high, _CMP_NGT_UQ));
@@ -44,6 +47,15 @@ FR_INLINE vec vlow(vec a) {
 }
 FR_INLINE vec vshl(vec a) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
+}
+FR_INLINE vec vshr(vec a) {
+  return _mm512_castsi512_ps(_mm512_srli_epi32(_mm512_castps_si512(a), 23));
+}
+FR_INLINE vec vadd_bits(vec a, vec b) {
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+FR_INLINE vec vsub_bits(vec a, vec b) {
+  return _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
 }
 FR_INLINE vec vzip_low(vec a, vec b) {
   const __m512i at = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -87,12 +99,24 @@ FR_INLINE vec vcopysign(vec a, vec s) {
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) {
   return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), y, x);
 }
+FR_INLINE vec vifle(vec a, vec b, vec x, vec y) {
+  return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LE_OQ), y, x);
+}
 FR_INLINE vec vfma_within(vec x, vec low, vec high, vec a, vec b, vec c) {
   const __mmask8 fits = _mm512_cmp_pd_mask(x, low, _CMP_NLT_UQ);
   return _mm512_mask3_fmadd_pd(a, b, c, _mm512_mask_cmp_pd_mask(fits, x, high, _CMP_NGT_UQ));
 }
 FR_INLINE vec vshl(vec a) {
   return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(a), 52));
+}
+FR_INLINE vec vshr(vec a) {
+  return _mm512_castsi512_pd(_mm512_srli_epi64(_mm512_castpd_si512(a), 52));
+}
+FR_INLINE vec vadd_bits(vec a, vec b) {
+  return _mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a), _mm512_castpd_si512(b)));
+}
+FR_INLINE vec vsub_bits(vec a, vec b) {
+  return _mm512_castsi512_pd(_mm512_sub_epi64(_mm512_castpd_si512(a), _mm512_castpd_si512(b)));
 }
 FR_INLINE vec vzip_low(vec a, vec b) {
   return _mm512_permutex2var_pd(a, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), b);

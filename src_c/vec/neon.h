@@ -19,6 +19,7 @@ FR_INLINE vec vsqrt(vec a) { return vsqrtq_f32(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return vfmsq_f32(c, a, b); }
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
+FR_INLINE vec vifle(vec a, vec b, vec x, vec y) { return vbslq_f32(vcleq_f32(a, b), x, y); }
 FR_INLINE vec vabs(vec a) { return vabsq_f32(a); }
 FR_INLINE vec vcopysign(vec a, vec s) { return vbslq_f32(vdupq_n_u32(0x80000000u), s, a); }
 FR_INLINE vec vlow(vec a) {
@@ -26,6 +27,15 @@ FR_INLINE vec vlow(vec a) {
 }
 FR_INLINE vec vshl(vec a) {
   return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 23));
+}
+FR_INLINE vec vshr(vec a) {
+  return vreinterpretq_f32_u32(vshrq_n_u32(vreinterpretq_u32_f32(a), 23));
+}
+FR_INLINE vec vadd_bits(vec a, vec b) {
+  return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(a), vreinterpretq_u32_f32(b)));
+}
+FR_INLINE vec vsub_bits(vec a, vec b) {
+  return vreinterpretq_f32_u32(vsubq_u32(vreinterpretq_u32_f32(a), vreinterpretq_u32_f32(b)));
 }
 FR_INLINE vec vzip_low(vec a, vec b) { return vzip1q_f32(a, b); }
 FR_INLINE vec vzip_high(vec a, vec b) { return vzip2q_f32(a, b); }
@@ -46,10 +56,20 @@ FR_INLINE vec vsqrt(vec a) { return vsqrtq_f64(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return vfmaq_f64(c, a, b); }
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return vfmsq_f64(c, a, b); }
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) { return vbslq_f64(vcltq_f64(a, b), x, y); }
+FR_INLINE vec vifle(vec a, vec b, vec x, vec y) { return vbslq_f64(vcleq_f64(a, b), x, y); }
 FR_INLINE vec vabs(vec a) { return vabsq_f64(a); }
 FR_INLINE vec vcopysign(vec a, vec s) { return vbslq_f64(vdupq_n_u64(1ull << 63), s, a); }
 FR_INLINE vec vshl(vec a) {
   return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(a), 52));
+}
+FR_INLINE vec vshr(vec a) {
+  return vreinterpretq_f64_u64(vshrq_n_u64(vreinterpretq_u64_f64(a), 52));
+}
+FR_INLINE vec vadd_bits(vec a, vec b) {
+  return vreinterpretq_f64_u64(vaddq_u64(vreinterpretq_u64_f64(a), vreinterpretq_u64_f64(b)));
+}
+FR_INLINE vec vsub_bits(vec a, vec b) {
+  return vreinterpretq_f64_u64(vsubq_u64(vreinterpretq_u64_f64(a), vreinterpretq_u64_f64(b)));
 }
 FR_INLINE vec vzip_low(vec a, vec b) { return vzip1q_f64(a, b); }
 FR_INLINE vec vzip_high(vec a, vec b) { return vzip2q_f64(a, b); }

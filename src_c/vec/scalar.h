@@ -34,21 +34,28 @@ FR_INLINE vec vsqrt(vec a) { return FR_FN(sqrt)(a); }
 FR_INLINE vec vfma(vec a, vec b, vec c) { return a * b + c; }
 FR_INLINE vec vfnma(vec a, vec b, vec c) { return c - a * b; }
 FR_INLINE vec vifless(vec a, vec b, vec x, vec y) { return a < b ? x : y; }
+FR_INLINE vec vifle(vec a, vec b, vec x, vec y) { return a <= b ? x : y; }
 FR_INLINE void vsettle(vec *a) { (void)a; }
 FR_INLINE void vadd_product(vec *sum, vec a, vec b) { *sum = vfma(a, b, *sum); }
 FR_INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }
 FR_INLINE vec vmax(vec a, vec b) { return b < a ? a : b; }
 FR_INLINE vec vabs(vec a) { return FR_FN(fabs)(a); }
 FR_INLINE vec vcopysign(vec a, vec s) { return FR_FN(copysign)(a, s); }
-FR_INLINE vec vbits_left(vec a, int n) {
+FR_INLINE bits_t vbits(vec a) {
   bits_t b;
   memcpy(&b, &a, sizeof b);
-  b <<= n;
+  return b;
+}
+FR_INLINE vec vof_bits(bits_t b) {
+  vec a;
   memcpy(&a, &b, sizeof a);
   return a;
 }
 FR_INLINE vec vzip_low(vec a, vec b) { (void)b; return a; } /* never called: one lane has no pairs */
 FR_INLINE vec vzip_high(vec a, vec b) { (void)a; return b; }
 FR_INLINE vec vguess(vec d) { return 1 / d; } /* Newton's steps need a fused residual */
-FR_INLINE vec vshl(vec a) { return vbits_left(a, FR_MANTISSA); }
-FR_INLINE vec vlow(vec a) { return vbits_left(a, 16); }
+FR_INLINE vec vshl(vec a) { return vof_bits(vbits(a) << FR_MANTISSA); }
+FR_INLINE vec vshr(vec a) { return vof_bits(vbits(a) >> FR_MANTISSA); }
+FR_INLINE vec vlow(vec a) { return vof_bits(vbits(a) << 16); }
+FR_INLINE vec vadd_bits(vec a, vec b) { return vof_bits(vbits(a) + vbits(b)); }
+FR_INLINE vec vsub_bits(vec a, vec b) { return vof_bits(vbits(a) - vbits(b)); }
