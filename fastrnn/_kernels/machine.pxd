@@ -1,8 +1,8 @@
 from libc.stdint cimport int32_t
 
-from fastrnn._kernels.c cimport fr_barrier, fr_instruction, fr_place, fr_table
+from fastrnn._kernels.c cimport fr_barrier, fr_instruction, fr_place, fr_rows, fr_table
 from fastrnn._kernels.runtime cimport Buffer
-from fastrnn._kernels.walk cimport Pass
+from fastrnn._kernels.walk cimport Job, Pass
 
 
 cdef enum Space:
@@ -53,10 +53,14 @@ cdef struct State:
 
 cdef struct Weight:
     ptrdiff_t blocks, width, K
-    ptrdiff_t packed         # elements from the packs' beginning; -1: it is with the input's
-    ptrdiff_t at             # vectors of the input's panels before it
     ptrdiff_t back           # elements from the beginning of backward's packs; -1: none
     ptrdiff_t back_x         # the same for the gradient of x
+
+
+cdef struct Packing:         # a weight in panels of forward
+    int weight
+    ptrdiff_t packed         # elements from the packs' beginning
+    ptrdiff_t vectors        # of the panels, before it
 
 
 cdef struct Row:             # a vector that all rows share
@@ -97,6 +101,8 @@ cdef class Machine:
     cdef int row_count, bias_count, vector_gradient_count
     cdef State *states
     cdef Weight *weights
+    cdef int packing_count
+    cdef Packing *packings
     cdef Row *rows
     cdef Bias *biases
     cdef Gradient *gradients
@@ -118,16 +124,19 @@ cdef struct Run:
     int vector_gradient_count
     const State *state
     const Weight *weight
+    int packing_count
+    const Packing *packing
     const Row *row
     const Bias *bias
     const Gradient *gradient
     const VectorGradient *vector_gradient
     Phases phases
     bint lean                    # without a tape
+    bint symbols_ready           # p.symbols has its rows already
     ptrdiff_t x_offset, dx_offset
     int output_state
     ptrdiff_t output_width
-    Spot output, dy_spot
+    Spot output, dy
     # memory
     void **parameters            # weights, then learned vectors; NULL with `packed`
     char *packs
@@ -143,24 +152,21 @@ cdef struct Run:
     char **masks
     ptrdiff_t *mask_row          # elements between rows; 0: one row for all
     bint *mask_steps             # whether it has a row for each step
-    char **d_records             # of each state rows (N, width) of dL/dstate, or NULL
+    int record_count
+    const Spot *record           # scratch that holds dL/dstate
+    fr_rows *record_rows         # where it goes
+    ptrdiff_t *record_width
     void **grads
     fr_barrier barrier
 
 
 cdef struct RunJob:
+    Job job                      # how many runs, and who does what
     Run *runs
-    int count
-    bint by_units
-    fr_barrier everyone
-    char *scratch
-    ptrdiff_t scratch_size
 
 
 cdef char *state_at(const Run *r, int s, ptrdiff_t t, ptrdiff_t b) noexcept nogil
 cdef void pack_run(const Run *r, int rank, int size) noexcept nogil
-cdef void run_phases(const Run *r, ptrdiff_t t, ptrdiff_t b0, ptrdiff_t rows, char *tape,
-                     int worker, int rank, int size) noexcept nogil
 cdef int plan_runs(RunJob *job, double operations, double weight_bytes) noexcept nogil
 cdef void run_forward(void *arg, int rank, int size) noexcept nogil
 cdef void run_backward(void *arg, int rank, int size) noexcept nogil

@@ -126,7 +126,15 @@ cdef inline fr_rows rows_of(const void *base, ptrdiff_t count, ptrdiff_t outer,
     return rows
 
 
+cdef struct Share:
+    int first, last          # passes of the team
+    int rank, size           # in the team
+    int worker               # number of the thread among all
+    bint by_units
+
+
 cdef int[4] AS_IT_IS
+cdef double WORTH_A_BARRIER
 
 cdef Pass sized(int kind, object dtype, ptrdiff_t T, ptrdiff_t B, ptrdiff_t I,
                 ptrdiff_t H) except *
@@ -134,5 +142,11 @@ cdef ptrdiff_t forward_panels(const fr_table *table, const fr_cell_row *cell,
                               ptrdiff_t H) noexcept nogil
 cdef ptrdiff_t part(ptrdiff_t n, int rank, int size) noexcept nogil
 cdef int plan(Job *job) noexcept nogil
+cdef Share share_of(const Job *job, int rank, int size) noexcept nogil
+cdef ptrdiff_t part_rows(const Times *times, int rank, int size) noexcept nogil
+cdef void project_chunk(const Pass *p, const Share *s, ptrdiff_t t0, ptrdiff_t t1, ptrdiff_t b0,
+                        ptrdiff_t b1, ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
+cdef ptrdiff_t chunk_end(const Pass *p, ptrdiff_t t0, ptrdiff_t b0, ptrdiff_t b1) noexcept nogil
+cdef const int32_t *index_at(const Pass *p, ptrdiff_t t) noexcept nogil
 cdef void walk_forward(void *arg, int rank, int size) noexcept nogil
 cdef void walk_backward(void *arg, int rank, int size) noexcept nogil

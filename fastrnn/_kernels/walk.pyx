@@ -35,7 +35,7 @@ AS_IT_IS[:] = [0, 1, 2, 3]
 
 # A step whose recurrent product takes less than this many microseconds on one thread is not worth
 # a barrier (about 0.3 us) after every step.
-cdef double WORTH_A_BARRIER = 1.5
+WORTH_A_BARRIER = 1.5
 
 # A step of fewer rows waits for its weights; it begins with the panels that the step before read
 # last, which are still in the cache. With more rows it computes, and up and down only costs.
@@ -44,13 +44,6 @@ cdef ptrdiff_t MANY_ROWS = 8
 # As many rows use weights well by themselves: a step then takes x and h in one chain. Fewer project
 # x for several steps at once, whose rows share the weights.
 cdef ptrdiff_t JOINED_ROWS = 16
-
-
-cdef struct Share:
-    int first, last          # passes of the team
-    int rank, size           # in the team
-    int worker               # number of the thread among all
-    bint by_units
 
 
 cdef Pass sized(int kind, object dtype, ptrdiff_t T, ptrdiff_t B, ptrdiff_t I,
@@ -114,7 +107,7 @@ cdef ptrdiff_t part(ptrdiff_t n, int rank, int size) noexcept nogil:
     return n * rank // size
 
 
-cdef inline const int32_t *index_at(const Pass *p, ptrdiff_t t) noexcept nogil:
+cdef const int32_t *index_at(const Pass *p, ptrdiff_t t) noexcept nogil:
     """The symbols of step t."""
     return p.index + (p.times.first[t] if p.times.first else t * p.index_t)
 

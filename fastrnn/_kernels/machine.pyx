@@ -1,0 +1,575 @@
+"""Walks time for a cell that is a program: its phases step by step, forward and backward.
+
+A `Run` is one direction of one layer. Its `Pass` describes the rows, the input and the tape; there
+the products with the input look like a plain cell of H = `x_columns` units, so that walk.pyx and
+project.pyx make them. Threads share the rows, or the units of each step, as in walk.pyx; with units
+they wait for each other after every phase.
+
+Letters: T steps, R rows, N rows of all steps together, I input, K columns of a weight, V symbols.
+Nothing here holds the GIL, allocates or checks: program.pyx does.
+"""
+
+from libc.stdint cimport int32_t
+from libc.string cimport memcpy, memset
+
+from fastrnn._kernels.c cimport (
+    FR_REGISTER_BYTES,
+    fr_elementwise,
+    fr_gradient,
+    fr_place,
+    fr_product,
+    fr_rows,
+)
+from fastrnn._kernels.project cimport project_symbols
+from fastrnn._kernels.runtime cimport flush_denormals, restore, threads_for, wait, wait_step
+from fastrnn._kernels.timeline cimport alive_at, row_of, state_of
+from fastrnn._kernels.walk cimport (
+    AS_IT_IS,
+    WORTH_A_BARRIER,
+    Pass,
+    Share,
+    at,
+    ceil_div,
+    chunk_end,
+    index_at,
+    part,
+    part_rows,
+    places,
+    project_chunk,
+    rows_of,
+    share_of,
+    step_of,
+)
+
+
+cdef struct Step:
+    ptrdiff_t t, b0, rows
+    char *tape               # its first row
+    int worker               # number of the thread among all
+    int rank, size           # in a team that shares the units
+
+
+# ---- where things lie ---------------------------------------------------------------------------
+
+cdef char *state_at(const Run *r, int s, ptrdiff_t t, ptrdiff_t b) noexcept nogil:
+    """Row b of a state before step t; t = 0: the initial one."""
+    cdef ptrdiff_t row
+    if r.lean:
+        row = (0 if t == 0 else 1 + (t - 1) % 2) * r.p.times.R + b
+    else:
+        row = state_of(&r.p.times, t, b)
+    return at(r.states[s], row * r.state[s].pitch, &r.p)
+
+
+cdef inline fr_place place(const Run *r, const Spot *spot, const Step *s) noexcept nogil:
+    cdef fr_place found
+    cdef int n = spot.number
+    if spot.space == TAPE:
+        found.base = at(s.tape, spot.offset, &r.p)
+        found.row = r.p.row
+    elif spot.space == SCRATCH:
+        found.base = at(r.scratch, s.b0 * r.phases.scratch + spot.offset, &r.p)
+        found.row = r.phases.scratch
+    elif spot.space == OLD:
+        found.base = state_at(r, n, s.t, s.b0)
+        found.row = r.state[n].pitch
+    elif spot.space == NEW:
+        found.base = state_at(r, n, s.t + 1, s.b0)
+        found.row = r.state[n].pitch
+    elif spot.space == CARRY:
+        found.base = at(r.carries[n], s.b0 * r.state[n].pitch, &r.p)
+        found.row = r.state[n].pitch
+    elif spot.space == VECTOR:
+        found.base = at(r.vectors, spot.offset, &r.p)
+        found.row = 0
+    else:
+        found.row = r.mask_row[n]
+        found.base = at(r.masks[n], (row_of(&r.p.times, s.t, s.b0) if r.mask_steps[n] else s.b0)
+                        * found.row, &r.p)
+    return found
+
+
+cdef inline const char *x_row(const Pass *p, ptrdiff_t t, ptrdiff_t b) noexcept nogil:
+    """Row b of the input of step t."""
+    cdef ptrdiff_t row
+    if p.index:
+        return at(p.x.base, index_at(p, t)[b] * p.x.inner, p)
+    if p.taken_size:
+        row = row_of(&p.times, t, b)
+        return at(p.x.base, (p.x.at[row] if p.x.at else row) * p.x.inner, p)
+    return at(p.x.base, t * p.x.outer + b * p.x.inner, p)
+
+
+cdef inline char *row_in(const Run *r, fr_rows rows, ptrdiff_t i) noexcept nogil:
+    """Row i of the rows of all steps."""
+    if rows.at:
+        return at(rows.base, rows.at[i] * rows.inner, &r.p)
+    return at(rows.base, i // rows.count * rows.outer + i % rows.count * rows.inner, &r.p)
+
+
+# ---- one step -----------------------------------------------------------------------------------
+
+cdef void run_code(const Run *r, const Phase *phase, const Step *s) noexcept nogil:
+    cdef fr_elementwise e
+    cdef ptrdiff_t lanes = r.table.lanes
+    cdef fr_place *found = r.places + s.worker * r.phases.places
+    cdef int i
+    e.u0 = part(phase.units // lanes, s.rank, s.size) * lanes
+    e.u1 = part(phase.units // lanes, s.rank + 1, s.size) * lanes
+    if e.u0 == e.u1:
+        return
+    for i in range(phase.places):
+        found[i] = place(r, &phase.spots[i], s)
+    e.code = phase.code
+    e.count = phase.count
+    e.places = found
+    e.registers = phase.places
+    e.scratch = r.registers + s.worker * r.registers_size
+    e.rows = s.rows
+    e.tile = phase.tile
+    r.table.elementwise(&e)
+
+
+cdef void run_product(const Run *r, const Phase *phase, const Step *s) noexcept nogil:
+    cdef fr_product g
+    cdef fr_place target = place(r, &phase.target, s), source = place(r, &phase.source, s)
+    cdef ptrdiff_t panels
+    g.c = rows_of(target.base, s.rows, 0, target.row)
+    g.a = rows_of(source.base, s.rows, 0, source.row)
+    g.accumulate = not phase.begins
+    g.row0 = 0
+    g.row1 = s.rows
+    g.pitch = 0
+    if phase.kind == PRODUCT:
+        g.runs = 1
+        g.run = phase.K
+        g.run_stride = 0
+        g.b = at(r.packs, phase.weight, &r.p)
+        g.bias = NULL if phase.bias < 0 else at(r.starts, phase.bias, &r.p)
+        g.n = phase.columns
+    else:
+        g.runs = phase.blocks
+        g.run = phase.K
+        g.run_stride = phase.slot
+        g.b = at(r.back, phase.weight, &r.p)
+        g.bias = NULL
+        g.n = phase.n
+    panels = ceil_div(g.n, r.table.lanes * r.table.plain_vectors)
+    g.panel0 = part(panels, s.rank, s.size)
+    g.panel1 = part(panels, s.rank + 1, s.size)
+    if g.panel0 < g.panel1:
+        r.table.product_plain(&g)
+
+
+cdef bint run_phases(Run *r, Step *s) noexcept nogil:
+    """One step; False: the thread is to leave, because thread 0 goes on alone."""
+    cdef fr_place target, source
+    cdef const Phase *phase
+    cdef int i
+    for i in range(r.phases.count):
+        phase = &r.phases.phase[i]
+        if phase.kind == CODE:
+            run_code(r, phase, s)
+        elif phase.kind != SUM:
+            run_product(r, phase, s)
+        elif s.rank == 0:
+            target = place(r, &phase.target, s)
+            source = place(r, &phase.source, s)
+            r.table.sum_units(target.base, target.row, source.base, source.row, s.rows, phase.n)
+        if phase.waits and s.size > 1 and not meet(r, s):
+            return False
+    return True
+
+
+cdef bint meet(Run *r, Step *s) noexcept nogil:
+    """Wait for the team; False: leave."""
+    if wait_step(&r.barrier, s.size):
+        return True
+    if s.rank:
+        return False
+    s.size = 1
+    return True
+
+
+# ---- packing ------------------------------------------------------------------------------------
+
+cdef void fill(const Run *r, char *target, double value, ptrdiff_t n) noexcept nogil:
+    cdef ptrdiff_t i
+    for i in range(n):
+        if r.table.itemsize == 4:
+            (<float *> target)[i] = <float> value
+        else:
+            (<double *> target)[i] = value
+
+
+cdef void pack_run(const Run *r, int rank, int size) noexcept nogil:
+    """Weights into panels, learned vectors and constants into rows, biases into starts."""
+    cdef const Weight *w
+    cdef const Packing *packing
+    cdef ptrdiff_t vectors, lanes = r.table.lanes, slot
+    cdef const char *source
+    cdef int i, g
+    for i in range(r.packing_count):
+        packing = &r.packing[i]
+        w = &r.weight[packing.weight]
+        vectors = w.blocks * ceil_div(w.width, lanes)
+        r.table.pack_slots(at(r.packs, packing.packed, &r.p), r.parameters[packing.weight], w.K,
+                           w.width, packing.vectors, part(vectors, rank, size),
+                           part(vectors, rank + 1, size))
+    if rank:
+        return
+    for i in range(r.row_count):
+        source = NULL
+        if r.row[i].vector >= 0:
+            source = <const char *> r.parameters[r.weight_count + r.row[i].vector]
+        if source == NULL:
+            fill(r, at(r.vectors, r.row[i].offset, &r.p), r.row[i].value,
+                 ceil_div(r.row[i].width, lanes) * lanes)
+        else:
+            memcpy(at(r.vectors, r.row[i].offset, &r.p),
+                   at(source, r.row[i].block * r.row[i].width, &r.p),
+                   r.row[i].width * r.table.itemsize)
+    for i in range(r.bias_count):
+        source = <const char *> r.parameters[r.weight_count + r.bias[i].vector]
+        slot = ceil_div(r.bias[i].width, lanes) * lanes
+        for g in range(r.bias[i].blocks):
+            r.table.add_rows(at(r.starts, r.bias[i].offset + g * slot, &r.p), 0,
+                             at(source, g * r.bias[i].width, &r.p), 0, NULL, 1, r.bias[i].width)
+
+
+cdef void pack_back(const Run *r, int rank, int size) noexcept nogil:
+    """Weights for the gradients of what they multiply."""
+    cdef const Weight *w
+    cdef ptrdiff_t panels, offset
+    cdef int i, x
+    for i in range(r.weight_count):
+        w = &r.weight[i]
+        panels = ceil_div(w.K, r.table.lanes * r.table.plain_vectors)
+        for x in range(2):
+            offset = w.back_x if x else w.back
+            if offset >= 0 and (r.p.need_dx or not x):
+                r.table.pack_plain(at(r.back, offset, &r.p), r.parameters[i], w.blocks * w.width,
+                                   w.K, 1, AS_IT_IS, part(panels, rank, size),
+                                   part(panels, rank + 1, size))
+
+
+# ---- forward ------------------------------------------------------------------------------------
+
+cdef int plan_runs(RunJob *job, double operations, double weight_bytes) noexcept nogil:
+    """Threads to use, and whether teams split units or rows; see walk.plan."""
+    cdef const Run *r = job.runs
+    cdef int count = job.job.count, waits = 1, i
+    cdef int threads = threads_for(r.p.times.N * operations * count)
+    cdef int teams = 2 if count == 2 and threads % 2 == 0 else 1
+    cdef int members = threads // teams
+    cdef double step = max(r.p.times.R * operations / 1e5, weight_bytes / 6e4)
+    for i in range(r.phases.count):
+        waits += r.phases.phase[i].waits
+    job.job.by_units = False
+    if members > 1 and r.p.times.R < 4 * members:
+        if step >= WORTH_A_BARRIER * waits / 2:
+            job.job.by_units = True
+        else:
+            members = <int> max(1, min(members, r.p.times.R // 2))
+    return teams * members
+
+
+cdef void take_input(const Run *r, const Step *s) noexcept nogil:
+    """Put what is projected of symbols, and x itself, into the rows of a step."""
+    cdef const Pass *p = &r.p
+    cdef ptrdiff_t b
+    cdef const int32_t *index
+    if p.index and p.H:
+        index = index_at(p, s.t) + s.b0
+        for b in range(s.rows):
+            memcpy(at(s.tape, b * p.row, p), at(p.symbols, index[b] * p.row, p),
+                   p.H * r.table.itemsize)
+    if r.x_offset >= 0:
+        for b in range(s.rows):
+            memcpy(at(s.tape, b * p.row + r.x_offset, p), x_row(p, s.t, s.b0 + b),
+                   p.I * r.table.itemsize)
+
+
+cdef void put_output(const Run *r, const Step *s) noexcept nogil:
+    cdef const Pass *p = &r.p
+    cdef fr_place source = place(r, &r.output, s)
+    cdef char *y = step_of(p, p.y, s.t, s.b0)
+    cdef const int32_t *to = places(p, p.y, s.t, s.b0)
+    cdef ptrdiff_t b
+    for b in range(s.rows):
+        memcpy(at(y, (to[b] if to else b) * p.y.inner, p), at(source.base, b * source.row, p),
+               r.output_width * r.table.itemsize)
+
+
+cdef void forward_run(Run *r, const Share *share) noexcept nogil:
+    cdef Pass *p = &r.p
+    cdef Step s
+    cdef ptrdiff_t b0 = 0, b1 = p.times.R, panel0 = 0, panel1 = p.panels, t, t0, t1 = 0, row
+    cdef bint takes = p.index != NULL or r.x_offset >= 0
+    if not p.packed:
+        pack_run(r, share.rank, share.size)
+        wait(&r.barrier, share.size)
+    if p.index and not r.symbols_ready:
+        project_symbols(p, part(p.V, share.rank, share.size), part(p.V, share.rank + 1, share.size))
+        wait(&r.barrier, share.size)
+    s.worker = share.worker
+    s.rank = 0
+    s.size = 1
+    if share.by_units:
+        s.rank = share.rank
+        s.size = share.size
+        panel0 = part(p.panels, share.rank, share.size)
+        panel1 = part(p.panels, share.rank + 1, share.size)
+    else:
+        b0 = part_rows(&p.times, share.rank, share.size)
+        b1 = part_rows(&p.times, share.rank + 1, share.size)
+    if b0 == b1:
+        return
+    s.b0 = b0
+    while t1 < p.times.T and b0 < alive_at(&p.times, t1):
+        t0 = t1
+        t1 = chunk_end(p, t0, b0, b1)
+        row = p.chunk * b0
+        if not p.index and p.H:
+            if s.size == 1:
+                panel0 = 0
+                panel1 = p.panels
+            if panel0 < panel1:
+                project_chunk(p, share, t0, t1, b0, b1, panel0, panel1)
+            if s.size > 1 and not meet(r, &s):
+                return
+        for t in range(t0, t1):
+            s.t = t
+            s.rows = min(b1, alive_at(&p.times, t)) - b0
+            if s.rows <= 0:
+                break
+            s.tape = at(p.gates, (row_of(&p.times, t, b0) if p.training else row) * p.row, p)
+            row += s.rows
+            if takes:
+                if s.rank == 0:
+                    take_input(r, &s)
+                if s.size > 1 and not meet(r, &s):
+                    return
+            if not run_phases(r, &s):
+                return
+            if s.rank == 0:
+                put_output(r, &s)
+
+
+cdef void run_forward(void *arg, int rank, int size) noexcept nogil:
+    cdef RunJob *job = <RunJob *> arg
+    cdef Share s = share_of(&job.job, rank, size)
+    cdef unsigned state = flush_denormals()
+    cdef int d
+    for d in range(s.first, s.last):
+        forward_run(&job.runs[d], &s)
+    restore(state)
+
+
+# ---- backward -----------------------------------------------------------------------------------
+
+cdef void take_dy(const Run *r, const Step *s) noexcept nogil:
+    """Add dy to the gradient of the output's state, or put it where backward reads it."""
+    cdef const Pass *p = &r.p
+    cdef const char *dy = NULL
+    cdef const int32_t *of = NULL
+    cdef fr_place target
+    cdef Spot spot = r.dy
+    cdef ptrdiff_t lanes = r.table.lanes, vectors = ceil_div(r.output_width, lanes), u0, n, b
+    u0 = part(vectors, s.rank, s.size) * lanes
+    n = min(part(vectors, s.rank + 1, s.size) * lanes, r.output_width) - u0
+    if n <= 0:
+        return
+    if p.dy.base != NULL:
+        dy = at(step_of(p, p.dy, s.t, s.b0), u0, p)
+        of = places(p, p.dy, s.t, s.b0)
+    if r.output_state >= 0:
+        spot.space = CARRY
+        spot.number = r.output_state
+    elif spot.space != SCRATCH:
+        return
+    target = place(r, &spot, s)
+    target.base = at(target.base, u0, p)
+    if r.output_state < 0:
+        for b in range(s.rows):
+            memset(at(target.base, b * target.row, p), 0, n * r.table.itemsize)
+    if dy != NULL:
+        r.table.add_rows(target.base, target.row, dy, p.dy.inner, of, s.rows, n)
+
+
+cdef void put_records(const Run *r, const Step *s) noexcept nogil:
+    cdef fr_place source
+    cdef ptrdiff_t b
+    cdef int i
+    for i in range(r.record_count):
+        if r.record_rows[i].base == NULL:
+            continue
+        source = place(r, &r.record[i], s)
+        for b in range(s.rows):
+            memcpy(row_in(r, r.record_rows[i], row_of(&r.p.times, s.t, s.b0 + b)),
+                   at(source.base, b * source.row, &r.p), r.record_width[i] * r.table.itemsize)
+
+
+cdef void backward_run(Run *r, const Share *share) noexcept nogil:
+    """Gradients of all products, on the tape, and of the initial states, in the carries."""
+    cdef Pass *p = &r.p
+    cdef Step s
+    cdef ptrdiff_t b0 = 0, b1 = p.times.R, t
+    pack_back(r, share.rank, share.size)
+    wait(&r.barrier, share.size)
+    s.worker = share.worker
+    s.rank = 0
+    s.size = 1
+    if share.by_units:
+        s.rank = share.rank
+        s.size = share.size
+    else:
+        b0 = part_rows(&p.times, share.rank, share.size)
+        b1 = part_rows(&p.times, share.rank + 1, share.size)
+    if b0 == b1:
+        return
+    s.b0 = b0
+    for t in range(p.times.T - 1, -1, -1):
+        s.t = t
+        s.rows = min(b1, alive_at(&p.times, t)) - b0
+        if s.rows <= 0:
+            continue
+        s.tape = at(p.gates, row_of(&p.times, t, b0) * p.row, p)
+        take_dy(r, &s)
+        if not run_phases(r, &s):
+            return
+        if s.rank == 0:
+            put_records(r, &s)
+
+
+cdef void input_gradient(const Run *r, fr_rows rows, ptrdiff_t r0, ptrdiff_t r1) noexcept nogil:
+    """dx of rows [r0, r1), from rows of the tape or of symbols."""
+    cdef const Pass *p = &r.p
+    cdef const Gradient *of
+    cdef fr_product g
+    cdef bint more = p.add_dx
+    cdef ptrdiff_t i, lanes = r.table.lanes
+    cdef char *target
+    cdef int n
+    if r.dx_offset >= 0 or not more:
+        for i in range(r0, r1):
+            target = row_in(r, p.dx, i)
+            if r.dx_offset < 0:
+                memset(target, 0, p.I * r.table.itemsize)
+            elif more:
+                r.table.add_rows(target, 0, at(rows.base, i * rows.inner + r.dx_offset, p), 0, NULL,
+                                 1, p.I)
+            else:
+                memcpy(target, at(rows.base, i * rows.inner + r.dx_offset, p),
+                       p.I * r.table.itemsize)
+        more = r.dx_offset >= 0 or more
+    for n in range(r.gradient_count):
+        of = &r.gradient[n]
+        if not of.of_x:
+            continue
+        g.c = p.dx
+        g.a = rows_of(at(rows.base, of.offset, p), rows.count, 0, rows.inner)
+        g.runs = of.blocks
+        g.run = of.width
+        g.run_stride = ceil_div(of.width, lanes) * lanes
+        g.b = at(r.back, r.weight[of.weight].back_x, p)
+        g.bias = NULL
+        g.accumulate = more
+        g.row0 = r0
+        g.row1 = r1
+        g.panel0 = 0
+        g.panel1 = ceil_div(p.I, lanes * r.table.plain_vectors)
+        g.n = p.I
+        g.pitch = 0
+        r.table.product_plain(&g)
+        more = True
+
+
+cdef fr_rows source_rows(const Run *r, const Gradient *of) noexcept nogil:
+    """The rows of all steps that a weight multiplied."""
+    cdef const Pass *p = &r.p
+    cdef fr_rows rows
+    cdef int s = of.source.number
+    if of.of_x:
+        return p.x
+    if of.source.space == TAPE:
+        return rows_of(at(p.gates, of.source.offset, p), p.times.N, 0, p.row)
+    rows = rows_of(r.states[s], p.times.N, 0, r.state[s].pitch)
+    if of.source.space == NEW:
+        rows.base = at(r.states[s], p.times.R * r.state[s].pitch, p)
+    else:
+        rows.at = p.before
+    return rows
+
+
+cdef void sum_gradient(const Run *r, fr_gradient *w, char *c, char *bias, ptrdiff_t blocks,
+                       ptrdiff_t width, ptrdiff_t offset, int rank, int size) noexcept nogil:
+    """The gradient of `blocks` blocks, four at a time."""
+    cdef ptrdiff_t g, i, lanes = r.table.lanes, slot = ceil_div(width, lanes) * lanes
+    w.h = width
+    w.u0 = part(width, rank, size)
+    w.u1 = part(width, rank + 1, size)
+    for g in range(0, blocks, 4):
+        w.c = c + g * width * w.n * r.table.itemsize
+        w.bias = NULL if bias == NULL else bias + g * width * r.table.itemsize
+        w.gates = min(blocks - g, 4)
+        for i in range(w.gates):
+            w.slot[i] = offset + (g + i) * slot
+        r.table.gradient(w)
+
+
+cdef void parameter_gradients(Run *r, RunJob *job, int rank, int size) noexcept nogil:
+    """dx and the gradients of weights and vectors: products over all of time."""
+    cdef Pass *p = &r.p
+    cdef ptrdiff_t n = p.times.N, per, c0, c1
+    cdef fr_rows rows = rows_of(p.gates, n, 0, p.row), inputs = rows
+    cdef const Gradient *of
+    cdef const VectorGradient *vector
+    cdef fr_gradient w
+    cdef int i
+    if p.index:
+        # all rows with one symbol count as one row
+        per = ceil_div(ceil_div(p.row, size), 16) * 16
+        c0 = min(rank * per, p.row)
+        c1 = min(c0 + per, p.row)
+        for i in range(p.V):
+            memset(at(p.symbols, i * p.row + c0, p), 0, (c1 - c0) * r.table.itemsize)
+        for i in range(p.times.T):
+            r.table.scatter_add(p.symbols, at(p.gates, row_of(&p.times, i, 0) * p.row, p), p.row,
+                                index_at(p, i), alive_at(&p.times, i), c0, c1)
+        wait(&job.job.everyone, size)
+        n = p.V
+        inputs = rows_of(p.symbols, n, 0, p.row)
+    if p.need_dx:
+        input_gradient(r, inputs, part(n, rank, size), part(n, rank + 1, size))
+    w.scratch = job.job.scratch + rank * job.job.scratch_size
+    for i in range(r.gradient_count):
+        of = &r.gradient[i]
+        if r.grads[of.weight] == NULL or of.of_x and r.symbols_ready:
+            continue  # it is fixed, or made of rows with one symbol
+        w.a = inputs if of.of_x else rows
+        w.b = source_rows(r, of)
+        w.k = n if of.of_x else p.times.N
+        w.n = of.K
+        sum_gradient(r, &w, <char *> r.grads[of.weight], NULL, of.blocks, of.width, of.offset, rank,
+                     size)
+    for i in range(r.vector_gradient_count):
+        vector = &r.vector_gradient[i]
+        w.a = w.b = rows
+        w.k = p.times.N
+        w.n = 0
+        sum_gradient(r, &w, NULL, <char *> r.grads[r.weight_count + vector.vector], vector.blocks,
+                     vector.width, vector.offset, rank, size)
+
+
+cdef void run_backward(void *arg, int rank, int size) noexcept nogil:
+    cdef RunJob *job = <RunJob *> arg
+    cdef Share s = share_of(&job.job, rank, size)
+    cdef unsigned state = flush_denormals()
+    cdef int d
+    for d in range(s.first, s.last):
+        backward_run(&job.runs[d], &s)
+    for d in range(job.job.count):
+        wait(&job.job.everyone, size)  # the tape is whole; the second direction adds to dx
+        parameter_gradients(&job.runs[d], job, rank, size)
+    restore(state)
