@@ -3,6 +3,8 @@
 Letters: I input, H hidden, G gates.
 """
 
+from fastrnn.cells.definition import Definition, cell
 from fastrnn.cells.table import BY_NUMBER, CELLS, Cell, Gate, vanilla
+from fastrnn.cells.tree import DefinitionError
 
-__all__ = ["BY_NUMBER", "CELLS", "Cell", "Gate", "vanilla"]
+__all__ = ["BY_NUMBER", "CELLS", "Cell", "Definition", "DefinitionError", "Gate", "cell", "vanilla"]
