@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.cells.names import Declared, Names, Use
 from fastrnn.cells.numbers import fold
 from fastrnn.cells.records import Initial, Size, State, Vector, Weight
@@ -153,8 +154,8 @@ class Definition:
         unknown = [name for name in given if name not in self.sizes]
         if unknown:
             known = ", ".join(self.sizes) or "none"
-            raise ValueError(f"{unknown[0]!r} is no further size of {self.name}, expected one of: "
-                             f"{known}{nearest(str(unknown[0]), self.sizes)}")
+            raise RefusedValue(f"{unknown[0]!r} is no further size of {self.name}, expected "
+                               f"one of: {known}{nearest(str(unknown[0]), self.sizes)}")
         found = {"I": _whole("I", I), "H": _whole("H", H)}
         for name, size in self.sizes.items():
             if name in given:
@@ -162,10 +163,10 @@ class Definition:
                 continue
             found[name] = size.default(found)
             if found[name] < 1:
-                raise ValueError(f"the default of {name} is {size.base} // {size.over}, which is 0 "
-                                 f"for {size.base} = {found[size.base]}")
+                raise RefusedValue(f"the default of {name} is {size.base} // {size.over}, which "
+                                   f"is 0 for {size.base} = {found[size.base]}")
         if self._equal is not None and found["I"] != found["H"]:
-            raise ValueError(f"I is {found['I']} and H is {found['H']}, expected equal numbers: "
+            raise RefusedValue(f"I is {found['I']} and H is {found['H']}, expected equal numbers: "
                              f"values of both widths meet in line {self._equal.line}, column "
                              f"{self._equal.column} of {self.name}")
         for weight in self.weights.values():
@@ -177,7 +178,7 @@ class Definition:
         count = block_count(weight, sizes)
         for size in (weight.rows, weight.columns):
             if sizes[size] % count:
-                raise ValueError(f"{size} is {sizes[size]}, expected a multiple of {count}: "
+                raise RefusedValue(f"{size} is {sizes[size]}, expected a multiple of {count}: "
                                  f"{weight.name} has as many blocks in {self.name}")
 
     def numbers(self, constants: Mapping[str, float] | None = None) -> dict[str, float]:
@@ -192,20 +193,20 @@ class Definition:
         for name, value in dict(constants or {}).items():
             if name not in found:
                 known = ", ".join(found) or "none"
-                raise ValueError(f"{name!r} is no constant of {self.name}, expected one of: {known}"
-                                 f"{nearest(str(name), found)}")
+                raise RefusedValue(f"{name!r} is no constant of {self.name}, expected one of: "
+                                   f"{known}{nearest(str(name), found)}")
             try:
                 number = float(value)
             except (TypeError, ValueError) as error:
-                raise TypeError(f"{name} is {value!r:.60}, expected a number") from error
+                raise RefusedType(f"{name} is {value!r:.60}, expected a number") from error
             if isinstance(value, (str, bytes)) or not math.isfinite(number):
-                raise ValueError(f"{name} is {value!r:.60}, expected a finite number")
+                raise RefusedValue(f"{name} is {value!r:.60}, expected a finite number")
             found[name] = number
         if constants:
             for rule in self._rules:
                 broken = rule.broken(found)
                 if broken:
-                    raise ValueError(f"{broken} (line {rule.at.line} of {self.name})")
+                    raise RefusedValue(f"{broken} (line {rule.at.line} of {self.name})")
         return found
 
 
@@ -219,9 +220,9 @@ def _whole(name: str, value: Any) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r:.60}, expected a whole number") from None
+        raise RefusedType(f"{name} is {value!r:.60}, expected a whole number") from None
     if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{name} is {value!r:.60}, expected a whole number from 1 on")
+        raise RefusedValue(f"{name} is {value!r:.60}, expected a whole number from 1 on")
     return number
 
 

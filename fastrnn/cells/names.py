@@ -37,8 +37,8 @@ from fastrnn.cells.tree import (
 __all__ = ["Declared", "Names", "Use"]
 
 _KINDS = ("antisymmetric", "dropconnect", "blocks")  # what a step multiplies by
-_WEIGHT_INITIALS: dict[str, tuple[int, ...]] = {"uniform": (0, 2), "orthogonal": (0,), "identity": (0,), "normal": (1,),
-                    "zeros": (0,)}
+_WEIGHT_INITIALS: dict[str, tuple[int, ...]] = {
+    "uniform": (0, 2), "orthogonal": (0,), "identity": (0,), "normal": (1,), "zeros": (0,)}
 _KNOWN: dict[str, dict[str, tuple[int, ...]]] = {  # numbers of arguments, by declaration
     "weight": {**_WEIGHT_INITIALS, "antisymmetric": (1,), "dropconnect": (1,), "blocks": (1,)},
     "fixed": {**_WEIGHT_INITIALS, "sparse": (2,)},

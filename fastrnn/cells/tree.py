@@ -7,7 +7,6 @@ the text is a node of its own.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Union
@@ -62,6 +61,8 @@ def lines_of(text: str) -> list[str]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of a sentence that suggests the known name nearest to `name`, if any is."""
+    import difflib  # takes a millisecond, and only errors need it
+
     by_lower = {other.lower(): other for other in sorted(known, reverse=True)}
     found = difflib.get_close_matches(name.lower(), by_lower, 1, 0.7)
     return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
