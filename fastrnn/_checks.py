@@ -235,28 +235,40 @@ def whole_numbers(
 
 
 def states(
-    name: str, value: Any, has_c: bool, dtype: Any, shape: Shape
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return (h, c), contiguous, from a state or a gradient of one; None means zero."""
-    if not has_c:
+    name: str, value: Any, states: tuple[str, ...], dtype: Any, shapes: Sequence[Shape]
+) -> tuple[np.ndarray | None, ...]:
+    """Return the arrays of a state or of a gradient of one, contiguous; None means zero.
+
+    Parameters
+    ----------
+    states : tuple of str
+        The names of the cell's states. Of a single one the value is an array, of several a tuple.
+    shapes : sequence of shapes
+        One for each state.
+    """
+    if len(states) == 1:
         if isinstance(value, tuple):
             raise RefusedType(f"{name} is a tuple of {len(value)}, expected one array")
-        return _state(name, value, dtype, shape), None
+        return (_state(name, value, dtype, shapes[0]),)
     if value is None:
-        return None, None
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        return (None,) * len(states)
+    if not isinstance(value, (tuple, list)) or len(value) != len(states):
         try:
             came = f"{type(value).__name__} of {len(value)}"
         except TypeError:  # it has no length
             came = show(value)
-        raise RefusedType(f"{name} is {came}, expected a pair (h, c)")
-    h, c = value
-    return _state(f"{name}[0]", h, dtype, shape), _state(f"{name}[1]", c, dtype, shape)
+        expected = f"a {'pair' if len(states) == 2 else 'tuple'} ({', '.join(states)})"
+        raise RefusedType(f"{name} is {came}, expected {expected}")
+    return tuple([_state(f"{name}[{i}]", value[i], dtype, shapes[i]) for i in range(len(states))])
 
 
 def _state(name: str, value: Any, dtype: Any, shape: Shape) -> np.ndarray | None:
     if value is None:
         return None
+    if type(value) is np.ndarray and value.shape == shape and value.dtype == dtype:
+        flags = value.flags
+        if flags.c_contiguous and flags.aligned:  # as almost always
+            return value
     return np.ascontiguousarray(array(name, value, dtype, shape))
 
 

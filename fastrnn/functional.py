@@ -76,10 +76,11 @@ def _forward(
         if time is not None:
             rows = _checks.without_padding(rows, time.lengths)
         index = _checks.rows(rows, ("T", "B"), len(source))
-    h0, c0 = _checks.states("state" if cell.has_c else "h0", state, cell.has_c, dtype, (B, H))
+    states = cell.states
+    initial = _checks.states("state" if len(states) > 1 else "h0", state, states, dtype,
+                             [(B, H)] * len(states))
     y = np.empty((T, B, H), dtype)
-    hn = np.empty((1, B, H), dtype)
-    cn = np.empty((1, B, H), dtype) if cell.has_c else None
+    final = tuple(np.empty((1, B, H), dtype) for _ in states)
     out = y
     if time is not None:
         out = y.reshape(T * B, H)
@@ -89,10 +90,19 @@ def _forward(
             index = index.reshape(-1)
     tape = sequence.forward(
         cell.number, source, index, (weights,), (bool(reverse),),  # type: ignore[arg-type]
-        None if h0 is None else h0[None], None if c0 is None else c0[None], out, hn, cn,
-        bool(training), _workspace, time,
+        _with_direction(initial), out, final, bool(training), _workspace, time,
     )
-    return y, hn[0] if cn is None else (hn[0], cn[0]), tape
+    return y, _as_state(final), tape
+
+
+def _with_direction(arrays: tuple[np.ndarray | None, ...]) -> tuple[np.ndarray | None, ...]:
+    """Return (1, B, H) of (B, H)."""
+    return tuple(None if a is None else a[None] for a in arrays)
+
+
+def _as_state(arrays: tuple[np.ndarray, ...]) -> Any:
+    """Return arrays (1, B, H) as the caller has a state."""
+    return arrays[0][0] if len(arrays) == 1 else tuple(a[0] for a in arrays)
 
 
 def _backward(
@@ -115,7 +125,9 @@ def _backward(
         dy = _checks.array("dy", dy, dtype, (T, B, H))
         if len(tape.y_shape) == 2:  # with lengths or resets
             dy = np.ascontiguousarray(dy).reshape(tape.y_shape)
-    dhn, dcn = _checks.states("dstate" if cell.has_c else "dhn", dstate, cell.has_c, dtype, (B, H))
+    states = cell.states
+    dfinal = _checks.states("dstate" if len(states) > 1 else "dhn", dstate, states, dtype,
+                            [(B, H)] * len(states))
     shapes = cell.parameters(I, H, bias=True)
     for name, present in zip(("bias_ih", "bias_hh"), tape.biases, strict=True):
         if not present:
@@ -127,15 +139,12 @@ def _backward(
     for name, shape in shapes.items():
         _checks.output(f"grads[{name!r}]", grads[name], dtype, shape)
     dx = np.empty(tape.x_shape, dtype) if need_dx else None
-    dh0 = np.empty((1, B, H), dtype)
-    dc0 = np.empty((1, B, H), dtype) if cell.has_c else None
-    sequence.backward(
-        tape, dy, None if dhn is None else dhn[None], None if dcn is None else dcn[None], dx, dh0,
-        dc0, (tuple(grads.get(name) for name in _PARAMETERS),),
-    )
+    dinitial = tuple(np.empty((1, B, H), dtype) for _ in states)
+    sequence.backward(tape, dy, _with_direction(dfinal), dx, dinitial,
+                      (tuple(grads.get(name) for name in _PARAMETERS),))
     if dx is not None and not tape.symbols:
         dx = dx.reshape(T, B, I)
-    return dx, dh0[0] if dc0 is None else (dh0[0], dc0[0]), grads
+    return dx, _as_state(dinitial), grads
 
 
 # ------------------------------------------------------------------------------------------ rnn

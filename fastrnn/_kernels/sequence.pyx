@@ -62,6 +62,15 @@ cdef check_state(str name, object array, object dtype, tuple shape):
         check_flat(name, array, dtype, shape)
 
 
+cdef tuple pair_of(str name, tuple arrays, bint has_c):
+    """Return h and c of a tuple with an entry for each state; c is None for cells without it."""
+    if arrays is None:
+        return None, None
+    if len(arrays) != 1 + has_c:
+        raise ValueError(f"{name}: has {len(arrays)} states, expected {1 + has_c}")
+    return arrays if has_c else (arrays[0], None)
+
+
 # ---- forward ------------------------------------------------------------------------------------
 
 cdef struct TapeLayout:
@@ -192,8 +201,8 @@ cdef ptrdiff_t lay_out_taken(Carver carver, Pass *p, int threads) except -1:
     return carver.add(threads * nbytes // p.table.itemsize)
 
 
-def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn, bint keep,
-            Workspace workspace, Timeline time=None, str source="time", str target="time"):
+def forward(int kind, x, index, tuple weights, tuple reverse, tuple initial, y, tuple final,
+            bint keep, Workspace workspace, Timeline time=None, str source="time", str target="time"):
     """Run one layer over a sequence.
 
     Parameters
@@ -203,9 +212,9 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
     index : None, or int32 (T, B): rows of x, or where the 1 is among I
     weights : per direction (weight_ih, weight_hh, bias_ih, bias_hh) or a Packed
     reverse : per direction, whether it walks from T-1 to 0
-    h0, c0 : (D, B, H) or None
+    initial : for each state (D, B, H) or None: zero; or None
     y : out (T, B, D*H), contiguous rows
-    hn, cn : out (D, B, H); cn is None for cells without c
+    final : for each state out (D, B, H)
     keep : whether to keep a tape
     workspace : where the tape's memory comes from
     time : the lengths and resets of the rows, or None: all go on for T steps without one
@@ -255,6 +264,8 @@ def forward(int kind, x, index, tuple weights, tuple reverse, h0, c0, y, hn, cn,
         index, tape.used_rows = named_rows(index, I if one_hot else tape.embedding_rows)
         if not one_hot:
             x = take_rows(x, tape.used_rows)
+    h0, c0 = pair_of("initial", initial, like.cell.has_c)
+    hn, cn = pair_of("final", final, like.cell.has_c)
     check("y", y, dtype, (T, B, D * H) if time is None else (time.size(target), D * H), True)
     check_flat("hn", hn, dtype, (D, B, H), True)
     check_state("h0", h0, dtype, (D, B, H))
@@ -434,16 +445,16 @@ cdef void use_outputs(Pass *p, tuple grads) noexcept:
     p.db_hh = pointer(grads[3])
 
 
-def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()):
+def backward(Tape tape, dy, tuple dfinal, dx, tuple dinitial, tuple grads, tuple record=()):
     """Backpropagate one forward call through time; the tape is used up.
 
     Parameters
     ----------
     tape : what a forward call with keep=True returned
     dy : like forward's y, contiguous rows, or None: zero
-    dhn, dcn : (D, B, H) or None: zero
+    dfinal : for each state (D, B, H) or None: zero; or None
     dx : out, like forward's x, or None: not wanted, or one-hot
-    dh0, dc0 : out (D, B, H); dc0 is None for cells without c
+    dinitial : for each state out (D, B, H)
     grads : per direction (weight_ih, weight_hh, bias_ih, bias_hh), which accumulate
     record : names out of RECORD: what to return besides
 
@@ -466,6 +477,8 @@ def backward(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record=()
     cdef ptrdiff_t scratch
     if tape.used or tape.buffer is None:
         raise RuntimeError("backward: this tape was used already, a tape serves one backward")
+    dhn, dcn = pair_of("dfinal", dfinal, tape.passes[0].cell.has_c)
+    dh0, dc0 = pair_of("dinitial", dinitial, tape.passes[0].cell.has_c)
     check_back(tape, dy, dhn, dcn, dx, dh0, dc0, grads, record)
     T, B, I, H = tape.shape
     out = {}

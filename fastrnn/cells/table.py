@@ -2,15 +2,18 @@
 
 A cell is one row: its gates in torch's order with their activations, its states, the shapes of its
 parameters. The kernels have a table of their own (src_c/tmpl/table.h) in the same order, and
-reference.py is independent on purpose; a test compares all three. Letters: I input, H hidden, G
+reference.py is independent on purpose; a test compares all three. `AnyCell` is what layers ask a
+cell, so that one which is no row of the table can stand in its place. Letters: I input, H hidden, G
 gates.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
-__all__ = ["CELLS", "Cell", "Gate", "vanilla"]
+__all__ = ["CELLS", "AnyCell", "Cell", "Gate", "vanilla"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +30,59 @@ class Gate:
     activation: str
 
 
+class AnyCell(Protocol):
+    """What layers, models and gradflow ask a cell: a row of the table, or another with its sizes.
+
+    A cell without gates has no rows G*H, so nothing is asked of its parameters but their shapes.
+
+    Attributes
+    ----------
+    name : str
+        The table's cells have their names for themselves.
+    states : tuple of str
+        Names, each of a state that is carried from step to step; the output first if it is one.
+    output : str
+        Name of what a layer gives at each step.
+    memory : str
+        The state that is carried without a matrix product; the first one if no state is.
+    gates, slope, keep_gate, input_gate
+        As of a Cell; (), None, None and None if the cell has no gates.
+    recordable : tuple of str
+        What backward can record, "d" + name for each state first; see fastrnn.layers.Pass.backward.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def states(self) -> tuple[str, ...]: ...
+    @property
+    def output(self) -> str: ...
+    @property
+    def memory(self) -> str: ...
+    @property
+    def gates(self) -> tuple[Gate, ...]: ...
+    @property
+    def slope(self) -> float | None: ...
+    @property
+    def keep_gate(self) -> int | None: ...
+    @property
+    def input_gate(self) -> int | None: ...
+    @property
+    def recordable(self) -> tuple[str, ...]: ...
+
+    def state_widths(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the width of each state, for sizes I and H by their names."""
+
+    def output_width(self, sizes: Mapping[str, int]) -> int:
+        """Return the features of one direction's output."""
+
+    def parameters(self, I: int, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of one layer's parameters by name."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A recurrent cell.
+    """A recurrent cell of the table, for which src_c has a kernel.
 
     Attributes
     ----------
@@ -67,9 +120,28 @@ class Cell:
         return "c" in self.states
 
     @property
+    def output(self) -> str:
+        """What a layer gives at each step: "h"."""
+        return self.states[0]
+
+    @property
     def memory(self) -> str:
         """The state that is carried from step to step without a matrix product: "h" or "c"."""
         return self.states[-1]
+
+    @property
+    def recordable(self) -> tuple[str, ...]:
+        """The names of what backward can record."""
+        derivatives = tuple(f"d{name}" for name in self.states)
+        return (*derivatives, "gates", "dgates_x", "dgates_h", "x", "h")
+
+    def state_widths(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the width of each state: H."""
+        return (sizes["H"],) * len(self.states)
+
+    def output_width(self, sizes: Mapping[str, int]) -> int:
+        """Return the features of one direction's output: H."""
+        return sizes["H"]
 
     def parameters(self, I: int, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
         """Return the shapes of one layer's parameters by name, in torch's order."""
@@ -78,6 +150,14 @@ class Cell:
         if bias:
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         return shapes
+
+    def __reduce__(self) -> tuple[Callable[[str], Cell], tuple[Any, ...]]:
+        """Pickle the name: a copy is the same row."""
+        return _row, (self.name,)
+
+
+def _row(name: str) -> Cell:
+    return CELLS[name]
 
 
 CELLS: dict[str, Cell] = {

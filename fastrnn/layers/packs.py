@@ -11,18 +11,24 @@ rounding meets a power of two).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from fastrnn import _checks
 from fastrnn._checks import RefusedValue
+from fastrnn._kernels import sequence
 from fastrnn._kernels.packed import Packed
 from fastrnn._kernels.runtime import get_isa
-from fastrnn.layers.parameters import Part
+from fastrnn.cells import Cell
+from fastrnn.layers.engine import Engine
+from fastrnn.layers.parameters import Part, Shapes
 
 if TYPE_CHECKING:
     from fastrnn._kernels.packed import Weights
-    from fastrnn.cells import Cell
+    from fastrnn.cells.table import AnyCell
+    from fastrnn.layers.engine import States
 
 __all__ = ["PackedPart", "pack", "pair"]
 
@@ -84,18 +90,84 @@ class PackedPart(Part):
     Attributes
     ----------
     cell : Cell
-        Its row of the table in fastrnn.cells.
+        Its row of the table in fastrnn.cells, or another cell.
     input_size, hidden_size : int
     bias : bool
+    has_c : bool
+        Whether a state is the pair (h, c) of the table's LSTM.
+    state_widths : tuple of int
+        The width of each state of the cell: H for the table's cells.
+    output_size : int
+        Features O of one direction's output: H for the table's cells.
     """
 
-    cell: Cell
+    cell: AnyCell
     input_size: int
     hidden_size: int
     bias: bool
+    has_c: bool
+    state_widths: tuple[int, ...]
+    output_size: int
+    # What computes the cell. A part of another engine overrides it, `_make_kind` and `_pack_one`.
+    _kernels: ClassVar[Engine] = sequence
+    _kind: Any  # what the kernels compute
     _weights: list[tuple[Weights, ...]]  # by stacked layer and direction
     _packs: list[tuple[Packed, ...]] | None = None
     _packed_for = ""  # the instruction set
+
+    def _use_cell(self, cell: AnyCell) -> None:
+        """Set the cell, and what follows from it and the sizes."""
+        sizes = {"I": self.input_size, "H": self.hidden_size}
+        self.cell = cell
+        self.has_c = isinstance(cell, Cell) and cell.has_c
+        self.state_widths = tuple(cell.state_widths(sizes))
+        self.output_size = cell.output_width(sizes)
+
+    def _make_kind(self) -> Any:
+        """Return what the kernels compute, as they take it: the number of a cell of the table."""
+        if not isinstance(self.cell, Cell):
+            raise TypeError(f"cell is {_checks.kind(self.cell)}, expected one of the table: its "
+                            "kernels compute no other")
+        return self.cell.number
+
+    def _draw(self, rng: np.random.Generator) -> None:
+        """Draw the initial parameters."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        self.flat[:] = rng.uniform(-bound, bound, self.flat.size)
+
+    def _own(self, shapes: Shapes, flat: np.ndarray, flat_grads: np.ndarray) -> None:
+        super()._own(shapes, flat, flat_grads)
+        self.__dict__["_kind"] = self._make_kind()
+
+    def _checked_state(
+        self, names: tuple[str, str, str], value: Any, shape: tuple[int, ...],
+        padded: tuple[int, ...],
+    ) -> States:
+        """Return the arrays of a state, or of a gradient of one, as the kernels take them.
+
+        Parameters
+        ----------
+        names : tuple of str
+            What a tuple of arrays is called, and, before and after the state's name, a single one.
+        shape, padded : tuples of int
+            What the caller's arrays have before their widths, and what the kernels' have.
+        """
+        states, name, shapes = self.cell.states, names[0], []
+        if len(states) == 1:
+            name = names[1] + states[0] + names[2]
+        for width in self.state_widths:
+            shapes.append((*shape, width))
+        arrays = _checks.states(name, value, states, self.flat.dtype, shapes)
+        if shape == padded:
+            return arrays
+        return tuple([None if a is None else a.reshape(*padded, a.shape[-1]) for a in arrays])
+
+    def _new_states(self, rows: int, B: int) -> tuple[np.ndarray, ...]:
+        """Return an array (rows, B, width) for each state."""
+        made, dtype = [], self.flat.dtype
+        for width in self.state_widths:
+            made.append(np.empty((rows, B, width), dtype))
+        return tuple(made)
 
     def check_pass(self) -> None:
         """Refuse a pass in the mode "bfloat16"."""
@@ -115,8 +187,12 @@ class PackedPart(Part):
 
     def _pack(self, mode: str) -> list[tuple[Packed, ...]]:
         half = mode == "bfloat16"
-        return [tuple(pack(self.cell.number, weights, half) for weights in directions)
+        return [tuple(self._pack_one(weights, half) for weights in directions)
                 for directions in self._weights]
+
+    def _pack_one(self, weights: Weights, half: bool) -> Packed:
+        """Return one direction's weights as the kernels read them in evaluation."""
+        return pack(self._kind, weights, half)
 
     def set_mode(self, mode: str) -> None:
         """Choose one of MODES; the weights are packed on entering one of evaluation's."""

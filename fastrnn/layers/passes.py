@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue, public
-from fastrnn._kernels import sequence
 from fastrnn._kernels.sequence import RECORD
-from fastrnn._kernels.tape import Tape
 from fastrnn._kernels.timeline import Timeline
+from fastrnn.layers.engine import AnyTape, Engine
 
 if TYPE_CHECKING:
     from fastrnn.layers.parameters import Part
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RECORD", "Pass", "Recorded"]
 
+States = tuple["np.ndarray | None", ...] | None
 Recorded = list[dict[str, np.ndarray]]  # one dict for each stacked layer
 
 
@@ -76,6 +76,14 @@ def as_rows(a: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(a).reshape(-1, a.shape[-1])
 
 
+def some_of(states: States, number: int, D: int) -> Any:
+    """Return the rows of a stacked layer out of (L*D, B, width) of each state, or None."""
+    if states is None:
+        return None
+    own = slice(number * D, (number + 1) * D)
+    return tuple([None if a is None else a[own] for a in states])
+
+
 class Kept(NamedTuple):
     """What a pass keeps of its forward, without the layer: a layer keeps that of its latest call.
 
@@ -88,15 +96,18 @@ class Kept(NamedTuple):
         Version of the layer's parameters.
     time : Timeline or None
         Lengths and resets; the arrays of the tapes are rows (M, N) then.
+    kernels : module
+        What made the tapes.
     """
 
-    tapes: list[tuple[Tape, np.ndarray | None]]
+    tapes: list[tuple[AnyTape, np.ndarray | None]]
     layout: Layout
     version: int
-    time: Timeline | None = None
+    time: Timeline | None
+    kernels: Engine | None
 
 
-_SPENT = Kept([], Layout(), 0)
+_SPENT = Kept([], Layout(), 0, None, None)
 
 
 class Pass:
@@ -175,32 +186,30 @@ class Pass:
         self, dy: Any, dstate: Any, need_dx: bool = True, record: tuple[str, ...] = (),
         grads: Mapping[str, np.ndarray] | None = None, retain: bool = False,
     ) -> Any:
-        layer, (tapes, layout, version, time) = self.layer, self.kept
+        layer, (tapes, layout, version, time, kernels) = self.layer, self.kept
         check_unspent(self.spent, layer, version)
+        assert kernels is not None  # as long as it is unspent
         first = tapes[0][0]
-        T, B, I, H = first.shape
-        L, D, dtype = layer.num_layers, layer.directions, layer.dtype
-        has_c, padded = layer.has_c, (L * D, B, H)
+        T, B, I = first.shape[:3]
+        L, D, dtype, width = layer.num_layers, layer.directions, layer.dtype, layer.width
+        padded = L * D, B
         if dy is not None:
             like_y = tapes[-1][0].y_shape
-            expected = (math.prod(like_y[:-1]), D * H) if layout.rows else layout.shape(T, B, D * H)
+            expected = (math.prod(like_y[:-1]), width) if layout.rows else layout.shape(T, B, width)
             dy = _checks.array("dy", dy, dtype, expected)
             if layout.rows or time is not None:
                 dy = as_rows(dy).reshape(like_y)
             else:
                 dy = layout.from_caller(dy)
-        shape = padded if layout.batched else (L * D, H)
-        dhn = dcn = None
+        dfinal: States = None
         if dstate is not None:
-            dhn, dcn = _checks.states("dstate" if has_c else "dhn", dstate, has_c, dtype, shape)
-            dhn = None if dhn is None else dhn.reshape(padded)
-            dcn = None if dcn is None else dcn.reshape(padded)
+            dfinal = layer._checked_state(("dstate", "d", "n"), dstate,
+                                          padded if layout.batched else padded[:1], padded)
         if record != ():
-            record = checked_record(record, has_c)
+            record = checked_record(record, layer.cell.recordable)
         into = layer.grads_by_layer(grads)
 
-        dh0 = np.empty(padded, dtype)
-        dc0 = np.empty(padded, dtype) if has_c else None
+        dinitial = layer._new_states(L * D, B)
         with adding(into[0][0][0]):
             if retain:
                 tapes = [(tape.copy(), mask) for tape, mask in tapes]
@@ -211,24 +220,24 @@ class Pass:
                 tape, mask = tapes[number]
                 if mask is not None and dy is not None:
                     dy *= mask
-                own = slice(number * D, (number + 1) * D)
                 dx = None
                 if number or need_dx:
                     dx = self._like_x(tape, layout)
-                recorded.append(sequence.backward(
-                    tape, dy, None if dhn is None else dhn[own], None if dcn is None else dcn[own],
-                    dx, dh0[own], None if dc0 is None else dc0[own], into[number], record))
+                after, before = (dfinal, dinitial) if L == 1 else (
+                    some_of(dfinal, number, D), some_of(dinitial, number, D))
+                recorded.append(kernels.backward(tape, dy, after, dx, before, into[number], record))
                 dy = dx
         if dx is not None and not first.symbols:
             if layout.rows:
                 dx = dx.reshape(-1, I)
             else:
                 dx = layout.to_caller(dx) if time is None else dx.reshape(layout.shape(T, B, I))
-        dh0 = dh0.reshape(shape)
-        dstate0 = dh0 if dc0 is None else (dh0, dc0.reshape(shape))
+        if not layout.batched:
+            dinitial = tuple([a[:, 0] for a in dinitial])
+        dstate0 = dinitial[0] if len(dinitial) == 1 else dinitial
         return (dx, dstate0, recorded[::-1]) if record else (dx, dstate0)
 
-    def _like_x(self, tape: Tape, layout: Layout) -> np.ndarray | None:
+    def _like_x(self, tape: AnyTape, layout: Layout) -> np.ndarray | None:
         """Return a new array for the gradient of a layer's input; None for one-hot symbols."""
         if not tape.x_shape:
             return None
@@ -248,9 +257,10 @@ def check_unspent(spent: bool, part: Part, version: int) -> None:
                            "ones: run forward again after an optimiser's step")
 
 
-def checked_record(record: Any, has_c: bool) -> tuple[str, ...]:
+def checked_record(record: Any, recordable: Iterable[str]) -> tuple[str, ...]:
     """Return the names if backward can record them."""
-    known = [name for name in RECORD if has_c or name != "dc"]
+    others = dict.fromkeys(name for name in recordable if name not in RECORD)
+    known = [*(name for name in RECORD if name in recordable), *others]
     if not isinstance(record, (tuple, list)) or any(name not in known for name in record):
         raise RefusedValue(f"record is {_checks.show(record)}, expected names out of {known}")
     return tuple(record)

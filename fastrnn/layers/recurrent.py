@@ -1,8 +1,9 @@
 """What RNN, LSTM and GRU share: calls, passes, packed weights, streams, with torch.nn's semantics.
 
 A layer owns parameters and turns whatever a caller may pass into what the kernels take; one call
-goes on to fastrnn/_kernels/sequence.pyx once for each stacked layer. Letters: T steps, B batch, I
-input, H hidden, G gates, L layers, D directions (2 if bidirectional), V rows of an embedding.
+goes on to fastrnn/_kernels/sequence.pyx, or the engine of another cell, once for each stacked
+layer. Letters: T steps, B batch, I input, H hidden, G gates, L layers, D directions (2 if
+bidirectional), V rows of an embedding, O features of one direction's output (H of RNN, LSTM, GRU).
 """
 
 from __future__ import annotations
@@ -13,27 +14,26 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn._kernels import sequence
 from fastrnn._kernels.runtime import Workspace
 from fastrnn._kernels.stream import Stream
 from fastrnn._kernels.timeline import Timeline
-from fastrnn.cells import CELLS, Cell
-from fastrnn.layers.packs import PackedPart
+from fastrnn.layers.dropout import Dropout
 from fastrnn.layers.parameters import UNSET, Shapes, check_grads
-from fastrnn.layers.passes import Kept, Layout, Pass, as_rows, rows
+from fastrnn.layers.passes import Kept, Layout, Pass, as_rows, rows, some_of
 
 if TYPE_CHECKING:
     from fastrnn._kernels.packed import Packed, Weights
+    from fastrnn.cells.table import AnyCell
 
 __all__ = ["Recurrent"]
 
-State = Any  # (L*D, B, H), or a pair of such, or None
+State = Any  # (L*D, B, H), or a tuple of such, one for each state of the cell, or None
 MOST_LAYERS = 10_000  # the names of their parameters take 30 MB
 _BATCHED = Layout()
 _UNBATCHED = Layout(batched=False)
@@ -59,31 +59,33 @@ def _refuse_packed(name: str, value: Any) -> None:
                           "pass forward_packed(p.data, p.batch_sizes)")
 
 
-class Recurrent(PackedPart):
+class Recurrent(Dropout):
     """What RNN, LSTM and GRU share: everything but the constructor's arguments.
 
     Attributes
     ----------
     cell : Cell
-        Its row of the table in fastrnn.cells.
+        Its row of the table in fastrnn.cells, or another cell.
     has_c : bool
-        Whether a state is a pair (h, c).
+        Whether a state is a pair (h, c): that of an LSTM.
+    state_widths : tuple of int
+        The width of each state of the cell, for an LSTM (H, H).
+    output_size : int
+        Features O of one direction's output: H of RNN, LSTM and GRU.
     directions, width : int
-        The number of directions D, and the features D*H of an output.
+        The number of directions D, and the features D*O of an output.
     """
 
     _fixed = frozenset(["cell", "input_size", "hidden_size", "num_layers", "bias", "bidirectional",
-                        "has_c", "directions", "width"])
-    has_c: bool
+                        "has_c", "state_widths", "output_size", "directions", "width"])
     directions: int
     width: int
 
     def __init__(
-        self, cell: Cell, input_size: int, hidden_size: int, num_layers: int = 1,
+        self, cell: AnyCell, input_size: int, hidden_size: int, num_layers: int = 1,
         bias: bool = True, batch_first: bool = False, dropout: float = 0.0,
         bidirectional: bool = False, dtype: Any = np.float32, seed: Any = None,
     ) -> None:
-        self.cell = cell
         self.input_size = _checks.positive("input_size", input_size)
         self.hidden_size = _checks.positive("hidden_size", hidden_size)
         self.num_layers = _checks.positive("num_layers", num_layers)
@@ -91,9 +93,9 @@ class Recurrent(PackedPart):
         self.batch_first = _checks.flag("batch_first", batch_first)
         self.dropout = dropout
         self.bidirectional = _checks.flag("bidirectional", bidirectional)
-        self.has_c = cell.has_c
+        self._use_cell(cell)
         self.directions = 2 if self.bidirectional else 1
-        self.width = self.directions * self.hidden_size
+        self.width = self.directions * self.output_size
         if self.dropout and self.num_layers == 1:
             warnings.warn(
                 f"{type(self).__name__}: dropout works between layers; with num_layers = 1 it does "
@@ -106,16 +108,15 @@ class Recurrent(PackedPart):
         super().__init__(self._parameter_shapes(), dtype)
         weights, masks = _checks.seeds(None if seed is UNSET else seed, 2)
         if seed is not UNSET:
-            bound = 1 / math.sqrt(self.hidden_size)
-            self.flat[:] = np.random.default_rng(weights).uniform(-bound, bound, self.flat.size)
+            self._draw(np.random.default_rng(weights))
         self._masks, self._masks_pid = np.random.default_rng(masks), os.getpid()
 
     def _check_size(self, dtype: np.dtype) -> None:
         """Refuse sizes that no memory can hold before naming every parameter."""
-        I, H, D = self.input_size, self.hidden_size, self.directions
-        first = self.cell.G * H * (I + H)
-        more = self.cell.G * H * (D * H + H) * (self.num_layers - 1)
-        size = D * (first + more)
+        H = self.hidden_size
+        first, more = (sum(map(math.prod, self.cell.parameters(I, H, False).values()))
+                       for I in (self.input_size, self.width))
+        size = self.directions * (first + more * (self.num_layers - 1))
         if size * dtype.itemsize > sys.maxsize or self.num_layers > MOST_LAYERS:
             raise MemoryError(f"{type(self).__name__}: these sizes make {min(size, 10**300):.3g} "
                               f"parameters in {min(self.num_layers, 10**300):.3g} layers, more "
@@ -133,15 +134,6 @@ class Recurrent(PackedPart):
     @property
     def _suffixes(self) -> tuple[str, ...]:
         return ("", "_reverse") if self.bidirectional else ("",)
-
-    @property
-    def dropout(self) -> float:
-        """Fraction of the states between layers that training sets to zero; it can be set."""
-        return self._dropout
-
-    @dropout.setter
-    def dropout(self, value: Any) -> None:
-        self._dropout = _checks.probability("dropout", value)
 
     # ---- calls ------------------------------------------------------------------------------
 
@@ -305,6 +297,10 @@ class Recurrent(PackedPart):
             return f": x has {x.shape[-1]} features, weight_ih_l0 expects {self.input_size}"
         return ""
 
+    def state_shapes(self, B: int) -> list[tuple[int, int, int]]:
+        """Return the shape (L*D, B, width) of each state."""
+        return [(self.num_layers * self.directions, B, width) for width in self.state_widths]
+
     def run(
         self, x: Any, index: np.ndarray | None, state: State, *, grad: bool, dropout: bool,
         layout: Layout = _BATCHED, latest: bool = False, time: Timeline | None = None,
@@ -335,33 +331,31 @@ class Recurrent(PackedPart):
         hn, or (hn, cn) : the final state, shaped as `state`
         p : Pass or None
         """
+        # a call of one step takes a few microseconds: what need not be done is not done
         T, B = (time.T, time.B) if time is not None else (
             x.shape[:2] if index is None else index.shape)
-        L, D, H = self.num_layers, self.directions, self.hidden_size
-        has_c, dtype, padded = self.has_c, self.flat.dtype, (L * D, B, H)
-        shape = padded if layout.batched else (L * D, H)
-        h0 = c0 = None
+        L, D, dtype = self.num_layers, self.directions, self.flat.dtype
+        initial: Any = None
         if state is not None:
-            h0, c0 = _checks.states("state" if has_c else "h0", state, has_c, dtype, shape)
-            h0 = None if h0 is None else h0.reshape(padded)
-            c0 = None if c0 is None else c0.reshape(padded)
-        hn = np.empty(padded, dtype)
-        cn = np.empty(padded, dtype) if has_c else None
+            padded = L * D, B
+            initial = self._checked_state(("state", "", "0"), state,
+                                          padded if layout.batched else padded[:1], padded)
+        final = self._new_states(L * D, B)
         if grad:
             self.check_pass()
         weights = self._weights if self.mode == "training" else self._packed()
         if latest:  # nothing is refused from here on
             self.__dict__["_last"] = None
-        tapes = []
+        tapes, kernels = [], self._kernels
         for number in range(L):
             onto = target if number == L - 1 else "walk"  # between layers there is no padding
-            y = rows(T, B, D * H, dtype, layout.batch_first) if time is None else (
-                np.empty((time.size(onto), D * H), dtype))
-            own = slice(number * D, (number + 1) * D)
-            tape = sequence.forward(
-                self.cell.number, x, index, weights[number], self._reverse,
-                None if h0 is None else h0[own], None if c0 is None else c0[own], y, hn[own],
-                None if cn is None else cn[own], grad, self._workspace, time, source, onto,
+            y = rows(T, B, self.width, dtype, layout.batch_first) if time is None else (
+                np.empty((time.size(onto), self.width), dtype))
+            before, after = (initial, final) if L == 1 else (
+                some_of(initial, number, D), some_of(final, number, D))
+            tape = kernels.forward(
+                self._kind, x, index, weights[number], self._reverse, before, y, after, grad,
+                self._workspace, time, source, onto,
             )
             mask = None
             if dropout and self.dropout and number < L - 1:
@@ -370,9 +364,10 @@ class Recurrent(PackedPart):
             if tape is not None:
                 tapes.append((tape, mask))
             x, index, source = y, None, onto
-        hn = hn.reshape(shape)
-        p = Pass(self, Kept(tapes, layout, self.version, time)) if grad else None
-        return y, hn if cn is None else (hn, cn.reshape(shape)), p
+        if not layout.batched:
+            final = tuple([a[:, 0] for a in final])
+        p = Pass(self, Kept(tapes, layout, self.version, time, kernels)) if grad else None
+        return y, final[0] if len(final) == 1 else final, p
 
     @public
     def backward(self, dy: Any = None, dstate: State = None, *, need_dx: bool = True) -> Any:
@@ -414,33 +409,6 @@ class Recurrent(PackedPart):
             if p.spent and self._last is last:
                 self.__dict__["_last"] = None
 
-    def _mask(self, y: np.ndarray) -> np.ndarray:
-        """Return zeros with probability `dropout`, and elsewhere what keeps the mean."""
-        keep = self._generator().random(y.shape, np.float32) >= np.float32(self.dropout)
-        scale = 1 / (1 - self.dropout) if self.dropout < 1 else 0
-        return np.multiply(keep, scale, dtype=self.dtype)
-
-    def _generator(self) -> np.random.Generator:
-        """Return the generator of dropout's masks.
-
-        A forked child makes a new one in the same state: the lock of the parent's generator may be
-        held by a thread that the child does not have.
-        """
-        if self._masks_pid != os.getpid():
-            masks = np.random.default_rng(0)
-            masks.bit_generator.state = self._masks.bit_generator.state
-            self._masks, self._masks_pid = masks, os.getpid()
-        return self._masks
-
-    @property
-    def dropout_state(self) -> dict[str, Any]:
-        """The state of the generator that draws dropout's masks; it can be set."""
-        return dict(self._generator().bit_generator.state)
-
-    @dropout_state.setter
-    def dropout_state(self, state: dict[str, Any]) -> None:
-        self._generator().bit_generator.state = state
-
     # ---- weights ----------------------------------------------------------------------------
 
     def _own(self, shapes: Shapes, flat: np.ndarray, flat_grads: np.ndarray) -> None:
@@ -450,9 +418,9 @@ class Recurrent(PackedPart):
         self.__dict__["_own_grads"] = self._by_layer(self._grads)
 
     def _by_layer(self, named: Mapping[str, np.ndarray]) -> list[tuple[Weights, ...]]:
-        """Return, for each layer and direction, weight_ih, weight_hh, bias_ih and bias_hh."""
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # a bias may be missing: None
-        return [
+        """Return, for each layer and direction, the cell's parameters in their order."""
+        names = self.cell.parameters(self.input_size, self.hidden_size, True)
+        return [  # a bias may be missing: None
             tuple(tuple(named.get(f"{name}_l{number}{direction}") for name in names)  # type: ignore
                   for direction in self._suffixes)
             for number in range(self.num_layers)
@@ -513,6 +481,13 @@ class Recurrent(PackedPart):
 
     # ---- copies and print -------------------------------------------------------------------
 
+    def alone(self, input_size: int) -> Self:
+        """Return a layer of one direction and no stack, whose parameters are zero."""
+        config = self.config | {"input_size": input_size, "num_layers": 1, "dropout": 0.0,
+                                "batch_first": False, "bidirectional": False, "seed": UNSET}
+        del config["layer"]
+        return type(self)(**config)
+
     @property
     def config(self) -> dict[str, Any]:
         """The arguments that make a layer of the same shapes, and its class as "layer"."""
@@ -522,14 +497,13 @@ class Recurrent(PackedPart):
                 "dtype": self.dtype.name}
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_last", "_packs", "_workspace", "_weights", "_own_grads", "_reverse")
+        left_out = ("_last", "_packs", "_workspace", "_weights", "_own_grads", "_reverse", "_kind")
         state = {name: value for name, value in super().__getstate__().items()
                  if name not in left_out}
-        return state | {"cell": self.cell.name, "_masks": copy.deepcopy(self._generator())}
+        return state | {"_masks": copy.deepcopy(self._generator())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state | {"cell": CELLS[state["cell"]], "_last": None,
-                                      "_workspace": Workspace()})
+        super().__setstate__(state | {"_last": None, "_workspace": Workspace()})
 
     def __repr__(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]

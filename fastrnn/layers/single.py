@@ -7,7 +7,6 @@ bits as a call of the layer. Letters: B batch, I input, H hidden.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +14,9 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import public
-from fastrnn._kernels import sequence
 from fastrnn._kernels.runtime import Workspace
-from fastrnn._kernels.tape import Tape
 from fastrnn.cells import CELLS, Cell, vanilla
+from fastrnn.layers.engine import AnyTape
 from fastrnn.layers.packs import PackedPart
 from fastrnn.layers.parameters import UNSET, Shapes, check_grads
 from fastrnn.layers.passes import adding, check_unspent
@@ -38,26 +36,26 @@ class SingleCell(PackedPart):
         Its row of the table in fastrnn.cells.
     has_c : bool
         Whether a state is a pair (h, c).
+    state_widths, output_size
+        As of a layer.
     """
 
-    _fixed = frozenset(["cell", "input_size", "hidden_size", "bias", "has_c"])
-    has_c: bool
+    _fixed = frozenset(["cell", "input_size", "hidden_size", "bias", "has_c", "state_widths",
+                        "output_size"])
 
     def __init__(
         self, cell: Cell, input_size: int, hidden_size: int, bias: bool, dtype: Any, seed: Any
     ) -> None:
-        self.cell = cell
         self.input_size = _checks.positive("input_size", input_size)
         self.hidden_size = _checks.positive("hidden_size", hidden_size)
         self.bias = _checks.flag("bias", bias)
-        self.has_c = cell.has_c
+        self._use_cell(cell)
         self._workspace = Workspace()
         dtype = _checks.float_dtype(dtype)
         (weights,) = _checks.seeds(None if seed is UNSET else seed, 1)
         super().__init__(cell.parameters(self.input_size, self.hidden_size, self.bias), dtype)
         if seed is not UNSET:
-            bound = 1 / math.sqrt(self.hidden_size)
-            self.flat[:] = np.random.default_rng(weights).uniform(-bound, bound, self.flat.size)
+            self._draw(np.random.default_rng(weights))
 
     # ---- calls ------------------------------------------------------------------------------
 
@@ -113,29 +111,25 @@ class SingleCell(PackedPart):
         return self._step(x, state, grad)
 
     def _step(self, x: Any, state: State, grad: bool) -> tuple[State, CellPass | None]:
-        I, H, dtype, has_c = self.input_size, self.hidden_size, self.flat.dtype, self.has_c
+        I, dtype = self.input_size, self.flat.dtype
         if type(x) is not np.ndarray:
             x = _checks.numeric("x", x, dtype)
         batched = x.ndim != 1
         x = _checks.array("x", x, dtype, ("B", I) if batched else (I,), self._explain)
         x = x[None] if batched else x[None, None]
-        shape = (x.shape[1], H) if batched else (H,)
-        padded = (1, x.shape[1], H)
-        h0 = c0 = None
+        B = x.shape[1]
+        before = None
         if state is not None:
-            h0, c0 = _checks.states("state" if has_c else "h0", state, has_c, dtype, shape)
-            h0 = None if h0 is None else h0.reshape(padded)
-            c0 = None if c0 is None else c0.reshape(padded)
+            before = self._checked_state(("state", "", "0"), state, (B,) if batched else (), (1, B))
         if grad:
             self.check_pass()
         (weights,) = self._weights if self.mode == "training" else self._packed()
-        h = np.empty(shape, dtype)
-        c = np.empty(shape, dtype) if has_c else None
-        y = h.reshape(padded)  # of one step the output is the final state: the kernel fills it once
-        tape = sequence.forward(self.cell.number, x, None, weights, _FORWARD, h0, c0, y, y,
-                                None if c is None else c.reshape(padded), grad, self._workspace)
+        after = self._new_states(1, B)
+        # of one step the output is the final state: the kernel fills it once
+        tape = self._kernels.forward(self._kind, x, None, weights, _FORWARD, before, after[0],
+                                     after, grad, self._workspace)
         p = None if tape is None else CellPass(self, tape, batched, self.version)
-        return h if c is None else (h, c), p
+        return _as_state(after, batched), p
 
     def _explain(self, x: np.ndarray) -> str:
         """Return what to add to the sentence about an x of a wrong shape."""
@@ -147,8 +141,13 @@ class SingleCell(PackedPart):
 
     def _own(self, shapes: Shapes, flat: np.ndarray, flat_grads: np.ndarray) -> None:
         super()._own(shapes, flat, flat_grads)
-        self.__dict__ |= {"_weights": [(_in_order(self._params),)],
-                          "_own_grads": (_in_order(self._grads),)}
+        self.__dict__ |= {"_weights": [(self._in_order(self._params),)],
+                          "_own_grads": (self._in_order(self._grads),)}
+
+    def _in_order(self, named: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
+        """Return the cell's parameters in their order; a bias may be missing: None."""
+        names = self.cell.parameters(self.input_size, self.hidden_size, True)
+        return tuple(map(named.get, names))
 
     # ---- copies and print -------------------------------------------------------------------
 
@@ -159,13 +158,12 @@ class SingleCell(PackedPart):
                 "hidden_size": self.hidden_size, "bias": self.bias, "dtype": self.dtype.name}
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_packs", "_workspace", "_weights", "_own_grads")
-        state = {name: value for name, value in super().__getstate__().items()
-                 if name not in left_out}
-        return state | {"cell": self.cell.name}
+        left_out = ("_packs", "_workspace", "_weights", "_own_grads", "_kind")
+        return {name: value for name, value in super().__getstate__().items()
+                if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state | {"cell": CELLS[state["cell"]], "_workspace": Workspace()})
+        super().__setstate__(state | {"_workspace": Workspace()})
 
     def __repr__(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -177,9 +175,11 @@ class SingleCell(PackedPart):
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
-def _in_order(named: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
-    """Return weight_ih, weight_hh, bias_ih and bias_hh; a bias may be missing: None."""
-    return tuple(map(named.get, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
+def _as_state(arrays: tuple[np.ndarray, ...], batched: bool) -> State:
+    """Return arrays (1, B, H) as the caller has a state."""
+    if len(arrays) == 1:
+        return arrays[0][0] if batched else arrays[0][0, 0]
+    return tuple([a[0] if batched else a[0, 0] for a in arrays])
 
 
 class CellPass:
@@ -197,10 +197,10 @@ class CellPass:
 
     __slots__ = ("_batched", "_tape", "_version", "cell", "spent")
 
-    def __init__(self, cell: SingleCell, tape: Tape, batched: bool, version: int) -> None:
+    def __init__(self, cell: SingleCell, tape: AnyTape, batched: bool, version: int) -> None:
         self.cell = cell
         self.spent = False
-        self._tape: Tape | None = tape
+        self._tape: AnyTape | None = tape
         self._batched = batched
         self._version = version
 
@@ -247,31 +247,26 @@ class CellPass:
         cell, tape = self.cell, self._tape
         check_unspent(self.spent or tape is None, cell, self._version)
         assert tape is not None
-        dtype, has_c = cell.flat.dtype, cell.has_c
-        _, B, I, H = tape.shape
-        padded = (1, B, H)
-        shape = padded[1:] if self._batched else (H,)
-        dh = dc = None
+        dtype = cell.flat.dtype
+        _, B, I = tape.shape[:3]
+        after = None
         if dstate is not None:
-            dh, dc = _checks.states("dstate" if has_c else "dh", dstate, has_c, dtype, shape)
-            dh = None if dh is None else dh.reshape(padded)
-            dc = None if dc is None else dc.reshape(padded)
+            after = cell._checked_state(("dstate", "d", ""), dstate, (B,) if self._batched else (),
+                                        (1, B))
         into = cell._own_grads
         if grads is not None:
             check_grads(cell, grads)
-            into = (_in_order(grads),)
+            into = (cell._in_order(grads),)
         dx = np.empty((B, I) if self._batched else I, dtype) if need_dx else None
-        dh0 = np.empty(shape, dtype)
-        dc0 = np.empty(shape, dtype) if has_c else None
+        before = cell._new_states(1, B)
         with adding(into[0][0]):
             if retain:
                 tape = tape.copy()
             else:
                 self.spent, self._tape = True, None
-            sequence.backward(
-                tape, None, dh, dc, None if dx is None else dx.reshape(1, B, I),
-                dh0.reshape(padded), None if dc0 is None else dc0.reshape(padded), into)
-        return dx, dh0 if dc0 is None else (dh0, dc0)
+            cell._kernels.backward(tape, None, after, None if dx is None else dx.reshape(1, B, I),
+                                   before, into)
+        return dx, _as_state(before, self._batched)
 
 
 class RNNCell(SingleCell):

@@ -11,7 +11,9 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.cells import Cell
 from fastrnn.layers.passes import Pass
+from fastrnn.layers.recurrent import Recurrent
 from fastrnn.models import generate
 from fastrnn.models.linear import inside
 from fastrnn.models.model import Model
@@ -29,6 +31,13 @@ from fastrnn.models.sequence import SequenceModel
 from fastrnn.models.stack import Stack
 
 __all__ = ["EncoderDecoder"]
+
+
+def _others(layer: Recurrent) -> list[Any]:
+    """Return what a layer's state is, besides its sizes, if its class does not say so."""
+    if isinstance(layer.cell, Cell):
+        return []
+    return [layer.cell.name, dict(zip(layer.cell.states, layer.state_widths, strict=True))]
 
 
 class EncoderDecoder(Model):
@@ -67,8 +76,8 @@ class EncoderDecoder(Model):
         if decoder.readout != "every" or decoder.context_size is not None:
             raise RefusedValue(f"decoder has readout {decoder.readout!r} and context_size "
                                f"{decoder.context_size}, expected 'every' and None")
-        states = [[(type(a).__name__, a.num_layers, a.bidirectional, a.hidden_size, a.dtype.name)
-                   for a in model.layers] for model in (encoder, decoder)]
+        states = [[(type(a).__name__, a.num_layers, a.bidirectional, a.hidden_size, a.dtype.name,
+                    *_others(a)) for a in model.layers] for model in (encoder, decoder)]
         if states[0] != states[1]:
             raise RefusedValue(f"encoder's layers are {states[0]}, decoder's {states[1]}, "
                                "expected the same: the state goes from one to the other")

@@ -84,7 +84,8 @@ class ModelPass(abc.ABC):
                 check_unspent(self.spent, part, version)
         dstate = self._stack.check_states(dstate, self.rows[1], "dstate")
         if back.record != ():
-            checked_record(back.record, any(layer.has_c for layer in model.recurrent))
+            checked_record(back.record, [name for layer in model.recurrent
+                                         for name in layer.cell.recordable])
         if back.grads is None:
             guard: Any = adding(model.distinct[0].flat_grads)  # against another pass of the model
         else:
@@ -115,8 +116,8 @@ def back_through(
     dx, dstate0, recorded = dy, [], []
     for i in reversed(range(len(passes))):
         p, record = passes[i], back.record
-        if record and not p.layer.has_c:
-            record = tuple(name for name in record if name != "dc")
+        if record:
+            record = tuple(name for name in record if name in p.layer.cell.recordable)
         wanted = i > 0 or stack.embedding is not None or (back.need_dx and not symbols)
         dx, d0, *more = p._backward(dx, dstate[i], wanted, record,
                                     inside(back.grads, f"layers.{i}"), back.retain)
@@ -151,7 +152,7 @@ class StackPass(ModelPass):
         dstate : tuple with a gradient for each layer's final state, or None: zero
         need_dx, record, grads, retain
             As of fastrnn.layers.Pass.backward; the names in `grads` are those of the model's
-            parameters. With an LSTM among the layers "dc" is recorded for the LSTMs.
+            parameters. Each layer records what its cell has, "dc" of the LSTMs.
 
         Returns
         -------
@@ -278,7 +279,7 @@ class LossPass:
             Whether the gradient of x is wanted.
         record, grads, retain
             As of fastrnn.layers.Pass.backward; the names in `grads` are those of the model's
-            parameters. With an LSTM among the layers "dc" is recorded for the LSTMs.
+            parameters. Each layer records what its cell has, "dc" of the LSTMs.
 
         Returns
         -------

@@ -87,11 +87,16 @@ class SequenceModel(Stack):
             "context_size", context_size)
         inner, head, context = spawn(seed, 3)
         parts = self._body(layers, vocab_size, one_hot, inner)
+        cell = self.layers[-1].cell
+        if self.readout == "last" and cell.output not in cell.states[:1]:
+            raise RefusedValue(f"readout is 'last' with a cell whose output {cell.output} is no "
+                               "state, expected 'every': there is no final state to read it from")
         self.head = parts["head"] = Linear(self.width, self.output_size, dtype=self.layers[0].dtype,
                                            seed=head)
         start = None
         if self.context_size is not None:
-            size = sum(math.prod(shape) for shapes in self._state_shapes(1) for shape in shapes)
+            size = sum(math.prod(shape) for layer in self.layers
+                       for shape in layer.state_shapes(1))
             start = parts["context"] = Linear(self.context_size, size, dtype=self.layers[0].dtype,
                                               seed=context)
         self.context = start
@@ -115,11 +120,6 @@ class SequenceModel(Stack):
 
     # ---- the initial state from a context -----------------------------------------------------
 
-    def _state_shapes(self, B: int) -> list[list[tuple[int, int, int]]]:
-        """Return, for each layer, the shapes of its h and, if it has one, its c."""
-        return [[(layer.num_layers * layer.directions, B, layer.hidden_size)]
-                * len(layer.cell.states) for layer in self.layers]
-
     def initial_state(
         self, state: Any, context: Any, B: int
     ) -> tuple[States, np.ndarray | None]:
@@ -136,12 +136,12 @@ class SequenceModel(Stack):
             _checks.array("context", context, self.dtype, (B, self.context_size or 0)))
         flat = self.context.apply(context)  # (B, all states of a row)
         states, start = [], 0
-        for shapes in self._state_shapes(B):
+        for layer in self.layers:
             own = []
-            for L, _, H in shapes:
+            for L, _, H in layer.state_shapes(B):
                 own.append(flat[:, start : start + L * H].reshape(B, L, H).swapaxes(0, 1))
                 start += L * H
-            states.append(tuple(own) if len(own) > 1 else own[0])
+            states.append(own[0] if len(own) == 1 else tuple(own))
         return tuple(states), context
 
     def context_backward(self, context: np.ndarray, dstate: States, grads: Grads) -> np.ndarray:
@@ -265,15 +265,14 @@ class SequenceModel(Stack):
     def add_to_last(self, dread: np.ndarray, dstate: States) -> States:
         """Return dstate with the gradient dread (B, D*H) of the last layer's final h added."""
         last = self.layers[-1]
-        D, H = last.directions, last.hidden_size
+        D, H = last.directions, last.output_size
         dh = np.zeros((last.num_layers * D, len(dread), H), self.dtype)
         dh[-D:] = dread.reshape(len(dread), D, H).swapaxes(0, 1)
-        given, *dc = arrays_of(dstate[-1])
+        given, *others = arrays_of(dstate[-1])
         if given is not None:
             dh += given
-        if not last.has_c:
-            return *dstate[:-1], dh
-        return *dstate[:-1], (dh, dc[0] if dc else None)
+        more = len(last.cell.states) - 1
+        return *dstate[:-1], (dh, *(others or [None] * more)) if more else dh
 
     @public
     def loss(

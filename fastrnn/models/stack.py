@@ -65,7 +65,7 @@ def _layers(layers: Any, seed: Any) -> tuple[Recurrent, ...]:
 
 
 def arrays_of(state: Any) -> tuple[Any, ...]:
-    """Return (h,) or (h, c) of a layer's state."""
+    """Return the arrays of a layer's state as a tuple, one for each state of the cell."""
     return state if isinstance(state, tuple) else (state,)
 
 
@@ -141,7 +141,7 @@ class Stack(Model):
 
     @property
     def width(self) -> int:
-        """Features D*H of what the last layer gives."""
+        """Features D*O of what the last layer gives: D*H of RNN, LSTM and GRU."""
         return self.layers[-1].width
 
     def check_input(
@@ -202,9 +202,9 @@ class Stack(Model):
                               f"for each of {len(self.layers)} layers")
         checked = []
         for i, (layer, of) in enumerate(zip(self.layers, state, strict=True)):
-            shape = (layer.num_layers * layer.directions, B, layer.hidden_size)
-            h, c = _checks.states(f"{name}[{i}]", of, layer.has_c, self.dtype, shape)
-            checked.append((h, c) if layer.has_c else h)
+            arrays = _checks.states(f"{name}[{i}]", of, layer.cell.states, self.dtype,
+                                    layer.state_shapes(B))
+            checked.append(arrays[0] if len(arrays) == 1 else arrays)
         return tuple(checked)
 
     def run(

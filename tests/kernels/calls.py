@@ -12,6 +12,11 @@ from fastrnn._kernels.timeline import Timeline
 V = 6  # rows of an embedding
 
 
+def states(h, c):
+    """Return the tuple that kernels take; c is None of cells without it."""
+    return (h,) if c is None else (h, c)
+
+
 @dataclasses.dataclass
 class Call:
     """What one forward and one backward take. Letters: T B I H G D V as in sequence.pyx."""
@@ -40,8 +45,8 @@ class Call:
         time = None if self.plan is None else Timeline(*self.plan)
         tape = sequence.forward(
             self.kind, self.x, self.index, self.weights if weights is None else weights,
-            self.reverse, self.h0, self.c0, y, hn, cn, keep, self.workspace, time, self.layout,
-            self.layout)
+            self.reverse, states(self.h0, self.c0), y, states(hn, cn), keep, self.workspace, time,
+            self.layout, self.layout)
         named = {"y": y, "hn": hn, "cn": cn}
         return {name: array for name, array in named.items() if array is not None}, tape
 
@@ -53,7 +58,8 @@ class Call:
         grads = tuple(tuple(None if w is None else np.zeros_like(w) for w in direction)
                       for direction in self.weights)
         dhn = self.h0 / 3
-        got = sequence.backward(tape, self.dy, dhn, self.c0, dx, dh0, dc0, grads, record)
+        got = sequence.backward(tape, self.dy, states(dhn, self.c0), dx, states(dh0, dc0), grads,
+                                record)
         named = {"dx": dx, "dh0": dh0, "dc0": dc0}
         for d, direction in enumerate(grads):
             named |= {f"dweight{4 * d + k}": array for k, array in enumerate(direction)}

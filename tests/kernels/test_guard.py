@@ -100,6 +100,11 @@ def placer(place):
 # ----------------------------------------------------------------------------- what is called there
 
 
+def states(h, c):
+    """Return the tuple that kernels take; c is None of cells without it."""
+    return (h,) if c is None else (h, c)
+
+
 def layer(put, cell, T, B, I, H, dtype, D, V, bias):
     """Return the bytes of everything that one layer writes, forward and backward."""
     rng = np.random.default_rng(0)
@@ -124,13 +129,13 @@ def layer(put, cell, T, B, I, H, dtype, D, V, bias):
     for keep in (False, True):
         y = draw(T, B, D * H, rows=True)
         hn, cn = draw(D, B, H), draw(D, B, H, wanted=has_c)
-        tape = sequence.forward(kind, x, index, params, (False, True)[:D], h0, c0, y, hn, cn,
-                                keep, workspace)
+        tape = sequence.forward(kind, x, index, params, (False, True)[:D], states(h0, c0), y,
+                                states(hn, cn), keep, workspace)
         results += [y, hn, cn]
     grads = tuple(weights() for _ in range(D))
     dx = None if one_hot else draw(*x.shape, rows=True)
     dh0, dc0 = draw(D, B, H), draw(D, B, H, wanted=has_c)
-    sequence.backward(tape, dy, dhn, dcn, dx, dh0, dc0, grads)
+    sequence.backward(tape, dy, states(dhn, dcn), dx, states(dh0, dc0), grads)
     results += [dx, dh0, dc0, *itertools.chain(*grads)]
     packs = [Packed(kind, params[0])]
     # a head of as many outputs as the layer has inputs: every tail comes up
@@ -174,13 +179,14 @@ def ragged(put, cell, T, B, I, H, dtype, D, V, layout):
     for keep in (False, True):
         y = draw(M, D * H, rows=True)
         hn, cn = draw(D, B, H), draw(D, B, H, wanted=has_c)
-        tape = sequence.forward(kind, x, index, params, (False, True)[:D], h0, c0, y, hn, cn,
-                                keep, workspace, time, layout, layout)
+        tape = sequence.forward(kind, x, index, params, (False, True)[:D], states(h0, c0), y,
+                                states(hn, cn), keep, workspace, time, layout, layout)
         results += [y, hn, cn]
     grads = tuple(weights() for _ in range(D))
     dx = None if x is None else draw(*x.shape, rows=True)
     dh0, dc0 = draw(D, B, H), draw(D, B, H, wanted=has_c)
-    got = sequence.backward(tape, dy, dhn, dcn, dx, dh0, dc0, grads, ("dh", "x", "h", "gates"))
+    got = sequence.backward(tape, dy, states(dhn, dcn), dx, states(dh0, dc0), grads,
+                            ("dh", "x", "h", "gates"))
     results += [dx, dh0, dc0, *itertools.chain(*grads), *got.values()]
     return [array.tobytes() for array in results if array is not None]
 
