@@ -110,6 +110,8 @@ cdef class Machine:
     cdef int output_state
     cdef ptrdiff_t output_width
     cdef Spot output, output_lean, dy
+    cdef int record_count
+    cdef Spot *records           # of each state
     cdef Phases forward, lean, backward
     cdef ptrdiff_t vectors_size, biases_size, packs_size, back_size, x_packed
     cdef double operations       # of a row and step, all products forward

@@ -27,3 +27,8 @@ cdef class Tape:
 
 
 cdef give_back(Workspace workspace, Buffer buffer)
+cdef void copy_rows(char *target, ptrdiff_t stride, object places, const char *source,
+                    ptrdiff_t source_stride, object taken, ptrdiff_t N, ptrdiff_t size) noexcept
+cdef object places_of(Timeline time, tuple shape, bint reverse)
+cdef object input_of(object x, object index, object used_rows, Timeline time, str source,
+                     tuple shape)

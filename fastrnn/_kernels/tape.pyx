@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 from fastrnn._kernels.c cimport fr_barrier
 from fastrnn._kernels.check cimport take_rows
 from fastrnn._kernels.runtime cimport Buffer, Workspace
+from fastrnn._kernels.timeline cimport Timeline
 from fastrnn._kernels.walk cimport Pass, at
 
 cnp.import_array()
@@ -35,6 +36,37 @@ cdef void copy_rows(char *target, ptrdiff_t stride, object places, const char *s
     for n in range(N):
         memcpy(target + (to[n] if to != NULL else n) * stride,
                source + (of[n] if of != NULL else n) * source_stride, size)
+
+
+cdef object places_of(Timeline time, tuple shape, bint reverse):
+    """Return where the walk's rows are in a grid (T, B, ...), int32; None: in their order."""
+    cdef ptrdiff_t t, b, T, B
+    if time is not None:
+        return time.rows("time", reverse)
+    if not reverse:
+        return None
+    T, B = shape[:2]
+    places = np.empty(T * B, np.int32)
+    for t in range(T):
+        for b in range(B):
+            (<int32_t *> cnp.PyArray_DATA(places))[t * B + b] = <int32_t> ((T - 1 - t) * B + b)
+    return places
+
+
+cdef object input_of(object x, object index, object used_rows, Timeline time, str source,
+                     tuple shape):
+    """Return forward's x, (T, B, I); for one-hot symbols the index (T, B). Padding is zero."""
+    if index is not None:
+        x = take_rows(used_rows if x is None else x, index)
+    if time is None:
+        return x
+    T, B = shape[:2]
+    padded = np.zeros((T, B, *x.shape[1:]), x.dtype)
+    copy_rows(<char *> cnp.PyArray_DATA(padded), cnp.PyArray_STRIDE(padded, 1), time.rows("time"),
+              <const char *> cnp.PyArray_DATA(x), cnp.PyArray_STRIDE(x, 0),
+              None if index is not None else time.rows(source), time.N,
+              cnp.PyArray_ITEMSIZE(x) * (cnp.PyArray_DIM(x, 1) if x.ndim > 1 else 1))
+    return padded
 
 
 cdef inline void move(char **pointer, ptrdiff_t distance) noexcept:
@@ -172,31 +204,8 @@ cdef class Tape:
         return copied
 
     cdef object places(self, bint reverse):
-        """Return where the walk's rows are in a grid (T, B, ...), int32; None: in their order."""
-        cdef ptrdiff_t t, b, T, B
-        if self.time is not None:
-            return self.time.rows("time", reverse)
-        if not reverse:
-            return None
-        T, B = self.shape[:2]
-        places = np.empty(T * B, np.int32)
-        for t in range(T):
-            for b in range(B):
-                (<int32_t *> cnp.PyArray_DATA(places))[t * B + b] = <int32_t> ((T - 1 - t) * B + b)
-        return places
+        return places_of(self.time, self.shape, reverse)
 
     cdef object input(self):
-        """Return forward's x, (T, B, I); for one-hot symbols the index (T, B). Padding is zero."""
         x, index, _ = self.kept
-        if index is not None:
-            x = take_rows(self.used_rows if x is None else x, index)
-        if self.time is None:
-            return x
-        T, B = self.shape[:2]
-        padded = np.zeros((T, B, *x.shape[1:]), x.dtype)
-        copy_rows(<char *> cnp.PyArray_DATA(padded), cnp.PyArray_STRIDE(padded, 1),
-                  self.time.rows("time"), <const char *> cnp.PyArray_DATA(x),
-                  cnp.PyArray_STRIDE(x, 0),
-                  None if index is not None else self.time.rows(self.source), self.time.N,
-                  cnp.PyArray_ITEMSIZE(x) * (cnp.PyArray_DIM(x, 1) if x.ndim > 1 else 1))
-        return padded
+        return input_of(x, index, self.used_rows, self.time, self.source, self.shape)

@@ -28,6 +28,8 @@ class Derived:
         The gradient of x past the products.
     vectors : dict
         Of each learned vector the gradient of one row past the biases of groups.
+    new : dict
+        Of each new state the whole gradient, through the output and what the step makes of it.
     """
 
     def __init__(self, first: int) -> None:
@@ -36,6 +38,7 @@ class Derived:
         self.groups: list[list[Node]] = []
         self.x: Node | None = None
         self.vectors: dict[str, Node] = {}
+        self.new: dict[str, Node] = {}
 
 
 class _Reverse:
@@ -58,6 +61,7 @@ class _Reverse:
     def run(self) -> Derived:
         graph, result = self.graph, self.result
         forward = list(graph.nodes)
+        news = {node.number: name for name, node in graph.new.items()}
         for name, node in graph.new.items():
             self.give(node, graph.node("new", (), node.width, name))
         if graph.output not in graph.new.values():
@@ -66,6 +70,8 @@ class _Reverse:
             if node.op == "gone":
                 continue
             gradient = self.gradient(node)
+            if node.number in news and gradient is not None:
+                result.new[news[node.number]] = self.placed(gradient, node.width, node.number)
             if node.op == "old":
                 result.states[node.data] = self.placed(gradient, node.width, node.data)
             elif node.op == "x":
@@ -85,6 +91,7 @@ class _Reverse:
         keep = {n.number for n in result.states.values()} | {n.number for n in
                                                              result.vectors.values()}
         keep |= {n.number for nodes in result.groups for n in nodes}
+        keep |= {n.number for n in result.new.values()}
         if result.x is not None:
             keep.add(result.x.number)
         graph.fuse(result.first, keep)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fastrnn.cells import grammar
+from fastrnn.cells import tree
 
 if TYPE_CHECKING:
     from fastrnn.cells.definition import Definition
@@ -301,11 +301,7 @@ class _Builder:
                 continue
             target = equation.targets[0]
             node = self.expression(equation.expression)
-            width = self.sizes[definition.widths[equation.expression]]
-            if target.name in states or target.name == definition.output:
-                state_width = next((self.sizes[s.width] for s in definition.states
-                                    if s.name == target.name), None)
-                width = state_width or self.sizes[definition.output_width]
+            width = self.sizes[definition.target_widths[target.name]]
             if node.op == "constant" and (target.name in states
                                           or target.name == definition.output):
                 node = graph.node("copy", (node,), width)
@@ -334,7 +330,7 @@ class _Builder:
 
     # expressions, without recursion: a text may be a sum of thousands of terms
 
-    def expression(self, root: grammar.Expression) -> Node:
+    def expression(self, root: tree.Expression) -> Node:
         stack = [root]
         while stack:
             e = stack[-1]
@@ -350,71 +346,71 @@ class _Builder:
             stack.pop()
         return self.done[id(root)]
 
-    def terms(self, e: grammar.Expression) -> list[tuple[int, grammar.Expression]] | None:
+    def terms(self, e: tree.Expression) -> list[tuple[int, tree.Expression]] | None:
         """Return the terms of a sum with their signs, if a product is among them."""
-        found: list[tuple[int, grammar.Expression]] = []
+        found: list[tuple[int, tree.Expression]] = []
         stack = [(1, e)]
         while stack:
             sign, n = stack.pop()
-            if isinstance(n, grammar.Binary) and n.operator in "+-":
+            if isinstance(n, tree.Binary) and n.operator in "+-":
                 stack.append((sign if n.operator == "+" else -sign, n.right))
                 stack.append((sign, n.left))
             else:
                 found.append((sign, n))
-        return found if any(isinstance(n, grammar.Product) for _, n in found) else None
+        return found if any(isinstance(n, tree.Product) for _, n in found) else None
 
-    def needed(self, e: grammar.Expression) -> list[grammar.Expression]:
-        terms = self.terms(e) if isinstance(e, (grammar.Binary, grammar.Product)) else None
+    def needed(self, e: tree.Expression) -> list[tree.Expression]:
+        terms = self.terms(e) if isinstance(e, (tree.Binary, tree.Product)) else None
         if terms is not None:
-            return [n.operand if isinstance(n, grammar.Product) else n for _, n in terms]
-        if isinstance(e, grammar.Binary):
+            return [n.operand if isinstance(n, tree.Product) else n for _, n in terms]
+        if isinstance(e, tree.Binary):
             return [e.left] if self.exponent(e) is not None else [e.left, e.right]
-        if isinstance(e, grammar.Negative):
+        if isinstance(e, tree.Negative):
             return [e.operand]
-        if isinstance(e, grammar.Call):
+        if isinstance(e, tree.Call):
             if e.function in MASKS:
                 return []
             return [a for n in e.arguments
-                    for a in ((n.left, n.right) if isinstance(n, grammar.Compare) else (n,))]
+                    for a in ((n.left, n.right) if isinstance(n, tree.Compare) else (n,))]
         return []
 
-    def exponent(self, e: grammar.Binary) -> float | None:
+    def exponent(self, e: tree.Binary) -> float | None:
         """Return the constant right side of a power."""
         return self.number(e.right) if e.operator == "**" else None
 
-    def number(self, e: grammar.Expression) -> float | None:
-        if isinstance(e, grammar.Number):
+    def number(self, e: tree.Expression) -> float | None:
+        if isinstance(e, tree.Number):
             return e.value
-        if isinstance(e, grammar.Name) and e.name in self.constants and (
+        if isinstance(e, tree.Name) and e.name in self.constants and (
                 e.name not in self.values):
             return self.constants[e.name]
-        if isinstance(e, grammar.Negative):
+        if isinstance(e, tree.Negative):
             inner = self.number(e.operand)
             return None if inner is None else -inner
         return None
 
-    def value(self, e: grammar.Expression) -> Node:
+    def value(self, e: tree.Expression) -> Node:
         graph = self.graph
-        if isinstance(e, (grammar.Binary, grammar.Product)):
+        if isinstance(e, (tree.Binary, tree.Product)):
             terms = self.terms(e)
             if terms is not None:
                 return self.sum(e, terms)
-        if isinstance(e, grammar.Number):
+        if isinstance(e, tree.Number):
             return graph.constant(e.value)
-        if isinstance(e, grammar.Name):
+        if isinstance(e, tree.Name):
             return self.name(e)
-        if isinstance(e, grammar.Negative):
+        if isinstance(e, tree.Negative):
             return graph.negative(self.done[id(e.operand)])
-        if isinstance(e, grammar.Binary):
+        if isinstance(e, tree.Binary):
             a = self.done[id(e.left)]
             if e.operator == "**":
                 return self.power(e, a)
             op = {"+": "add", "-": "sub", "*": "mul", "/": "div"}[e.operator]
             return graph.apply(op, a, self.done[id(e.right)])
-        assert isinstance(e, grammar.Call), e
+        assert isinstance(e, tree.Call), e
         return self.call(e)
 
-    def name(self, e: grammar.Name) -> Node:
+    def name(self, e: tree.Name) -> Node:
         graph = self.graph
         if e.name in self.values:
             return self.values[e.name]
@@ -427,24 +423,24 @@ class _Builder:
             return graph.constant(0.0)
         return graph.node("vector", (), self.sizes[vector.width], (e.name, 0))
 
-    def parts(self, equation: grammar.Equation) -> list[Node]:
+    def parts(self, equation: tree.Equation) -> list[Node]:
         terms = self.terms(equation.expression)
         assert terms is not None
         for _, n in terms:
-            if isinstance(n, grammar.Product):
+            if isinstance(n, tree.Product):
                 self.expression(n.operand)
         width = self.sizes[self.definition.widths[equation.expression]]
         group = self.group_of(terms, len(equation.targets), width)[0]
         return [self.graph.part(group, block) for block in range(len(equation.targets))]
 
-    def group_of(self, terms: list[tuple[int, grammar.Expression]], blocks: int, width: int
-                 ) -> tuple[Group, list[tuple[int, grammar.Expression]]]:
+    def group_of(self, terms: list[tuple[int, tree.Expression]], blocks: int, width: int
+                 ) -> tuple[Group, list[tuple[int, tree.Expression]]]:
         """Return the group of the products and biases that are added, and the other terms."""
         products, biases, others = [], [], []
         for sign, n in terms:
-            if sign > 0 and isinstance(n, grammar.Product):
+            if sign > 0 and isinstance(n, tree.Product):
                 products.append((n.weight, self.done[id(n.operand)]))
-            elif sign > 0 and isinstance(n, grammar.Name) and self.is_bias(n.name):
+            elif sign > 0 and isinstance(n, tree.Name) and self.is_bias(n.name):
                 if self.bias:
                     biases.append(n.name)
             else:
@@ -471,15 +467,15 @@ class _Builder:
         vector = self.definition.vectors.get(name)
         return vector is not None and vector.bias and name not in self.values
 
-    def sum(self, e: grammar.Expression, terms: list[tuple[int, grammar.Expression]]) -> Node:
+    def sum(self, e: tree.Expression, terms: list[tuple[int, tree.Expression]]) -> Node:
         graph = self.graph
         width = self.sizes[self.definition.widths[e]]
         total: Node | None = None
-        if any(sign > 0 and isinstance(n, grammar.Product) for sign, n in terms):
+        if any(sign > 0 and isinstance(n, tree.Product) for sign, n in terms):
             group, terms = self.group_of(terms, 1, width)
             total = graph.part(group, 0)
         for sign, n in terms:
-            if isinstance(n, grammar.Product):
+            if isinstance(n, tree.Product):
                 source = self.source(self.done[id(n.operand)], n.weight, True)
                 node = graph.part(graph.group(1, width, ((n.weight, source),), ()), 0)
             else:
@@ -491,7 +487,7 @@ class _Builder:
         assert total is not None
         return total
 
-    def power(self, e: grammar.Binary, a: Node) -> Node:
+    def power(self, e: tree.Binary, a: Node) -> Node:
         graph, exponent = self.graph, self.exponent(e)
         if exponent is None:
             b = self.done[id(e.right)]
@@ -510,7 +506,7 @@ class _Builder:
             return root if exponent > 0 else graph.div(graph.constant(1), root)
         return graph.apply("exp", graph.mul(graph.constant(exponent), graph.apply("log", a)))
 
-    def call(self, e: grammar.Call) -> Node:
+    def call(self, e: tree.Call) -> Node:
         graph = self.graph
         if e.function in MASKS:
             kind, each_step = MASKS[e.function]
@@ -522,7 +518,7 @@ class _Builder:
             return graph.node("mask", (), width, mask.number)
         if e.function == "where":
             condition = e.arguments[0]
-            assert isinstance(condition, grammar.Compare)
+            assert isinstance(condition, tree.Compare)
             left, right, a, b = (self.done[id(n)] for n in (
                 condition.left, condition.right, *e.arguments[1:]))
             return compare(graph, condition.operator, left, right, a, b)

@@ -96,6 +96,7 @@ class Gradient(NamedTuple):
 class GroupPlan(NamedTuple):
     """A sum of products: its biases, and the weight of its product with the input or None."""
 
+    number: int
     blocks: int
     width: int
     biases: tuple[str, ...]
@@ -130,12 +131,15 @@ class Program(NamedTuple):
     dx_slot: int                      # where the gradient of x past the products is, or -1
     groups: tuple[GroupPlan, ...]     # in the order of their slots, those with the input first
     scratch: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-    vectors: tuple[tuple[str, float, int, int], ...]  # name ("" for a constant), value, block, width
+    vectors: tuple[tuple[str, float, int, int], ...]  # name ("" of a constant), value, block, width
+    vector_names: tuple[str, ...]     # of the learned ones
+    vector_sizes: tuple[int, ...]
     masks: tuple[Mask, ...]
     forward: tuple[Phase, ...]
     inference: tuple[Phase, ...]
     backward: tuple[Phase, ...]
     dy_slot: int                      # of backward's scratch, if the output is no state, or -1
+    records: tuple[tuple[int, int], ...]  # state and slot of backward's scratch: dL/dstate
     weights: tuple[tuple[str, int, int, int], ...]  # name, blocks, width, K
     gradients: tuple[Gradient, ...]
     bias_gradients: tuple[tuple[str, int, int, int], ...]  # vector, slot, blocks, width
@@ -315,9 +319,11 @@ class _Vectors:
 
 class _Compiler:
     def __init__(self, definition: Definition, sizes: Mapping[str, int],
-                 constants: Mapping[str, float], bias: bool) -> None:
+                 constants: Mapping[str, float], bias: bool, record: bool) -> None:
         self.definition = definition
         self.sizes = sizes
+        self.bias = bias
+        self.record = record
         self.graph = graph = build(definition, sizes, constants, bias)
         self.number = {s.name: i for i, s in enumerate(definition.states)}
         self.forward_nodes = [n for n in self.reachable([*graph.new.values(), graph.output])]
@@ -364,6 +370,7 @@ class _Compiler:
         graph, derived = self.graph, self.derived
         roots: dict[int, Spot | None] = {}
         self.open: list[tuple[Node, tuple[str, int, int]]] = []
+        self.recorded: dict[int, Node] = {}
 
         def own(node: Node, of: object) -> Node:
             if node.number in roots or node.op not in ELEMENTWISE or node.number < derived.first:
@@ -389,6 +396,10 @@ class _Compiler:
             node = own(node, ("vector", name))
             roots[node.number] = None
             self.open.append((node, (f"vector {name}", 0, 0)))
+        for name, node in derived.new.items() if self.record else ():
+            node = graph.node("copy", (node,), node.width, ("record", name))
+            roots[node.number] = None
+            self.recorded[self.number[name]] = node
         return roots
 
     def own_bases(self, roots: dict[int, Spot | None]) -> None:
@@ -532,6 +543,11 @@ class _Compiler:
                     stores[n.number] = SCRATCH, len(scratch[2]) - 1
                 if n.data[0]:
                     stores[n.args[0].number] = stores[n.number]
+        self.record_slots: dict[int, int] = {}
+        for state, node in self.recorded.items():
+            self.record_slots[state] = len(scratch[2])
+            stores[node.number] = SCRATCH, len(scratch[2])
+            scratch[2].append(node.width)
         for i in late:
             if i not in stores:
                 scratch[2].append(graph.nodes[i].width)
@@ -660,9 +676,10 @@ class _Compiler:
                 scratch: tuple[list[int], list[int], list[int]], dy_slot: int) -> Program:
         graph, definition = self.graph, self.definition
         groups, weights, gradients, biases = [], {}, [], []
+        vectors = {name: v for name, v in definition.vectors.items() if self.bias or not v.bias}
         for group in [*self.x_groups, *self.h_groups]:
             has_x = group.terms[0][1].op == "x"
-            groups.append(GroupPlan(group.blocks, group.width, group.biases,
+            groups.append(GroupPlan(group.number, group.blocks, group.width, group.biases,
                                     group.terms[0][0] if has_x else None,
                                     (TAPE, self.base[group.number])))
             slot = self.gradient_base[group.number]
@@ -680,7 +697,10 @@ class _Compiler:
             self.number.get(definition.output, -1), output, output_lean, tuple(self.tape),
             self.projected, self.x_slot, self.dx_slot, tuple(groups),
             (tuple(scratch[0]), tuple(scratch[1]), tuple(scratch[2])), tuple(rows),
-            tuple(graph.masks), forward, inference, backward, dy_slot, tuple(weights.values()),
+            tuple(vectors), tuple(v.blocks * self.sizes[v.width] for v in vectors.values()),
+            tuple(graph.masks), forward, inference, backward, dy_slot,
+            tuple((i, self.record_slots[i]) for i in sorted(self.record_slots)),
+            tuple(weights[name] for name in definition.weights if name in weights),
             tuple(gradients), tuple(biases))
 
     def source_spot(self, source: Node) -> Spot | None:
@@ -694,6 +714,11 @@ class _Compiler:
 
 
 def compile_program(definition: Definition, sizes: Mapping[str, int],
-                    constants: Mapping[str, float], bias: bool = True) -> Program:
-    """Return the program of a definition for given sizes and constants."""
-    return _Compiler(definition, sizes, constants, bias).compile()
+                    constants: Mapping[str, float], bias: bool = True, record: bool = False
+                    ) -> Program:
+    """Return the program of a definition for given sizes and constants.
+
+    With `record` backward also keeps the gradient of every new state, whatever it reaches it
+    through; forward and the tape are the same.
+    """
+    return _Compiler(definition, sizes, constants, bias, record).compile()

@@ -1,0 +1,4 @@
+from fastrnn._kernels.machine cimport Machine
+
+
+cdef Machine make_machine(object program, object dtype)
