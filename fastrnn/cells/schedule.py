@@ -371,6 +371,7 @@ class _Compiler:
         roots: dict[int, Spot | None] = {}
         self.open: list[tuple[Node, tuple[str, int, int]]] = []
         self.recorded: dict[int, Node] = {}
+        stored: dict[tuple[int, int], Node] = {}
 
         def own(node: Node, of: object) -> Node:
             if node.number in roots or node.op not in ELEMENTWISE or node.number < derived.first:
@@ -387,6 +388,7 @@ class _Compiler:
             for block, node in enumerate(derived.groups[group.number]):
                 node = own(node, ("group", group.number, block))
                 roots[node.number] = None
+                stored[group.number, block] = node
                 self.open.append((node, ("group", group.number, block)))
         if derived.x is not None:
             node = own(derived.x, "dx")
@@ -396,6 +398,11 @@ class _Compiler:
             node = own(node, ("vector", name))
             roots[node.number] = None
             self.open.append((node, (f"vector {name}", 0, 0)))
+        for node in graph.nodes:  # products with gradients read those that are stored
+            if node.op == "back":
+                node.args = (*node.args[:node.data[0]], *(
+                    stored[g, block] for g, _ in node.data[1]
+                    for block in range(graph.groups[g].blocks)))
         for name, node in derived.new.items() if self.record else ():
             node = graph.node("copy", (node,), node.width, ("record", name))
             roots[node.number] = None
