@@ -30,6 +30,5 @@ cdef class ProgramTape:
     cdef readonly object dtype
     cdef readonly tuple shape    # (T, B, I, features of y of one direction)
     cdef readonly bint used
+    cdef public object notes     # of who called forward
 
-
-cdef void use_machine(Run *r, Machine machine, int phases) noexcept

@@ -694,6 +694,7 @@ cdef class ProgramTape:
         twin.machine = self.machine
         twin.workspace = self.workspace
         twin.kept = self.kept
+        twin.notes = self.notes
         twin.weights = self.weights
         twin.reverse = self.reverse
         twin.time = self.time

@@ -1,0 +1,174 @@
+"""A definition with its numbers: what a layer asks of a cell from equations.
+
+Letters: I input, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastrnn._checks import RefusedValue
+from fastrnn.cells.definition import Definition
+from fastrnn.cells.graph import Mask
+from fastrnn.cells.schedule import Program, compile_program
+from fastrnn.cells.weights import effective, initial, pull_back, shape
+
+if TYPE_CHECKING:
+    from fastrnn.cells.table import Gate
+
+__all__ = ["Instance", "Plan"]
+
+
+class Instance:
+    """A definition, its further sizes and its constants. It never changes.
+
+    It has what fastrnn.cells.table.AnyCell asks for.
+
+    Parameters
+    ----------
+    definition : Definition
+    sizes : mapping
+        Further sizes that differ from their defaults.
+    constants : mapping
+        Constants that differ from their defaults.
+
+    Attributes
+    ----------
+    given : dict
+        The sizes and constants that were given.
+    """
+
+    gates: tuple[Gate, ...] = ()
+    slope: float | None = None
+    keep_gate: int | None = None
+    input_gate: int | None = None
+
+    def __init__(self, definition: Definition, options: Mapping[str, Any] | None = None) -> None:
+        self.definition = definition
+        self.given = dict(options or {})
+        for option in self.given:
+            if option not in definition.sizes and option not in definition.constants:
+                known = [*definition.sizes, *definition.constants]
+                raise RefusedValue(f"{definition.name} has no size or constant {option!r}, expected "
+                                   f"{'one of ' + ', '.join(known) if known else 'none'}")
+        self._sizes = {k: v for k, v in self.given.items() if k in definition.sizes}
+        self.constants = definition.numbers(
+            {k: v for k, v in self.given.items() if k in definition.constants})
+        self.name = definition.name
+        self.states = tuple(state.name for state in definition.states)
+        self.output = definition.output
+        self.memory = self.states[-1]
+        self.recordable = (*(f"d{name}" for name in self.states), "x", *self.states)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Instance, (self.definition, self.given)
+
+    def sizes(self, I: int, H: int) -> dict[str, int]:
+        """Return all sizes as numbers."""
+        return self.definition.resolve(I, H, self._sizes)
+
+    def state_widths(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the width of each state, for sizes I and H by their names."""
+        found = self.sizes(sizes["I"], sizes["H"])
+        return tuple(found[state.width] for state in self.definition.states)
+
+    def output_width(self, sizes: Mapping[str, int]) -> int:
+        """Return the features of one direction's output."""
+        return self.sizes(sizes["I"], sizes["H"])[self.definition.output_width]
+
+    def parameters(self, I: int, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of one layer's parameters by name: weights, then vectors."""
+        sizes, definition = self.sizes(I, H), self.definition
+        return {name: shape(of, sizes) for name, of in (
+            *definition.weights.items(),
+            *((n, v) for n, v in definition.vectors.items() if bias or not v.bias))}
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The names of the weights that are not learned."""
+        return tuple(name for name, w in self.definition.weights.items() if not w.learned)
+
+    def draw(self, name: str, rng: np.random.Generator, I: int, H: int, dtype: Any) -> np.ndarray:
+        """Return the first value of a parameter."""
+        definition = self.definition
+        of = definition.weights.get(name) or definition.vectors[name]
+        return initial(of, rng, self.sizes(I, H), self.constants, dtype)
+
+    def plan(self, I: int, H: int, bias: bool) -> Plan:
+        """Return what a layer of these sizes runs."""
+        return Plan(self, I, H, bias)
+
+
+class Plan:
+    """What a layer of a cell from equations runs: its program, and what it makes of its weights.
+
+    Attributes
+    ----------
+    program : Program
+    masks : tuple of Mask
+    reparametrised : tuple of (int, Weight)
+        The weights that the step does not multiply by as they are, by position.
+    """
+
+    def __init__(self, instance: Instance, I: int, H: int, bias: bool) -> None:
+        self.instance = instance
+        definition = instance.definition
+        self.sizes = instance.sizes(I, H)
+        self._compile = partial(compile_program, definition, self.sizes, instance.constants, bias)
+        self.program: Program = self._compile()
+        self.reparametrised = tuple((i, w) for i, w in enumerate(definition.weights.values())
+                                    if w.kind != "plain")
+        self.fixed = tuple(i for i, w in enumerate(definition.weights.values()) if not w.learned)
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        """The masks that training draws for states and values."""
+        return self.program.masks
+
+    def recording(self) -> Program:
+        """Return the program whose backward also keeps the gradients of the states."""
+        return self._compile(record=True)
+
+    def weight_masks(self, rng: np.random.Generator, dtype: Any) -> dict[int, np.ndarray]:
+        """Return the multipliers of weights that training drops connections of, by position."""
+        found = {}
+        for i, weight in self.reparametrised:
+            if weight.kind == "dropconnect":
+                rate = self._number(weight.arguments[0])
+                found[i] = drawn_mask(rng, shape(weight, self.sizes), rate, "dropout", dtype)
+        return found
+
+    def _number(self, argument: float | str) -> float:
+        return self.instance.constants[argument] if isinstance(argument, str) else argument
+
+    def matrices(self, parameters: tuple[np.ndarray, ...], masks: Mapping[int, np.ndarray]
+                 ) -> tuple[np.ndarray, ...]:
+        """Return what a step multiplies by, and the vectors, from the parameters."""
+        made = list(parameters)
+        for i, weight in self.reparametrised:
+            made[i] = np.ascontiguousarray(effective(
+                weight, made[i], self.sizes, self.instance.constants, masks.get(i)))
+        return tuple(made)
+
+    def add_gradients(self, grads: tuple[np.ndarray, ...], of: tuple[np.ndarray | None, ...],
+                      masks: Mapping[int, np.ndarray]) -> None:
+        """Add the gradients of the matrices to those of the parameters."""
+        for i, weight in self.reparametrised:
+            gradient = of[i]
+            if weight.learned and gradient is not None:
+                grads[i][...] += pull_back(weight, gradient, self.sizes, self.instance.constants,
+                                           masks.get(i))
+
+
+def drawn_mask(rng: np.random.Generator, shape: tuple[int, ...], rate: float, kind: str, dtype: Any
+               ) -> np.ndarray:
+    """Return a mask: see fastrnn.cells.graph.Mask."""
+    hit = rng.random(shape, np.float32) < np.float32(rate)
+    if kind == "mask":
+        return hit.astype(dtype)
+    scale = 1 / (1 - rate) if rate < 1 else 0
+    return np.multiply(~hit, scale, dtype=dtype)
