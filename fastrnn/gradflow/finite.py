@@ -25,7 +25,7 @@ class NotFinite:
     source : str
         "parameter"; "input" or, for a layer that reads another one, "layer below"; "initial state";
         "state", which has grown beyond all numbers, or "products", of finite inputs and parameters
-        that are too large; "loss"; "entering gradient", of the loss with respect to the layer's
+        that are too large; "other state", of a cell with others than h and c, at the end; "loss"; "entering gradient", of the loss with respect to the layer's
         outputs or final state, or "layer above", where that gradient comes from.
     value : {"NaN", "inf"}
     step : int or None
@@ -173,7 +173,7 @@ def _in_forward(layer: Computed, d: int, below: bool) -> NotFinite | None:
         value = next(kind(s) for s in final[::-1] if not all_finite(s))
         if layer.has_c:  # c grows by at most 1 a step, so a final c that is not finite began so
             return NotFinite("initial state", value)
-        return NotFinite("state", value, 0 if reverse else int(last.max()))
+        return NotFinite("other state", value, 0 if reverse else int(last.max()))
     step, value = state
     x_size, h_size = (float(np.abs(a[step]).max(initial=0)) for a in (x, h))
     if h_size > max(1.0, x_size):

@@ -43,6 +43,8 @@ NOT_FINITE = {
              f"finite; try {SMALLER}",
     "products": "not finite: the state is {value} from step {step} on, though input and parameters "
                 "are finite: their products are too large; look at the scale of both",
+    "other state": "not finite: a state besides the first is {value} at step {step}, though input "
+                   "and parameters are finite; look at the initial state and at what it adds up",
     "loss": "not finite: the loss is {value}; look at its targets, their weights and the outputs",
     "entering gradient": "not finite: the gradient that comes from the loss is {value} at step "
                          "{step}; look at the loss",

@@ -174,9 +174,8 @@ class GRU(Recurrent):
 
 def cell_of(name: str, config: Mapping[str, Any]) -> AnyCell:
     """Return the cell of a layer's class and configuration, without making the layer."""
-    if name == "RNN":
-        return vanilla()[config.get("nonlinearity", "tanh")]
-    return CELLS[name.lower()]
+    word = name.lower()
+    return CELLS[word if word in CELLS else f"{word}_{config.get('nonlinearity', 'tanh')}"]
 
 
 LAYERS: dict[str, type[Recurrent]] = {layer.__name__: layer for layer in (RNN, LSTM, GRU)}
