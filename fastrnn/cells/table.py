@@ -33,42 +33,44 @@ class Gate:
 class AnyCell(Protocol):
     """What layers, models and gradflow ask a cell: a row of the table, or another with its sizes.
 
-    A cell without gates has no rows G*H, so nothing is asked of its parameters but their shapes.
-
-    Attributes
-    ----------
-    name : str
-        The table's cells have their names for themselves.
-    states : tuple of str
-        Names, each of a state that is carried from step to step; the output first if it is one.
-    output : str
-        Name of what a layer gives at each step.
-    memory : str
-        The state that is carried without a matrix product; the first one if no state is.
-    gates, slope, keep_gate, input_gate
-        As of a Cell; (), None, None and None if the cell has no gates.
-    recordable : tuple of str
-        What backward can record, "d" + name for each state first; see fastrnn.layers.Pass.backward.
+    Of a cell without gates nothing is asked of the parameters but their names and shapes.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its name; the table's cells have theirs for themselves."""
+
     @property
-    def states(self) -> tuple[str, ...]: ...
+    def states(self) -> tuple[str, ...]:
+        """Names of what is carried from step to step; the output first if it is one."""
+
     @property
-    def output(self) -> str: ...
+    def output(self) -> str:
+        """Name of what a layer gives at each step."""
+
     @property
-    def memory(self) -> str: ...
+    def memory(self) -> str:
+        """The state that is carried without a matrix product; the first one if none is."""
+
     @property
-    def gates(self) -> tuple[Gate, ...]: ...
+    def gates(self) -> tuple[Gate, ...]:
+        """As of a Cell; () of a cell without gates."""
+
     @property
-    def slope(self) -> float | None: ...
+    def slope(self) -> float | None:
+        """As of a Cell; None of a cell without gates."""
+
     @property
-    def keep_gate(self) -> int | None: ...
+    def keep_gate(self) -> int | None:
+        """As of a Cell; None of a cell without gates."""
+
     @property
-    def input_gate(self) -> int | None: ...
+    def input_gate(self) -> int | None:
+        """As of a Cell; None of a cell without gates."""
+
     @property
-    def recordable(self) -> tuple[str, ...]: ...
+    def recordable(self) -> tuple[str, ...]:
+        """What backward can record: "d" + name for each state first; see Pass.backward."""
 
     def state_widths(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the width of each state, for sizes I and H by their names."""

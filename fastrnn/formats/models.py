@@ -15,11 +15,10 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn.cells import CELLS
 from fastrnn.formats import safetensors
 from fastrnn.layers.parameters import UNSET, Parametrized
 from fastrnn.layers.single import SINGLE
-from fastrnn.layers.standard import LAYERS
+from fastrnn.layers.standard import LAYERS, cell_of
 from fastrnn.models import EncoderDecoder, LanguageModel, SequenceModel, Stack
 from fastrnn.models.model import Model
 
@@ -204,28 +203,29 @@ def _claimed(name: str, config: dict[str, Any]) -> tuple[int, int]:
     if name == "LanguageModel":
         E, H, L = (_size(config, key) for key in ("embedding_size", "hidden_size", "num_layers"))
         V = len(config["characters"] or "") or _size(config, "vocab_size")
-        cell: Any = {"input_size": E, "hidden_size": H, "num_layers": L}
-        layers, numbers = _claimed_by_layer(str(config["cell"]).upper(), cell)
+        layer: Any = {"input_size": E, "hidden_size": H, "num_layers": L}
+        layers, numbers = _claimed_by_layer(str(config["cell"]).upper(), layer)
         return layers, numbers + V * (E + H)
     inner = [_claimed_by_layer(layer["layer"], layer) for layer in config["layers"]]
     layers, numbers = (sum(values) for values in zip(*inner, strict=True))
-    I, H = (_size(config["layers"][i], key) for i, key in ((0, "input_size"), (-1, "hidden_size")))
+    I, last = _size(config["layers"][0], "input_size"), config["layers"][-1]
+    sizes = {key[0].upper(): _size(last, key) for key in ("input_size", "hidden_size")}
+    cell = cell_of(last["layer"], last)
     if config["vocab_size"] is not None and not config["one_hot"]:
         numbers += _size(config, "vocab_size") * I
     if name == "SequenceModel":
-        numbers += _size(config, "output_size") * H
+        numbers += _size(config, "output_size") * cell.output_width(sizes)
         if config["context_size"] is not None:
-            numbers += _size(config, "context_size") * H
+            numbers += _size(config, "context_size") * sum(cell.state_widths(sizes))
     return layers, numbers
 
 
 def _claimed_by_layer(name: str, config: dict[str, Any]) -> tuple[int, int]:
-    word = name.lower()
-    cell = CELLS[word if word in CELLS else f"{word}_{config.get('nonlinearity', 'tanh')}"]
+    cell = cell_of(name, config)
     I, H, L = (_size(config, key) for key in ("input_size", "hidden_size", "num_layers"))
     D = 2 if config.get("bidirectional") else 1
     first, more = (sum(map(math.prod, cell.parameters(inputs, H, False).values()))
-                   for inputs in (I, D * H))
+                   for inputs in (I, D * cell.output_width({"I": I, "H": H})))
     return L * D, D * (first + (L - 1) * more)
 
 

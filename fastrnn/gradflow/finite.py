@@ -25,7 +25,7 @@ class NotFinite:
     source : str
         "parameter"; "input" or, for a layer that reads another one, "layer below"; "initial state";
         "state", which has grown beyond all numbers, or "products", of finite inputs and parameters
-        that are too large; "loss"; "entering gradient", of the loss with respect to the layer's
+        that are too large; "other state", of a cell with others than h and c, at the end; "loss"; "entering gradient", of the loss with respect to the layer's
         outputs or final state, or "layer above", where that gradient comes from.
     value : {"NaN", "inf"}
     step : int or None
@@ -86,12 +86,12 @@ class Computed:
     x : array (T, B, I), or whole numbers (T, B)
     h : array (T, B, D, H)
         The state before each step: h(t-1), or h(t+1) for the reverse direction.
-    final : (h,) or (h, c), each (D, B, H), or ()
+    final : (h,) or (h, c), each (D, B, H), or of another cell its states; or ()
         The states after the last step; () if they are not known.
     norms : array (D, T, B)
         Norms of the gradient with respect to the state after each step.
     has_c : bool
-        Whether the cell has a state c.
+        Whether the cell is an LSTM, with a state c.
     lengths : integers (B,), or None: all T
         Steps of each row; behind them x, h and norms are zero.
     """
@@ -169,8 +169,11 @@ def _in_forward(layer: Computed, d: int, below: bool) -> NotFinite | None:
                                                  source[0] <= state[0])):
         return NotFinite("layer below" if below else "input", source[1], source[0],
                          state=state and state[1], state_step=state and state[0])
-    if state is None:  # c grows by at most 1 a step, so a final c that is not finite began so
-        return NotFinite("initial state", kind(final[-1]))
+    if state is None:  # another state than h
+        value = next(kind(s) for s in final[::-1] if not all_finite(s))
+        if layer.has_c:  # c grows by at most 1 a step, so a final c that is not finite began so
+            return NotFinite("initial state", value)
+        return NotFinite("other state", value, 0 if reverse else int(last.max()))
     step, value = state
     x_size, h_size = (float(np.abs(a[step]).max(initial=0)) for a in (x, h))
     if h_size > max(1.0, x_size):

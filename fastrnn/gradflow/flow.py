@@ -27,6 +27,7 @@ from fastrnn.layers.recurrent import Recurrent
 from fastrnn.models.model import Model
 from fastrnn.models.passes import LossPass
 from fastrnn.models.ragged import Ragged, as_list, is_list, one_sequence
+from fastrnn.models.stack import arrays_of
 
 __all__ = ["GradientFlow", "check_layer", "gradient_flow", "model_flow"]
 
@@ -43,11 +44,12 @@ class GradientFlow:
     Attributes
     ----------
     cell : str
-        "rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm" or "gru".
+        "rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm" or "gru", or the name of another cell. For
+        one without gates there are no shares and no saturation, and h is its first state.
     norms : array (L, D, T, B)
         2-norm of dL/dh(t), the whole derivative, for every sequence.
     c_norms : array (L, D, T, B)
-        The same for dL/dc(t); only for an LSTM.
+        The same for dL/dc(t); only for an LSTM, or for the memory of another cell.
     units : array (L, D, T, H)
         2-norm of dL/dh(t) over the batch, for every unit.
     terms_ih, terms_hh : array (L, D, T)
@@ -69,6 +71,9 @@ class GradientFlow:
         part "norms".
     lengths : integers (B,) or None
         The steps of each row, if they are of different lengths.
+    memory_state : str or None
+        The state that is carried from step to step without a matrix product: that of `c_norms`, or
+        h if there are none.
     """
 
     cell: str
@@ -83,11 +88,13 @@ class GradientFlow:
     dead: np.ndarray | None = None
     not_finite: Sources | None = None
     lengths: np.ndarray | None = None
+    memory_state: str | None = None
 
     @property
     def gates(self) -> tuple[str, ...]:
         """Names of the G gates of `saturation`."""
-        return tuple(gate.name for gate in CELLS[self.cell].gates)
+        cell = CELLS.get(self.cell)
+        return () if cell is None else tuple(gate.name for gate in cell.gates)
 
     @property
     def batch_norms(self) -> np.ndarray | None:
@@ -141,10 +148,11 @@ def gradient_flow(
             raise RefusedValue(f"x has shape {np.shape(x)}, expected at least one step and one row")
         assert p is not None  # forward keeps one unless it is asked not to
         if dy is None and dstate is None:
-            dhn = np.zeros_like(final[0] if layer.has_c else final)
+            first, *others = arrays_of(final)
+            dhn = np.zeros_like(first)
             dhn[-layer.directions :] = 1
-            dstate = (dhn, None) if layer.has_c else dhn
-        grads, names = layer.new_grads(), to_record(tuple(parts), layer.has_c)
+            dstate = (dhn, *(None for _ in others)) if others else dhn
+        grads, names = layer.new_grads(), to_record(tuple(parts), layer.cell)
         time = p.kept.time
         _, _, *recorded = p.backward(dy, dstate, need_dx=False, record=names, grads=grads)
     if dy is not None:
@@ -219,13 +227,15 @@ def model_flow(
         if p.inner is not None and p.inner._model not in (model, given):
             raise RefusedValue(f"run gives the loss of another {type(p.inner._model).__name__}, "
                                "expected one of this model")
-        has_c = any(layer.has_c for layer in layers.values())
         ragged = [None] * len(layers) if p.inner is None else p.inner.ragged_of_layers
-        grads, names = model.new_grads(), to_record(tuple(parts), has_c)
+        grads = model.new_grads()
+        names = tuple({name: None for layer in layers.values()
+                       for name in to_record(tuple(parts), layer.cell)})
         _, _, *recorded = p.backward(record=names, grads=grads, retain=retain)
     recorded = recorded[0] if recorded else []
     for of_layer in recorded:
-        _check_size(next(iter(of_layer[0].values())))
+        for array in list(of_layer[0].values())[:1]:
+            _check_size(array)
     states = (None,) * (len(layers) - len(p.state)) + tuple(p.state)  # a decoder's are the last
     lengths = tuple(None if of is None else of.time.lengths for of in ragged)
     return _Backward(model, layers, recorded, grads, states, None, p.value, lengths).flows(parts)
@@ -304,7 +314,8 @@ class _Backward:
     def flows(self, parts: tuple[str, ...]) -> list[GradientFlow]:
         """Return the flow of each layer."""
         if not self.recorded:
-            return [GradientFlow(layer.cell.name) for layer in self.layers.values()]
+            return [GradientFlow(layer.cell.name, memory_state=layer.cell.memory)
+                    for layer in self.layers.values()]
         with np.errstate(all="ignore"):  # gradients that are not finite are a result, too
             measured = [
                 [measure(layer.cell, recorded, self._gradients(name, number, parts), parts, own)
@@ -314,8 +325,9 @@ class _Backward:
             ]
             found = self._not_finite(measured) if "norms" in parts else [None] * len(measured)
         return [
-            GradientFlow(layer.cell.name, not_finite=sources, lengths=own, **{
-                name: _stack([one[name] for one in of_layer]) for name in of_layer[0]})
+            GradientFlow(layer.cell.name, not_finite=sources, lengths=own,
+                         memory_state=layer.cell.memory,
+                         **{name: _stack([one[name] for one in of_layer]) for name in of_layer[0]})
             for layer, of_layer, sources, own in zip(
                 self.layers.values(), measured, found, self.lengths, strict=True)
         ]
@@ -324,7 +336,7 @@ class _Backward:
         self, layer: str, number: int, parts: tuple[str, ...]
     ) -> dict[str, list[np.ndarray]]:
         """Return the gradients of weight_ih and weight_hh of a stacked layer, by direction."""
-        if "shares" not in parts:
+        if "shares" not in parts or not self.layers[layer].cell.gates:
             return {}
         suffixes = ("", "_reverse")[: self.layers[layer].directions]
         return {side: [self.grads[full_name(layer, f"weight_{side}_l{number}{suffix}")]
@@ -333,8 +345,9 @@ class _Backward:
     def _not_finite(self, measured: list[list[dict[str, np.ndarray]]]) -> list[Sources | None]:
         """Return, for each layer, where values that are not finite come from."""
         computed = [
-            finite.Computed(recorded["x"], recorded["h"], self._final(layer, state, number),
-                       one["norms"] + one.get("c_norms", 0), layer.has_c, own)
+            finite.Computed(recorded["x"], recorded[layer.cell.states[0]],
+                            self._final(layer, state, number),
+                            one["norms"] + one.get("c_norms", 0), layer.has_c, own)
             for layer, state, of_layer, of_measured, own in zip(
                 self.layers.values(), self.states, self.recorded, measured, self.lengths,
                 strict=True)
@@ -356,12 +369,11 @@ class _Backward:
 
     @staticmethod
     def _final(layer: Recurrent, state: Any, number: int) -> tuple[np.ndarray, ...]:
-        """Return a stacked layer's final (h,) or (h, c), each (D, B, H); () if not known."""
+        """Return a stacked layer's final states, each (D, B, width); () if not known."""
         if state is None:
             return ()
-        D, H = layer.directions, layer.hidden_size
-        return tuple(s.reshape(layer.num_layers, D, -1, H)[number]
-                     for s in (state if layer.has_c else (state,)))
+        return tuple(s.reshape(layer.num_layers, layer.directions, -1, width)[number]
+                     for s, width in zip(arrays_of(state), layer.state_widths, strict=True))
 
 
 def _stack(arrays: list[np.ndarray]) -> np.ndarray:

@@ -16,9 +16,9 @@ from fastrnn._checks import RefusedValue, public
 from fastrnn.gradflow import finite
 from fastrnn.gradflow.finite import NotFinite
 from fastrnn.gradflow.flow import check_layer
-from fastrnn.layers.parameters import UNSET
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.models.ragged import as_list, is_list, one_sequence
+from fastrnn.models.stack import arrays_of
 
 __all__ = ["Jacobians", "jacobians"]
 
@@ -32,25 +32,31 @@ class Jacobians:
     Attributes
     ----------
     cell : str
-        "rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm" or "gru".
+        "rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm" or "gru", or the name of another cell, whose
+        first state is h here.
     matrices : array (n, H, H)
-        dh(t)/dh(k), of the layer's dtype: row i is the gradient of h_i(t). For an LSTM c(k) is held
-        constant.
+        dh(t)/dh(k), of the layer's dtype: row i is the gradient of h_i(t). Other states, c(k) of an
+        LSTM, are held constant.
     norms : array (n,)
         Their 2-norms.
     c_norms : array (n,) or None
-        2-norms of dh(t)/dc(k); only for an LSTM, whose memory is c.
+        2-norms of dh(t)/dc(k); only for an LSTM, whose memory is c, or for the memory of another
+        cell.
     bounds : array (n,) or None
         (||W_hh||_2 gamma)^d, which no norm exceeds, with gamma the greatest slope of the
         activation; None for gated cells.
     singular_values, spectral_radii : array (G,)
-        The largest singular value and the largest absolute eigenvalue of each gate's part of W_hh.
+        The largest singular value and the largest absolute eigenvalue of each gate's part of W_hh;
+        none of a cell without gates.
     threshold : float or None
         1/gamma. Gradients must vanish if the singular value is below it, and can explode only if it
         is above. 1 for tanh and relu, 4 for sigmoid, None for gated cells.
     not_finite : NotFinite or None
         Where values that are not finite come from; None where all values are finite, or where the
         derivatives became too large on their way back.
+    memory_state : str or None
+        The state that is carried from step to step without a matrix product: that of `c_norms`, or
+        h if there are none.
     """
 
     cell: str
@@ -62,6 +68,7 @@ class Jacobians:
     spectral_radii: np.ndarray
     threshold: float | None
     not_finite: NotFinite | None = None
+    memory_state: str | None = None
 
     @public
     def memory(self, level: float = 1 / math.e) -> int | None:
@@ -131,7 +138,7 @@ def jacobians(
     networks", ICML 2013, equations 5 to 7: the product of Jacobians and its bound.
     """
     check_layer(layer)
-    L, D, H = layer.num_layers, layer.directions, layer.hidden_size
+    L, D = layer.num_layers, layer.directions
     x = as_list(x)
     if is_list(x):
         return _of_list(layer, x, state, t, sequence, distance, number, reverse)
@@ -145,16 +152,17 @@ def jacobians(
     T, B, _ = x.shape
     if not x.size:
         raise RefusedValue(f"x has {T} steps of {B} sequences, expected at least one of each")
-    states = _checks.states("state", state, layer.has_c, layer.dtype,
-                            (L * D, B, H) if batched else (L * D, H))
+    shapes: list[tuple[int, ...]] = list(layer.state_shapes(B))
+    if not batched:
+        shapes = [(rows, width) for rows, _, width in layer.state_shapes(B)]
+    states = _checks.states("state", state, layer.cell.states, layer.dtype, shapes)
     b = _checks.below("sequence", sequence, B)
     number, d = _checks.below("number", number, L), int(bool(reverse))
     distance = _checks.positive("distance", distance)
     t = (0 if d else T - 1) if t is None else _checks.below("t", t, T)
     if d and D == 1:
         raise RefusedValue("reverse is True, expected False: the layer has one direction")
-    initial = tuple(None if s is None else s.reshape(L, D, B, H)[:, :, b]
-                    for s in states[: len(layer.cell.states)])
+    initial = tuple(None if s is None else s.reshape(L, D, B, -1)[:, :, b] for s in states)
     return _Direction(layer, number, d, initial).jacobians(x[:, b : b + 1], t, distance)
 
 
@@ -167,10 +175,10 @@ def _of_list(
         raise RefusedValue("x is an empty list, expected at least one sequence")
     b = _checks.below("sequence", sequence, len(x))
     one = one_sequence(f"x[{b}]", x[b], layer.dtype, layer.input_size)
-    shape = (layer.num_layers * layer.directions, len(x), layer.hidden_size)
-    h, c = (None if s is None else s[:, b] for s in
-            _checks.states("state", state, layer.has_c, layer.dtype, shape))
-    return jacobians(layer, one, None if state is None else (h, c) if layer.has_c else h, t=t,
+    own = tuple(None if s is None else s[:, b] for s in
+                _checks.states("state", state, layer.cell.states, layer.dtype,
+                               layer.state_shapes(len(x))))
+    return jacobians(layer, one, None if state is None else _as_state(own), t=t,
                      distance=distance, number=number, reverse=reverse)
 
 
@@ -183,7 +191,7 @@ class _Direction:
     layer : RNN, LSTM or GRU
     number, d : int
         Which of the stacked layers, and which direction.
-    initial : (h,) or (h, c), each (L, D, H) or None: zero
+    initial : tuple, for each state (L, D, width) or None: zero
     """
 
     layer: Recurrent
@@ -198,8 +206,10 @@ class _Direction:
 
     def jacobians(self, x: np.ndarray, t: int, distance: int) -> Jacobians:
         """Differentiate the state of step t of a sequence x (T, 1, I)."""
-        cell, H, T = self.layer.cell, self.layer.hidden_size, len(x)
-        w_hh = self.layer.parameters()["weight_hh" + self.suffix].astype(np.float64)
+        cell, H, T = self.layer.cell, self.layer.state_widths[0], len(x)
+        w_hh = np.zeros((0, H, H))
+        if cell.gates:
+            w_hh = self.layer.parameters()["weight_hh" + self.suffix].astype(np.float64)
         if not np.isfinite(w_hh).all():
             raise RefusedValue(f"weight_hh{self.suffix} has values that are not finite, expected "
                                "finite ones")
@@ -213,13 +223,14 @@ class _Direction:
         y_before, before, _ = one.forward(x[:start], self.state(), grad=False)
         y, _, p = one.forward(
             x[start:].repeat(H, 1),
-            tuple(s.repeat(H, 1) for s in before) if cell.has_c else before.repeat(H, 1))
+            _as_state(tuple(s.repeat(H, 1) for s in arrays_of(before))))
         assert p is not None  # forward keeps one unless it is asked not to
         identity = np.eye(H, dtype=self.layer.dtype)[None]
+        names = dict.fromkeys((f"d{cell.states[0]}", f"d{cell.memory}"))
         _, _, (recorded,) = p.backward(
-            None, (identity, None) if cell.has_c else identity, need_dx=False,
-            record=("dh", "dc") if cell.has_c else ("dh",))
-        matrices = recorded["dh"][::-1, :, 0]
+            None, _as_state((identity, *(None for _ in cell.states[1:]))), need_dx=False,
+            record=tuple(names))
+        matrices, *of_memory = (recorded[name][::-1, :, 0] for name in names)
         singular_values = np.linalg.norm(w_hh, 2, axis=(1, 2))
         bounds = threshold = None
         if cell.slope is not None:
@@ -228,16 +239,14 @@ class _Direction:
                 bounds = (singular_values * cell.slope) ** np.arange(len(matrices))
         return Jacobians(
             cell.name, matrices, matrix_norms(matrices),
-            matrix_norms(recorded["dc"][::-1, :, 0]) if cell.has_c else None, bounds,
-            singular_values, np.abs(np.linalg.eigvals(w_hh)).max(1), threshold,
-            self.not_finite(x, np.concatenate([y_before, y[:, :1]]), T))
+            matrix_norms(of_memory[0]) if of_memory else None, bounds, singular_values,
+            np.abs(np.linalg.eigvals(w_hh)).max(1), threshold,
+            self.not_finite(x, np.concatenate([y_before, y[:, :1]]), T), cell.memory)
 
     def alone(self) -> Recurrent:
         """Return a copy as a layer of its own, which goes from step 0 on."""
         params, layer = self.layer.parameters(), self.layer
-        I = params["weight_ih" + self.suffix].shape[1]
-        one = Recurrent(layer.cell, I, layer.hidden_size, 1, layer.bias, dtype=layer.dtype,
-                        seed=UNSET)
+        one = layer.alone(layer.width if self.number else layer.input_size)
         for name, param in one.parameters().items():
             param[...] = params[name.removesuffix("_l0") + self.suffix]
         return one
@@ -245,7 +254,7 @@ class _Direction:
     def state(self) -> Any:
         """Return its initial state, as a call takes it."""
         own = tuple(None if s is None else s[self.number, self.d][None, None] for s in self.initial)
-        return own if self.layer.has_c else own[0]
+        return _as_state(own)
 
     def outputs(self, x: np.ndarray) -> np.ndarray:
         """Return its outputs (T, 1, H) for a sequence (T, 1, I), in the order of time."""
@@ -282,6 +291,11 @@ class _Direction:
         source = "layer below" if self.number and found.source == "input" else found.source
         return dataclasses.replace(found, source=source, step=at(found.step),
                                    state_step=at(found.state_step))
+
+
+def _as_state(arrays: tuple[np.ndarray | None, ...]) -> Any:
+    """Return arrays, one for each state of a cell, as a call takes them."""
+    return arrays[0] if len(arrays) == 1 else arrays
 
 
 def matrix_norms(a: np.ndarray) -> np.ndarray:

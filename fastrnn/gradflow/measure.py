@@ -12,19 +12,11 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue
-from fastrnn.cells import Cell
+from fastrnn.cells.table import AnyCell
 
 __all__ = ["PARTS", "check_parts", "measure", "norm", "to_record"]
 
 PARTS = ("norms", "units", "shares", "saturation")
-
-# What backward has to record for each part; h and x of "norms" show where NaN comes from.
-RECORDED = {
-    "norms": ("dh", "dc", "h", "x"),
-    "units": ("dh",),
-    "shares": ("dgates_x", "dgates_h", "h", "x"),
-    "saturation": ("gates",),
-}
 
 # At most the first and at least the second: saturated.
 LIMITS = {"tanh": (-0.95, 0.95), "sigmoid": (0.05, 0.95), "relu": (0.0, math.inf)}
@@ -39,14 +31,20 @@ def check_parts(parts: Any) -> None:
                            f"{PARTS}")
 
 
-def to_record(parts: tuple[str, ...], has_c: bool) -> tuple[str, ...]:
-    """Return the names that backward has to record."""
-    names = {name: None for part in parts for name in RECORDED[part]}  # in order, each once
-    return tuple(name for name in names if has_c or name != "dc")
+def to_record(parts: tuple[str, ...], cell: AnyCell) -> tuple[str, ...]:
+    """Return the names that backward has to record of a cell's layer."""
+    first = cell.states[0]
+    recorded = {  # for each part; the state and x of "norms" show where NaN comes from
+        "norms": (f"d{first}", f"d{cell.memory}", first, "x"),
+        "units": (f"d{first}",),
+        "shares": ("dgates_x", "dgates_h", first, "x") if cell.gates else (),
+        "saturation": ("gates",) if cell.gates else (),
+    }
+    return tuple({name: None for part in parts for name in recorded[part]})  # each once
 
 
 def measure(
-    cell: Cell, recorded: dict[str, np.ndarray], gradients: Sides, parts: tuple[str, ...],
+    cell: AnyCell, recorded: dict[str, np.ndarray], gradients: Sides, parts: tuple[str, ...],
     lengths: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the arrays of a GradientFlow for one stacked layer, without their axis L.
@@ -54,6 +52,7 @@ def measure(
     Parameters
     ----------
     cell : Cell
+        Of a cell without gates there are no shares and no saturation.
     recorded : dict of arrays
         As Pass.backward records them.
     gradients : {"ih": ..., "hh": ...}, each a list of D arrays (G*H, I) and (G*H, H)
@@ -63,13 +62,14 @@ def measure(
         Steps of each row; what was recorded behind them is zero.
     """
     found: dict[str, np.ndarray] = {}
+    first = cell.states[0]
     if "norms" in parts:
-        for name, derivative in (("norms", "dh"), ("c_norms", "dc")):
-            if derivative in recorded:
-                found[name] = norm(recorded[derivative], 3).transpose(2, 0, 1)
+        found["norms"] = norm(recorded[f"d{first}"], 3).transpose(2, 0, 1)
+        if cell.memory != first:
+            found["c_norms"] = norm(recorded[f"d{cell.memory}"], 3).transpose(2, 0, 1)
     if "units" in parts:
-        found["units"] = norm(recorded["dh"], 1).swapaxes(0, 1)
-    if "shares" in parts:
+        found["units"] = norm(recorded[f"d{first}"], 1).swapaxes(0, 1)
+    if "shares" in parts and cell.gates:
         T, B, D, _ = recorded["h"].shape
         for side, dgates in (("ih", recorded["dgates_x"]), ("hh", recorded["dgates_h"])):
             terms, shares = zip(*(
@@ -78,7 +78,7 @@ def measure(
                        gradients[side][d])
                 for d in range(D)), strict=True)
             found |= {f"terms_{side}": np.stack(terms), f"shares_{side}": np.stack(shares)}
-    if "saturation" in parts:
+    if "saturation" in parts and cell.gates:
         gates = recorded["gates"]  # (T, B, D, G, H)
         low, high = np.array([LIMITS[gate.activation] for gate in cell.gates], gates.dtype).T
         ends = [_part(gates <= low[:, None], lengths), _part(gates >= high[:, None], lengths)]

@@ -179,7 +179,8 @@ def jacobian_norms(jacobians: Jacobians, ax: Axes | None = None) -> Axes:
     ax = axes_or_new(ax)
     for norms, style, label in (
         (jacobians.norms, "-", r"$\|\partial h(t)/\partial h(k)\|$"),
-        (jacobians.c_norms, "-", r"$\|\partial h(t)/\partial c(k)\|$"),
+        (jacobians.c_norms, "-",
+         rf"$\|\partial h(t)/\partial {jacobians.memory_state or 'c'}(k)\|$"),
         (jacobians.bounds, "k:", r"bound $(\|W_{hh}\|\,\gamma)^{t-k}$"),
     ):
         if norms is not None:

@@ -43,6 +43,8 @@ NOT_FINITE = {
              f"finite; try {SMALLER}",
     "products": "not finite: the state is {value} from step {step} on, though input and parameters "
                 "are finite: their products are too large; look at the scale of both",
+    "other state": "not finite: a state besides the first is {value} at step {step}, though input "
+                   "and parameters are finite; look at the initial state and at what it adds up",
     "loss": "not finite: the loss is {value}; look at its targets, their weights and the outputs",
     "entering gradient": "not finite: the gradient that comes from the loss is {value} at step "
                          "{step}; look at the loss",
@@ -134,8 +136,11 @@ def verdict(of: GradientFlow | Jacobians | History) -> str:
     if not isinstance(of, GradientFlow):
         raise RefusedType(f"of is {_checks.kind(of)}, expected a GradientFlow, Jacobians or "
                           "History")
-    cell = CELLS[of.cell]
-    norms = of.c_norms if cell.memory == "c" else of.norms
+    cell = CELLS.get(of.cell)
+    memory = (of.memory_state or "h") if cell is None else cell.memory
+    norms = of.c_norms if memory == "c" and cell is not None else of.norms
+    if cell is None and of.c_norms is not None:
+        norms = of.c_norms
     if norms is None:
         raise RefusedValue("of is a GradientFlow without norms, expected parts with 'norms'")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -148,7 +153,7 @@ def verdict(of: GradientFlow | Jacobians | History) -> str:
             found = None if of.not_finite is None else of.not_finite[layer][d]
             backward = whole[layer, d, :: 2 * d - 1]
             text = _not_finite(found) if found else _describe(
-                f"|dL/d{cell.memory}|", cell, backward, 0)
+                f"|dL/d{memory}|", cell, backward, 0)
             lines.append(f"layer {layer} {direction}".rstrip() + f": {text}")
     return "\n".join(lines)
 
@@ -177,9 +182,10 @@ def _not_finite(found: NotFinite) -> str:
 def _of_jacobians(found: Jacobians) -> str:
     if found.not_finite is not None:
         return _not_finite(found.not_finite)
-    cell = CELLS[found.cell]
+    cell = CELLS.get(found.cell)
+    memory = (found.memory_state or "h") if cell is None else cell.memory
     norms = found.norms if found.c_norms is None else found.c_norms
-    text = _describe(f"||dh(t)/d{cell.memory}(k)||", cell, norms[1:], 1)
+    text = _describe(f"||dh(t)/d{memory}(k)||", cell, norms[1:], 1)
     if found.threshold is None:
         return text
     value = found.singular_values[0]
@@ -242,7 +248,7 @@ def _broken_training(losses: np.ndarray, norms: np.ndarray) -> str:
     return f"not finite: {text}; measure that step's batch with model_flow"
 
 
-def _describe(what: str, cell: Cell, norms: np.ndarray, first: int) -> str:
+def _describe(what: str, cell: Cell | None, norms: np.ndarray, first: int) -> str:
     """Describe norms in the order of backward, the first of them `first` steps back."""
     unbounded = np.flatnonzero(~np.isfinite(norms))
     if unbounded.size:
@@ -265,8 +271,10 @@ def _describe(what: str, cell: Cell, norms: np.ndarray, first: int) -> str:
     return f"healthy: {text}"
 
 
-def _cure(cell: Cell) -> str:
-    """Return what to try against vanishing gradients."""
+def _cure(cell: Cell | None) -> str:
+    """Return what to try against vanishing gradients; the cell is None if it is not the table's."""
+    if cell is None:
+        return "orthogonal recurrent weights, or a state that is carried without a matrix product"
     if cell.keep_gate is None:
         return VANISHING[cell.gates[0].activation]
     name = cell.gates[cell.keep_gate].name

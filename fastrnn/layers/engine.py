@@ -19,33 +19,31 @@ States = tuple[np.ndarray | None, ...] | None  # (D, B, width) or None: zero, fo
 
 
 class AnyTape(Protocol):
-    """What the backward of one forward call needs: see fastrnn/_kernels/tape.pyx.
-
-    Attributes
-    ----------
-    shape : tuple
-        (T, B, I, ...).
-    x_shape, y_shape : tuple
-        Of dx, which is () for one-hot symbols, and of y.
-    symbols : bool
-        Whether x was symbols.
-    nbytes : int
-    used : bool
-        Whether it has served its one backward.
-    """
+    """What the backward of one forward call needs: see fastrnn/_kernels/tape.pyx."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The sizes (T, B, I, ...)."""
+
     @property
-    def x_shape(self) -> tuple[int, ...]: ...
+    def x_shape(self) -> tuple[int, ...]:
+        """Shape of dx; () for one-hot symbols."""
+
     @property
-    def y_shape(self) -> tuple[int, ...]: ...
+    def y_shape(self) -> tuple[int, ...]:
+        """Shape of y."""
+
     @property
-    def symbols(self) -> bool: ...
+    def symbols(self) -> bool:
+        """Whether x was symbols."""
+
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Bytes of the tape."""
+
     @property
-    def used(self) -> bool: ...
+    def used(self) -> bool:
+        """Whether it has served its one backward."""
 
     def copy(self) -> AnyTape:
         """Return a tape with memory of its own, which serves one more backward."""

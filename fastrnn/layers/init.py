@@ -31,10 +31,13 @@ Target = TypeVar("Target")
 
 
 def _recurrent(layer: Any) -> PackedPart:
-    """Return the layer, if it is one and its parameters may be set."""
+    """Return the layer, if its weights are those of gates and may be set."""
     if not isinstance(layer, PackedPart):
         raise RefusedType(f"layer is {_checks.kind(layer)}, expected an RNN, LSTM or GRU, alone or "
                           "of a model's layers, or a single cell")
+    if not layer.cell.gates:
+        raise RefusedType(f"layer is of the cell {layer.cell.name}, expected an RNN, LSTM or GRU, "
+                          "whose weights have a part for each gate")
     writeable(layer.training)
     layer.changed()
     return layer
@@ -85,8 +88,7 @@ def torch_uniform(layer: Target, seed: Any = None) -> Target:
         If it is in evaluation mode, or the seed is no whole number.
     """
     recurrent, rng = _recurrent(layer), _rng(seed)
-    bound = 1 / math.sqrt(recurrent.hidden_size)
-    recurrent.flat[:] = rng.uniform(-bound, bound, recurrent.flat.size)
+    PackedPart._draw(recurrent, rng)
     return layer
 
 

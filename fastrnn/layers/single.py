@@ -124,12 +124,15 @@ class SingleCell(PackedPart):
         if grad:
             self.check_pass()
         (weights,) = self._weights if self.mode == "training" else self._packed()
-        after = self._new_states(1, B)
+        after, state = [], []  # arrays (1, B, width), and views as the caller has them
+        for width in self.state_widths:
+            after.append(a := np.empty((1, B, width), dtype))
+            state.append(a[0] if batched else a[0, 0])
         # of one step the output is the final state: the kernel fills it once
         tape = self._kernels.forward(self._kind, x, None, weights, _FORWARD, before, after[0],
-                                     after, grad, self._workspace)
+                                     tuple(after), grad, self._workspace)
         p = None if tape is None else CellPass(self, tape, batched, self.version)
-        return _as_state(after, batched), p
+        return state[0] if len(state) == 1 else tuple(state), p
 
     def _explain(self, x: np.ndarray) -> str:
         """Return what to add to the sentence about an x of a wrong shape."""

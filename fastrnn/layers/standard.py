@@ -5,6 +5,7 @@ Letters: T steps, B batch, I input, H hidden, L layers, D directions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import public
 from fastrnn.cells import CELLS, vanilla
+from fastrnn.cells.table import AnyCell
 from fastrnn.layers.recurrent import Recurrent
 
-__all__ = ["GRU", "LAYERS", "LSTM", "RNN"]
+__all__ = ["GRU", "LAYERS", "LSTM", "RNN", "cell_of"]
 
 
 class RNN(Recurrent):
@@ -168,6 +170,12 @@ class GRU(Recurrent):
     ) -> None:
         super().__init__(CELLS["gru"], input_size, hidden_size, num_layers, bias, batch_first,
                          dropout, bidirectional, dtype, seed)
+
+
+def cell_of(name: str, config: Mapping[str, Any]) -> AnyCell:
+    """Return the cell of a layer's class and configuration, without making the layer."""
+    word = name.lower()
+    return CELLS[word if word in CELLS else f"{word}_{config.get('nonlinearity', 'tanh')}"]
 
 
 LAYERS: dict[str, type[Recurrent]] = {layer.__name__: layer for layer in (RNN, LSTM, GRU)}

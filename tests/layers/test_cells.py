@@ -1,6 +1,8 @@
 """The table of cells against the C side's, and against fastrnn.reference, which knows neither."""
 
+import copy
 import dataclasses
+import pickle
 
 import cases
 import numpy as np
@@ -11,6 +13,7 @@ from fastrnn import reference
 from fastrnn._kernels import runtime
 from fastrnn.cells import BY_NUMBER, CELLS, vanilla
 from fastrnn.functional import Tape
+from fastrnn.layers.passes import RECORD
 
 ACTIVATIONS = {"tanh": np.tanh, "relu": lambda a: np.maximum(a, 0), "sigmoid": reference.sigmoid}
 OPEN, SHUT = 1e3, -1e3  # biases of a sigmoid that is 1 or 0
@@ -171,6 +174,34 @@ def test_the_shapes_of_the_parameters(cell, bias):
     shapes = {name.removesuffix("_l0"): a.shape for name, a in layer.parameters().items()}
     assert cell.parameters(3, 5, bias) == shapes
     assert shapes["weight_hh"] == (cases.GATES[cell.name] * 5, 5)
+
+
+@per_cell
+def test_the_widths_of_states_and_output_are_those_of_a_layer(cell):
+    sizes = {"I": 3, "H": 5}
+    assert cell.state_widths(sizes) == (5,) * len(cell.states)
+    assert cell.output_width(sizes) == 5
+    assert cell.output == cell.states[0] == "h"
+    layer = cases.LAYERS[cell.name](3, 5, num_layers=2, bidirectional=True, seed=0)
+    assert (layer.state_widths, layer.output_size, layer.width) == (cell.state_widths(sizes), 5, 10)
+    _, state = layer(np.zeros((1, 2, 3), np.float32))
+    arrays = state if isinstance(state, tuple) else (state,)
+    assert [a.shape for a in arrays] == layer.state_shapes(2)
+
+
+@per_cell
+def test_what_can_be_recorded_is_what_backward_records(cell):
+    layer = cases.LAYERS[cell.name](3, 5, seed=0)
+    _, _, p = layer.forward(np.zeros((1, 2, 3), np.float32))
+    _, _, (recorded,) = p.backward(record=cell.recordable)
+    assert tuple(recorded) == cell.recordable
+    assert set(cell.recordable) == set(RECORD) - (set() if cell.has_c else {"dc"})
+
+
+@per_cell
+def test_a_copy_of_a_row_is_the_row(cell):
+    assert copy.deepcopy(cell) is cell
+    assert pickle.loads(pickle.dumps(cell)) is cell
 
 
 def test_a_row_cannot_be_changed():
