@@ -92,7 +92,8 @@ def tokens(text: str) -> list[Token]:
                 depth = max(0, depth + (match.group() == "(") - (match.group() == ")"))
             found.append(Token(kind, match.group(), at))
         if depth == 0 and found and found[-1].kind != "line":
-            found.append(Token("line", "", Place(number, len(line) + 1)))
+            at = found[-1].at
+            found.append(Token("line", "", Place(at.line, at.column + len(found[-1].text))))
     last = found[-1].at if found else Place(1, 1)
     found.append(Token("end", "", last))
     return found
