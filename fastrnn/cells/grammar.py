@@ -341,6 +341,8 @@ class _Parser:
             elif self.sees("@"):
                 self.take()
                 return self.product(name)
+            elif self.at_next_equation():
+                raise self.unexpected("")
             elif self.next.kind == "name" or self.sees("("):
                 if self.sees("("):
                     self.refuse_unknown_function(name)
