@@ -175,6 +175,8 @@ class _Walk:
         raise RefusedValue("no parameter shows H, expected it in sizes: sizes={'H': ...}")
 
     def _checked(self, name: str, array: Any, expected: tuple[int, ...]) -> np.ndarray:
+        if array is None:
+            raise RefusedValue(f"the parameter {name} is missing")
         if getattr(array, "dtype", None) != self.dtype or array.shape != expected:
             came = getattr(array, "dtype", type(array).__name__), getattr(array, "shape", "")
             raise RefusedValue(f"{name} is {came[0]} {came[1]}, expected {self.dtype} {expected}")

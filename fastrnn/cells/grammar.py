@@ -44,6 +44,7 @@ __all__ = [
 
 LONGEST = 100_000  # characters of a text
 DEEPEST = 50  # parentheses, arguments and exponents inside each other
+LONGEST_NAME = 80  # characters
 
 
 # ---- tokens --------------------------------------------------------------------------------------
@@ -91,7 +92,8 @@ def tokens(text: str) -> list[Token]:
                 depth = max(0, depth + (match.group() == "(") - (match.group() == ")"))
             found.append(Token(kind, match.group(), at))
         if depth == 0 and found and found[-1].kind != "line":
-            found.append(Token("line", "", Place(number, len(line) + 1)))
+            at = found[-1].at
+            found.append(Token("line", "", Place(at.line, at.column + len(found[-1].text))))
     last = found[-1].at if found else Place(1, 1)
     found.append(Token("end", "", last))
     return found
@@ -153,8 +155,20 @@ class _Parser:
         token = self.next
         if self.open and (token.kind == "end" or token.text == "="):
             return self.error(self.open[-1].at, "this parenthesis is not closed")
+        if self.at_next_equation():
+            return self.error(self.open[-1].at, "this parenthesis is not closed before the next "
+                              "equation")
+        if token.kind == "line" and not self.open and expected == "a value":
+            expected = "a value; a line goes on inside parentheses only"
         came = {"line": "the end of the line", "end": "the end of the text"}.get(token.kind)
         return self.error(token.at, f"{came or _short(token.text)} came, expected {expected}")
+
+    def at_next_equation(self) -> bool:
+        """Whether an open parenthesis meets what looks like the beginning of another equation."""
+        if not self.open or self.next.kind != "name":
+            return False
+        first = self.next.at.line > self.tokens[self.place - 1].at.line
+        return first and self.tokens[self.place + 1].text in ("=", ",", "[")
 
     def expect(self, text: str, why: str = "") -> Token:
         if not self.sees(text):
@@ -169,6 +183,9 @@ class _Parser:
             hint = {"if": "; write where(condition, a, b)", "lambda": "; write lambda_"}
             raise self.error(token.at, f"{token.text!r} is a word of Python and cannot be a name"
                              + hint.get(token.text, ""))
+        if len(token.text) > LONGEST_NAME:
+            raise self.error(token.at, f"the name {_short(token.text)} has {len(token.text)} "
+                             f"characters, expected at most {LONGEST_NAME}")
         if token.text.startswith("_"):
             raise self.error(token.at, f"the name {_short(token.text)} begins with an underscore, "
                              "expected a letter")
@@ -324,6 +341,8 @@ class _Parser:
             elif self.sees("@"):
                 self.take()
                 return self.product(name)
+            elif self.at_next_equation():
+                raise self.unexpected("")
             elif self.next.kind == "name" or self.sees("("):
                 if self.sees("("):
                     self.refuse_unknown_function(name)
@@ -339,6 +358,8 @@ class _Parser:
         """Refuse an operand directly behind an operand."""
         if self.sees("@"):
             raise self.error(self.next.at, "the left side of '@' is the name of a matrix")
+        if self.at_next_equation():
+            raise self.unexpected("")
         if self.sees("(") or self.next.kind in ("name", "number"):
             raise self.error(self.next.at, f"{_short(self.next.text)} came directly behind a value,"
                              " expected an operator: write * between two values")
@@ -363,6 +384,8 @@ class _Parser:
             operand = self.call(name) if name.text in FUNCTIONS else Name(name.text, name.at)
         else:
             raise self.unexpected("a name or a parenthesis behind a matrix")
+        if self.at_next_equation():
+            raise self.unexpected("")
         if self.next.kind == "name" or self.sees("(", "@"):
             inner = f" ({token.text} ...)" if token.kind == "name" else ""
             raise self.error(self.next.at, f"{_short(self.next.text)} came behind a product: write "

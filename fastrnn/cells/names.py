@@ -79,7 +79,7 @@ class Names:
         self.weights: dict[str, list[Use]] = {}
         self.state_lines: dict[str, Declaration] = {}
         self.targets: dict[str, tuple[int, Target]] = {}  # with the equation's index
-        self.states: list[str] = []  # in order of assignment
+        self.states: dict[str, None] = {}  # the output first, then in order of assignment
         self.masks: list[Call] = []
         self.rules: list[Rule] = []
         self.used: set[str] = set()  # names of declarations that something uses
@@ -150,7 +150,7 @@ class Names:
             if operator == "*" and isinstance(left, Number):
                 left, right = right, left
             count = _number(right)
-            if count is None or count != int(count) or count < 1:
+            if count is None or count != int(count) or not 1 <= count < 2**31:
                 raise self.error(at, f"{operator!r} needs a whole number from 1 on, as "
                                  "in H * 2 or H // 2")
             value, factor = left, int(count)
@@ -285,8 +285,8 @@ class Names:
         if name == "x":
             self.x_at = self.x_at if self.x_at.line else node.at
         elif name in self.targets:
-            if self.targets[name][0] >= index and name not in self.states:
-                self.states.append(name)
+            if self.targets[name][0] >= index:
+                self.states[name] = None
         elif name in self.constants:
             self._use_declared(name, node.at)
         elif name in self.declared and self.declared[name].kind == "vector":
@@ -380,8 +380,9 @@ class Names:
             raise DefinitionError.of(
                 self.text, self.equations[-1].at, "no name is read before its assignment, so "
                 "nothing is remembered from step to step, expected at least one state")
-        order = {name: place for place, name in enumerate(self.targets)}
-        self.states.sort(key=lambda name: (name != self.output, order[name]))
+        ordered = [name for name in self.targets if name in self.states and name != self.output]
+        self.states = dict.fromkeys([self.output, *ordered] if self.output in self.states
+                                    else ordered)
 
     def _check_uses(self) -> None:
         for name, at in self.places.items():
