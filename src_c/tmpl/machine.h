@@ -128,8 +128,8 @@ FR_ONE_COPY static real sum_of(const real *x, ptrdiff_t n) {
   }
   real lane[SUM_LANES];
   FR_UNROLL(16) for (int v = 0; v < SUM_VECTORS; v++) vstore(lane + v * VW, sum[v]);
-  for (int half = SUM_LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+  FR_UNROLL(4) for (int half = SUM_LANES / 2; half > 0; half /= 2)
+    FR_UNROLL(8) for (int i = 0; i < half; i++) lane[i] += lane[i + half];
   return lane[0];
 }
 
