@@ -33,12 +33,16 @@ if TYPE_CHECKING:
         show_config,
     )
     from fastrnn.formats import load, save
+    from fastrnn.cells import cell
     from fastrnn.layers import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+    from fastrnn.layers.layer import Layer
     from fastrnn.models import EncoderDecoder, LanguageModel, SequenceModel, Stack
     from fastrnn.training import fit
 
 _HOMES = {
+    "fastrnn.cells": ("cell",),
     "fastrnn.layers": ("GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"),
+    "fastrnn.layers.layer": ("Layer",),
     "fastrnn.models": ("EncoderDecoder", "LanguageModel", "SequenceModel", "Stack"),
     "fastrnn.training": ("fit",),
     "fastrnn.formats": ("load", "save"),
@@ -50,8 +54,8 @@ _MODULES = ("cells", "functional", "gradflow", "init", "losses", "optim", "plot"
             "schedules", "training")
 
 __all__ = [
-    "GRU", "LSTM", "RNN", "EncoderDecoder", "GRUCell", "LSTMCell", "LanguageModel", "RNNCell",
-    "SequenceModel", "Stack", "cells", "fit", "functional", "get_flush_denormals",
+    "GRU", "LSTM", "RNN", "EncoderDecoder", "GRUCell", "LSTMCell", "LanguageModel", "Layer",
+    "RNNCell", "SequenceModel", "Stack", "cell", "cells", "fit", "functional", "get_flush_denormals",
     "get_num_threads", "gradflow", "init", "load", "losses", "optim", "plot", "reference", "save",
     "schedules", "set_flush_denormals", "set_num_threads", "show_config", "training",
 ]

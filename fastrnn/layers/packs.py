@@ -12,7 +12,7 @@ rounding meets a power of two).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -108,9 +108,8 @@ class PackedPart(Part):
     has_c: bool
     state_widths: tuple[int, ...]
     output_size: int
-    # What computes the cell. A part of another engine overrides it, `_make_kind` and `_pack_one`.
-    _kernels: ClassVar[Engine] = sequence
-    _kind: Any  # what the kernels compute
+    _kernels: Engine = sequence  # what computes the cell
+    _kinds: list[Any]            # what it computes, by stacked layer
     _weights: list[tuple[Weights, ...]]  # by stacked layer and direction
     _packs: list[tuple[Packed, ...]] | None = None
     _packed_for = ""  # the instruction set
@@ -123,21 +122,43 @@ class PackedPart(Part):
         self.state_widths = tuple(cell.state_widths(sizes))
         self.output_size = cell.output_width(sizes)
 
-    def _make_kind(self) -> Any:
-        """Return what the kernels compute, as they take it: the number of a cell of the table."""
-        if not isinstance(self.cell, Cell):
-            raise TypeError(f"cell is {_checks.kind(self.cell)}, expected one of the table: its "
-                            "kernels compute no other")
-        return self.cell.number
-
     def _draw(self, rng: np.random.Generator) -> None:
         """Draw the initial parameters."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        self.flat[:] = rng.uniform(-bound, bound, self.flat.size)
+        if isinstance(self.cell, Cell):
+            bound = 1 / math.sqrt(self.hidden_size)
+            self.flat[:] = rng.uniform(-bound, bound, self.flat.size)
+            return
+        for number, directions in enumerate(self._weights):
+            I = self._input_size_of(number)
+            names = self.cell.parameters(I, self.hidden_size, self.bias)
+            for arrays in directions:
+                for name, array in zip(names, arrays, strict=True):
+                    array[...] = self.cell.draw(  # type: ignore[index, attr-defined]
+                        name, rng, I, self.hidden_size, self.flat.dtype)
+
+    def _input_size_of(self, number: int) -> int:
+        """Return the features that a stacked layer reads."""
+        return self.input_size
 
     def _own(self, shapes: Shapes, flat: np.ndarray, flat_grads: np.ndarray) -> None:
         super()._own(shapes, flat, flat_grads)
-        self.__dict__["_kind"] = self._make_kind()
+        self._choose_kernels(1)
+
+    def _choose_kernels(self, layers: int) -> None:
+        """Set what computes the cell: the kernels of the table's cells, or the cell's programs."""
+        if isinstance(self.cell, Cell):
+            self.__dict__["_kinds"] = [self.cell.number] * layers
+            return
+        from fastrnn.layers import programs  # takes milliseconds, which the table's cells save
+
+        kinds: dict[int, Any] = {}
+        for number in range(layers):
+            I = self._input_size_of(number)
+            if I not in kinds:
+                kinds[I] = programs.Kind(self.cell, I, self.hidden_size,  # type: ignore[arg-type]
+                                         self.bias)
+        self.__dict__ |= {"_kernels": programs.PROGRAMS, "_kinds": [
+            kinds[self._input_size_of(number)] for number in range(layers)]}
 
     def _checked_state(
         self, names: tuple[str, str, str], value: Any, shape: tuple[int, ...],
@@ -187,12 +208,18 @@ class PackedPart(Part):
 
     def _pack(self, mode: str) -> list[tuple[Packed, ...]]:
         half = mode == "bfloat16"
-        return [tuple(self._pack_one(weights, half) for weights in directions)
-                for directions in self._weights]
+        return [tuple(self._pack_one(number, weights, half) for weights in directions)
+                for number, directions in enumerate(self._weights)]
 
-    def _pack_one(self, weights: Weights, half: bool) -> Packed:
+    def _pack_one(self, number: int, weights: Weights, half: bool) -> Packed:
         """Return one direction's weights as the kernels read them in evaluation."""
-        return pack(self._kind, weights, half)
+        kind = self._kinds[number]
+        if isinstance(self.cell, Cell):
+            return pack(kind, weights, half)
+        if half:  # rounded as the other cells' are, but not stored in half the bytes
+            weights = tuple(pair(a)[0] if a.ndim == 2 else a  # type: ignore[assignment, union-attr]
+                            for a in weights)
+        return kind.packed(weights, self.flat.dtype)  # type: ignore[no-any-return]
 
     def set_mode(self, mode: str) -> None:
         """Choose one of MODES; the weights are packed on entering one of evaluation's."""

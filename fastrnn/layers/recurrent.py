@@ -20,9 +20,11 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn._kernels import sequence
 from fastrnn._kernels.runtime import Workspace
 from fastrnn._kernels.stream import Stream
 from fastrnn._kernels.timeline import Timeline
+from fastrnn.cells import Cell
 from fastrnn.layers.dropout import Dropout
 from fastrnn.layers.parameters import UNSET, Shapes, check_grads
 from fastrnn.layers.passes import Kept, Layout, Pass, as_rows, rows, some_of
@@ -96,6 +98,10 @@ class Recurrent(Dropout):
         self._use_cell(cell)
         self.directions = 2 if self.bidirectional else 1
         self.width = self.directions * self.output_size
+        if self.num_layers > 1 and self.state_widths != cell.state_widths(
+                {"I": self.width, "H": self.hidden_size}):
+            raise RefusedValue(f"num_layers is {self.num_layers}, expected 1: the widths of the "
+                               f"states of {cell.name} depend on the width of its input")
         if self.dropout and self.num_layers == 1:
             warnings.warn(
                 f"{type(self).__name__}: dropout works between layers; with num_layers = 1 it does "
@@ -125,7 +131,7 @@ class Recurrent(Dropout):
     def _parameter_shapes(self) -> Shapes:
         shapes: Shapes = {}
         for number in range(self.num_layers):
-            I = self.input_size if number == 0 else self.width
+            I = self._input_size_of(number)
             for direction in self._suffixes:
                 own = self.cell.parameters(I, self.hidden_size, self.bias)
                 shapes |= {f"{name}_l{number}{direction}": shape for name, shape in own.items()}
@@ -347,6 +353,7 @@ class Recurrent(Dropout):
         if latest:  # nothing is refused from here on
             self.__dict__["_last"] = None
         tapes, kernels = [], self._kernels
+        draws = dropout and kernels is not sequence
         for number in range(L):
             onto = target if number == L - 1 else "walk"  # between layers there is no padding
             y = rows(T, B, self.width, dtype, layout.batch_first) if time is None else (
@@ -354,8 +361,10 @@ class Recurrent(Dropout):
             before, after = (initial, final) if L == 1 else (
                 some_of(initial, number, D), some_of(final, number, D))
             tape = kernels.forward(
-                self._kind, x, index, weights[number], self._reverse, before, y, after, grad,
-                self._workspace, time, source, onto,
+                self._kinds[number], x, index,
+                self._drawn(number, B, T * B if time is None else time.N) if draws else
+                weights[number], self._reverse, before, y, after, grad, self._workspace, time,
+                source, onto,
             )
             mask = None
             if dropout and self.dropout and number < L - 1:
@@ -413,18 +422,32 @@ class Recurrent(Dropout):
 
     def _own(self, shapes: Shapes, flat: np.ndarray, flat_grads: np.ndarray) -> None:
         super()._own(shapes, flat, flat_grads)
+        self._choose_kernels(self.num_layers)
         self.__dict__ |= {"_reverse": (False, True)[: self.directions],
                           "_weights": self._by_layer(self._params)}
         self.__dict__["_own_grads"] = self._by_layer(self._grads)
 
     def _by_layer(self, named: Mapping[str, np.ndarray]) -> list[tuple[Weights, ...]]:
         """Return, for each layer and direction, the cell's parameters in their order."""
-        names = self.cell.parameters(self.input_size, self.hidden_size, True)
-        return [  # a bias may be missing: None
+        names = self.cell.parameters(self.input_size, self.hidden_size,
+                                     self.bias or isinstance(self.cell, Cell))
+        return [  # a bias of the table's cells may be missing: None
             tuple(tuple(named.get(f"{name}_l{number}{direction}") for name in names)  # type: ignore
                   for direction in self._suffixes)
             for number in range(self.num_layers)
         ]
+
+    def _input_size_of(self, number: int) -> int:
+        return self.width if number else self.input_size
+
+    def _drawn(self, number: int, B: int, N: int) -> tuple[Any, ...]:
+        """Return the parameters of each direction, with the masks of one call in training."""
+        from fastrnn.layers.programs import draw
+
+        if self.mode != "training":
+            return tuple(self._packed()[number])
+        return tuple(draw(self._kinds[number], own, self._generator(), B, N, self.flat.dtype)
+                     for own in self._weights[number])
 
     def grads_by_layer(self, grads: Mapping[str, Any] | None) -> list[tuple[Weights, ...]]:
         """Return a mapping's gradient arrays (None: the layer's own) by layer and direction."""
@@ -497,7 +520,8 @@ class Recurrent(Dropout):
                 "dtype": self.dtype.name}
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_last", "_packs", "_workspace", "_weights", "_own_grads", "_reverse", "_kind")
+        left_out = ("_last", "_packs", "_workspace", "_weights", "_own_grads", "_reverse",
+                    "_kinds", "_kernels")
         state = {name: value for name, value in super().__getstate__().items()
                  if name not in left_out}
         return state | {"_masks": copy.deepcopy(self._generator())}

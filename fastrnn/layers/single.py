@@ -129,7 +129,7 @@ class SingleCell(PackedPart):
             after.append(a := np.empty((1, B, width), dtype))
             state.append(a[0] if batched else a[0, 0])
         # of one step the output is the final state: the kernel fills it once
-        tape = self._kernels.forward(self._kind, x, None, weights, _FORWARD, before, after[0],
+        tape = self._kernels.forward(self._kinds[0], x, None, weights, _FORWARD, before, after[0],
                                      tuple(after), grad, self._workspace)
         p = None if tape is None else CellPass(self, tape, batched, self.version)
         return state[0] if len(state) == 1 else tuple(state), p
@@ -161,7 +161,7 @@ class SingleCell(PackedPart):
                 "hidden_size": self.hidden_size, "bias": self.bias, "dtype": self.dtype.name}
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_packs", "_workspace", "_weights", "_own_grads", "_kind")
+        left_out = ("_packs", "_workspace", "_weights", "_own_grads", "_kinds", "_kernels")
         return {name: value for name, value in super().__getstate__().items()
                 if name not in left_out}
 
