@@ -89,7 +89,7 @@ def tokens(text: str) -> list[Token]:
                 word = match.group() + glued.group()
                 raise DefinitionError.of(text, at, f"{_short(word)} is neither a number nor a name")
             if kind == "operator":
-                depth = max(0, depth + (match.group() == "(") - (match.group() == ")"))
+                depth += (match.group() == "(") - (match.group() == ")")
             found.append(Token(kind, match.group(), at))
         if depth == 0 and found and found[-1].kind != "line":
             at = found[-1].at

@@ -177,7 +177,6 @@ class Names:
             if number is None and isinstance(value, Name) and value.name in known:
                 raise self.error(value.at, f"{value.name!r} needs its arguments in parentheses")
             argument = number if number is not None else self._argument(value, constants_only=True)
-            self.rules.append(argument_rule("number", (argument,), line.at))
             return Declared("vector", (), Initial("number", (argument,)), line.size, True, line.at)
         if not isinstance(value, (Name, Call)):
             raise self.error(line.at, f"a {line.kind} has no number, expected one of "
@@ -380,7 +379,7 @@ class Names:
             raise DefinitionError.of(
                 self.text, self.equations[-1].at, "no name is read before its assignment, so "
                 "nothing is remembered from step to step, expected at least one state")
-        ordered = [name for name in self.targets if name in self.states and name != self.output]
+        ordered = [name for name in self.targets if name in self.states]
         self.states = dict.fromkeys([self.output, *ordered] if self.output in self.states
                                     else ordered)
 

@@ -100,8 +100,6 @@ class Widths:
                 for size, (place, what) in ((one, left[one]), (other, right[other]))))
         if len(both) > 1 and self.equal is None:
             self.equal = at
-        if len(left) < len(right):
-            a, b = b, a
         self.parents[b] = a
         self.decided[a] = both
         return a

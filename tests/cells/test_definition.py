@@ -130,6 +130,7 @@ def test_a_name_of_several_targets_may_be_the_output():
     ("h = tanh(W x + b1 + sigmoid(h) * (U h + b2))", {"b1", "b2"}),
     ("h = sigmoid(h) * (U h) + x * (W x) + b", {"b"}),
     ("h = norm(W x) + norm(U h) + b", {"b"}),
+    ("h = b + 0.5 * rms_norm(W x) + h", {"b"}),
     ("h = W (x + V x + b) + h", {"b"}),
     ("h = W x + b + tanh(U h + b2) + h", {"b", "b2"}),
 ])
@@ -147,6 +148,11 @@ def test_what_is_declared_or_assigned_is_no_bias():
         h = W x + U h + beta + b + base
     """)
     assert vectors(definition) == {"b": (1, "H", False)}
+
+
+def test_a_fixed_matrix_may_decide_comparisons_only():
+    definition = cell("fixed V = orthogonal\nh = where(V x > 0, W x, h)")
+    assert [w.learned for w in definition.weights.values()] == [False, True]
 
 
 def test_row_blocks():
@@ -183,6 +189,7 @@ def width_of(definition, name):
     ("size P = H\na[P] = W x\nh = V where(a > 0, 1, a) + h", {"a": "P"}),
     ("size P = H\na[P] = W x\nh = V (U a * norm(h) + 0 * h) + h", {"a": "P", "h": "H"}),
     ("m = mean(h)\nh = W x + m * h", {"m": "1", "h": "H"}),
+    ("size P = 2\na[P] = mean(h)\nh = W x + V a + h", {"a": "P"}),
     ("m = mean(h)\nn = exp(m) + 1\nh = W x + n * h", {"m": "1", "n": "1"}),
     ("size P = H\nh = W x + U h + V s\ns = a * s\na[P] = T x + a", {"s": "P", "a": "P"}),
     ("size P = H\nh = W x + sum(a) * h\na[P] = T x + a", {"a": "P", "h": "H"}),

@@ -94,6 +94,14 @@ def test_no_state_is_zeros_and_no_bias_is_zeros():
     np.testing.assert_allclose(forward(definition, x, None, p)[0], expected, 1e-12)
 
 
+def test_declared_vectors_are_no_biases():
+    definition = cell("learned p = 0\nh = W x + p + b + h")
+    p = draw(definition, 3, 5, np.float64)
+    x = normal(1, 1, 2, 3)
+    y, _ = forward(definition, x, None, p, bias=False)
+    np.testing.assert_allclose(y[0], x[0] @ p["W"].T + p["p"], 1e-12)
+
+
 def test_no_steps_and_no_rows():
     definition = cell(LSTM)
     p = draw(definition, 3, 5, np.float64)

@@ -114,6 +114,12 @@ def test_places_are_those_of_the_text():
     assert plus.right.operand.at == (5, 2)
 
 
+def test_signs_stand_where_they_are_written():
+    _, (equation,) = parse("h = - -x")
+    outer = equation.expression
+    assert (outer.at, outer.operand.at, outer.operand.operand.at) == ((1, 5), (1, 7), (1, 8))
+
+
 def test_lines_comments_and_parentheses_that_go_on():
     text = "a = W x # b\n\n   \r\n# c = 3\rh = (a\n + # d\n\n U h)\n"
     _, equations = parse(text)

@@ -134,6 +134,11 @@ def test_orthogonal_and_identity_by_row_block(product):
     assert not np.allclose(two[:6], two[6:])
 
 
+def test_orthogonal_matrices_have_no_preferred_signs():
+    corners = np.array([drawn("orthogonal", seed=seed)[0, 0] for seed in range(60)])
+    assert 15 < (corners > 0).sum() < 45
+
+
 def test_a_wide_orthogonal_matrix_has_orthonormal_rows():
     definition = cell("weight R = orthogonal\nsize P = 2\nc = W x + U h\nh[P] = R c")
     a = initial(definition.weights["R"], np.random.default_rng(0), definition.resolve(3, 5), {},
