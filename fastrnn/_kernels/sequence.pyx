@@ -27,7 +27,7 @@ from fastrnn._kernels.check cimport (
 )
 from fastrnn._kernels.packed cimport Packed, packed_sizes
 from fastrnn._kernels.runtime cimport Buffer, Workspace, run
-from fastrnn._kernels.state cimport add_states, load_state, store_state
+from fastrnn._kernels.state cimport add_states, load_state, pair_of, store_state
 from fastrnn._kernels.tape cimport Tape, give_back
 from fastrnn._kernels.timeline cimport Timeline
 from fastrnn._kernels.walk cimport (
@@ -60,15 +60,6 @@ INT32 = np.dtype(np.int32)
 cdef check_state(str name, object array, object dtype, tuple shape):
     if array is not None:
         check_flat(name, array, dtype, shape)
-
-
-cdef tuple pair_of(str name, tuple arrays, bint has_c):
-    """Return h and c of a tuple with an entry for each state; c is None for cells without it."""
-    if arrays is None:
-        return None, None
-    if len(arrays) != 1 + has_c:
-        raise ValueError(f"{name}: has {len(arrays)} states, expected {1 + has_c}")
-    return arrays if has_c else (arrays[0], None)
 
 
 # ---- forward ------------------------------------------------------------------------------------
@@ -202,7 +193,8 @@ cdef ptrdiff_t lay_out_taken(Carver carver, Pass *p, int threads) except -1:
 
 
 def forward(int kind, x, index, tuple weights, tuple reverse, tuple initial, y, tuple final,
-            bint keep, Workspace workspace, Timeline time=None, str source="time", str target="time"):
+            bint keep, Workspace workspace, Timeline time=None, str source="time",
+            str target="time"):
     """Run one layer over a sequence.
 
     Parameters

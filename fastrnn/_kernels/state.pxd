@@ -1,6 +1,7 @@
 from fastrnn._kernels.walk cimport Pass
 
 
+cdef tuple pair_of(str name, tuple arrays, bint has_c)
 cdef void load_state(char *slot, object source, int d, const Pass *p, ptrdiff_t B,
                      object begins) noexcept
 cdef void store_state(object target, object initial, int d, const Pass *p, ptrdiff_t B,

@@ -14,6 +14,15 @@ from fastrnn._kernels.timeline cimport length_of
 from fastrnn._kernels.walk cimport Pass, at, c_at, h_at
 
 
+cdef tuple pair_of(str name, tuple arrays, bint has_c):
+    """Return h and c of a tuple with an entry for each state; c is None for cells without it."""
+    if arrays is None:
+        return None, None
+    if len(arrays) != 1 + has_c:
+        raise ValueError(f"{name}: has {len(arrays)} states, expected {1 + has_c}")
+    return arrays if has_c else (arrays[0], None)
+
+
 cdef void load_state(char *slot, object source, int d, const Pass *p, ptrdiff_t B,
                      object begins) noexcept:
     """Fill one (R, pitch) slot from row d of a (D, B, H) array, or with zeros.

@@ -25,8 +25,9 @@ class NotFinite:
     source : str
         "parameter"; "input" or, for a layer that reads another one, "layer below"; "initial state";
         "state", which has grown beyond all numbers, or "products", of finite inputs and parameters
-        that are too large; "other state", of a cell with others than h and c, at the end; "loss"; "entering gradient", of the loss with respect to the layer's
-        outputs or final state, or "layer above", where that gradient comes from.
+        that are too large; "other state", of a cell with others than h and c, at the end; "loss";
+        "entering gradient", of the loss with respect to the layer's outputs or final state, or
+        "layer above", where that gradient comes from.
     value : {"NaN", "inf"}
     step : int or None
         Where in time it begins; None if the source has no steps.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Self
 
@@ -23,6 +24,8 @@ from fastrnn._checks import RefusedType, RefusedValue, public
 Shapes = dict[str, tuple[int, ...]]
 
 MODES = ("training", "evaluation", "bfloat16")
+
+_OF_A_LAYER = re.compile(r"_l\d+(_reverse)?$")  # how the name of a layer's parameter ends
 
 # In place of a seed: parameters that a file will bring stay zero, and take no memory until then.
 UNSET = np.random.SeedSequence(0)
@@ -315,7 +318,7 @@ class Part(Parametrized):
             raise AttributeError(f"{name} cannot be set; use train(), eval() or zero_grad()")
         elif name in self._fixed and name in own:
             raise AttributeError(f"{name} is fixed when the {type(self).__name__} is made")
-        elif name.startswith(("weight", "bias_")):
+        elif name.startswith(("weight", "bias_")) or _OF_A_LAYER.search(name):
             raise AttributeError(f"{type(self).__name__} has no parameter {name!r}, it has "
                                  f"{list(own.get('_params', ()))}")
         else:

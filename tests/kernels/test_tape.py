@@ -115,3 +115,23 @@ def test_tapes_in_use_have_memory_of_their_own():
     del tapes[0]
     other.forward(keep=True)
     calls.assert_same(call.backward(tape), expected)
+
+
+@per_cell
+def test_states_are_as_many_as_the_cell_has(cell):
+    call = calls.make(cell, 2, 2, 3, 4)
+    own = calls.states(call.h0, call.c0)
+    for states in ((), own[:-1], (*own, call.h0)):
+        found = rf"has {len(states)} states, expected {len(own)}"
+        with pytest.raises(ValueError, match=f"initial: {found}"):
+            sequence.forward(call.kind, call.x, None, call.weights, call.reverse, states, call.dy,
+                             own, True, call.workspace)
+        with pytest.raises(ValueError, match=f"final: {found}"):
+            sequence.forward(call.kind, call.x, None, call.weights, call.reverse, own, call.dy,
+                             states, True, call.workspace)
+        _, tape = call.forward(keep=True)
+        with pytest.raises(ValueError, match=f"dfinal: {found}"):
+            sequence.backward(tape, call.dy, states, None, own, call.weights)
+        with pytest.raises(ValueError, match=f"dinitial: {found}"):
+            sequence.backward(tape, call.dy, None, None, states, call.weights)
+        assert not tape.used

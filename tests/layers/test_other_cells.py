@@ -233,6 +233,22 @@ def test_names_of_a_state_and_of_its_gradient():
         layer(draw(T, B, I), np.zeros((1, 1)))
 
 
+def test_a_pair_of_other_states():
+    pair = dataclasses.replace(CELL, states=("h", "s"), memory="s")
+    with pytest.raises(TypeError, match=r"state is list of 1, expected a pair \(h, s\)"):
+        layer_of(cell=pair)(draw(T, B, I), [None])
+
+
+def test_parameters_are_set_by_their_names():
+    layer = layer_of()
+    version = layer.version
+    layer.W_l0 = np.ones((H, I))
+    assert (layer.parameters()["W_l0"] == 1).all()
+    assert layer.version == version + 1
+    with pytest.raises(AttributeError, match=r"no parameter 'W_l1', it has \['W_l0', 'R_l0'"):
+        layer.W_l1 = np.ones((H, I))
+
+
 def test_the_tables_kernels_compute_no_other_cell():
     with pytest.raises(TypeError, match="cell is of type Three, expected one of the table"):
         Recurrent(CELL, I, H)
