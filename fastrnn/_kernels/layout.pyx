@@ -199,8 +199,8 @@ cdef Machine make_machine(object program, object dtype):
     m.vector_gradients = <VectorGradient *> memory.add(
         m.vector_gradient_count * <object> sizeof(VectorGradient))
     for i in range(m.vector_gradient_count):
-        name, slot, blocks, width = program.bias_gradients[i]
-        m.vector_gradients[i] = VectorGradient(names.index(name), tape[slot], blocks, width)
+        name, block, slot, blocks, width = program.bias_gradients[i]
+        m.vector_gradients[i] = VectorGradient(names.index(name), block, tape[slot], blocks, width)
 
     # phases
     group_starts = {g.number: start for g, start in zip(program.groups, starts)}

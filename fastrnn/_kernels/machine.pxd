@@ -84,7 +84,7 @@ cdef struct Gradient:
 
 cdef struct VectorGradient:
     int vector
-    ptrdiff_t offset, blocks, width
+    ptrdiff_t block, offset, blocks, width
 
 
 cdef class Machine:

@@ -558,8 +558,9 @@ cdef void parameter_gradients(Run *r, RunJob *job, int rank, int size) noexcept 
         w.a = w.b = rows
         w.k = p.times.N
         w.n = 0
-        sum_gradient(r, &w, NULL, <char *> r.grads[r.weight_count + vector.vector], vector.blocks,
-                     vector.width, vector.offset, rank, size)
+        sum_gradient(r, &w, NULL, at(r.grads[r.weight_count + vector.vector],
+                                     vector.block * vector.width, p),
+                     vector.blocks, vector.width, vector.offset, rank, size)
 
 
 cdef void run_backward(void *arg, int rank, int size) noexcept nogil:

@@ -27,7 +27,7 @@ class Derived:
     x : Node or None
         The gradient of x past the products.
     vectors : dict
-        Of each learned vector the gradient of one row past the biases of groups.
+        Of each block of a learned vector the gradient of one row past the biases of groups.
     new : dict
         Of each new state the whole gradient, through the output and what the step makes of it.
     """
@@ -37,7 +37,7 @@ class Derived:
         self.states: dict[str, Node] = {}
         self.groups: list[list[Node]] = []
         self.x: Node | None = None
-        self.vectors: dict[str, Node] = {}
+        self.vectors: dict[tuple[str, int], Node] = {}
         self.new: dict[str, Node] = {}
 
 
@@ -79,7 +79,7 @@ class _Reverse:
             elif gradient is None:
                 continue
             elif node.op == "vector":
-                result.vectors[node.data[0]] = self.placed(gradient, node.width, node.data)
+                result.vectors[node.data] = self.placed(gradient, node.width, node.data)
             elif node.op == "part":
                 group, block = node.data
                 self.parts[group][block] = gradient

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastrnn.cells import tree
+from fastrnn.cells.numbers import fold
 
 if TYPE_CHECKING:
     from fastrnn.cells.definition import Definition
@@ -418,20 +419,37 @@ class _Builder:
             return graph.node("x", (), self.sizes["I"])
         if e.name in self.definition.constants:
             return graph.constant(self.constants[e.name])
-        vector = self.definition.vectors[e.name]
+        return self.vector(e.name, 0)
+
+    def vector(self, name: str, block: int) -> Node:
+        """Return a block of a learned vector."""
+        vector = self.definition.vectors[name]
         if vector.bias and not self.bias:
-            return graph.constant(0.0)
-        return graph.node("vector", (), self.sizes[vector.width], (e.name, 0))
+            return self.graph.constant(0.0)
+        return self.graph.node("vector", (), self.sizes[vector.width], (name, block))
 
     def parts(self, equation: tree.Equation) -> list[Node]:
-        terms = self.terms(equation.expression)
+        terms, graph = self.terms(equation.expression), self.graph
         assert terms is not None
         for _, n in terms:
             if isinstance(n, tree.Product):
                 self.expression(n.operand)
+        blocks = len(equation.targets)
         width = self.sizes[self.definition.widths[equation.expression]]
-        group = self.group_of(terms, len(equation.targets), width)[0]
-        return [self.graph.part(group, block) for block in range(len(equation.targets))]
+        group, others = self.group_of(terms, blocks, width)
+        found = [graph.part(group, block) if group.blocks else graph.constant(0)
+                 for block in range(blocks)]
+        for sign, n in others:
+            if isinstance(n, tree.Product):
+                source = self.source(self.done[id(n.operand)], n.weight, True)
+                other = graph.group(blocks, width, ((n.weight, source),), ())
+                values = [graph.part(other, block) for block in range(blocks)]
+            else:
+                assert isinstance(n, tree.Name), n
+                values = [self.vector(n.name, block) for block in range(blocks)]
+            found = [graph.add(a, b) if sign > 0 else graph.sub(a, b)
+                     for a, b in zip(found, values, strict=True)]
+        return found
 
     def group_of(self, terms: list[tuple[int, tree.Expression]], blocks: int, width: int
                  ) -> tuple[Group, list[tuple[int, tree.Expression]]]:
@@ -510,8 +528,7 @@ class _Builder:
         graph = self.graph
         if e.function in MASKS:
             kind, each_step = MASKS[e.function]
-            rate = self.number(e.arguments[0])
-            assert rate is not None
+            rate = fold(e.arguments[0], self.constants)
             width = self.sizes[self.definition.widths[e]]
             mask = Mask(len(graph.masks), width, rate, kind, each_step)
             graph.masks.append(mask)

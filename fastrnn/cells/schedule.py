@@ -142,7 +142,8 @@ class Program(NamedTuple):
     records: tuple[tuple[int, int], ...]  # state and slot of backward's scratch: dL/dstate
     weights: tuple[tuple[str, int, int, int], ...]  # name, blocks, width, K
     gradients: tuple[Gradient, ...]
-    bias_gradients: tuple[tuple[str, int, int, int], ...]  # vector, slot, blocks, width
+    bias_gradients: tuple[tuple[str, int, int, int, int], ...]  # vector, its block, slot, blocks,
+    # and width
 
 
 class _Plan:
@@ -394,10 +395,10 @@ class _Compiler:
             node = own(derived.x, "dx")
             roots[node.number] = None
             self.open.append((node, ("x", 0, 0)))
-        for name, node in derived.vectors.items():
-            node = own(node, ("vector", name))
+        for (name, block), node in derived.vectors.items():
+            node = own(node, ("vector", name, block))
             roots[node.number] = None
-            self.open.append((node, (f"vector {name}", 0, 0)))
+            self.open.append((node, (f"vector {name}", 0, block)))
         for node in graph.nodes:  # products with gradients read those that are stored
             if node.op == "back":
                 node.args = (*node.args[:node.data[0]], *(
@@ -627,22 +628,22 @@ class _Compiler:
                     group.number]:
                 self.gradient_base[group.number] = self.block(group.blocks, group.width)
         self.dx_slot = -1
-        self.vector_slots: dict[str, int] = {}
-        for node, (what, _, _) in self.open:
+        self.vector_slots: dict[tuple[str, int], int] = {}
+        for node, (what, _, block) in self.open:
             if what == "x":
                 x = next(n for n in graph.nodes if n.op == "x")
                 self.dx_slot = self.x_slot
                 if back.last(x)[0] > back.made[node.number][0]:
                     self.dx_slot = self.block(1, node.width)
             elif what.startswith("vector "):
-                self.vector_slots[what[7:]] = self.block(1, node.width)
+                self.vector_slots[what[7:], block] = self.block(1, node.width)
         return slots
 
     def target(self, what: tuple[str, int, int]) -> int:
         kind, group, block = what
         if kind == "group":
             return self.gradient_base[group] + block
-        return self.dx_slot if kind == "x" else self.vector_slots[kind[7:]]
+        return self.dx_slot if kind == "x" else self.vector_slots[kind[7:], block]
 
     # ---- phases -----------------------------------------------------------------------------
 
@@ -690,12 +691,13 @@ class _Compiler:
                                     group.terms[0][0] if has_x else None,
                                     (TAPE, self.base[group.number])))
             slot = self.gradient_base[group.number]
-            biases += [(name, slot, group.blocks, group.width) for name in group.biases]
+            biases += [(name, 0, slot, group.blocks, group.width) for name in group.biases]
             for weight, source in group.terms:
                 weights[weight] = (weight, group.blocks, group.width, source.width)
                 gradients.append(Gradient(weight, self.source_spot(source), slot, group.blocks,
                                           group.width, source.width))
-        biases += [(name, slot, 1, self.tape[slot]) for name, slot in self.vector_slots.items()]
+        biases += [(name, block, slot, 1, self.tape[slot])
+                   for (name, block), slot in self.vector_slots.items()]
         rows = [(name, value, block, width) for (name, value, block), width in
                 zip(self.vectors.rows, self.vectors.widths, strict=True)]
         states = tuple((s.name, self.sizes[s.width]) for s in definition.states)
