@@ -15,6 +15,7 @@ from fastrnn._checks import RefusedValue
 from fastrnn.cells.definition import Definition
 from fastrnn.cells.graph import Mask
 from fastrnn.cells.schedule import Program, compile_program
+from fastrnn.cells.tree import Name, Product, post_order
 from fastrnn.cells.weights import effective, initial, pull_back, shape
 
 if TYPE_CHECKING:
@@ -61,11 +62,28 @@ class Instance:
         self.name = definition.name
         self.states = tuple(state.name for state in definition.states)
         self.output = definition.output
-        self.memory = self.states[-1]
+        multiplied: set[str] = set()  # states whose old value is
+        assigned: set[str] = set()
+        for equation in definition.equations:
+            multiplied |= {node.operand.name for node in post_order(equation.expression)
+                           if isinstance(node, Product) and isinstance(node.operand, Name)
+                           and node.operand.name not in assigned}
+            assigned |= {target.name for target in equation.targets}
+        self.memory = next((s for s in self.states if s not in multiplied), self.states[0])
         self.recordable = (*(f"d{name}" for name in self.states), "x", *self.states)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Instance, (self.definition, self.given)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other has the same equations, name, sizes and constants."""
+        if not isinstance(other, Instance):
+            return NotImplemented
+        mine, others = self.definition, other.definition
+        return (mine.text, mine.name, self.given) == (others.text, others.name, other.given)
+
+    def __hash__(self) -> int:
+        return hash((self.definition.text, self.name))
 
     def sizes(self, I: int, H: int) -> dict[str, int]:
         """Return all sizes as numbers."""
