@@ -354,6 +354,9 @@ cdef void forward_run(Run *r, const Share *share) noexcept nogil:
                 return
             if s.rank == 0:
                 put_output(r, &s)
+            # an output that is no state lies where the next step writes
+            if r.output_state < 0 and s.size > 1 and not meet(r, &s):
+                return
 
 
 cdef void run_forward(void *arg, int rank, int size) noexcept nogil:
@@ -436,10 +439,14 @@ cdef void backward_run(Run *r, const Share *share) noexcept nogil:
             continue
         s.tape = at(p.gates, row_of(&p.times, t, b0) * p.row, p)
         take_dy(r, &s)
+        if s.size > 1 and not meet(r, &s):
+            return
         if not run_phases(r, &s):
             return
         if s.rank == 0:
             put_records(r, &s)
+        if r.record_count and s.size > 1 and not meet(r, &s):
+            return
 
 
 cdef void input_gradient(const Run *r, fr_rows rows, ptrdiff_t r0, ptrdiff_t r1) noexcept nogil:

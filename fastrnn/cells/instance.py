@@ -101,9 +101,8 @@ class Instance:
     def parameters(self, I: int, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
         """Return the shapes of one layer's parameters by name: weights, then vectors."""
         sizes, definition = self.sizes(I, H), self.definition
-        return {name: shape(of, sizes) for name, of in (
-            *definition.weights.items(),
-            *((n, v) for n, v in definition.vectors.items() if bias or not v.bias))}
+        return {name: shape(w, sizes) for name, w in definition.weights.items()} | {
+            name: shape(v, sizes) for name, v in definition.vectors.items() if bias or not v.bias}
 
     @property
     def fixed(self) -> tuple[str, ...]:
