@@ -1,6 +1,13 @@
 from libc.stdint cimport int32_t
 
-from fastrnn._kernels.c cimport fr_barrier, fr_instruction, fr_place, fr_rows, fr_table
+from fastrnn._kernels.c cimport (
+    fr_barrier,
+    fr_forward,
+    fr_instruction,
+    fr_place,
+    fr_rows,
+    fr_table,
+)
 from fastrnn._kernels.runtime cimport Buffer
 from fastrnn._kernels.walk cimport Job, Pass
 
@@ -149,7 +156,7 @@ cdef struct Run:
     char *registers              # of each thread
     ptrdiff_t registers_size
     fr_place *places             # of each thread
-    char **states                # (R + N, pitch), or without a tape the initial one and two in turn
+    char **states                # (R + N, pitch), or without a tape two in turn (2, R, pitch)
     char **carries               # (R, pitch)
     char **masks
     ptrdiff_t *mask_row          # elements between rows; 0: one row for all
@@ -167,7 +174,16 @@ cdef struct RunJob:
     Run *runs
 
 
+cdef struct Step:
+    ptrdiff_t t, b0, rows
+    char *tape               # its first row
+    int worker               # number of the thread among all
+    int rank, size           # in a team that shares the units
+
+
 cdef char *state_at(const Run *r, int s, ptrdiff_t t, ptrdiff_t b) noexcept nogil
+cdef bint meet(Run *r, Step *s) noexcept nogil
+cdef bint advance_run(Run *r, Step *s, const fr_forward *io) noexcept nogil
 cdef void pack_run(const Run *r, int rank, int size) noexcept nogil
 cdef int plan_runs(RunJob *job, double operations, double weight_bytes) noexcept nogil
 cdef void run_forward(void *arg, int rank, int size) noexcept nogil

@@ -3,6 +3,7 @@
 cimport numpy as cnp
 
 from fastrnn._kernels.c cimport fr_barrier, fr_forward, fr_product
+from fastrnn._kernels.machine cimport Run, Step, advance_run, meet
 from fastrnn._kernels.runtime cimport flush_denormals, restore, wait
 from fastrnn._kernels.walk cimport part
 
@@ -15,6 +16,12 @@ cdef struct Layer:
     void *c_rows             # NULL: the cell has no c
     void *h_all              # meanwhile: the states of all rows (B, pitch)
     void *c_all
+    # a program (machine.pyx): of `step` it reads x, the symbols and y; h is where its output lies
+    Run *run                 # NULL: a hand-written cell
+    ptrdiff_t turn           # 0 or 1: which of the two rows of each state is the present one
+    char **lent              # states of named rows, two in turn; meanwhile those of all rows
+    ptrdiff_t turn_all       # meanwhile: the turn of all rows
+    char *out                # (B, pitch) the output, NULL: it is a state
 
 
 cdef struct Stack:
@@ -26,6 +33,24 @@ cdef struct Stack:
     fr_barrier barrier
 
 
+cdef inline bint walk_program(const Stack *stack, Layer *layer, int rank, int *size) noexcept nogil:
+    """One step of a layer that is a program; False: this thread leaves, the first goes on alone."""
+    cdef Step s
+    s.t = layer.turn
+    s.b0 = 0
+    s.rows = layer.step.rows
+    s.tape = layer.run.p.gates
+    s.worker = s.rank = rank
+    s.size = size[0]
+    if not advance_run(layer.run, &s, &layer.step):
+        return False
+    # somebody is going to read the rows that thread 0 has just written
+    if s.size > 1 and layer.step.y != NULL and not meet(layer.run, &s):
+        return False
+    size[0] = s.size
+    return True
+
+
 cdef inline void walk_stack(void *arg, int rank, int size) noexcept nogil:
     """One step of all layers and the head, units and outputs split between threads."""
     cdef Stack *stack = <Stack *> arg
@@ -34,6 +59,11 @@ cdef inline void walk_stack(void *arg, int rank, int size) noexcept nogil:
     cdef unsigned state = flush_denormals()
     cdef int i
     for i in range(stack.count):
+        if stack.layers[i].run != NULL:
+            if not walk_program(stack, &stack.layers[i], rank, &size):
+                restore(state)
+                return
+            continue
         if size == 1:
             stack.layers[i].forward(&stack.layers[i].step)
             continue
