@@ -15,12 +15,12 @@ from libc.string cimport memcpy
 
 from fastrnn._kernels.c cimport fr_forward, fr_product
 from fastrnn._kernels.check cimport Carver
-from fastrnn._kernels.machine cimport NEW, Run, Step, advance_run
+from fastrnn._kernels.machine cimport NEW, Run, Step
 from fastrnn._kernels.machine cimport meet as meet_in_step
 from fastrnn._kernels.packed cimport Packed, packed_sizes
 from fastrnn._kernels.project cimport pack_row, project, unpack_halves
 from fastrnn._kernels.runtime cimport Buffer, flush_denormals, restore, wait_step
-from fastrnn._kernels.stack cimport Layer, Stack
+from fastrnn._kernels.stack cimport Layer, Stack, advance_run
 from fastrnn._kernels.walk cimport Pass, part, rows_of, sized
 
 # A chunk's projections take about so many bytes: they are still in L2 when they are used.

@@ -1,13 +1,6 @@
 from libc.stdint cimport int32_t
 
-from fastrnn._kernels.c cimport (
-    fr_barrier,
-    fr_forward,
-    fr_instruction,
-    fr_place,
-    fr_rows,
-    fr_table,
-)
+from fastrnn._kernels.c cimport fr_barrier, fr_instruction, fr_place, fr_rows, fr_table
 from fastrnn._kernels.runtime cimport Buffer
 from fastrnn._kernels.walk cimport Job, Pass
 
@@ -182,8 +175,9 @@ cdef struct Step:
 
 
 cdef char *state_at(const Run *r, int s, ptrdiff_t t, ptrdiff_t b) noexcept nogil
+cdef fr_place place(const Run *r, const Spot *spot, const Step *s) noexcept nogil
+cdef bint run_phases(Run *r, Step *s) noexcept nogil
 cdef bint meet(Run *r, Step *s) noexcept nogil
-cdef bint advance_run(Run *r, Step *s, const fr_forward *io) noexcept nogil
 cdef void pack_run(const Run *r, int rank, int size) noexcept nogil
 cdef int plan_runs(RunJob *job, double operations, double weight_bytes) noexcept nogil
 cdef void run_forward(void *arg, int rank, int size) noexcept nogil

@@ -15,13 +15,12 @@ from libc.string cimport memcpy, memset
 from fastrnn._kernels.c cimport (
     FR_REGISTER_BYTES,
     fr_elementwise,
-    fr_forward,
     fr_gradient,
     fr_place,
     fr_product,
     fr_rows,
 )
-from fastrnn._kernels.project cimport project, project_symbols
+from fastrnn._kernels.project cimport project_symbols
 from fastrnn._kernels.runtime cimport flush_denormals, restore, threads_for, wait, wait_step
 from fastrnn._kernels.timeline cimport alive_at, row_of, state_of
 from fastrnn._kernels.walk cimport (
@@ -55,7 +54,7 @@ cdef char *state_at(const Run *r, int s, ptrdiff_t t, ptrdiff_t b) noexcept nogi
     return at(r.states[s], row * r.state[s].pitch, &r.p)
 
 
-cdef inline fr_place place(const Run *r, const Spot *spot, const Step *s) noexcept nogil:
+cdef fr_place place(const Run *r, const Spot *spot, const Step *s) noexcept nogil:
     cdef fr_place found
     cdef int n = spot.number
     if spot.space == TAPE:
@@ -182,40 +181,6 @@ cdef bint meet(Run *r, Step *s) noexcept nogil:
     if s.rank:
         return False
     s.size = 1
-    return True
-
-
-cdef bint advance_run(Run *r, Step *s, const fr_forward *io) noexcept nogil:
-    """One step of a stream; False: leave.
-
-    Of `io` it reads x, unless `input` is 0: then it is projected already. Or it reads `index`,
-    which names rows of `start`: rows of the tape with x projected, and x behind it if phases read
-    it. The output goes to y, unless that is NULL. The pointers are those of the first of the rows.
-    """
-    cdef const Pass *p = &r.p
-    cdef ptrdiff_t size = r.table.itemsize, bytes = p.H * size, b
-    cdef bint projects = io.index == NULL and io.input > 0 and p.H > 0
-    cdef fr_place source
-    if projects:
-        project(p, rows_of(io.x, s.rows, 0, io.x_row), rows_of(s.tape, s.rows, 0, p.row), 0,
-                s.rows, part(p.panels, s.rank, s.size), part(p.panels, s.rank + 1, s.size))
-    if s.rank == 0 and io.index != NULL:
-        if r.x_offset >= 0:
-            bytes = (r.x_offset + p.I) * size
-        for b in range(s.rows):
-            memcpy(at(s.tape, b * p.row, p), at(io.start, io.index[b] * io.start_row, p), bytes)
-    elif s.rank == 0 and r.x_offset >= 0:
-        for b in range(s.rows):
-            memcpy(at(s.tape, b * p.row + r.x_offset, p), at(io.x, b * io.x_row, p), p.I * size)
-    if s.size > 1 and (projects or io.index != NULL or r.x_offset >= 0) and not meet(r, s):
-        return False
-    if not run_phases(r, s):
-        return False
-    if s.rank == 0 and io.y != NULL:
-        source = place(r, &r.output, s)
-        for b in range(s.rows):
-            memcpy(at(io.y, b * io.y_row, p), at(source.base, b * source.row, p),
-                   r.output_width * size)
     return True
 
 

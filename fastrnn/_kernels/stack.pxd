@@ -1,11 +1,7 @@
-"""One step of a stack of layers and its head: what a Stream runs, with everything in its place."""
-
 cimport numpy as cnp
 
 from fastrnn._kernels.c cimport fr_barrier, fr_forward, fr_product
-from fastrnn._kernels.machine cimport Run, Step, advance_run, meet
-from fastrnn._kernels.runtime cimport flush_denormals, restore, wait
-from fastrnn._kernels.walk cimport part
+from fastrnn._kernels.machine cimport Run, Step
 
 
 cdef struct Layer:
@@ -33,52 +29,8 @@ cdef struct Stack:
     fr_barrier barrier
 
 
-cdef inline bint walk_program(const Stack *stack, Layer *layer, int rank, int *size) noexcept nogil:
-    """One step of a layer that is a program; False: this thread leaves, the first goes on alone."""
-    cdef Step s
-    s.t = layer.turn
-    s.b0 = 0
-    s.rows = layer.step.rows
-    s.tape = layer.run.p.gates
-    s.worker = s.rank = rank
-    s.size = size[0]
-    if not advance_run(layer.run, &s, &layer.step):
-        return False
-    # somebody is going to read the rows that thread 0 has just written
-    if s.size > 1 and layer.step.y != NULL and not meet(layer.run, &s):
-        return False
-    size[0] = s.size
-    return True
-
-
-cdef inline void walk_stack(void *arg, int rank, int size) noexcept nogil:
-    """One step of all layers and the head, units and outputs split between threads."""
-    cdef Stack *stack = <Stack *> arg
-    cdef fr_forward step
-    cdef fr_product head
-    cdef unsigned state = flush_denormals()
-    cdef int i
-    for i in range(stack.count):
-        if stack.layers[i].run != NULL:
-            if not walk_program(stack, &stack.layers[i], rank, &size):
-                restore(state)
-                return
-            continue
-        if size == 1:
-            stack.layers[i].forward(&stack.layers[i].step)
-            continue
-        step = stack.layers[i].step
-        step.panel0 = part(step.panel1, rank, size)
-        step.panel1 = part(step.panel1, rank + 1, size)
-        stack.layers[i].forward(&step)
-        wait(&stack.barrier, size)
-    if stack.has_head:
-        head = stack.head
-        head.a.base = stack.layers[stack.count - 1].step.h
-        head.panel0 = part(head.panel1, rank, size)
-        head.panel1 = part(head.panel1, rank + 1, size)
-        stack.product(&head)
-    restore(state)
+cdef void walk_stack(void *arg, int rank, int size) noexcept nogil
+cdef bint advance_run(Run *r, Step *s, const fr_forward *io) noexcept nogil
 
 
 cdef inline bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:

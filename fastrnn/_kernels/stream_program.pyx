@@ -80,7 +80,7 @@ cdef tuple checked_groups(str name, object groups, object dtype):
                 fits = (<PackedProgram> one).machine.table == table
             else:
                 raise TypeError(f"{name}: groups[{i}] holds a {type(one).__name__}, "
-                                "expected Packed")
+                                "expected Packed or PackedProgram")
             if not fits:
                 raise ValueError(f"{name}: groups[{i}] was packed for another dtype or "
                                  f"instruction set, expected {dtype} and the one in use")
