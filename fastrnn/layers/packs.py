@@ -124,7 +124,7 @@ class PackedPart(Part):
 
     def _draw(self, rng: np.random.Generator) -> None:
         """Draw the initial parameters."""
-        if isinstance(self.cell, Cell):
+        if self.cell.form_of is not None:
             bound = 1 / math.sqrt(self.hidden_size)
             self.flat[:] = rng.uniform(-bound, bound, self.flat.size)
             return
