@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrnn._kernels import program
-from fastrnn._kernels.program import Compiled, PackedProgram
+from fastrnn._kernels.packed_program import Compiled, PackedProgram
 from fastrnn.cells.instance import Instance, Plan, drawn_mask
 
 if TYPE_CHECKING:
