@@ -54,10 +54,14 @@ class ThreeLayer(Recurrent):
         super().__init__(cell, input_size, hidden_size, num_layers, bias, batch_first, dropout,
                          bidirectional, dtype, seed)
 
-    def _make_kind(self):
-        return self.cell.name
+    def _choose_kernels(self, layers):
+        self.__dict__["_kinds"] = [self.cell.name] * layers
 
-    def _pack_one(self, weights, half):
+    def _draw(self, rng):
+        bound = 1 / np.sqrt(self.hidden_size)
+        self.flat[:] = rng.uniform(-bound, bound, self.flat.size)
+
+    def _pack_one(self, number, weights, half):
         assert not half
         return tuple(None if w is None else w.copy() for w in weights)
 
@@ -85,11 +89,11 @@ class Tape:
 
 def step(weights, x, h, c, n):
     """Return the values (h, c, n) after a step, and what their derivatives need."""
-    W, R, N, P, b = weights
+    W, R, N, P, *b = weights
     u = np.tanh(x @ W.T + h @ R.T)
     c = KEEP * c + u
     n = n / 2 + x @ N.T
-    z = np.tanh(c @ P.T + (0 if b is None else b))
+    z = np.tanh(c @ P.T + sum(b))
     return (z + SHARE * n.sum(-1, keepdims=True), c, n), (u, z)
 
 
@@ -135,10 +139,10 @@ def backward(tape, dy, dfinal, dx, dinitial, grads, record=()):
     recorded = {f"d{name}": np.zeros((T, B, len(kept), width))
                 for name, width in (("h", H - 1), ("c", H), ("n", M))} | {
                     "h": np.zeros((T, B, len(kept), H - 1)), "x": x}
-    for d, ((W, R, N, P, b), order, steps) in enumerate(kept):
+    for d, ((W, R, N, P, *_), order, steps) in enumerate(kept):
         dh, dc, dn = (np.zeros(a.shape[1:]) if dfinal is None or dfinal[i] is None
                       else dfinal[i][d].copy() for i, a in enumerate(dinitial))
-        dW, dR, dN, dP, db = grads[d]
+        dW, dR, dN, dP, *db = grads[d]
         for t in reversed(order):
             (h, _, _), (_, c, _), (u, z) = steps[t]
             if dy is not None:
@@ -149,8 +153,8 @@ def backward(tape, dy, dfinal, dx, dinitial, grads, record=()):
             for name, value in (("dh", dh), ("dc", dc), ("dn", dn), ("h", h)):
                 recorded[name][t, :, d] = value
             dP += dz.T @ c
-            if b is not None:
-                db += dz.sum(0)
+            for own in db:
+                own += dz.sum(0)
             du = dc * (1 - u * u)
             dW += du.T @ x[t]
             dR += du.T @ h
