@@ -102,9 +102,8 @@ class Instance:
     def parameters(self, I: int, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
         """Return the shapes of one layer's parameters by name: weights, then vectors."""
         sizes, definition = self.sizes(I, H), self.definition
-        return {name: shape(of, sizes) for name, of in (
-            *definition.weights.items(),
-            *((n, v) for n, v in definition.vectors.items() if bias or not v.bias))}
+        return {name: shape(w, sizes) for name, w in definition.weights.items()} | {
+            name: shape(v, sizes) for name, v in definition.vectors.items() if bias or not v.bias}
 
     def arranged(self, arrays: Mapping[str, Any], I: int, H: int) -> tuple[Any, ...]:
         """Return the arrays of `parameters` in the order of the definition, which they have."""

@@ -446,7 +446,8 @@ class Recurrent(Dropout):
 
         if self.mode != "training":
             return tuple(self._packed()[number])
-        return tuple(draw(self._kinds[number], own, self._generator(), B, N, self.flat.dtype)
+        return tuple(draw(self._kinds[number], own,  # type: ignore[arg-type]
+                          self._generator(), B, N, self.flat.dtype)
                      for own in self._weights[number])
 
     def grads_by_layer(self, grads: Mapping[str, Any] | None) -> list[tuple[Weights, ...]]:
