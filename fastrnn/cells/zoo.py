@@ -15,6 +15,20 @@ __all__ = ["ZOO", "definitions"]
 
 ZOO: dict[str, str] = {}
 
+# normalisation and dropout inside a step
+ZOO |= {
+    "LayerNormGRU": "regularised",
+    "LayerNormLSTM": "regularised",
+    "RecurrentDropoutGRU": "regularised",
+    "RecurrentDropoutLSTM": "regularised",
+    "VariationalGRU": "regularised",
+    "VariationalLSTM": "regularised",
+    "WeightDroppedGRU": "regularised",
+    "WeightDroppedLSTM": "regularised",
+    "ZoneoutGRU": "regularised",
+    "ZoneoutLSTM": "regularised",
+}
+
 # what papers have proposed
 ZOO |= {
     "AntisymmetricRNN": "literature",

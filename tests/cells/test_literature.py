@@ -10,8 +10,7 @@ import loops
 import numpy as np
 import pytest
 
-from fastrnn import Layer
-from fastrnn.cells import cell, literature
+from fastrnn.cells import literature
 from fastrnn.cells.zoo import ZOO
 
 torch = pytest.importorskip("torch")
