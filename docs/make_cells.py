@@ -102,8 +102,9 @@ INTRODUCTION = """\
 
 <!-- Written by docs/make_cells.py: change that, and run it again. -->
 
-These cells come with fastrnn as equations. Each of them is a definition that `fastrnn.Layer` takes, and a text to copy
-and change; [equations.md](equations.md) explains the language. `fastrnn cells` lists them on the command line.
+These cells come with fastrnn as equations. Each of them is a definition that `fastrnn.Layer` takes,
+and a text to copy and change; [equations.md](equations.md) explains the language. `fastrnn cells`
+lists them on the command line.
 
 ```python
 import numpy as np
@@ -117,18 +118,21 @@ y, state = layer(np.zeros((100, 16, 64), np.float32))          # (T, B, I)
 
 RNN, LSTM and GRU are classes of their own with kernels written by hand.
 
-**Parameters** are those of one layer with I = H = {SIZE}, where I is the number of inputs and H the number of hidden
-units. Sizes and constants have their defaults.
+**Parameters** are those of one layer with I = H = {SIZE}, where I is the number of inputs and H the
+number of hidden units. Sizes and constants have their defaults.
 
-**Forward** and **training** compare times: that of a layer of the cell over that of `fastrnn.LSTM` of the same size,
-for I = H = {SIZE}, B = {B} sequences of T = {T} steps, float32 and one thread{machine}. *Forward* is a call in evaluation
-mode. *Training* is a call in training mode and its backward.
+**Forward** and **training** compare times: that of a layer of the cell over that of `fastrnn.LSTM`
+of the same size, for I = H = {SIZE}, B = {B} sequences of T = {T} steps, float32 and one
+thread{machine}. *Forward* is a call in evaluation mode. *Training* is a call in training mode and
+its backward.
 
-**Gradient** says how much of the gradient is left {before} steps before the loss, before any training: the norm of the
-gradient at step 1 divided by that at step {T}, for the state where it is largest. The loss L is the sum of the outputs of
-step {T}, and x is random. The pictures show the norm of ∂L/∂s(t) at each step t for each state s, and in grey that of
-the LSTM's h. A line that falls to the left is a gradient that vanishes: what happened long ago hardly changes the
-weights. Weights have the initial values that the definition names, else uniform ones between ±1/√H, as in PyTorch.
+**Gradient** says how much of the gradient is left {before} steps before the loss, before any
+training: the norm of the gradient at step 1 divided by that at step {T}, for the state where it is
+largest. The loss L is the sum of the outputs of step {T}, and x is random. The pictures show the
+norm of ∂L/∂s(t) at each step t for each state s, and in grey that of the LSTM's h. A line that
+falls to the left is a gradient that vanishes: what happened long ago hardly changes the weights.
+Weights have the initial values that the definition names, else uniform ones between ±1/√H, as in
+PyTorch.
 
 """
 
@@ -138,7 +142,7 @@ def page(zoo, numbers):
     isa = numbers["machine"]
     text = INTRODUCTION.format(SIZE=SIZE, B=B, T=T, before=T - 1, example=next(iter(zoo)),
                                machine=f", with {isa}" if isa else "")
-    text += "| cell | states | parameters | forward | training | gradient |\n|---|---|---|---|---|---|\n"
+    text += "| cell | states | parameters | forward | training | gradient |\n" + "|---" * 6 + "|\n"
     for name, definition in zoo.items():
         states = ", ".join(state.name for state in definition.states)
         text += (f"| [{name}](#{anchor(name)}) | {states} | {count(definition):,} | "
