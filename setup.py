@@ -47,7 +47,7 @@ def module(name, extra=()):
 kernels = sorted(glob("src_c/*.c") + glob("src_c/isa/*.c"))
 names = ("check", "timeline", "project", "walk", "packed", "tape", "state", "sequence",
          "layout", "machine", "program",
-         "stream_states", "block", "stream", "linear", "loss", "update")
+         "stack", "stream_program", "stream_states", "block", "stream", "linear", "loss", "update")
 modules = [module("runtime", kernels), *map(module, names)]
 
 setup(

@@ -8,9 +8,12 @@ cdef class PackedProgram:
     cdef readonly Machine machine
     cdef Buffer buffer
     cdef tuple parameters        # as they came, for backward
+    cdef tuple learned           # the vectors as they were when they were packed
     cdef char *packs
     cdef char *vectors
     cdef char *starts
+    cdef object panel_rows(self, ptrdiff_t packed, ptrdiff_t vectors, ptrdiff_t K)
+    cdef tuple unpacked(self)
 
 
 cdef class ProgramTape:
@@ -32,3 +35,5 @@ cdef class ProgramTape:
     cdef readonly bint used
     cdef public object notes     # of who called forward
 
+
+cdef Run sized_run(Machine m, ptrdiff_t T, ptrdiff_t B, bint keep) noexcept

@@ -30,6 +30,7 @@ from fastrnn._kernels.machine cimport (
     Run,
     RunJob,
     Spot,
+    Weight,
     pack_run,
     plan_runs,
     run_backward,
@@ -156,6 +157,7 @@ cdef class PackedProgram:
         check_parameters(m, parameters, False)
         self.machine = m
         self.parameters = parameters
+        self.learned = tuple([vector.copy() for vector in parameters[m.weight_count:]])
         carver = Carver(m.table.itemsize)
         packs = carver.add(m.packs_size)
         vectors = carver.add(m.vectors_size)
@@ -175,12 +177,60 @@ cdef class PackedProgram:
         with nogil:
             pack_run(&r, 0, 1)
 
+    cdef object panel_rows(self, ptrdiff_t packed, ptrdiff_t vectors, ptrdiff_t K):
+        """Return the rows (vectors * lanes, K) of panels, a copy."""
+        cdef Machine m = self.machine
+        cdef ptrdiff_t width = m.table.plain_vectors * m.table.lanes
+        cdef cnp.npy_intp[3] shape
+        shape[0] = ceil_div(vectors, m.table.plain_vectors)
+        shape[1] = K
+        shape[2] = width
+        panels = cnp.PyArray_SimpleNewFromData(3, shape, m.dtype.num,
+                                               self.packs + packed * m.table.itemsize)
+        rows = panels.transpose(0, 2, 1).reshape(shape[0] * width, K)
+        return rows[: vectors * m.table.lanes].copy()
+
+    cdef tuple unpacked(self):
+        """Return the parameters as they were when they were packed.
+
+        A weight that no step reads is zero.
+        """
+        cdef Machine m = self.machine
+        cdef const Weight *w
+        cdef ptrdiff_t lanes = m.table.lanes, slot, g
+        cdef int i
+        weights = [np.zeros(m.shapes[i], m.dtype) for i in range(m.weight_count)]
+        for i in range(m.packing_count):
+            w = &m.weights[m.packings[i].weight]
+            slot = ceil_div(w.width, lanes)
+            rows = self.panel_rows(m.packings[i].packed, m.packings[i].vectors + w.blocks * slot,
+                                   w.K)
+            for g in range(w.blocks):
+                begin = (m.packings[i].vectors + g * slot) * lanes
+                weights[m.packings[i].weight][g * w.width: (g + 1) * w.width] = rows[
+                    begin: begin + w.width]
+        return (*weights, *self.learned)
+
     def __reduce__(self):
-        raise TypeError("a PackedProgram cannot be pickled")
+        """Copy and pickle the parameters themselves: another machine has other panels."""
+        return restored, (self.machine.program, self.machine.dtype, self.unpacked())
+
+    def __copy__(self):
+        """Return itself: nothing in it ever changes."""
+        return self
 
     @property
     def nbytes(self):
-        return self.buffer.nbytes
+        """Bytes that it holds beside the layer's own arrays."""
+        nbytes = self.buffer.nbytes
+        for vector in self.learned:
+            nbytes += vector.nbytes
+        return nbytes
+
+
+def restored(program, dtype, parameters):
+    """Return a pickled PackedProgram, for streams: it is packed for a cell of its own."""
+    return PackedProgram(Compiled(program, None), dtype, parameters)
 
 
 cdef struct Places:
@@ -317,7 +367,7 @@ def forward(kind, x, index, tuple weights, tuple reverse, initial, y, tuple fina
         at_[d].starts = brief.add(m.biases_size)
     registers = brief.add(threads * like.registers_size // m.table.itemsize)
     found = add_pointers(brief, threads * like.phases.places, sizeof(fr_place))
-    state_places = [[carver.add((like.p.times.R + N if keep else 3 * like.p.times.R)
+    state_places = [[carver.add((like.p.times.R + N if keep else 2 * like.p.times.R)
                                 * <object> m.states[s].pitch) for s in range(m.state_count)]
                     for d in range(D)]
     buffer = workspace.take(carver.bytes)

@@ -124,7 +124,7 @@ class PackedPart(Part):
 
     def _draw(self, rng: np.random.Generator) -> None:
         """Draw the initial parameters."""
-        if isinstance(self.cell, Cell):
+        if self.cell.form_of is not None:
             bound = 1 / math.sqrt(self.hidden_size)
             self.flat[:] = rng.uniform(-bound, bound, self.flat.size)
             return
@@ -217,8 +217,8 @@ class PackedPart(Part):
         if isinstance(self.cell, Cell):
             return pack(kind, weights, half)
         if half:  # rounded as the other cells' are, but not stored in half the bytes
-            weights = tuple(pair(a)[0] if a.ndim == 2 else a  # type: ignore[assignment, union-attr]
-                            for a in weights)
+            weights = tuple(  # type: ignore[assignment]
+                a if a is None or a.ndim == 1 else pair(a)[0] for a in weights)
         return kind.packed(weights, self.flat.dtype)  # type: ignore[no-any-return]
 
     def set_mode(self, mode: str) -> None:

@@ -429,11 +429,11 @@ class Recurrent(Dropout):
 
     def _by_layer(self, named: Mapping[str, np.ndarray]) -> list[tuple[Weights, ...]]:
         """Return, for each layer and direction, the cell's parameters in their order."""
-        names = self.cell.parameters(self.input_size, self.hidden_size,
-                                     self.bias or isinstance(self.cell, Cell))
+        cell, H = self.cell, self.hidden_size
+        names = cell.parameters(self.input_size, H, self.bias or isinstance(cell, Cell))
         return [  # a bias of the table's cells may be missing: None
-            tuple(tuple(named.get(f"{name}_l{number}{direction}") for name in names)  # type: ignore
-                  for direction in self._suffixes)
+            tuple(cell.arranged({name: named.get(f"{name}_l{number}{direction}") for name in names},
+                                self._input_size_of(number), H) for direction in self._suffixes)
             for number in range(self.num_layers)
         ]
 
@@ -446,7 +446,8 @@ class Recurrent(Dropout):
 
         if self.mode != "training":
             return tuple(self._packed()[number])
-        return tuple(draw(self._kinds[number], own, self._generator(), B, N, self.flat.dtype)
+        return tuple(draw(self._kinds[number], own,  # type: ignore[arg-type]
+                          self._generator(), B, N, self.flat.dtype)
                      for own in self._weights[number])
 
     def grads_by_layer(self, grads: Mapping[str, Any] | None) -> list[tuple[Weights, ...]]:
@@ -532,7 +533,7 @@ class Recurrent(Dropout):
     def __repr__(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"nonlinearity": "tanh", "num_layers": 1, "bias": True, "batch_first": False,
-                    "dropout": 0.0, "bidirectional": False}
+                    "dropout": 0.0, "bidirectional": False, "proj_size": 0, "reset_after": True}
         parts += [f"{name}={self.config[name]!r}" for name, default in defaults.items()
                   if self.config.get(name, default) != default]
         if self.dtype != np.float32:
