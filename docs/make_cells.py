@@ -10,19 +10,21 @@ import argparse
 import io
 import json
 import statistics
+import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 
 import fastrnn
-from fastrnn.cells.zoo import definitions
+from fastrnn.cells import definitions
 from fastrnn.cli.cells import count, equations, options
 from fastrnn.gradflow.measure import norm
 
 DOCS = Path(__file__).parent
 NUMBERS, PICTURES, PAGE = DOCS / "cells.json", DOCS / "cells", DOCS / "cells.md"
 T, B, SIZE = 100, 16, 128  # SIZE is I and H
+LSTM = "fastrnn.LSTM"  # what cells are compared with
 NOT_MEASURED = "not measured"
 
 
@@ -41,9 +43,10 @@ def gradients(layer):
 
 
 def left(norms):
-    """Return the largest gradient of a state at step 1, as a part of that at step T."""
-    first, last = (max(of[t] for of in norms.values()) for t in (0, -1))
-    return float(f"{first / last:.0e}")
+    """Return the largest gradient of a state at step 1, divided by that at the last step."""
+    largest = np.max(list(norms.values()), 0)
+    last = np.flatnonzero(largest)[-1]  # T, unless the output reads the states before the step
+    return float(f"{largest[0] / largest[last]:.0e}")
 
 
 def costs(definition, rounds):
@@ -109,30 +112,35 @@ lists them on the command line.
 ```python
 import numpy as np
 import fastrnn
-from fastrnn.cells.zoo import definitions
 
-zoo = definitions()                                            # names and definitions
-layer = fastrnn.Layer(zoo["{example}"], 64, 128, seed=0)
+layer = fastrnn.Layer(fastrnn.cells.{example}, 64, 128, seed=0)
 y, state = layer(np.zeros((100, 16, 64), np.float32))          # (T, B, I)
+print(fastrnn.cells.{example}.text)
+zoo = fastrnn.cells.definitions()                              # all of them, by their names
 ```
 
-RNN, LSTM and GRU are classes of their own with kernels written by hand.
+RNN, LSTM and GRU are classes of their own: their kernels are written by hand. In
+`fastrnn.cells` there are also functions that return a definition: `elman` for any activation,
+`clipped_lstm`, and `onnx_rnn`, `onnx_lstm` and `onnx_gru` with the attributes of ONNX.
 
-**Parameters** are those of one layer with I = H = {SIZE}, where I is the number of inputs and H the
-number of hidden units. Sizes and constants have their defaults.
+The table and the sections say three things about each cell. Letters: T time steps, B sequences of
+a batch, I inputs, H hidden units.
 
-**Forward** and **training** compare times: that of a layer of the cell over that of `fastrnn.LSTM`
-of the same size, for I = H = {SIZE}, B = {B} sequences of T = {T} steps, float32 and one
+**Parameters** is the number of learned parameters of one layer with I = H = {SIZE}. Sizes and
+constants have their defaults.
+
+**Forward** and **training** are times, divided by those of `fastrnn.LSTM` of the same size: 1.2
+means that the cell takes 1.2 times as long. I = H = {SIZE}, B = {B}, T = {T}, float32, one
 thread{machine}. *Forward* is a call in evaluation mode. *Training* is a call in training mode and
 its backward.
 
-**Gradient** says how much of the gradient is left {before} steps before the loss, before any
-training: the norm of the gradient at step 1 divided by that at step {T}, for the state where it is
-largest. The loss L is the sum of the outputs of step {T}, and x is random. The pictures show the
-norm of ∂L/∂s(t) at each step t for each state s, and in grey that of the LSTM's h. A line that
-falls to the left is a gradient that vanishes: what happened long ago hardly changes the weights.
-Weights have the initial values that the definition names, else uniform ones between ±1/√H, as in
-PyTorch.
+**Gradient** is the factor by which the gradient changes on its way back from step {T} to step 1,
+before any training. L is the sum of the outputs of step {T}, and x is random. The factor is the
+norm of ∂L/∂s(1) divided by that of ∂L/∂s({T}), where s is the state with the largest norm. The
+pictures show the norm of ∂L/∂s(t) for each state s and step t, and in grey that of the LSTM's h. A
+line that falls to the left is a gradient that vanishes: what happened long ago hardly changes the
+weights. The weights have the initial values that the definition names, else uniform ones between
+±1/√H, as in PyTorch.
 
 """
 
@@ -143,11 +151,13 @@ def page(zoo, numbers):
     text = INTRODUCTION.format(SIZE=SIZE, B=B, T=T, before=T - 1, example=next(iter(zoo)),
                                machine=f", with {isa}" if isa else "")
     text += "| cell | states | parameters | forward | training | gradient |\n" + "|---" * 6 + "|\n"
+    lstm = fastrnn.LSTM(SIZE, SIZE).num_parameters
+    text += f"| `{LSTM}` | h, c | {lstm:,} | 1 | 1 | {gradient(numbers, LSTM)} |\n"
     for name, definition in zoo.items():
         states = ", ".join(state.name for state in definition.states)
         text += (f"| [{name}](#{anchor(name)}) | {states} | {count(definition):,} | "
                  f"{cost(numbers, name, 'forward')} | {cost(numbers, name, 'training')} | "
-                 f"{numbers['gradients'].get(name, NOT_MEASURED)} |\n")
+                 f"{gradient(numbers, name)} |\n")
     return text + "".join(section(name, of, numbers) for name, of in zoo.items())
 
 
@@ -161,32 +171,31 @@ def cost(numbers, name, what):
     return numbers["costs"].get(name, {}).get(what, NOT_MEASURED)
 
 
+def gradient(numbers, name):
+    """Return a factor as it is shown."""
+    return f"{numbers['gradients'][name]:.1g}"
+
+
 def section(name, definition, numbers):
     """Return the section of one cell."""
-    lines = [f"\n## {name}\n"]
-    if definition.paper:
-        lines.append(f"{definition.paper}\n")
-    lines.append(f"```text\n{equations(definition)}\n```\n")
     taken = options(definition)
     said = [f"{count(definition):,} parameters."]
     if taken:
-        said.append(f"Keyword arguments of the layer, with their defaults: {', '.join(taken)}.")
+        said.append(f"The layer takes `{'`, `'.join(taken)}` as keyword arguments.")
     if name in numbers["costs"]:
         said.append(f"Forward takes {cost(numbers, name, 'forward')} times as long as the LSTM's, "
                     f"training {cost(numbers, name, 'training')} times.")
-    else:
-        said.append("Its times were not measured yet.")
-    said.append(f"Of the gradient {numbers['gradients'].get(name, NOT_MEASURED)} is left after "
-                f"{T - 1} steps.")
-    lines.append(" ".join(said) + "\n")
-    lines.append(f"![norm of the gradient at each step of {name}](cells/{name}.png)\n")
-    return "\n".join(lines)
+    said.append(f"The gradient changes by a factor of {gradient(numbers, name)} from step {T} "
+                "to step 1.")
+    paper = f"{definition.paper.rstrip('.')}.\n\n" if definition.paper else ""
+    return (f"\n## {name}\n\n{paper}```text\n{equations(definition)}\n```\n\n"
+            f"{textwrap.fill(' '.join(said), 100, break_on_hyphens=False)}\n\n"
+            f"![norm of the gradient at each step of {name}](cells/{name}.png)\n")
 
 
 def main(argv=None):
     """Measure, draw and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--without-costs", action="store_true",
                         help="keep the costs that docs/cells.json has")
     parser.add_argument("--rounds", type=int, default=41, help="timed calls of each cell")
@@ -197,7 +206,7 @@ def main(argv=None):
         numbers |= json.loads(NUMBERS.read_text())
     PICTURES.mkdir(exist_ok=True)
     lstm = gradients(fastrnn.LSTM(SIZE, SIZE, dtype=np.float64, seed=0))
-    numbers["gradients"] = {}
+    numbers["gradients"] = {LSTM: left(lstm)}
     for name, definition in zoo.items():
         norms = gradients(fastrnn.Layer(definition, SIZE, SIZE, dtype=np.float64, seed=0))
         numbers["gradients"][name] = left(norms)

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from fastrnn.cells import definitions
 from fastrnn.cells.definition import Definition, cell
 from fastrnn.cells.grammar import LONGEST
 from fastrnn.cells.instance import Instance
@@ -21,6 +22,7 @@ from fastrnn.cells.tree import DefinitionError, nearest
 __all__ = ["count", "described", "equations", "options", "run"]
 
 SIZE = 128  # I and H where numbers are shown
+PAPER = 64  # characters of a paper in a table
 WRONG = 2  # exit status for a file whose equations are wrong
 _MASKS = {
     "dropout": "{} of {} units, drawn each step", "step_mask": "{} of {} units, drawn each step",
@@ -34,18 +36,12 @@ def run(args: argparse.Namespace) -> int:
         if args.name is not None:
             raise ValueError(f"{args.name!r} and --file are given, expected one of them")
         return _check(args.file)
-    zoo = _zoo()
+    zoo = definitions()
     if args.name is None:
         print(_table(zoo))
     else:
         print(described(_named(args.name, zoo)))
     return 0
-
-
-def _zoo() -> Mapping[str, Definition]:
-    from fastrnn.cells.zoo import definitions
-
-    return definitions()
 
 
 def _named(name: str, zoo: Mapping[str, Definition]) -> Definition:
@@ -83,7 +79,8 @@ def _table(zoo: Mapping[str, Definition]) -> str:
     rows = [("name", "states", "parameters", "paper")]
     for name, definition in zoo.items():
         rows.append((name, ", ".join(state.name for state in definition.states),
-                     f"{count(definition):,}", definition.paper))
+                     f"{count(definition):,}",
+                     textwrap.shorten(definition.paper, PAPER, placeholder=" ...")))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{name:{widths[0]}}  {states:{widths[1]}}  {number:>{widths[2]}}  {paper}".rstrip()
              for name, states, number, paper in rows]
@@ -162,14 +159,18 @@ def _drawn(vector: Vector) -> str:
     initial = vector.initial
     if vector.bias:
         return ", bias"
-    value = (f"{initial.arguments[0]}" if initial.kind == "number"
-             else _called(initial.kind, initial.arguments))
-    return f", initially {value}"
+    if initial.kind == "number":
+        return f", initially {_shown(initial.arguments[0])}"
+    return f", initially {_called(initial.kind, initial.arguments)}"
 
 
 def _called(name: str, arguments: Iterable[float | str]) -> str:
-    shown = ", ".join(a if isinstance(a, str) else f"{a:g}" for a in arguments)
+    shown = ", ".join(map(_shown, arguments))
     return f"{name}({shown})" if shown else name
+
+
+def _shown(argument: float | str) -> str:
+    return argument if isinstance(argument, str) else f"{argument:g}"
 
 
 def _parameters(definition: Definition) -> list[str]:

@@ -67,25 +67,24 @@ def test_a_formula_is_what_the_function_computes(row):
     assert np.ptp(came) > 0
 
 
+EQUATIONS = {  # that use what a line declares
+    "size P": "k[P] = W x\nh = tanh(V k + U h)", "constant alpha": "h = tanh(W x + alpha * h)",
+    "learned p": "h = tanh(W x + p * h)", "learned p[P]": "h = tanh(W x + V p + h)",
+    "weight U": "h = tanh(W x + U h)", "fixed U": "h = tanh(W x + U h)",
+    "state s[P]": "s = W x + V s\nh = tanh(K s)", "output y": "h = tanh(W x + U h)\ny = h"}
+NUMBERS = {"(gamma)": "(0.1)", "(rate)": "(0.1)", "(n)": "(2)", "(density, radius)": "(0.5, 0.9)"}
+
+
 def test_every_declaration_is_in_the_table():
     lines = [row[0].strip("`") for row in rows("Declarations")]
     assert {line.split()[0] for line in lines} == set(KINDS)
     for line in lines:
-        body = {"s[P]": "s = s + 0 * sum(W x + h)\n", "P": "k[P] = W x\n", "y": "y = h\n"}
-        declared = "size P = 4\n" if "[P]" in line else ""
-        if re.search("gamma|rate|density", line):
-            declared += "constant gamma = 0.1\nconstant rate = 0.1\n"
-            line = line.replace("density, radius", "0.5, rate").replace("(n)", "(2)")
-        line = line.replace("(n)", "(2)")
-        name = line.split()[1]
-        use = {"alpha": "alpha * h", "p": "p * h", "p[P]": "sum(p * (W p))", "U": "U h", "P":
-               "sum(k) * h", "s[P]": "sum(s) * h", "y": "h"}[name]
-        constants = [c for c in re.findall(r"constant (\w+)", declared) if c in line]
-        declared = "".join(text + "\n" for text in declared.splitlines()
-                           if text.split()[1] in [*constants, "P"])
-        definition = cell(f"{declared}{line}\n{body.get(name, '')}h = tanh(V x + {use})\n"
-                          + (body["y"] if name == "y" else ""))
-        assert definition.output == ("y" if name == "y" else "h")
+        text = line
+        for named, number in NUMBERS.items():
+            text = text.replace(named, number)
+        size = "size P = 4\n" if "[P]" in line else ""
+        definition = cell(f"{size}{text}\n{EQUATIONS[line.partition(' =')[0]]}")
+        assert definition.output == ("y" if line == "output y" else "h")
 
 
 def test_masks_are_as_the_table_says():
