@@ -27,6 +27,7 @@ from fastrnn.cells.records import Vector, Weight
 __all__ = ["effective", "initial", "pull_back", "shape"]
 
 Sizes = Mapping[str, int]
+DRAWS = 100  # of a sparse matrix, until one has a spectral radius
 Constants = Mapping[str, float]
 
 
@@ -158,13 +159,14 @@ def _sparse(
 
     The radius needs all eigenvalues, rows^3 operations.
     """
-    matrix = generator.uniform(-1, 1, (rows, columns))
-    matrix *= generator.random((rows, columns)) < density
-    largest = np.abs(np.linalg.eigvals(matrix)).max()
-    if largest < 1e-6:  # a nilpotent matrix, to rounding
-        raise RefusedValue(f"sparse({density:g}, {radius:g}) drew a matrix of {rows} rows whose "
-                           "eigenvalues are all 0: expected a greater density")
-    return np.asarray(matrix * (radius / largest))
+    for _ in range(DRAWS):  # few non-zeros often have no eigenvalue but 0
+        matrix = generator.uniform(-1, 1, (rows, columns))
+        matrix *= generator.random((rows, columns)) < density
+        largest = np.abs(np.linalg.eigvals(matrix)).max()
+        if largest > 1e-6:
+            return np.asarray(matrix * (radius / largest))
+    raise RefusedValue(f"sparse({density:g}, {radius:g}) drew {DRAWS} matrices of {rows} rows whose "
+                       "eigenvalues are all 0: expected a greater density")
 
 
 _DRAWS: dict[str, Callable[..., np.ndarray]] = {
