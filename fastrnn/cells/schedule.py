@@ -410,10 +410,15 @@ class _Compiler:
                 node.args = (*node.args[:node.data[0]], *(
                     stored[g, block] for g, _ in node.data[1]
                     for block in range(graph.groups[g].blocks)))
-        for name, node in derived.new.items() if self.record else ():
-            node = graph.node("copy", (node,), node.width, ("record", name))
-            roots[node.number] = None
-            self.recorded[self.number[name]] = node
+        # what only a record reads, as a constant's gradient, is computed without one too: tapes are
+        # the same
+        found = {n.number for n in self.reachable([graph.nodes[i] for i in roots], derived.first)}
+        for name, node in derived.new.items():
+            if self.record or node.number not in found:
+                node = graph.node("copy", (node,), node.width, ("record", name))
+                roots[node.number] = None
+            if self.record:
+                self.recorded[self.number[name]] = node
         return roots
 
     def own_bases(self, roots: dict[int, Spot | None]) -> None:
