@@ -333,7 +333,9 @@ class _Compiler:
         self.record = record
         self.graph = graph = build(definition, sizes, constants, bias)
         self.number = {s.name: i for i, s in enumerate(definition.states)}
-        self.forward_nodes = [n for n in self.reachable([*graph.new.values(), graph.output])]
+        # weights' gradients read the sources of all products, of those too that no result needs
+        sources = [source for group in graph.groups for _, source in group.terms]
+        self.forward_nodes = self.reachable([*graph.new.values(), graph.output, *sources])
         used = {n.number for n in self.forward_nodes}
         self.x_groups = [g for g in graph.groups if g.blocks and g.terms[0][1].op == "x"]
         self.h_groups = [g for g in graph.groups if g.blocks and g.terms[0][1].op != "x"]
