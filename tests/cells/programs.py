@@ -492,8 +492,10 @@ def check_gradients(case: Case, got: dict[str, np.ndarray], rng: np.random.Gener
     near and nothing is compared.
     """
     base = loss(case)
+    names = ["dx", *(f"d{s.name}0" for s in case.definition.states),
+             *(f"grad {name}" for name in case.names)]
     for name, gradient in got.items():
-        if name[0] != "d" and not name.startswith("grad ") or not gradient.size:
+        if name not in names or not gradient.size:
             continue
         direction = rng.standard_normal(gradient.shape)
         direction /= np.linalg.norm(direction)
