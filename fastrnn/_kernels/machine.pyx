@@ -282,15 +282,27 @@ cdef void take_input(const Run *r, const Step *s) noexcept nogil:
                    p.I * r.table.itemsize)
 
 
+cdef ptrdiff_t own_units(const Run *r, const Step *s, ptrdiff_t width, ptrdiff_t *u0) noexcept nogil:
+    """The units of rows of this width that are the thread's in run_code: how many, and the first.
+
+    What a thread has computed there is its own until it computes the next step's.
+    """
+    cdef ptrdiff_t lanes = r.table.lanes, vectors = ceil_div(width, lanes)
+    u0[0] = part(vectors, s.rank, s.size) * lanes
+    return min(part(vectors, s.rank + 1, s.size) * lanes, width) - u0[0]
+
+
 cdef void put_output(const Run *r, const Step *s) noexcept nogil:
     cdef const Pass *p = &r.p
     cdef fr_place source = place(r, &r.output, s)
     cdef char *y = step_of(p, p.y, s.t, s.b0)
     cdef const int32_t *to = places(p, p.y, s.t, s.b0)
-    cdef ptrdiff_t b
+    cdef ptrdiff_t b, u0, n = own_units(r, s, r.output_width, &u0)
+    if n <= 0:
+        return
     for b in range(s.rows):
-        memcpy(at(y, (to[b] if to else b) * p.y.inner, p), at(source.base, b * source.row, p),
-               r.output_width * r.table.itemsize)
+        memcpy(at(y, (to[b] if to else b) * p.y.inner + u0, p),
+               at(source.base, b * source.row + u0, p), n * r.table.itemsize)
 
 
 cdef void forward_run(Run *r, const Share *share) noexcept nogil:
@@ -344,11 +356,7 @@ cdef void forward_run(Run *r, const Share *share) noexcept nogil:
                     return
             if not run_phases(r, &s):
                 return
-            if s.rank == 0:
-                put_output(r, &s)
-            # the next step may write where it is read
-            if s.size > 1 and r.output.space != NEW and not meet(r, &s):
-                return
+            put_output(r, &s)
 
 
 cdef void run_forward(void *arg, int rank, int size) noexcept nogil:
@@ -370,9 +378,7 @@ cdef void take_dy(const Run *r, const Step *s) noexcept nogil:
     cdef const int32_t *of = NULL
     cdef fr_place target
     cdef Spot spot = r.dy
-    cdef ptrdiff_t lanes = r.table.lanes, vectors = ceil_div(r.output_width, lanes), u0, n, b
-    u0 = part(vectors, s.rank, s.size) * lanes
-    n = min(part(vectors, s.rank + 1, s.size) * lanes, r.output_width) - u0
+    cdef ptrdiff_t b, u0, n = own_units(r, s, r.output_width, &u0)
     if n <= 0:
         return
     if p.dy.base != NULL:
@@ -394,15 +400,26 @@ cdef void take_dy(const Run *r, const Step *s) noexcept nogil:
 
 cdef void put_records(const Run *r, const Step *s) noexcept nogil:
     cdef fr_place source
-    cdef ptrdiff_t b
+    cdef ptrdiff_t b, u0, n
     cdef int i
     for i in range(r.record_count):
         if r.record_rows[i].base == NULL:
             continue
+        n = own_units(r, s, r.record_width[i], &u0)
+        if n <= 0:
+            continue
         source = place(r, &r.record[i], s)
         for b in range(s.rows):
-            memcpy(row_in(r, r.record_rows[i], row_of(&r.p.times, s.t, s.b0 + b)),
-                   at(source.base, b * source.row, &r.p), r.record_width[i] * r.table.itemsize)
+            memcpy(at(row_in(r, r.record_rows[i], row_of(&r.p.times, s.t, s.b0 + b)), u0, &r.p),
+                   at(source.base, b * source.row + u0, &r.p), n * r.table.itemsize)
+
+
+cdef bint dy_is_whole(const Run *r) noexcept nogil:
+    """Whether the first phase reads of dy what its thread has taken alone."""
+    cdef const Phase *first = r.phases.phase
+    cdef ptrdiff_t lanes = r.table.lanes
+    return r.phases.count == 0 or (
+        first.kind == CODE and first.units == ceil_div(r.output_width, lanes) * lanes)
 
 
 cdef void backward_run(Run *r, const Share *share) noexcept nogil:
@@ -410,6 +427,7 @@ cdef void backward_run(Run *r, const Share *share) noexcept nogil:
     cdef Pass *p = &r.p
     cdef Step s
     cdef ptrdiff_t b0 = 0, b1 = p.times.R, t
+    cdef bint whole = dy_is_whole(r)
     pack_back(r, share.rank, share.size)
     wait(&r.barrier, share.size)
     s.worker = share.worker
@@ -431,14 +449,11 @@ cdef void backward_run(Run *r, const Share *share) noexcept nogil:
             continue
         s.tape = at(p.gates, row_of(&p.times, t, b0) * p.row, p)
         take_dy(r, &s)
-        if s.size > 1 and not meet(r, &s):
+        if s.size > 1 and not whole and not meet(r, &s):
             return
         if not run_phases(r, &s):
             return
-        if s.rank == 0:
-            put_records(r, &s)
-        if r.record_count and s.size > 1 and not meet(r, &s):
-            return
+        put_records(r, &s)
 
 
 cdef void input_gradient(const Run *r, fr_rows rows, ptrdiff_t r0, ptrdiff_t r1) noexcept nogil:
@@ -554,6 +569,8 @@ cdef void parameter_gradients(Run *r, RunJob *job, int rank, int size) noexcept 
                      size)
     for i in range(r.vector_gradient_count):
         vector = &r.vector_gradient[i]
+        if r.grads[r.weight_count + vector.vector] == NULL:
+            continue
         w.a = w.b = rows
         w.k = p.times.N
         w.n = 0

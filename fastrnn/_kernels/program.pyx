@@ -116,7 +116,7 @@ def forward(kind, x, index, tuple weights, tuple reverse, initial, y, tuple fina
     ProgramTape or None
     """
     cdef int D = len(weights), d, i, s, threads
-    cdef bint one_hot = x is None, dense = index is None
+    cdef bint one_hot = x is None, dense = index is None, rows_of_eye
     cdef ptrdiff_t taken = 0, B, N
     cdef Machine m
     cdef ProgramTape tape = ProgramTape()
@@ -132,8 +132,7 @@ def forward(kind, x, index, tuple weights, tuple reverse, initial, y, tuple fina
     if D not in (1, 2) or len(reverse) != D:
         raise ValueError(f"weights: {D} directions, expected 1 or 2")
     I, O = m.input_size, m.output_width
-    if one_hot and m.x_offset >= 0:  # x itself is wanted
-        x, one_hot = np.eye(I, dtype=dtype), False
+    rows_of_eye = one_hot and m.x_offset >= 0  # x itself is wanted
     shape = x.shape[: x.ndim - 1] if dense else index.shape
     T, B = shape if time is None else (time.T, time.B)
     rows = shape if time is None else (time.size(source),)
@@ -152,7 +151,10 @@ def forward(kind, x, index, tuple weights, tuple reverse, initial, y, tuple fina
             places, source = time.rows(source), "walk"
             index = index if places is None else take_rows(index, places)
         index, tape.used_rows = named_rows(index, I if one_hot else tape.embedding_rows)
-        if not one_hot:
+        if rows_of_eye:
+            x, one_hot = np.zeros((len(tape.used_rows), I), dtype), False
+            x[np.arange(len(x)), tape.used_rows] = 1
+        elif not one_hot:
             x = take_rows(x, tape.used_rows)
     check("y", y, dtype, (T, B, D * O) if time is None else (time.size(target), D * O), True)
     if initial is not None and len(initial) != m.state_count or len(final) != m.state_count:
@@ -276,7 +278,7 @@ def forward(kind, x, index, tuple weights, tuple reverse, initial, y, tuple fina
     tape.count = D
     tape.machine = m
     tape.workspace = workspace
-    tape.kept = (x, index, alive, kind)
+    tape.kept = (None if rows_of_eye else x, index, (alive, x), kind)
     tape.time = time
     tape.source = source
     tape.target = target

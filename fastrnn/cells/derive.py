@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastrnn.cells.graph import Graph, Node
+from fastrnn.cells.graph import Graph, Node, power
 
 __all__ = ["Derived", "derive"]
 
@@ -205,6 +205,16 @@ def _splat(r: _Reverse, n: Node, g: Node) -> None:
     r.give(n.args[0], r.graph.total(r.placed(g, n.width, n.number)))
 
 
+def _exp(r: _Reverse, n: Node, g: Node) -> None:
+    if n.data is None:
+        r.give(n.args[0], r.graph.mul(g, n))
+        return
+    number, exponent = n.data  # of a power
+    a = r.graph.nodes[number]
+    slope = r.graph.mul(r.graph.constant(exponent), power(r.graph, a, exponent - 1))
+    r.give(a, r.graph.mul(g, slope))
+
+
 RULES: dict[str, Rule] = {
     "add": _add, "sub": _sub, "mul": _mul, "fma": _fma, "fnma": _fnma, "div": _div, "min": _min,
     "max": _max, "abs": _abs, "relu": _relu, "less": _select, "less_equal": _select,
@@ -213,7 +223,7 @@ RULES: dict[str, Rule] = {
     "sum": lambda r, n, g: r.give(n.args[0], g),
     "sigmoid": lambda r, n, g: r.give(n.args[0], r.graph.apply("dsigmoid", g, n)),
     "tanh": lambda r, n, g: r.give(n.args[0], r.graph.apply("dtanh", g, n)),
-    "exp": lambda r, n, g: r.give(n.args[0], r.graph.mul(g, n)),
+    "exp": _exp,
     "log": lambda r, n, g: r.give(n.args[0], r.graph.div(g, n.args[0])),
     "sqrt": lambda r, n, g: r.give(n.args[0], r.graph.div(
         r.graph.mul(r.graph.constant(0.5), g), n)),

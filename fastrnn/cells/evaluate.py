@@ -244,7 +244,7 @@ class _Walk:
     def _assign(self, equation: Equation, value: Array) -> None:
         names = [target.name for target in equation.targets]
         if len(names) > 1:
-            parts = np.split(value, len(names), -1)
+            parts = np.split(np.broadcast_to(value, (self.B, value.shape[-1])), len(names), -1)
             self.values.update(zip(names, parts, strict=True))
             return
         width = self.definition.target_widths[names[0]]

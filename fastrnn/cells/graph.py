@@ -518,19 +518,7 @@ class _Builder:
         if exponent is None:
             b = self.done[id(e.right)]
             return graph.apply("exp", graph.mul(b, graph.apply("log", a)))
-        whole = abs(int(exponent)) if abs(exponent) <= 64 and exponent == int(exponent) else None
-        if whole is not None:
-            result, square, left = graph.constant(1), a, whole
-            while left:
-                if left & 1:
-                    result = graph.mul(result, square)
-                left >>= 1
-                square = graph.mul(square, square) if left else square
-            return result if exponent >= 0 else graph.div(graph.constant(1), result)
-        if exponent in (0.5, -0.5):
-            root = graph.apply("sqrt", a)
-            return root if exponent > 0 else graph.div(graph.constant(1), root)
-        return graph.apply("exp", graph.mul(graph.constant(exponent), graph.apply("log", a)))
+        return power(graph, a, exponent)
 
     def call(self, e: tree.Call) -> Node:
         graph = self.graph
@@ -564,6 +552,30 @@ def _sums_of_products(root: tree.Expression) -> set[int]:
             if any(id(child) in found for child in tree.children(n)):
                 found.add(id(n))
     return found
+
+
+def power(graph: Graph, a: Node, exponent: float) -> Node:
+    """Return a ** exponent.
+
+    The node of exp has the number of `a` and the exponent as its data: going back through log would
+    make 0 / 0 where a is 0.
+    """
+    whole = abs(int(exponent)) if abs(exponent) <= 64 and exponent == int(exponent) else None
+    if whole is not None:
+        result, square, left = graph.constant(1), a, whole
+        while left:
+            if left & 1:
+                result = graph.mul(result, square)
+            left >>= 1
+            square = graph.mul(square, square) if left else square
+        return result if exponent >= 0 else graph.div(graph.constant(1), result)
+    if exponent in (0.5, -0.5):
+        root = graph.apply("sqrt", a)
+        return root if exponent > 0 else graph.div(graph.constant(1), root)
+    inner = graph.mul(graph.constant(exponent), graph.apply("log", a))
+    if inner.op == "constant":
+        return graph.apply("exp", inner)
+    return graph.node("exp", (inner,), inner.width, (a.number, exponent))
 
 
 MASKS = {"dropout": ("dropout", True), "sequence_dropout": ("dropout", False),

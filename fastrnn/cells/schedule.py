@@ -21,6 +21,7 @@ gradient of this sum takes the place of the value.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastrnn.cells.derive import Derived, derive
@@ -160,42 +161,64 @@ class _Plan:
                 self.readers.setdefault(a.number, []).append(node)
 
     def order(self, computed: list[Node], given: set[int]) -> None:
-        done, left = set(given), computed
-        while left:
-            ready = [n for n in left if n.op in ("part", "back")
-                     and all(a.number in done for a in n.args)]
-            if ready:
-                left = self.add("products", 0, ready, left, done)
-                continue
-            widths = list(dict.fromkeys(n.width for n in left if n.op in ELEMENTWISE))
-            some = False
-            for width in widths:
-                here: list[Node] = []
-                mine: set[int] = set()
-                for n in left:
-                    if n.op in ELEMENTWISE and n.width == width and all(
-                            a.number in done or a.number in mine and a.width == width
-                            for a in n.args):
-                        here.append(n)
-                        mine.add(n.number)
-                if here:
-                    left = self.add("elementwise", width, here, left, done)
-                    some = True
-                    break
-            if some:
-                continue
-            ready = [n for n in left if n.op == "sum" and n.args[0].number in done]
-            assert ready, left
-            left = self.add("sums", 1, ready, left, done)
+        """Make phases: products as soon as they can be, sums over units as late as they can be."""
+        nodes = {n.number: n for n in computed}
+        missing = {n.number: {a.number for a in n.args} - given for n in computed}
+        readers: dict[int, list[Node]] = {}
+        for n in computed:
+            for number in missing[n.number]:
+                readers.setdefault(number, []).append(n)
+        products: list[int] = []
+        sums: list[int] = []
+        ready: dict[int, list[int]] = {}  # element-wise nodes by their width, as heaps
+        left: dict[int, list[int]] = {}   # the same with those that are not ready, last ones first
+        done: set[int] = set()
 
-    def add(self, kind: str, width: int, nodes: list[Node], left: list[Node], done: set[int]
-            ) -> list[Node]:
+        def enter(n: Node) -> None:
+            heap = (ready.setdefault(n.width, []) if n.op in ELEMENTWISE
+                    else sums if n.op == "sum" else products)
+            heappush(heap, n.number)
+
+        def finish(number: int) -> None:
+            done.add(number)
+            for reader in readers.get(number, ()):
+                missing[reader.number].remove(number)
+                if not missing[reader.number]:
+                    enter(reader)
+
+        def first(width: int) -> int:
+            while left[width][-1] in done:
+                left[width].pop()
+            return left[width][-1]
+
+        for n in reversed(computed):
+            if n.op in ELEMENTWISE:
+                left.setdefault(n.width, []).append(n.number)
+        for n in computed:
+            if not missing[n.number]:
+                enter(n)
+        while len(done) < len(computed):
+            here: list[int] = []
+            width = 1
+            widths = [w for w, heap in ready.items() if heap]
+            if products or not widths:
+                assert products or sums, [n for n in computed if n.number not in done]
+                kind, heap = ("products", products) if products else ("sums", sums)
+                here, heap[:] = sorted(heap), []
+                for number in here:
+                    finish(number)
+            else:
+                kind, width = "elementwise", min(widths, key=first)
+                heap = ready[width]
+                while heap:
+                    here.append(heappop(heap))
+                    finish(here[-1])
+            self.add(kind, width, [nodes[number] for number in here])
+
+    def add(self, kind: str, width: int, nodes: list[Node]) -> None:
         for i, n in enumerate(nodes):
             self.made[n.number] = len(self.phases), i
         self.phases.append((kind, width, nodes))
-        now = {n.number for n in nodes}
-        done |= now
-        return [n for n in left if n.number not in now]
 
     def last(self, node: Node) -> tuple[int, int]:
         """Return when a node is read for the last time."""
@@ -333,7 +356,9 @@ class _Compiler:
         self.record = record
         self.graph = graph = build(definition, sizes, constants, bias)
         self.number = {s.name: i for i, s in enumerate(definition.states)}
-        self.forward_nodes = [n for n in self.reachable([*graph.new.values(), graph.output])]
+        # weights' gradients read the sources of all products, of those too that no result needs
+        sources = [source for group in graph.groups for _, source in group.terms]
+        self.forward_nodes = self.reachable([*graph.new.values(), graph.output, *sources])
         used = {n.number for n in self.forward_nodes}
         self.x_groups = [g for g in graph.groups if g.blocks and g.terms[0][1].op == "x"]
         self.h_groups = [g for g in graph.groups if g.blocks and g.terms[0][1].op != "x"]
@@ -410,10 +435,15 @@ class _Compiler:
                 node.args = (*node.args[:node.data[0]], *(
                     stored[g, block] for g, _ in node.data[1]
                     for block in range(graph.groups[g].blocks)))
-        for name, node in derived.new.items() if self.record else ():
-            node = graph.node("copy", (node,), node.width, ("record", name))
-            roots[node.number] = None
-            self.recorded[self.number[name]] = node
+        # what only a record reads, as a constant's gradient, is computed without one too: tapes are
+        # the same
+        found = {n.number for n in self.reachable([graph.nodes[i] for i in roots], derived.first)}
+        for name, node in derived.new.items():
+            if self.record or node.number not in found:
+                node = graph.node("copy", (node,), node.width, ("record", name))
+                roots[node.number] = None
+            if self.record:
+                self.recorded[self.number[name]] = node
         return roots
 
     def own_bases(self, roots: dict[int, Spot | None]) -> None:
