@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -24,6 +24,8 @@ class PackedProgram:
     def machine(self) -> Machine: ...
     @property
     def nbytes(self) -> int: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+    def __copy__(self) -> Self: ...
 
 class ProgramTape:
     notes: Any
