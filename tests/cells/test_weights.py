@@ -157,7 +157,7 @@ def test_a_sparse_matrix_has_its_density_and_its_spectral_radius():
 
 
 def test_a_sparse_matrix_without_a_spectral_radius_is_refused():
-    definition = cell("fixed U = sparse(0.01, 1)\nh = tanh(W x + U h)")
+    definition = cell("fixed U = sparse(1e-9, 1)\nh = tanh(W x + U h)")
     with pytest.raises(ValueError, match="drew 100 matrices of 4 rows whose eigenvalues are all 0"):
         initial(definition.weights["U"], np.random.default_rng(0), definition.resolve(3, 4), {})
 
