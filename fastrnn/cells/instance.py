@@ -14,6 +14,7 @@ import numpy as np
 from fastrnn._checks import RefusedValue
 from fastrnn.cells.definition import Definition
 from fastrnn.cells.graph import Mask
+from fastrnn.cells.reach import carried, recurrent_weights
 from fastrnn.cells.schedule import Program, compile_program
 from fastrnn.cells.weights import effective, initial, pull_back, shape
 
@@ -61,7 +62,7 @@ class Instance:
         self.name = definition.name
         self.states = tuple(state.name for state in definition.states)
         self.output = definition.output
-        self.memory = self.states[-1]
+        self.memory = (*carried(definition), *self.states)[0]
         self.recordable = (*(f"d{name}" for name in self.states), "x", *self.states)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -91,6 +92,12 @@ class Instance:
     def fixed(self) -> tuple[str, ...]:
         """The names of the weights that are not learned."""
         return tuple(name for name, w in self.definition.weights.items() if not w.learned)
+
+    @property
+    def recurrent(self) -> tuple[str, ...]:
+        """The names of the learned weights that multiply what depends on an old state."""
+        return tuple(name for name in recurrent_weights(self.definition)
+                     if self.definition.weights[name].learned)
 
     def draw(self, name: str, rng: np.random.Generator, I: int, H: int, dtype: Any) -> np.ndarray:
         """Return the first value of a parameter."""

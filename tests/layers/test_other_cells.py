@@ -250,7 +250,7 @@ def test_parameters_are_set_by_their_names():
 
 
 def test_the_tables_kernels_compute_no_other_cell():
-    with pytest.raises(TypeError, match="cell is of type Three, expected one of the table"):
+    with pytest.raises(TypeError, match="cell is of type Three, expected one of the table, or one from"):
         Recurrent(CELL, I, H)
 
 
