@@ -201,7 +201,7 @@ typedef struct {
   ptrdiff_t registers;
   void *scratch;          /* 64-byte aligned */
   ptrdiff_t rows, u0, u1;
-  ptrdiff_t tile;         /* units times rows of a tile, at most FR_REGISTER_BYTES */
+  ptrdiff_t tile;         /* units times rows of a tile, at most FR_REGISTER_BYTES of numbers */
 } fr_elementwise;
 
 /* The kernels of one instruction set and one dtype. */

@@ -15,10 +15,12 @@ from libc.string cimport memcpy
 
 from fastrnn._kernels.c cimport fr_forward, fr_product
 from fastrnn._kernels.check cimport Carver
+from fastrnn._kernels.machine cimport NEW, Run, Step
+from fastrnn._kernels.machine cimport meet as meet_in_step
 from fastrnn._kernels.packed cimport Packed, packed_sizes
 from fastrnn._kernels.project cimport pack_row, project, unpack_halves
 from fastrnn._kernels.runtime cimport Buffer, flush_denormals, restore, wait_step
-from fastrnn._kernels.stack cimport Stack
+from fastrnn._kernels.stack cimport Layer, Stack, advance_run
 from fastrnn._kernels.walk cimport Pass, part, rows_of, sized
 
 # A chunk's projections take about so many bytes: they are still in L2 when they are used.
@@ -106,7 +108,7 @@ cdef Scratch make_scratch(tuple groups, Stack *stack, bint first_is_projected, p
 
     Parameters
     ----------
-    groups : tuples of Packed
+    groups : tuples of Packed or PackedProgram
     stack : where the layers lie
     first_is_projected : whether the first layer has an x
     looked_up : I if rows of an embedding are looked up, or 0
@@ -118,13 +120,19 @@ cdef Scratch make_scratch(tuple groups, Stack *stack, bint first_is_projected, p
     cdef Packed packed
     cdef Pass *p
     cdef ptrdiff_t row = 0, pitch = 0, h_at, passes_at, gates_at, rows_at, other_at
+    cdef bint programs = False
     cdef int i = 0
     itemsize = dtype.itemsize
     carver = Carver(1)
     passes_at = carver.add(stack.count * <object> sizeof(Pass))
     for group in groups:
-        for packed in group:
-            row = max(row, packed.cell.slots * stack.layers[i].step.pitch)
+        for one in group:
+            if stack.layers[i].run != NULL:
+                row = max(row, stack.layers[i].run.p.row)
+                programs = True
+            else:
+                packed = one
+                row = max(row, packed.cell.slots * stack.layers[i].step.pitch)
             pitch = max(pitch, stack.layers[i].step.pitch)
             i += 1
     block.itemsize = itemsize
@@ -133,7 +141,8 @@ cdef Scratch make_scratch(tuple groups, Stack *stack, bint first_is_projected, p
     scratch.few_rows = max(CHUNK_BYTES // (row * block.itemsize), JOINED_ROWS + PRODUCT_ROWS)
     scratch.most_rows = max(CHUNK_BYTES // (row * block.itemsize), B)
     most = int(max(scratch.few_rows, scratch.most_rows))
-    gates_at = carver.add(int(scratch.few_rows) * row * itemsize)
+    # programs project x of any number of rows
+    gates_at = carver.add((most if programs else int(scratch.few_rows)) * row * itemsize)
     h_at = carver.add(most * pitch * itemsize)
     other_at = carver.add(most * pitch * itemsize)
     rows_at = carver.add(most * looked_up * itemsize)
@@ -146,15 +155,19 @@ cdef Scratch make_scratch(tuple groups, Stack *stack, bint first_is_projected, p
     block.rows = scratch.buffer.data + rows_at
     i = 0
     for group in groups:
-        for packed in group:
+        for one in group:
             p = &block.layers[i]
+            i += 1
+            if stack.layers[i - 1].run != NULL:
+                p[0] = stack.layers[i - 1].run.p
+                continue
+            packed = one
             p[0] = sized(packed.kind, dtype, 0, 0, packed.input_size, packed.hidden_size)
             p.wx = packed.wx
             p.wx_half = packed.wx_half
             p.wh = packed.wh
             p.start = packed.start
-            p.half = packed.half and (i > 0 or first_is_projected)
-            i += 1
+            p.half = packed.half and (i > 1 or first_is_projected)
     return scratch
 
 
@@ -195,6 +208,58 @@ cdef bint meet(Block *b, Share *s) noexcept nogil:
         return True
     s.together = False
     return s.rank == 0
+
+
+cdef bint walk_program(Block *b, int i, ptrdiff_t t0, ptrdiff_t steps, Share *s) noexcept nogil:
+    """What walk_layer does, for a layer that is a program."""
+    cdef const Layer *layer = &b.stack.layers[i]
+    cdef Run *r = layer.run
+    cdef const Pass *p = &b.layers[i]
+    cdef fr_forward io = layer.step
+    cdef ptrdiff_t size = b.itemsize, rows = s.b1 - s.b0, t
+    cdef ptrdiff_t x_step = rows * io.x_row
+    cdef bint indexed = i == 0 and io.index != NULL
+    cdef bint last = i == b.stack.count - 1 and not b.stack.has_head
+    cdef const char *x = NULL
+    cdef Step one
+    one.b0 = s.b0
+    one.rows = rows
+    one.worker = s.rank
+    one.rank = s.rank if s.together else 0
+    one.size = s.size if s.together else 1
+    if i > 0:
+        x = s.h[(i - 1) % 2]
+    elif b.embedding != NULL:
+        x = s.rows
+    elif not indexed:
+        x = b.x + (t0 * b.n + s.b0) * io.x_row * size
+        x_step = b.n * io.x_row
+    if not indexed and p.H:
+        project(p, rows_of(x, rows, x_step, io.x_row), rows_of(s.gates, rows, rows * p.row, p.row),
+                0, steps * rows, part(p.panels, one.rank, one.size),
+                part(p.panels, one.rank + 1, one.size))
+        if one.size > 1 and not meet_in_step(r, &one):
+            return False
+    io.input = 0
+    for t in range(steps):
+        one.t = layer.turn + t0 + t
+        one.tape = s.gates + t * rows * p.row * size
+        if indexed:
+            io.index = b.numbers + (t0 + t) * b.n + s.b0
+        else:
+            io.x = x + t * x_step * size
+        if last:
+            io.y = b.y + ((t0 + t) * b.n + s.b0) * io.y_row * size
+        else:
+            io.y = s.h[i % 2] + t * rows * io.pitch * size
+            io.y_row = io.pitch
+        if not advance_run(r, &one, &io):
+            return False
+        # somebody is going to read what thread 0 has just written, or to write what it has read
+        if one.size > 1 and (t == steps - 1 or r.output.space != NEW) and not meet_in_step(r, &one):
+            return False
+    s.together = one.size > 1
+    return True
 
 
 cdef bint walk_layer(Block *b, int i, ptrdiff_t t0, ptrdiff_t steps, Share *s) noexcept nogil:
@@ -296,6 +361,7 @@ cdef void walk_block(void *arg, int rank, int size) noexcept nogil:
     cdef unsigned state = flush_denormals()
     cdef ptrdiff_t t0 = 0, steps
     cdef Share s = share_of(b, rank, size)
+    cdef bint goes_on
     cdef int i
     while t0 < b.T and s.b0 < s.b1:
         steps = min(b.chunk, b.T - t0)
@@ -305,7 +371,11 @@ cdef void walk_block(void *arg, int rank, int size) noexcept nogil:
             if not meet(b, &s):
                 break
         for i in range(b.stack.count):
-            if not walk_layer(b, i, t0, steps, &s):
+            if b.stack.layers[i].run != NULL:
+                goes_on = walk_program(b, i, t0, steps, &s)
+            else:
+                goes_on = walk_layer(b, i, t0, steps, &s)
+            if not goes_on:
                 restore(state)
                 return
         if b.stack.has_head:

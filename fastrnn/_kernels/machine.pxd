@@ -149,7 +149,7 @@ cdef struct Run:
     char *registers              # of each thread
     ptrdiff_t registers_size
     fr_place *places             # of each thread
-    char **states                # (R + N, pitch), or without a tape the initial one and two in turn
+    char **states                # (R + N, pitch), or without a tape two in turn (2, R, pitch)
     char **carries               # (R, pitch)
     char **masks
     ptrdiff_t *mask_row          # elements between rows; 0: one row for all
@@ -167,7 +167,17 @@ cdef struct RunJob:
     Run *runs
 
 
+cdef struct Step:
+    ptrdiff_t t, b0, rows
+    char *tape               # its first row
+    int worker               # number of the thread among all
+    int rank, size           # in a team that shares the units
+
+
 cdef char *state_at(const Run *r, int s, ptrdiff_t t, ptrdiff_t b) noexcept nogil
+cdef fr_place place(const Run *r, const Spot *spot, const Step *s) noexcept nogil
+cdef bint run_phases(Run *r, Step *s) noexcept nogil
+cdef bint meet(Run *r, Step *s) noexcept nogil
 cdef void pack_run(const Run *r, int rank, int size) noexcept nogil
 cdef int plan_runs(RunJob *job, double operations, double weight_bytes) noexcept nogil
 cdef void run_forward(void *arg, int rank, int size) noexcept nogil

@@ -13,7 +13,6 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.c cimport (
-    FR_REGISTER_BYTES,
     fr_elementwise,
     fr_gradient,
     fr_place,
@@ -42,26 +41,19 @@ from fastrnn._kernels.walk cimport (
 )
 
 
-cdef struct Step:
-    ptrdiff_t t, b0, rows
-    char *tape               # its first row
-    int worker               # number of the thread among all
-    int rank, size           # in a team that shares the units
-
-
 # ---- where things lie ---------------------------------------------------------------------------
 
 cdef char *state_at(const Run *r, int s, ptrdiff_t t, ptrdiff_t b) noexcept nogil:
     """Row b of a state before step t; t = 0: the initial one."""
     cdef ptrdiff_t row
     if r.lean:
-        row = (0 if t == 0 else 1 + (t - 1) % 2) * r.p.times.R + b
+        row = t % 2 * r.p.times.R + b
     else:
         row = state_of(&r.p.times, t, b)
     return at(r.states[s], row * r.state[s].pitch, &r.p)
 
 
-cdef inline fr_place place(const Run *r, const Spot *spot, const Step *s) noexcept nogil:
+cdef fr_place place(const Run *r, const Spot *spot, const Step *s) noexcept nogil:
     cdef fr_place found
     cdef int n = spot.number
     if spot.space == TAPE:
@@ -354,6 +346,9 @@ cdef void forward_run(Run *r, const Share *share) noexcept nogil:
                 return
             if s.rank == 0:
                 put_output(r, &s)
+            # the next step may write where it is read
+            if s.size > 1 and r.output.space != NEW and not meet(r, &s):
+                return
 
 
 cdef void run_forward(void *arg, int rank, int size) noexcept nogil:
@@ -436,10 +431,14 @@ cdef void backward_run(Run *r, const Share *share) noexcept nogil:
             continue
         s.tape = at(p.gates, row_of(&p.times, t, b0) * p.row, p)
         take_dy(r, &s)
+        if s.size > 1 and not meet(r, &s):
+            return
         if not run_phases(r, &s):
             return
         if s.rank == 0:
             put_records(r, &s)
+        if r.record_count and s.size > 1 and not meet(r, &s):
+            return
 
 
 cdef void input_gradient(const Run *r, fr_rows rows, ptrdiff_t r0, ptrdiff_t r1) noexcept nogil:

@@ -50,4 +50,3 @@ cdef class Head:
 cdef tuple packed_sizes(const Pass *p)
 cdef object unpack(const fr_table *table, const fr_cell_row *cell, const void *panels, object dtype,
                    ptrdiff_t K, ptrdiff_t H, object columns=*, bint halves=*)
-cdef tuple checked_groups(str name, object groups, object dtype)

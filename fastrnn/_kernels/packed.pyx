@@ -4,8 +4,6 @@ Letters: I input, H hidden, G gates, S slots of a tape row, K columns of a weigh
 N outputs of a head. `lanes` and `vectors` are those of fr_table and fr_cell_row.
 """
 
-import reprlib
-
 import numpy as np
 
 cimport numpy as cnp
@@ -205,38 +203,3 @@ cdef class Head:
         bias = np.empty(self.outputs, self.dtype)
         memcpy(cnp.PyArray_DATA(bias), self.bias, self.outputs * self.table.itemsize)
         return weight, bias
-
-
-cdef tuple checked_groups(str name, object groups, object dtype):
-    """Return the groups as tuples of Packed that fit each other."""
-    cdef Packed packed, before = None
-    cdef const fr_table *table = table_for(dtype)
-    cdef Py_ssize_t i
-    if not isinstance(groups, (list, tuple)) or not groups:
-        raise ValueError(f"{name}: groups is {reprlib.repr(groups)}, "
-                         "expected a list of lists of Packed")
-    checked = [None] * len(groups)
-    for i in range(len(groups)):
-        group = groups[i]
-        if not isinstance(group, (list, tuple)) or not group:
-            raise ValueError(f"{name}: groups[{i}] is {reprlib.repr(group)}, "
-                             "expected a list of Packed")
-        first = group[0]
-        for one in group:
-            if not isinstance(one, Packed):
-                raise TypeError(f"{name}: groups[{i}] holds a {type(one).__name__}, "
-                                "expected Packed")
-            packed = one
-            if packed.table != table:
-                raise ValueError(f"{name}: groups[{i}] was packed for another dtype or "
-                                 f"instruction set, expected {dtype} and the one in use")
-            if packed.kind != first.kind or packed.hidden_size != first.hidden_size:
-                raise ValueError(f"{name}: groups[{i}] has cells of different kinds or sizes, "
-                                 "expected equal ones")
-            if before is not None and packed.input_size != before.hidden_size:
-                raise ValueError(f"{name}: groups[{i}] has a layer of input size "
-                                 f"{packed.input_size} behind one of hidden size "
-                                 f"{before.hidden_size}, expected the same")
-            before = packed
-        checked[i] = tuple(group)
-    return tuple(checked)

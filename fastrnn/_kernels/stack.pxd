@@ -1,20 +1,23 @@
-"""One step of a stack of layers and its head: what a Stream runs, with everything in its place."""
-
 cimport numpy as cnp
 
 from fastrnn._kernels.c cimport fr_barrier, fr_forward, fr_product
-from fastrnn._kernels.runtime cimport flush_denormals, restore, wait
-from fastrnn._kernels.walk cimport part
+from fastrnn._kernels.machine cimport Run, Step
 
 
 cdef struct Layer:
     fr_forward step
     void (*forward)(const fr_forward *) noexcept nogil
+    Run *run                 # a program (machine.pyx); NULL: a hand-written cell
     # a call that names some rows runs on copies of their states (n, pitch); see stream_states.pyx
     void *h_rows
     void *c_rows             # NULL: the cell has no c
     void *h_all              # meanwhile: the states of all rows (B, pitch)
     void *c_all
+    # of a program. Of `step` it reads x, the symbols, and y; h is where its output is going to lie
+    ptrdiff_t turn           # 0 or 1: which of the two rows of each state is the present one
+    char **lent              # states of named rows, two in turn; meanwhile those of all rows
+    ptrdiff_t turn_all       # meanwhile: the turn of all rows
+    char *out                # (B, pitch) the output, NULL: it is a state
 
 
 cdef struct Stack:
@@ -26,29 +29,8 @@ cdef struct Stack:
     fr_barrier barrier
 
 
-cdef inline void walk_stack(void *arg, int rank, int size) noexcept nogil:
-    """One step of all layers and the head, units and outputs split between threads."""
-    cdef Stack *stack = <Stack *> arg
-    cdef fr_forward step
-    cdef fr_product head
-    cdef unsigned state = flush_denormals()
-    cdef int i
-    for i in range(stack.count):
-        if size == 1:
-            stack.layers[i].forward(&stack.layers[i].step)
-            continue
-        step = stack.layers[i].step
-        step.panel0 = part(step.panel1, rank, size)
-        step.panel1 = part(step.panel1, rank + 1, size)
-        stack.layers[i].forward(&step)
-        wait(&stack.barrier, size)
-    if stack.has_head:
-        head = stack.head
-        head.a.base = stack.layers[stack.count - 1].step.h
-        head.panel0 = part(head.panel1, rank, size)
-        head.panel1 = part(head.panel1, rank + 1, size)
-        stack.product(&head)
-    restore(state)
+cdef void walk_stack(void *arg, int rank, int size) noexcept nogil
+cdef bint advance_run(Run *r, Step *s, const fr_forward *io) noexcept nogil
 
 
 cdef inline bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:

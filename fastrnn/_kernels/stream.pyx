@@ -21,10 +21,20 @@ from libc.string cimport memcpy, memset
 from fastrnn._kernels.block cimport Block, Scratch, make_scratch, walk_block
 from fastrnn._kernels.c cimport fr_forward
 from fastrnn._kernels.check cimport as_array, check_out, numbers
-from fastrnn._kernels.packed cimport Head, Packed, checked_groups, packed_sizes
+from fastrnn._kernels.packed cimport Head, Packed, packed_sizes
+from fastrnn._kernels.program cimport PackedProgram
 from fastrnn._kernels.project cimport project_symbols, unpack_halves
 from fastrnn._kernels.runtime cimport Buffer, run, threads_for
 from fastrnn._kernels.stack cimport is_flat, is_index, is_matrix, overlap, walk_stack
+from fastrnn._kernels.stream_program cimport (
+    StateRows,
+    checked_groups,
+    inputs_of,
+    outputs_of,
+    program_symbols,
+    state_rows,
+    states_of,
+)
 from fastrnn._kernels.stream_states cimport States
 from fastrnn._kernels.vectorcall cimport (
     PyVectorcall_NARGS,
@@ -55,7 +65,7 @@ cdef class Stream(States):
 
     Parameters
     ----------
-    groups : list of lists of Packed
+    groups : list of lists of Packed or PackedProgram
         One list for each recurrent layer object: cells of one kind and size.
     batch_size : int
         B.
@@ -86,7 +96,6 @@ cdef class Stream(States):
 
     def __init__(self, groups, batch_size, dtype, embedding=None, bint one_hot=False, head=None,
                  bint nested=False, str name="Stream"):
-        cdef Packed first, last
         if self.layers != NULL:
             raise RuntimeError(f"{name}: this stream is complete, expected a new one")
         if (isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer))
@@ -107,8 +116,8 @@ cdef class Stream(States):
         self.typenum = dtype.num
         self.itemsize = dtype.itemsize
         self.nested = nested
-        self.input_size = first.input_size
-        self.hidden_size = self.output_size = last.hidden_size
+        self.input_size = inputs_of(first)
+        self.hidden_size = self.output_size = outputs_of(last)
         self.head = None if head is None else Head(name, head, dtype, self.hidden_size)
         if head is not None:
             self.output_size = self.head.outputs
@@ -118,29 +127,37 @@ cdef class Stream(States):
             self.set_symbols(embedding, first)
         self.place(int(batch_size))
 
-    cdef object set_symbols(self, embedding, Packed first):
+    cdef object set_symbols(self, embedding, first):
         """Make the table of the rows of an embedding, or, without, of one-hot rows."""
-        cdef Pass p = sized(first.kind, self.dtype, 1, 1, first.input_size, first.hidden_size)
-        cdef Buffer wx
         self.indexed = True
-        self.V = first.input_size
+        self.V = self.input_size
         if embedding is not None:
             shape = np.shape(embedding)
-            if len(shape) != 2 or not 1 <= shape[0] < 2**31 or shape[1] != first.input_size:
+            if len(shape) != 2 or not 1 <= shape[0] < 2**31 or shape[1] != self.input_size:
                 raise ValueError(f"{self.name}: embedding has shape {shape}, "
-                                 f"expected (V, {first.input_size})")
+                                 f"expected (V, {self.input_size})")
             embedding = numbers(f"{self.name}: embedding", embedding, self.dtype, shape)
             self.embedding = embedding.copy()
             self.V = shape[0]
         if embedding is not None and self.V > TABLE_ROWS:
             return
+        if isinstance(first, PackedProgram):
+            self.symbols = program_symbols(first, self.embedding)
+            self.symbols_row = (<PackedProgram> first).machine.lean_row
+        else:
+            self.project_every(first)
+
+    cdef object project_every(self, Packed first):
+        """Make the table of a hand-written first layer."""
+        cdef Pass p = sized(first.kind, self.dtype, 1, 1, first.input_size, first.hidden_size)
+        cdef Buffer wx
         p.V = self.V
         p.start = first.start
         self.symbols = Buffer(<object> self.V * p.row * self.itemsize)
         self.symbols_row = p.row
         p.symbols = self.symbols.data
         every = np.arange(self.V, dtype=np.int32)
-        if embedding is None:
+        if self.embedding is None:
             columns = first.columns(np.arange(first.input_size, dtype=np.int64))
             p.column = p.gather_at = <const int32_t *> cnp.PyArray_DATA(every)
             p.columns = p.gather_width = self.V
@@ -223,7 +240,13 @@ cdef class Stream(States):
             self.look_up(n)
         source = cnp.PyArray_DATA(x)
         target = cnp.PyArray_DATA(out)
-        self.busy = True  # nothing fails until it is False again
+        self.busy = True  # nothing fails until it is False again, but for what heavy programs ask
+        if self.heavy:
+            try:
+                self.staff(threads_for(INFINITY))
+            except MemoryError:
+                self.busy = chosen
+                raise
         if n <= self.light_rows:
             self.advance(source, target, n, chosen)
         else:
@@ -235,9 +258,14 @@ cdef class Stream(States):
     cdef void advance(self, const void *x, void *out, ptrdiff_t n, bint chosen) noexcept nogil:
         cdef fr_forward *step
         cdef void *h
-        cdef int i
+        cdef int i, threads = threads_for(INFINITY) if self.heavy else 1
         if n == 0:
             return
+        if chosen:
+            self.lend(n)
+        if self.has_programs:
+            threads = min(threads, self.workers)
+            self.prepare_programs()
         if not self.indexed:
             self.layers[0].step.x = x
         for i in range(1, self.num_layers):
@@ -246,13 +274,15 @@ cdef class Stream(States):
             self.stack.head.c.base = out
         else:
             self.layers[self.num_layers - 1].step.y = out
-        if chosen:
-            self.lend(n)
-        run(walk_stack, &self.stack, threads_for(INFINITY) if self.heavy else 1)
+        run(walk_stack, &self.stack, threads)
+        if self.has_programs:
+            self.turn_programs(1)
         if chosen:
             self.take_back(n, True)
             return
         for i in range(self.num_layers):
+            if self.layers[i].run != NULL:
+                continue
             step = &self.layers[i].step
             h = step.h
             step.h = <void *> step.h_prev
@@ -337,15 +367,20 @@ cdef class Stream(States):
         memset(&b.barrier, 0, sizeof(b.barrier))
         if b.T == 0 or n == 0:
             return out
+        # two operations for each weight
+        threads = threads_for(2.0 * b.T * n * (self.nbytes // self.itemsize))
+        b.by_units = n < 4 * threads
+        if b.by_units and not self.heavy:
+            threads = 1
+        self.staff(threads)
         with nogil:
-            # two operations for each weight
-            threads = threads_for(2.0 * b.T * n * (self.nbytes // self.itemsize))
-            b.by_units = n < 4 * threads
-            if b.by_units and not self.heavy:
-                threads = 1
             if chosen:
                 self.lend(n)
+            if self.has_programs:
+                self.prepare_programs()
             run(walk_block, b, threads)
+            if self.has_programs:
+                self.turn_programs(b.T)
             if chosen:
                 self.take_back(n, False)
         return out
@@ -414,8 +449,8 @@ cdef class Stream(States):
     def copy(self):
         """Return a stream with the same weights and a copy of the state."""
         cdef Stream twin = type(self).__new__(type(self))
-        cdef ptrdiff_t size
-        cdef int i
+        cdef StateRows source, target
+        cdef int i = 0, s
         self.enter()
         try:
             twin.name = self.name
@@ -434,11 +469,14 @@ cdef class Stream(States):
             twin.symbols = self.symbols
             twin.symbols_row = self.symbols_row
             twin.place(self.batch_size)
-            for i in range(self.num_layers):
-                size = self.batch_size * self.layers[i].step.pitch * self.itemsize
-                memcpy(<void *> twin.layers[i].step.h_prev, self.layers[i].step.h_prev, size)
-                if self.layers[i].step.c != NULL:
-                    memcpy(twin.layers[i].step.c, self.layers[i].step.c, size)
+            for group in self.groups:
+                for one in group:
+                    for s in range(len(states_of(one))):
+                        source = state_rows(&self.layers[i], s)
+                        target = state_rows(&twin.layers[i], s)
+                        memcpy(target.base, source.base,
+                               self.batch_size * source.pitch * self.itemsize)
+                    i += 1
         finally:
             self.busy = False
         return twin

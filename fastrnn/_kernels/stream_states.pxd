@@ -16,8 +16,12 @@ cdef class States:
     """
 
     cdef str name
-    cdef tuple groups          # of tuples of Packed
+    cdef tuple groups          # of tuples of Packed or PackedProgram
     cdef Buffer buffer         # layers, states, rows and symbols of a call
+    cdef list memory           # of each program
+    cdef Buffer work           # of each thread that runs programs
+    cdef int workers           # how many those are
+    cdef bint has_programs
     cdef Layer *layers         # NULL before the stream is complete
     cdef Stack stack
     cdef Head head
@@ -42,6 +46,9 @@ cdef class States:
     cdef bint busy             # a call is at work, or the stream is not complete
 
     cdef object place(self, object B)
+    cdef object staff(self, int threads)
+    cdef void prepare_programs(self) noexcept nogil
+    cdef void turn_programs(self, ptrdiff_t steps) noexcept nogil
     cdef void place_head(self, ptrdiff_t B, ptrdiff_t pitch) noexcept
     cdef int enter(self) except -1
     cdef object refuse(self)
@@ -54,5 +61,5 @@ cdef class States:
     cdef object states(self, ptrdiff_t n, const int32_t *rows)
     cdef list checked_states(self, object state, ptrdiff_t n)
     cdef object put_states(self, list states, ptrdiff_t n, const int32_t *rows)
-    cdef void move(self, array, int first, int count, bint c, bint into, ptrdiff_t n,
+    cdef void move(self, array, int first, int count, int s, bint into, ptrdiff_t n,
                    const int32_t *rows) noexcept

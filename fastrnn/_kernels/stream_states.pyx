@@ -9,11 +9,24 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._kernels.c cimport fr_forward, fr_product
-from fastrnn._kernels.check cimport Carver, as_array, parts_of_state
+from fastrnn._kernels.c cimport fr_barrier, fr_forward, fr_product
+from fastrnn._kernels.check cimport Carver, as_array
 from fastrnn._kernels.packed cimport Packed
+from fastrnn._kernels.program cimport PackedProgram
 from fastrnn._kernels.runtime cimport Buffer, pitch_of
 from fastrnn._kernels.stack cimport Layer, is_index
+from fastrnn._kernels.stream_program cimport (
+    StateRows,
+    checked_parts,
+    lend_program,
+    place_output,
+    place_program,
+    place_workers,
+    state_rows,
+    states_of,
+    take_back_program,
+    work_of,
+)
 from fastrnn._kernels.walk cimport forward_panels, rows_of
 
 cnp.import_array()
@@ -76,6 +89,7 @@ cdef class States:
         cdef ptrdiff_t state, before = 0
         cdef ptrdiff_t numbers_at, rows_at, chosen_at, marks_at
         cdef int i = 0, count = 0
+        memory = []
         nbytes = 0 if self.head is None else self.head.buffer.nbytes
         carver = Carver(1)
         for group in self.groups:
@@ -88,6 +102,8 @@ cdef class States:
         marks_at = carver.add(B)
         states_at = carver.bytes
         for group in self.groups:
+            if isinstance(group[0], PackedProgram):
+                continue  # it has memory of its own
             packed = group[0]
             carver.add((5 if packed.cell.has_c else 3) * len(group) * B
                        * pitch_of(packed.hidden_size, self.itemsize) * self.itemsize)
@@ -96,10 +112,18 @@ cdef class States:
         layers = <Layer *> buffer.data
         cdef char *slot = buffer.data + <ptrdiff_t> states_at
         for group in self.groups:
-            for packed in group:
+            for one in group:
+                step = &layers[i].step
+                step.x_row = before if i else self.input_size
+                if isinstance(one, PackedProgram):
+                    memory.append(place_program(&layers[i], one, B))
+                    nbytes += (<PackedProgram> one).buffer.nbytes + work_of(&layers[i])
+                    before = step.pitch
+                    i += 1
+                    continue
+                packed = one
                 layers[i].forward = (packed.cell.forward_half if packed.half
                                      else packed.cell.forward)
-                step = &layers[i].step
                 step.rows = B
                 step.panel1 = forward_panels(packed.table, packed.cell, packed.hidden_size)
                 step.hidden = packed.hidden_size
@@ -118,7 +142,6 @@ cdef class States:
                 step.wh = packed.wh_half if packed.half else packed.wh
                 step.bias_n = packed.bias_n
                 step.input = packed.input_size
-                step.x_row = before if i else packed.input_size
                 before = step.pitch
                 nbytes += packed.buffer.nbytes
                 i += 1
@@ -144,9 +167,34 @@ cdef class States:
         self.batch_size = B
         self.num_layers = count
         self.buffer = buffer
+        self.memory = memory
+        if memory:
+            self.work = place_workers(layers, count, 1)
+            self.workers = 1
         self.stack.count = count
         self.stack.layers = self.layers = layers
+        self.has_programs = bool(memory)
         self.busy = False
+
+    cdef object staff(self, int threads):
+        """Let programs be run by so many threads at least; the stream is taken."""
+        if self.has_programs and self.workers < threads:
+            self.work = place_workers(self.layers, self.num_layers, threads)
+            self.workers = threads
+
+    cdef void prepare_programs(self) noexcept nogil:
+        """Set where the next step puts outputs, and the barriers."""
+        cdef int i
+        for i in range(self.num_layers):
+            if self.layers[i].run != NULL:
+                place_output(&self.layers[i])
+                memset(&self.layers[i].run.barrier, 0, sizeof(fr_barrier))
+
+    cdef void turn_programs(self, ptrdiff_t steps) noexcept nogil:
+        """The states lie now where this many steps have put them."""
+        cdef int i
+        for i in range(self.num_layers):
+            self.layers[i].turn = (self.layers[i].turn + steps) & 1
 
     cdef void place_head(self, ptrdiff_t B, ptrdiff_t pitch) noexcept:
         cdef fr_product *g = &self.stack.head
@@ -245,6 +293,9 @@ cdef class States:
         cdef int i
         for i in range(self.num_layers):
             layer = &self.layers[i]
+            if layer.run != NULL:
+                lend_program(layer, self.chosen, n)
+                continue
             step = &layer.step
             size = step.pitch * self.itemsize
             layer.h_all = <void *> step.h_prev
@@ -270,6 +321,9 @@ cdef class States:
         cdef int i
         for i in range(self.num_layers):
             layer = &self.layers[i]
+            if layer.run != NULL:
+                take_back_program(layer, self.chosen, n)
+                continue
             step = &layer.step
             size = step.pitch * self.itemsize
             h = <const char *> step.h if stepped else <const char *> step.h_prev
@@ -323,7 +377,8 @@ cdef class States:
     def state(self):
         """The state after the latest step, a copy; it can be set, None means zeros.
 
-        h (L, B, H), or (h, c) for an LSTM; with several layer objects a tuple of these.
+        h (L, B, H), or (h, c) for an LSTM; a tuple of arrays of a cell with several states. With
+        several layer objects a tuple of these.
         """
         self.enter()
         try:
@@ -341,25 +396,20 @@ cdef class States:
 
     cdef object states(self, ptrdiff_t n, const int32_t *rows):
         """Return copies of the states of `rows` (n,), NULL: of all n."""
-        cdef Packed packed
-        cdef int i = 0, k = 0
+        cdef int i = 0, k = 0, s
         states = [None] * len(self.groups)
         for group in self.groups:
-            packed = group[0]
-            h = np.empty((len(group), n, packed.hidden_size), self.dtype)
-            self.move(h, i, len(group), False, False, n, rows)
-            states[k] = h
-            if packed.cell.has_c:
-                c = np.empty_like(h)
-                self.move(c, i, len(group), True, False, n, rows)
-                states[k] = h, c
+            parts = [np.empty((len(group), n, width), self.dtype)
+                     for _, width in states_of(group[0])]
+            for s in range(len(parts)):
+                self.move(parts[s], i, len(group), s, False, n, rows)
+            states[k] = parts[0] if len(parts) == 1 else tuple(parts)
             i += len(group)
             k += 1
         return tuple(states) if self.nested else states[0]
 
     cdef list checked_states(self, object state, ptrdiff_t n):
-        """Return (h or None, c or None) of every group, for n rows."""
-        cdef Packed packed
+        """Return the array or None of each state of every group, for n rows."""
         cdef int k = 0, count = len(self.groups)
         checked = [None] * count
         if self.nested and state is not None:
@@ -370,42 +420,36 @@ cdef class States:
                 raise ValueError(f"{self.name}: state is a {type(state).__name__} of {len(state)}, "
                                  f"expected a tuple of {count}")
         for group in self.groups:
-            packed = group[0]
             of, name = state, f"{self.name}: state"
             if self.nested and state is not None:
                 of, name = state[k], f"{self.name}: state[{k}]"
-            shape = (len(group), n, packed.hidden_size)
-            checked[k] = parts_of_state(name, of, packed.cell.has_c, self.dtype, shape)
+            checked[k] = checked_parts(name, of, group[0], self.dtype, len(group), n)
             k += 1
         return checked
 
     cdef object put_states(self, list states, ptrdiff_t n, const int32_t *rows):
-        """Set h and c of every group, of `rows` (n,), NULL: of all n; None means zeros."""
-        cdef Packed packed
-        cdef int i = 0, k = 0
+        """Set the states of every group, of `rows` (n,), NULL: of all n; None means zeros."""
+        cdef int i = 0, k = 0, s
         for group in self.groups:
-            packed = group[0]
-            h, c = (None, None) if states is None else states[k]
-            self.move(h, i, len(group), False, True, n, rows)
-            if packed.cell.has_c:
-                self.move(c, i, len(group), True, True, n, rows)
+            for s in range(len(states_of(group[0]))):
+                self.move(None if states is None else states[k][s], i, len(group), s, True, n, rows)
             i += len(group)
             k += 1
 
-    cdef void move(self, array, int first, int count, bint c, bint into, ptrdiff_t n,
+    cdef void move(self, array, int first, int count, int s, bint into, ptrdiff_t n,
                    const int32_t *rows) noexcept:
-        """Copy h or c of `count` layers between `array` (count, n, H) and the padded states."""
+        """Copy state s of `count` layers between `array` (count, n, width) and the padded rows."""
+        cdef StateRows of
         cdef char *data = NULL if array is None else <char *> cnp.PyArray_DATA(array)
         cdef char *row
-        cdef const fr_forward *step
         cdef ptrdiff_t size, b
         cdef int i
         for i in range(first, first + count):
-            step = &self.layers[i].step
-            size = step.hidden * self.itemsize
+            of = state_rows(&self.layers[i], s)
+            size = of.width * self.itemsize
             for b in range(n):
-                row = <char *> (step.c if c else <void *> step.h_prev)
-                row += (b if rows == NULL else <ptrdiff_t> rows[b]) * step.pitch * self.itemsize
+                row = of.base + (b if rows == NULL else <ptrdiff_t> rows[b]) * (
+                    of.pitch * self.itemsize)
                 if data == NULL:
                     memset(row, 0, size)
                 elif into:

@@ -15,10 +15,11 @@ from fastrnn._checks import RefusedValue
 from fastrnn.cells.definition import Definition
 from fastrnn.cells.graph import Mask
 from fastrnn.cells.schedule import Program, compile_program
+from fastrnn.cells.tree import Name, Product, post_order
 from fastrnn.cells.weights import effective, initial, pull_back, shape
 
 if TYPE_CHECKING:
-    from fastrnn.cells.table import Gate
+    from fastrnn.cells.table import Cell, Gate
 
 __all__ = ["Instance", "Plan"]
 
@@ -46,6 +47,7 @@ class Instance:
     slope: float | None = None
     keep_gate: int | None = None
     input_gate: int | None = None
+    form_of: Cell | None = None
 
     def __init__(self, definition: Definition, options: Mapping[str, Any] | None = None) -> None:
         self.definition = definition
@@ -61,11 +63,28 @@ class Instance:
         self.name = definition.name
         self.states = tuple(state.name for state in definition.states)
         self.output = definition.output
-        self.memory = self.states[-1]
+        multiplied: set[str] = set()  # states whose old value is
+        assigned: set[str] = set()
+        for equation in definition.equations:
+            multiplied |= {node.operand.name for node in post_order(equation.expression)
+                           if isinstance(node, Product) and isinstance(node.operand, Name)
+                           and node.operand.name not in assigned}
+            assigned |= {target.name for target in equation.targets}
+        self.memory = next((s for s in self.states if s not in multiplied), self.states[0])
         self.recordable = (*(f"d{name}" for name in self.states), "x", *self.states)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Instance, (self.definition, self.given)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other has the same equations, name, sizes and constants."""
+        if not isinstance(other, Instance):
+            return NotImplemented
+        mine, others = self.definition, other.definition
+        return (mine.text, mine.name, self.given) == (others.text, others.name, other.given)
+
+    def __hash__(self) -> int:
+        return hash((self.definition.text, self.name))
 
     def sizes(self, I: int, H: int) -> dict[str, int]:
         """Return all sizes as numbers."""
@@ -83,9 +102,12 @@ class Instance:
     def parameters(self, I: int, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
         """Return the shapes of one layer's parameters by name: weights, then vectors."""
         sizes, definition = self.sizes(I, H), self.definition
-        return {name: shape(of, sizes) for name, of in (
-            *definition.weights.items(),
-            *((n, v) for n, v in definition.vectors.items() if bias or not v.bias))}
+        return {name: shape(w, sizes) for name, w in definition.weights.items()} | {
+            name: shape(v, sizes) for name, v in definition.vectors.items() if bias or not v.bias}
+
+    def arranged(self, arrays: Mapping[str, Any], I: int, H: int) -> tuple[Any, ...]:
+        """Return the arrays of `parameters` in the order of the definition, which they have."""
+        return tuple(arrays.values())
 
     @property
     def fixed(self) -> tuple[str, ...]:

@@ -15,6 +15,12 @@ __all__ = ["ZOO", "definitions"]
 
 ZOO: dict[str, str] = {}
 
+# what the frameworks and ONNX have
+ZOO |= dict.fromkeys((
+    "ClippedLSTM", "CoupledLSTM", "PeepholeLSTM", "ProjectedLSTM", "ProjectedPeepholeLSTM",
+    "ResetBeforeGRU",
+), "frameworks")
+
 # normalisation and dropout inside a step
 ZOO |= {
     "LayerNormGRU": "regularised",
