@@ -308,6 +308,8 @@ def test_a_reservoir_is_sparse_has_its_radius_and_stays():
     assert np.abs(np.linalg.eigvals(U)).max() == pytest.approx(0.9)
     assert (U != 0).mean() == pytest.approx(0.1, abs=0.01)
     assert -1 <= W.min() < -0.9 < 0.9 < W.max() <= 1
+    other = Layer(literature.LeakyESN, 3, 200, seed=0, density=0.5).parameters()["U_l0"]
+    assert (other != 0).mean() == pytest.approx(0.5, abs=0.01)
     y, _ = layer(np.ones((4, 2, 3)))
     layer.zero_grad()
     dx, _ = layer.backward(np.ones_like(y))
@@ -344,6 +346,9 @@ def test_slstm_has_no_overflow_where_its_gates_would():
 def test_sru_wants_an_input_as_wide_as_itself_and_its_other_form_does_not():
     with pytest.raises(ValueError, match="I is 3 and H is 4"):
         Layer(literature.SRU, 3, 4)
+    assert Layer(literature.SRU, 4, 4, bidirectional=True).width == 8  # a single layer can be both
+    with pytest.raises(ValueError, match="I is 8 and H is 4"):
+        Layer(literature.SRU, 4, 4, 2, bidirectional=True)
     layer = Layer(literature.ProjectedSRU, 3, 4, num_layers=2)
     assert layer(np.zeros((2, 1, 3), np.float32))[0].shape == (2, 1, 4)
 
