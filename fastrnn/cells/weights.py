@@ -27,7 +27,6 @@ from fastrnn.cells.records import Vector, Weight
 __all__ = ["effective", "initial", "pull_back", "shape"]
 
 Sizes = Mapping[str, int]
-DRAWS = 100  # of a sparse matrix, until one has a spectral radius
 Constants = Mapping[str, float]
 
 
@@ -157,15 +156,16 @@ def _sparse(
 ) -> np.ndarray:
     """Return a square matrix of that share of non-zeros and that spectral radius (Jaeger 2001).
 
-    The radius needs all eigenvalues, rows^3 operations.
+    The radius needs all eigenvalues, rows^3 operations. A small matrix with few numbers may be
+    nilpotent, which leaves no radius to scale; then it is drawn anew.
     """
-    for _ in range(DRAWS):  # few non-zeros often have no eigenvalue but 0
+    for _ in range(100):
         matrix = generator.uniform(-1, 1, (rows, columns))
         matrix *= generator.random((rows, columns)) < density
-        largest = np.abs(np.linalg.eigvals(matrix)).max()
-        if largest > 1e-6:
+        largest = np.abs(np.linalg.eigvals(matrix)).max() if matrix.any() else 0.0
+        if largest >= 1e-6:  # else nilpotent, to rounding
             return np.asarray(matrix * (radius / largest))
-    raise RefusedValue(f"sparse({density:g}, {radius:g}) drew {DRAWS} matrices of {rows} rows whose "
+    raise RefusedValue(f"sparse({density:g}, {radius:g}) drew matrices of {rows} rows whose "
                        "eigenvalues are all 0: expected a greater density")
 
 

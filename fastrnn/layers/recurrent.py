@@ -120,7 +120,7 @@ class Recurrent(Dropout):
         """Refuse sizes that no memory can hold before naming every parameter."""
         H = self.hidden_size
         first, more = (sum(map(math.prod, self.cell.parameters(I, H, False).values()))
-                       for I in (self.input_size, self.width))
+                       for I in (self.input_size, self._input_size_of(self.num_layers - 1)))
         size = self.directions * (first + more * (self.num_layers - 1))
         if size * dtype.itemsize > sys.maxsize or self.num_layers > MOST_LAYERS:
             raise MemoryError(f"{type(self).__name__}: these sizes make {min(size, 10**300):.3g} "
