@@ -179,9 +179,11 @@ def gradient(numbers, name):
 def section(name, definition, numbers):
     """Return the section of one cell."""
     taken = options(definition)
-    said = [f"{count(definition):,} parameters."]
+    fixed = count(definition, learned=False)
+    said = [f"{count(definition):,} parameters"
+            + (f", and {fixed:,} numbers that are not learned." if fixed else ".")]
     if taken:
-        said.append(f"The layer takes `{'`, `'.join(taken)}` as keyword arguments.")
+        said.append(f"Keyword arguments of the layer: `{'`, `'.join(taken)}`.")
     if name in numbers["costs"]:
         said.append(f"Forward takes {cost(numbers, name, 'forward')} times as long as the LSTM's, "
                     f"training {cost(numbers, name, 'training')} times.")
