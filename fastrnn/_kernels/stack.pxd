@@ -7,13 +7,13 @@ from fastrnn._kernels.machine cimport Run, Step
 cdef struct Layer:
     fr_forward step
     void (*forward)(const fr_forward *) noexcept nogil
+    Run *run                 # a program (machine.pyx); NULL: a hand-written cell
     # a call that names some rows runs on copies of their states (n, pitch); see stream_states.pyx
     void *h_rows
     void *c_rows             # NULL: the cell has no c
     void *h_all              # meanwhile: the states of all rows (B, pitch)
     void *c_all
-    # a program (machine.pyx): of `step` it reads x, the symbols and y; h is where its output lies
-    Run *run                 # NULL: a hand-written cell
+    # of a program. Of `step` it reads x, the symbols, and y; h is where its output is going to lie
     ptrdiff_t turn           # 0 or 1: which of the two rows of each state is the present one
     char **lent              # states of named rows, two in turn; meanwhile those of all rows
     ptrdiff_t turn_all       # meanwhile: the turn of all rows

@@ -4,11 +4,12 @@ from typing import Any, Self
 import numpy as np
 
 from fastrnn._kernels.packed import Packed
+from fastrnn._kernels.program import PackedProgram
 from fastrnn._kernels.stream_states import States
 
 class Stream(States):
     def __init__(
-        self, groups: Sequence[Sequence[Packed]], batch_size: int, dtype: Any,
+        self, groups: Sequence[Sequence[Packed | PackedProgram]], batch_size: int, dtype: Any,
         embedding: np.ndarray | None = None, one_hot: bool = False,
         head: tuple[np.ndarray, np.ndarray | None] | None = None, nested: bool = False,
         name: str = "Stream",

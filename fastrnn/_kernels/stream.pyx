@@ -19,7 +19,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.block cimport Block, Scratch, make_scratch, walk_block
-from fastrnn._kernels.c cimport fr_barrier, fr_forward
+from fastrnn._kernels.c cimport fr_forward
 from fastrnn._kernels.check cimport as_array, check_out, numbers
 from fastrnn._kernels.packed cimport Head, Packed, packed_sizes
 from fastrnn._kernels.program cimport PackedProgram
@@ -31,7 +31,6 @@ from fastrnn._kernels.stream_program cimport (
     checked_groups,
     inputs_of,
     outputs_of,
-    place_output,
     program_symbols,
     state_rows,
     states_of,
@@ -241,9 +240,13 @@ cdef class Stream(States):
             self.look_up(n)
         source = cnp.PyArray_DATA(x)
         target = cnp.PyArray_DATA(out)
+        self.busy = True  # nothing fails until it is False again, but for what heavy programs ask
         if self.heavy:
-            self.staff(threads_for(INFINITY))
-        self.busy = True  # nothing fails until it is False again
+            try:
+                self.staff(threads_for(INFINITY))
+            except MemoryError:
+                self.busy = chosen
+                raise
         if n <= self.light_rows:
             self.advance(source, target, n, chosen)
         else:
@@ -285,19 +288,6 @@ cdef class Stream(States):
             step.h = <void *> step.h_prev
             step.h_prev = h
             step.down ^= 1  # what this step has just read is still in the cache
-
-    cdef void prepare_programs(self) noexcept nogil:
-        cdef int i
-        for i in range(self.num_layers):
-            if self.layers[i].run != NULL:
-                place_output(&self.layers[i])
-                memset(&self.layers[i].run.barrier, 0, sizeof(fr_barrier))
-
-    cdef void turn_programs(self, ptrdiff_t steps) noexcept nogil:
-        """The states lie now where this many steps have put them."""
-        cdef int i
-        for i in range(self.num_layers):
-            self.layers[i].turn = (self.layers[i].turn + steps) & 1
 
     def block(self, x, out=None, *, rows=None):
         """Advance T steps in one call, with the same bits as T calls of one step.

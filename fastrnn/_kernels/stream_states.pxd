@@ -47,6 +47,8 @@ cdef class States:
 
     cdef object place(self, object B)
     cdef object staff(self, int threads)
+    cdef void prepare_programs(self) noexcept nogil
+    cdef void turn_programs(self, ptrdiff_t steps) noexcept nogil
     cdef void place_head(self, ptrdiff_t B, ptrdiff_t pitch) noexcept
     cdef int enter(self) except -1
     cdef object refuse(self)

@@ -9,7 +9,7 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._kernels.c cimport fr_forward, fr_product
+from fastrnn._kernels.c cimport fr_barrier, fr_forward, fr_product
 from fastrnn._kernels.check cimport Carver, as_array
 from fastrnn._kernels.packed cimport Packed
 from fastrnn._kernels.program cimport PackedProgram
@@ -19,6 +19,7 @@ from fastrnn._kernels.stream_program cimport (
     StateRows,
     checked_parts,
     lend_program,
+    place_output,
     place_program,
     place_workers,
     state_rows,
@@ -167,17 +168,33 @@ cdef class States:
         self.num_layers = count
         self.buffer = buffer
         self.memory = memory
+        if memory:
+            self.work = place_workers(layers, count, 1)
+            self.workers = 1
         self.stack.count = count
         self.stack.layers = self.layers = layers
         self.has_programs = bool(memory)
-        self.staff(1)
         self.busy = False
 
     cdef object staff(self, int threads):
-        """Let programs be run by so many threads at least."""
+        """Let programs be run by so many threads at least; the stream is taken."""
         if self.has_programs and self.workers < threads:
             self.work = place_workers(self.layers, self.num_layers, threads)
             self.workers = threads
+
+    cdef void prepare_programs(self) noexcept nogil:
+        """Set where the next step puts outputs, and the barriers."""
+        cdef int i
+        for i in range(self.num_layers):
+            if self.layers[i].run != NULL:
+                place_output(&self.layers[i])
+                memset(&self.layers[i].run.barrier, 0, sizeof(fr_barrier))
+
+    cdef void turn_programs(self, ptrdiff_t steps) noexcept nogil:
+        """The states lie now where this many steps have put them."""
+        cdef int i
+        for i in range(self.num_layers):
+            self.layers[i].turn = (self.layers[i].turn + steps) & 1
 
     cdef void place_head(self, ptrdiff_t B, ptrdiff_t pitch) noexcept:
         cdef fr_product *g = &self.stack.head

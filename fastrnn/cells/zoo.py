@@ -21,6 +21,46 @@ ZOO |= dict.fromkeys((
     "ResetBeforeGRU",
 ), "frameworks")
 
+# normalisation and dropout inside a step
+ZOO |= {
+    "LayerNormGRU": "regularised",
+    "LayerNormLSTM": "regularised",
+    "RecurrentDropoutGRU": "regularised",
+    "RecurrentDropoutLSTM": "regularised",
+    "VariationalGRU": "regularised",
+    "VariationalLSTM": "regularised",
+    "WeightDroppedGRU": "regularised",
+    "WeightDroppedLSTM": "regularised",
+    "ZoneoutGRU": "regularised",
+    "ZoneoutLSTM": "regularised",
+}
+
+# what papers have proposed
+ZOO |= {
+    "AntisymmetricRNN": "literature",
+    "BRC": "literature",
+    "CfC": "literature",
+    "FastGRNN": "literature",
+    "FastRNN": "literature",
+    "GatedAntisymmetricRNN": "literature",
+    "IndRNN": "literature",
+    "JANET": "literature",
+    "LEM": "literature",
+    "LeakyESN": "literature",
+    "LiGRU": "literature",
+    "MGU": "literature",
+    "ProjectedSRU": "literature",
+    "QRNN": "literature",
+    "SCRN": "literature",
+    "SRU": "literature",
+    "UGRNN": "literature",
+    "coRNN": "literature",
+    "minGRU": "literature",
+    "minLSTM": "literature",
+    "nBRC": "literature",
+    "sLSTM": "literature",
+}
+
 
 def definitions() -> dict[str, Definition]:
     """Return every cell of the table by its name."""

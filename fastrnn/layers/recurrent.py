@@ -82,6 +82,7 @@ class Recurrent(Dropout):
                         "has_c", "state_widths", "output_size", "directions", "width"])
     directions: int
     width: int
+    _held: list[tuple[Any, ...]] | None = None  # masks that are not drawn again at each call
 
     def __init__(
         self, cell: AnyCell, input_size: int, hidden_size: int, num_layers: int = 1,
@@ -353,7 +354,7 @@ class Recurrent(Dropout):
         if latest:  # nothing is refused from here on
             self.__dict__["_last"] = None
         tapes, kernels = [], self._kernels
-        draws = dropout and kernels is not sequence
+        draws = dropout and self._masked
         for number in range(L):
             onto = target if number == L - 1 else "walk"  # between layers there is no padding
             y = rows(T, B, self.width, dtype, layout.batch_first) if time is None else (
@@ -446,9 +447,22 @@ class Recurrent(Dropout):
 
         if self.mode != "training":
             return tuple(self._packed()[number])
-        return tuple(draw(self._kinds[number], own,  # type: ignore[arg-type]
-                          self._generator(), B, N, self.flat.dtype)
-                     for own in self._weights[number])
+        held = self._held[number] if self._held else (None,) * self.directions
+        return tuple(draw(self._kinds[number], own, self._generator(), B, N, self.flat.dtype, of)
+                     for own, of in zip(self._weights[number], held, strict=True))
+
+    @property
+    def draws(self) -> bool:
+        """Whether a call in training draws masks: of dropout, or those of the cell's equations."""
+        return bool(self.dropout) or self._masked
+
+    def hold_masks(self, B: int) -> None:
+        """Draw the masks of B sequences and of the weights once, for all calls to come."""
+        from fastrnn.layers.programs import hold
+
+        self.__dict__["_held"] = [tuple(
+            hold(kind, self._generator(), B, self.flat.dtype) for _ in self._suffixes)
+            for kind in self._kinds] if self._masked else None
 
     def grads_by_layer(self, grads: Mapping[str, Any] | None) -> list[tuple[Weights, ...]]:
         """Return a mapping's gradient arrays (None: the layer's own) by layer and direction."""

@@ -13,7 +13,7 @@ from stacked import RNG, draw, flat
 from fastrnn._kernels import runtime
 from fastrnn._kernels.linear import linear_forward
 from fastrnn._kernels.packed import Packed
-from fastrnn._kernels.program import PackedProgram
+from fastrnn._kernels.packed_program import PackedProgram
 from fastrnn._kernels.stream import Stream
 
 per_cell = pytest.mark.parametrize("cell", CELLS)
@@ -211,10 +211,7 @@ def test_named_rows_advance_alone(isa, cell):
         rows = rng.permutation(6)[:rng.integers(0, 7)]
         T = turn % 4
         x = draw(T, len(rows), I)
-        if T == 1:
-            got = step(x[0], rows=rows)[None]
-        else:
-            got = step.block(x, rows=rows)
+        got = step(x[0], rows=rows)[None] if T == 1 else step.block(x, rows=rows)
         for k, row in enumerate(rows):
             for t in range(T):
                 assert got[t, k].tobytes() == alone[row](x[t, k:k + 1]).tobytes()
@@ -337,13 +334,11 @@ def test_any_number_of_threads_gives_the_same_bits(threads, cell):
     """Few rows: threads share the units, with barriers; many rows: a block shares the rows."""
     H = 750 if cell not in ("own", "highway", "masked", "ligru") else 900
     I = H if cell in SQUARE else 40
-    layers = 2 if cell != "own" else 1
-    made = stack(cell, I, H, layers, seed=3)
+    made = stack(cell, I, H, 1 if cell == "own" else 2, seed=3)
+    groups, O = [packs(made)], made[-1].program.output_width
     if cell == "own":  # it is too light for threads by itself
-        groups = [packs(made), stacked.group("lstm", H, 400)[1]]
-    else:
-        groups = [packs(made)]
-    O = made[-1].program.output_width if cell != "own" else 400
+        groups.append(stacked.group("lstm", H, 400)[1])
+        O = 400
     head = draw(70, O), None
     for B in (1, 2, 13):
         x, rows = draw(12, B, I), RNG.permutation(B)[:(B + 1) // 2]
@@ -388,8 +383,7 @@ def test_the_number_of_threads_may_grow_later(threads):
 @pytest.mark.parametrize("B", [1, 2, 50])
 def test_blocks_longer_than_a_chunk(B):
     groups = [packs(stack("lstm", 5, 250)), stacked.group("gru", 250, 3)[1],
-              packs(stack("gated", 3, 90, 2)), stacked.group("rnn_tanh", 90, 4)[1]]
-    groups = [groups[0], groups[1], groups[2][:1], groups[3]]
+              packs(stack("gated", 3, 90)), stacked.group("rnn_tanh", 90, 4)[1]]
     step, other = (Stream(groups, B, np.float32, nested=True) for _ in range(2))
     for T in (64, 65, 131):
         x = draw(T, B, 5)

@@ -1,0 +1,23 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+class Machine:
+    @property
+    def program(self) -> Any: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+
+class Compiled:
+    program: Any
+    recording: Callable[[], Any]
+    def __init__(self, program: Any, recording: Callable[[], Any]) -> None: ...
+    def machine(self, dtype: np.dtype, records: bool = False) -> Machine: ...
+
+class PackedProgram:
+    def __init__(self, kind: Compiled, dtype: Any, parameters: tuple[np.ndarray, ...]) -> None: ...
+    @property
+    def machine(self) -> Machine: ...
+    @property
+    def nbytes(self) -> int: ...
