@@ -171,7 +171,8 @@ def cost(numbers, name, what):
 
 def gradient(numbers, name):
     """Return a factor as it is shown."""
-    return f"{numbers['gradients'][name]:.1g}"
+    value = numbers["gradients"][name]
+    return f"{value:.0f}" if 1 <= value < 1000 else f"{value:.1g}"
 
 
 def section(name, definition, numbers):
