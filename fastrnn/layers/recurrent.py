@@ -20,7 +20,6 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn._kernels import sequence
 from fastrnn._kernels.runtime import Workspace
 from fastrnn._kernels.stream import Stream
 from fastrnn._kernels.timeline import Timeline
@@ -121,9 +120,10 @@ class Recurrent(Dropout):
     def _check_size(self, dtype: np.dtype) -> None:
         """Refuse sizes that no memory can hold before naming every parameter."""
         H = self.hidden_size
-        first, more = (sum(map(math.prod, self.cell.parameters(I, H, False).values()))
-                       for I in (self.input_size, self.width))
-        size = self.directions * (first + more * (self.num_layers - 1))
+        inputs = [self.input_size, self.width][: self.num_layers]  # a cell may refuse another I
+        first, *more = (sum(map(math.prod, self.cell.parameters(I, H, False).values()))
+                        for I in inputs)
+        size = self.directions * (first + sum(more) * (self.num_layers - 1))
         if size * dtype.itemsize > sys.maxsize or self.num_layers > MOST_LAYERS:
             raise MemoryError(f"{type(self).__name__}: these sizes make {min(size, 10**300):.3g} "
                               f"parameters in {min(self.num_layers, 10**300):.3g} layers, more "
