@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import (
+    equations,
     gate,
     grids,
     lead,
@@ -25,13 +26,13 @@ from bench import (
 )
 from bench.cases import Case
 from bench.chart import draw
-from bench.peers import PEERS
+from bench.peers import LOOPS, PEERS
 from bench.probe import probe
 from bench.race import DiedError, Effort, Entry, Workers, race
 from bench.rows import row
 
 RACES = ("quick", "full", "real", "train", "ragged", "callers", "audio")
-GRIDS = (*RACES, "scale", "memory", "start", "lead", "loop", "pressure")
+GRIDS = (*RACES, "scale", "memory", "start", "lead", "loop", "pressure", "cells")
 
 
 def _arguments() -> argparse.Namespace:
@@ -43,14 +44,17 @@ def _arguments() -> argparse.Namespace:
         "start,\n  lead (fastrnn against itself: float64, stacks, denormals, streams), loop "
         "(what\n  training and the gradient flow add to the kernels), ragged (rows of different"
         "\n  lengths, resets), callers (a thousand in one stream), audio (sample by sample),\n"
-        "  pressure (two threads beside busy processes).",
+        "  pressure (two threads beside busy processes), cells (cells from equations against the"
+        "\n  hand-fused ones, PyTorch's loops, compiled or not, and JAX's scan; their first use).",
     )
     parser.add_argument("--grid", nargs="+", default=["quick"], choices=GRIDS)
     parser.add_argument("--threads", nargs="+", type=int, metavar="N",
                         help="thread counts; several race side by side (default 1; train: 2)")
     parser.add_argument("--cells", nargs="+", default=list(grids.CELLS), choices=grids.CELLS)
-    parser.add_argument("--peers", nargs="+", default=[p for p in PEERS if p != "before"],
-                        choices=PEERS)
+    parser.add_argument("--peers", nargs="+", choices=(*PEERS, *LOOPS),
+                        default=[p for p in (*PEERS, *LOOPS) if p != "before"],
+                        help=f"the grid cells knows fastrnn and {', '.join(LOOPS)}, the other "
+                        "grids know the rest")
     parser.add_argument("--against", type=Path, metavar="FOLDER",
                         help="race against another checkout of fastrnn, built in place there, "
                         "alone: the ratio is its time over ours")
@@ -134,6 +138,11 @@ def _measure(workers: Workers, cells: list[str], args: argparse.Namespace, effor
                 result = loop.run(n, effort.rounds, short=args.quickly)
             elif grid == "pressure":
                 result = pressure.run(0.2 if args.quickly else 2.0)
+            elif grid == "cells":
+                result = equations.run(workers, cells, args.peers, n, args.cases, effort,
+                                       short=args.quickly)
+                if n == counts[-1] and not args.cases:  # threads change nothing
+                    result += equations.first_use(effort.rounds)
             else:
                 result = lead.run(workers, cells, n, effort, short=args.quickly)
             found.setdefault(grid, []).extend(result)
@@ -150,7 +159,8 @@ def _cell_wanted(case: Case, cells: list[str]) -> bool:
 
 def _case(workers: Workers, grid: str, case: Case, probes: dict[int, dict[str, Any]],
           args: argparse.Namespace, effort: Effort) -> list[dict[str, Any]]:
-    entries = [Entry(f"{peer} on {n}", peer, n, case) for n in probes for peer in args.peers]
+    entries = [Entry(f"{peer} on {n}", peer, n, case) for n in probes for peer in args.peers
+               if peer in PEERS]
     try:
         race(workers, entries, effort)
     except DiedError as why:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.definitions import LAYERNORM
+
 KINDS = ("stream", "infer", "train", "lm", "callers", "block")
 STREAM_STEPS = 8  # of a stream are checked; one of them is timed again and again
 DRAWS = 64  # sets of callers, one after the other
@@ -34,7 +36,7 @@ def _tests_cases() -> ModuleType:
 
 
 shared = _tests_cases()
-GATES: dict[str, int] = shared.GATES
+GATES: dict[str, int] = shared.GATES | {LAYERNORM: 4}
 PARAMETERS: tuple[str, ...] = shared.PARAMETERS
 
 
@@ -50,7 +52,7 @@ class Case:
         language model (embedding of I, cell, head, cross-entropy, clip, Adam); one step of `step`
         of the B callers of a stream; T steps of a stream in one call, from a state of zeros.
     cell : str
-        As in tests/cases.py.
+        As in tests/cases.py, or bench.definitions.LAYERNORM.
     need : float or None
         The least ratio to the best peer that we aim at.
     need_torch : float or None
@@ -94,7 +96,7 @@ class Case:
     @property
     def has_c(self) -> bool:
         """Whether the state has a c beside h."""
-        return self.cell == "lstm"
+        return self.cell in ("lstm", LAYERNORM)
 
     @property
     def shape(self) -> str:
@@ -203,6 +205,10 @@ class Arrays:
 
 def arrays(case: Case) -> Arrays:
     """Draw the numbers of a case: the same in every process."""
+    if case.cell == LAYERNORM:
+        from bench import layernorm
+
+        return layernorm.arrays(case)
     T = 2 * case.T if case.kind == "block" else case.T
     if case.kind in ("stream", "callers"):
         T = STREAM_STEPS

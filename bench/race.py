@@ -55,18 +55,20 @@ class Worker:
         if hasattr(signal, name) and self.process.poll() is None:
             self.process.send_signal(getattr(signal, name))
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self, patience: float = PATIENCE) -> dict[str, Any]:
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        ready, _, _ = select.select([self.process.stdout], [], [], patience)
         line = self.process.stdout.readline() if ready else ""
         if not line:
-            why = self.last_words() if not ready or self.process.wait() else "ended"
+            why = f"no answer within {patience:g} s"
+            if ready:
+                why = self.last_words() if self.process.wait() else "ended"
             self.close()
             raise DiedError(why)
         return json.loads(line)
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Let the worker run until it has answered."""
+    def ask(self, do: str, *, patience: float = PATIENCE, **arguments: Any) -> dict[str, Any]:
+        """Let the worker run until it has answered; end it after so many seconds."""
         assert self.process.stdin is not None
         if self.process.poll() is not None:
             raise DiedError(self.last_words())
@@ -77,7 +79,7 @@ class Worker:
         except OSError as error:
             raise DiedError(self.last_words()) from error
         try:
-            return self._answer()
+            return self._answer(patience)
         finally:
             self._signal("SIGSTOP")
 
@@ -164,10 +166,12 @@ class Entry:
     threads: int
     case: Case
     key: Any = ""  # entries of one peer and thread count need different keys
+    patience: float = PATIENCE  # seconds to load the case: a peer that compiles does it then
     status: str = ""  # "ok", or what went wrong
     way: str = ""
     error: float = 0.0
     estimate: float = 0.0
+    first: float = 0.0  # seconds of the very first call, with what is compiled for it
     medians: list[float] = dataclasses.field(default_factory=list)  # seconds, one per round
     minima: list[float] = dataclasses.field(default_factory=list)
 
@@ -260,7 +264,8 @@ def _prepare(workers: Workers, entry: Entry, effort: Effort) -> Worker | None:
         entry.status = "not installed"
         return None
     path = workers.expected(entry.case)
-    answer = _guarded(entry, lambda: worker.ask("load", case=entry.case.asdict(), path=path))
+    answer = _guarded(entry, lambda: worker.ask("load", patience=entry.patience,
+                                                case=entry.case.asdict(), path=path))
     if answer is None:
         return None
     for trouble in ("unsupported", "failed"):
@@ -276,7 +281,7 @@ def _prepare(workers: Workers, entry: Entry, effort: Effort) -> Worker | None:
         if not answer["ways"]:
             entry.status = f"wrong: {worst}"
             return None
-    entry.error = answer["error"]
+    entry.error, first = answer["error"], answer.get("first", {})
     answer = _guarded(entry, lambda: worker.ask("warm", seconds=effort.warm))
     if answer is None:
         return None
@@ -284,4 +289,5 @@ def _prepare(workers: Workers, entry: Entry, effort: Effort) -> Worker | None:
         entry.status = answer["failed"]
         return None
     entry.status, entry.way, entry.estimate = "ok", answer["way"], answer["estimate"]
+    entry.first = first.get(entry.way, 0.0)
     return worker

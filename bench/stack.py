@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.cases import PARAMETERS, Arrays, Case, arrays
+from bench.definitions import LAYERNORM
 
 Named = dict[str, np.ndarray]
 
@@ -126,6 +127,10 @@ def expected(case: Case) -> Named:
         from bench import lm
 
         return {"losses": lm.expected(case)}
+    if case.cell == LAYERNORM:
+        from bench import layernorm
+
+        return layernorm.expected(case)
     a = arrays(case).astype(np.float64)
     if case.kind == "callers":
         return call_on(reference, case, a)

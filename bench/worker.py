@@ -23,7 +23,7 @@ import numpy as np
 
 from bench import cases, memory
 from bench.cases import Case
-from bench.peers import PEERS, UnsupportedError, Way
+from bench.peers import LOOPS, PEERS, UnsupportedError, Way
 
 BLOCK = 20e-6  # calls shorter than this are timed in blocks, so that reading the clock is no part
 
@@ -32,7 +32,10 @@ class Worker:
     """What a process holds: a peer, and at most one case."""
 
     def __init__(self, name: str, threads: int) -> None:
-        self.peer = importlib.import_module(f"bench.peers.{PEERS[name][0]}")
+        module, _, part = (PEERS | LOOPS)[name][0].partition(":")
+        self.peer: Any = importlib.import_module(f"bench.peers.{module}")
+        if part:
+            self.peer = getattr(self.peer, part)
         self.peer.setup(threads)
         self.ways: list[Way] = []
         self.context: Any = contextlib.nullcontext()  # entered again and again
@@ -68,10 +71,13 @@ class Worker:
             return {"unsupported": str(why)}
         around = getattr(self.peer, "around", None)
         self.context = around(known) if around else contextlib.nullcontext()
-        wrong, worst = {}, 0.0
+        wrong, worst, first = {}, 0.0, {}
         with np.load(path) as expected, self.context:
             for way in ways:
-                errors = compare(way.results(), expected, known)
+                start = time.perf_counter()
+                got = way.results()
+                first[way.name] = time.perf_counter() - start
+                errors = compare(got, expected, known)
                 bad = {k: e for k, e in errors.items() if not e <= known.tolerance()}
                 if bad:
                     wrong[way.name] = bad
@@ -79,7 +85,7 @@ class Worker:
                     worst = max(worst, *errors.values())
                     self.ways.append(way)
         return {"ways": [way.name for way in self.ways], "wrong": wrong, "error": worst,
-                "tolerance": known.tolerance()}
+                "tolerance": known.tolerance(), "first": first}
 
     def warm(self, seconds: float) -> dict[str, Any]:
         """Call every way for a while, keep the fastest, and return its time in seconds."""

@@ -33,6 +33,15 @@ PEERS = {
     "numpy": ("tuned", ("numpy",)),
     "reference": ("plain", ("fastrnn",)),
 }
+# Of the grid `cells`: the peer is an object of the module where a colon stands.
+LOOPS = {
+    "equations": ("equations", ("fastrnn",)),
+    "loop": ("loops:loop", ("torch",)),
+    "script": ("loops:script", ("torch",)),
+    "step": ("loops:step", ("torch",)),  # torch.compile of a step
+    "whole": ("loops:whole", ("torch",)),  # and of all steps
+    "scan": ("scan", ("jax",)),
+}
 
 
 class Way(NamedTuple):

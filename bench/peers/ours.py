@@ -40,28 +40,29 @@ def load(case: Case, a: Arrays) -> list[Way]:
                  dtype=case.dtype)
     layer.load_state_dict(a.params)
     if case.kind == "stream":
-        return [_stream(case, a, layer.eval(case.weights))]
+        return [stream(case, a, layer.eval(case.weights))]
     if case.kind == "callers":
         return [_callers(case, a, layer.eval(case.weights))]
     if case.kind == "block":
         return [_block(case, a, layer.eval(case.weights))]
     if case.kind == "infer":
         layer.eval(case.weights)
-    ways = [_infer(a, layer) if case.kind == "infer" else _train(a, layer)]
+    ways = [infer(a, layer) if case.kind == "infer" else train(a, layer)]
     if case.lengths == "random" and a.reset is None:
         ways.append(_packed(case, a, layer))
     return ways
 
 
-def _stream(case: Case, a: Arrays, layer: fastrnn.LSTM) -> Way:
-    stream = layer.stream(case.B)
+def stream(case: Case, a: Arrays, layer: fastrnn.LSTM | fastrnn.Layer) -> Way:
+    """Return the way of a step per call."""
+    step = layer.stream(case.B)
     y = np.empty((case.B, case.H), case.dtype)
 
     def results() -> dict[str, np.ndarray]:
-        stream.state = a.state
-        return {"y": np.stack([stream(x, out=y).copy() for x in a.x])}
+        step.state = a.state
+        return {"y": np.stack([step(x, out=y).copy() for x in a.x])}
 
-    return Way("stream", partial(stream, a.x[0], out=y), results)
+    return Way("stream", partial(step, a.x[0], out=y), results)
 
 
 def _callers(case: Case, a: Arrays, layer: fastrnn.LSTM) -> Way:
@@ -103,7 +104,8 @@ def _named(state: Any) -> dict[str, np.ndarray]:
     return dict(zip(("hn", "cn"), state if isinstance(state, tuple) else (state,), strict=False))
 
 
-def _infer(a: Arrays, layer: fastrnn.LSTM) -> Way:
+def infer(a: Arrays, layer: fastrnn.LSTM | fastrnn.Layer) -> Way:
+    """Return the way of a call without gradients."""
     call = partial(layer, a.x, a.state, **_extras(a))
 
     def results() -> dict[str, np.ndarray]:
@@ -146,7 +148,8 @@ def _packed(case: Case, a: Arrays, layer: fastrnn.LSTM) -> Way:
     return Way("packed", back if train else run, results)
 
 
-def _train(a: Arrays, layer: fastrnn.LSTM) -> Way:
+def train(a: Arrays, layer: fastrnn.LSTM | fastrnn.Layer) -> Way:
+    """Return the way of a call and its gradients."""
     x, state, dy, extras = a.x, a.state, a.dy, _extras(a)
 
     def call() -> tuple[np.ndarray, np.ndarray]:

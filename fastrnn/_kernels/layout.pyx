@@ -4,21 +4,14 @@ Rows of values are padded to whole vectors, so that no operation has a rest. Off
 Letters: I input, K columns of a weight.
 """
 
-import numpy as np
-
 cimport numpy as cnp
-from libc.stdint cimport int32_t
 from libc.string cimport memset
 
 from fastrnn._kernels.c cimport FR_REGISTER_BYTES, fr_instruction
 from fastrnn._kernels.check cimport Carver
 from fastrnn._kernels.machine cimport (
     BACK,
-    CARRY,
     CODE,
-    MASK,
-    NEW,
-    OLD,
     PRODUCT,
     SCRATCH,
     SUM,

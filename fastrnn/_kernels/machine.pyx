@@ -13,7 +13,6 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.c cimport (
-    FR_REGISTER_BYTES,
     fr_elementwise,
     fr_gradient,
     fr_place,

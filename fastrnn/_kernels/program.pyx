@@ -10,10 +10,10 @@ one direction's output, D directions, V rows of an embedding, U rows of it in us
 import numpy as np
 
 cimport numpy as cnp
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._kernels.c cimport FR_REGISTER_BYTES, FR_RNN_TANH, fr_barrier, fr_place, fr_rows
+from fastrnn._kernels.c cimport fr_barrier, fr_place, fr_rows
 from fastrnn._kernels.check cimport (
     Carver,
     caller_rows,
@@ -24,105 +24,33 @@ from fastrnn._kernels.check cimport (
     put_rows,
     take_rows,
 )
-from fastrnn._kernels.layout cimport make_machine
 from fastrnn._kernels.machine cimport (
     Machine,
     Run,
     RunJob,
-    Spot,
-    Weight,
-    pack_run,
     plan_runs,
     run_backward,
     run_forward,
     state_at,
 )
-from fastrnn._kernels.runtime cimport Buffer, Workspace, pitch_of, run, table_for
+from fastrnn._kernels.packed_program cimport (
+    PackedProgram,
+    check_parameters,
+    set_pointers,
+    sized_run,
+    use_machine,
+)
+from fastrnn._kernels.program_tape cimport ProgramTape
+from fastrnn._kernels.runtime cimport Buffer, Workspace, pitch_of, run
 from fastrnn._kernels.sequence cimport check_state, chunk_of, lay_out_taken, use_index
 from fastrnn._kernels.state cimport add_states, load_state
-from fastrnn._kernels.tape cimport copy_rows, give_back, input_of, places_of
-from fastrnn._kernels.timeline cimport Timeline, even_times, length_of
+from fastrnn._kernels.tape cimport give_back, input_of
+from fastrnn._kernels.timeline cimport Timeline, length_of
 from fastrnn._kernels.walk cimport Pass, at, ceil_div, rows_of
 
 cnp.import_array()
 
 INT32 = np.dtype(np.int32)
-
-
-class Compiled:
-    """A program and its machines, one for each dtype and instruction set that asks.
-
-    Parameters
-    ----------
-    program : Program
-        See fastrnn/cells/schedule.py.
-    recording : callable
-        Returns the program whose backward also keeps the gradients of the states.
-    """
-
-    def __init__(self, program, recording):
-        self.program = program
-        self.recording = recording
-        self.made = {}
-
-    def machine(self, dtype, bint records=False):
-        """Return the machine for a dtype and the instruction set in use."""
-        key = dtype, <size_t> table_for(dtype), records
-        found = self.made.get(key)
-        if found is None:
-            program = self.recording() if records else self.program
-            found = self.made.setdefault(key, make_machine(program, dtype))
-        return found
-
-
-# ---- what forward and backward share ------------------------------------------------------------
-
-cdef void use_machine(Run *r, Machine m, int phases) noexcept:
-    """Set what a run knows of its machine; phases 0: forward, 1: without a tape, 2: backward."""
-    r.table = m.table
-    r.state_count = m.state_count
-    r.weight_count = m.weight_count
-    r.vector_count = m.vector_count
-    r.packing_count = m.packing_count
-    r.row_count = m.row_count
-    r.bias_count = m.bias_count
-    r.gradient_count = m.gradient_count
-    r.vector_gradient_count = m.vector_gradient_count
-    r.state = m.states
-    r.weight = m.weights
-    r.packing = m.packings
-    r.row = m.rows
-    r.bias = m.biases
-    r.gradient = m.gradients
-    r.vector_gradient = m.vector_gradients
-    r.phases = m.backward if phases == 2 else m.lean if phases else m.forward
-    r.lean = phases == 1
-    r.x_offset = m.x_offset
-    r.dx_offset = m.dx_offset
-    r.output_state = m.output_state
-    r.output_width = m.output_width
-    r.output = m.output_lean if phases == 1 else m.output
-    r.dy = m.dy
-    r.registers_size = ceil_div(r.phases.registers * FR_REGISTER_BYTES, 64) * 64
-    r.record_count = m.record_count
-    r.record = m.records
-
-
-cdef Run sized_run(Machine m, ptrdiff_t T, ptrdiff_t B, bint keep) noexcept:
-    """A run of even rows; its pass looks like a plain cell of H = x_columns units."""
-    cdef Run r
-    memset(&r, 0, sizeof(r))
-    use_machine(&r, m, 0 if keep else 1)
-    r.p.table = m.table
-    r.p.cell = &m.table.cell[<int> FR_RNN_TANH]
-    r.p.times = even_times(T, B)
-    r.p.I = m.input_size
-    r.p.H = m.x_columns
-    r.p.pitch = r.p.H
-    r.p.row = m.row if keep else m.lean_row
-    r.p.panels = ceil_div(r.p.H, m.table.lanes * m.table.plain_vectors)
-    r.p.training = keep
-    return r
 
 
 cdef Pass like_state(const Run *r, int s) noexcept:
@@ -131,106 +59,6 @@ cdef Pass like_state(const Run *r, int s) noexcept:
     p.H = r.state[s].width
     p.pitch = r.state[s].pitch
     return p
-
-
-cdef tuple check_parameters(Machine m, object parameters, bint gradient):
-    """Refuse arrays that are not those of the machine; None: a gradient that is not wanted."""
-    cdef int i
-    if not isinstance(parameters, tuple) or len(parameters) != len(m.shapes):
-        raise ValueError(f"weights: expected a tuple of {len(m.shapes)} arrays")
-    for i in range(len(m.shapes)):
-        if parameters[i] is not None or not gradient:
-            check_flat(f"weights[{i}]", parameters[i], m.dtype, m.shapes[i], gradient)
-    return parameters
-
-
-cdef void set_pointers(void **pointers, tuple arrays) noexcept:
-    cdef int i
-    for i in range(len(arrays)):
-        pointers[i] = pointer(arrays[i])
-
-
-cdef class PackedProgram:
-    def __cinit__(self, kind, dtype, tuple parameters):
-        cdef Run r
-        cdef Machine m = kind.machine(np.dtype(dtype))
-        check_parameters(m, parameters, False)
-        self.machine = m
-        self.parameters = parameters
-        self.learned = tuple([vector.copy() for vector in parameters[m.weight_count:]])
-        carver = Carver(m.table.itemsize)
-        packs = carver.add(m.packs_size)
-        vectors = carver.add(m.vectors_size)
-        starts = carver.add(m.biases_size)
-        pointers = carver.add(ceil_div(len(parameters) * sizeof(void *), m.table.itemsize))
-        self.buffer = Buffer(carver.bytes)
-        memset(self.buffer.data, 0, self.buffer.nbytes)
-        self.packs = self.buffer.data + <ptrdiff_t> packs
-        self.vectors = self.buffer.data + <ptrdiff_t> vectors
-        self.starts = self.buffer.data + <ptrdiff_t> starts
-        r = sized_run(m, 0, 0, False)
-        r.packs = self.packs
-        r.vectors = self.vectors
-        r.starts = self.starts
-        r.parameters = <void **> (self.buffer.data + <ptrdiff_t> pointers)
-        set_pointers(r.parameters, parameters)
-        with nogil:
-            pack_run(&r, 0, 1)
-
-    cdef object panel_rows(self, ptrdiff_t packed, ptrdiff_t vectors, ptrdiff_t K):
-        """Return the rows (vectors * lanes, K) of panels, a copy."""
-        cdef Machine m = self.machine
-        cdef ptrdiff_t width = m.table.plain_vectors * m.table.lanes
-        cdef cnp.npy_intp[3] shape
-        shape[0] = ceil_div(vectors, m.table.plain_vectors)
-        shape[1] = K
-        shape[2] = width
-        panels = cnp.PyArray_SimpleNewFromData(3, shape, m.dtype.num,
-                                               self.packs + packed * m.table.itemsize)
-        rows = panels.transpose(0, 2, 1).reshape(shape[0] * width, K)
-        return rows[: vectors * m.table.lanes].copy()
-
-    cdef tuple unpacked(self):
-        """Return the parameters as they were when they were packed.
-
-        A weight that no step reads is zero.
-        """
-        cdef Machine m = self.machine
-        cdef const Weight *w
-        cdef ptrdiff_t lanes = m.table.lanes, slot, g
-        cdef int i
-        weights = [np.zeros(m.shapes[i], m.dtype) for i in range(m.weight_count)]
-        for i in range(m.packing_count):
-            w = &m.weights[m.packings[i].weight]
-            slot = ceil_div(w.width, lanes)
-            rows = self.panel_rows(m.packings[i].packed, m.packings[i].vectors + w.blocks * slot,
-                                   w.K)
-            for g in range(w.blocks):
-                begin = (m.packings[i].vectors + g * slot) * lanes
-                weights[m.packings[i].weight][g * w.width: (g + 1) * w.width] = rows[
-                    begin: begin + w.width]
-        return (*weights, *self.learned)
-
-    def __reduce__(self):
-        """Copy and pickle the parameters themselves: another machine has other panels."""
-        return restored, (self.machine.program, self.machine.dtype, self.unpacked())
-
-    def __copy__(self):
-        """Return itself: nothing in it ever changes."""
-        return self
-
-    @property
-    def nbytes(self):
-        """Bytes that it holds beside the layer's own arrays."""
-        nbytes = self.buffer.nbytes
-        for vector in self.learned:
-            nbytes += vector.nbytes
-        return nbytes
-
-
-def restored(program, dtype, parameters):
-    """Return a pickled PackedProgram, for streams: it is packed for a cell of its own."""
-    return PackedProgram(Compiled(program, None), dtype, parameters)
 
 
 cdef struct Places:
@@ -289,7 +117,7 @@ def forward(kind, x, index, tuple weights, tuple reverse, initial, y, tuple fina
     """
     cdef int D = len(weights), d, i, s, threads
     cdef bint one_hot = x is None, dense = index is None
-    cdef ptrdiff_t taken = 0, B, N, state
+    cdef ptrdiff_t taken = 0, B, N
     cdef Machine m
     cdef ProgramTape tape = ProgramTape()
     cdef Run *r
@@ -369,7 +197,7 @@ def forward(kind, x, index, tuple weights, tuple reverse, initial, y, tuple fina
     found = add_pointers(brief, threads * like.phases.places, sizeof(fr_place))
     state_places = [[carver.add((like.p.times.R + N if keep else 2 * like.p.times.R)
                                 * <object> m.states[s].pitch) for s in range(m.state_count)]
-                    for d in range(D)]
+                    for _ in range(D)]
     buffer = workspace.take(carver.bytes)
     temporary = workspace.take(brief.bytes)
 
@@ -505,7 +333,7 @@ cdef void store_final(object target, object initial, int d, const Run *r, int s,
 cdef object check_back(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple grads, tuple record):
     cdef Machine m = tape.machine
     cdef int D = tape.count, s, d
-    _, B, I, O = tape.shape
+    _, B, _, _ = tape.shape
     if dy is not None:
         check("dy", dy, tape.dtype, tape.y_shape)
     if dfinal is not None and len(dfinal) != m.state_count or len(dinitial) != m.state_count:
@@ -560,7 +388,7 @@ def backward(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple grads, tupl
     if derivatives:
         m = tape.kept[3].machine(tape.dtype, True)
     out = {}
-    for s, (name, width) in enumerate(m.program.states):
+    for name, width in m.program.states:
         if f"d{name}" in derivatives:
             out[f"d{name}"] = np.zeros((T * B, D * width), tape.dtype)
     if "x" in record:
@@ -580,7 +408,7 @@ def backward(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple grads, tupl
     found = add_pointers(carver, threads * tape.runs[0].phases.places, sizeof(fr_place))
     R = tape.runs[0].p.times.R
     places = []
-    for d in range(D):
+    for _ in range(D):
         places.append((
             carver.add(R * <object> tape.runs[0].phases.scratch), carver.add(m.back_size),
             add_pointers(carver, m.state_count, sizeof(char *)),
@@ -698,119 +526,3 @@ cdef object add_one_hot(Run *r, Machine m, tuple grads, object used):
             own = slice(g * of.width, (g + 1) * of.width)
             start = of.offset + g * slot
             grads[of.weight][own, used] += symbols[:, start: start + of.width].T
-
-
-# ---- the tape -----------------------------------------------------------------------------------
-
-cdef class ProgramTape:
-    def release(self):
-        """Give the memory back; backward is not possible any more."""
-        buffer = self.buffer
-        self.used = True
-        self.buffer = self.kept = self.weights = None
-        if buffer is not None:
-            give_back(self.workspace, buffer)
-
-    def __del__(self):
-        self.release()
-
-    def copy(self):
-        """Return a tape with memory of its own, which serves one more backward."""
-        cdef ProgramTape twin = ProgramTape()
-        cdef Buffer source = self.buffer, target
-        cdef Run *r
-        cdef int d, s
-        cdef ptrdiff_t distance
-        if source is None:
-            raise RuntimeError("copy: this tape was used already, a tape serves one backward")
-        target = self.workspace.take(source.nbytes)
-        memcpy(target.data, source.data, <ptrdiff_t> source.nbytes)
-        distance = target.data - source.data
-        for d in range(self.count):
-            r = &twin.runs[d]
-            r[0] = self.runs[d]
-            r.p.gates += distance
-            r.p.symbols += distance
-            r.parameters = <void **> (<char *> r.parameters + distance)
-            r.masks = <char **> (<char *> r.masks + distance)
-            r.mask_row = <ptrdiff_t *> (<char *> r.mask_row + distance)
-            r.mask_steps = <bint *> (<char *> r.mask_steps + distance)
-            r.states = <char **> (<char *> r.states + distance)
-            if not r.p.packed:
-                r.vectors += distance
-            for s in range(r.state_count):
-                r.states[s] += distance
-        twin.count = self.count
-        twin.machine = self.machine
-        twin.workspace = self.workspace
-        twin.kept = self.kept
-        twin.notes = self.notes
-        twin.weights = self.weights
-        twin.reverse = self.reverse
-        twin.time = self.time
-        twin.source = self.source
-        twin.target = self.target
-        twin.embedding_rows = self.embedding_rows
-        twin.used_rows = self.used_rows
-        twin.dtype = self.dtype
-        twin.shape = self.shape
-        twin.buffer = target
-        return twin
-
-    def __reduce__(self):
-        raise TypeError("a ProgramTape cannot be pickled, copy() makes another")
-
-    def __copy__(self):
-        return self.copy()
-
-    def __deepcopy__(self, memo):
-        return self.copy()
-
-    @property
-    def nbytes(self):
-        """Bytes of the tape."""
-        return 0 if self.buffer is None else self.buffer.nbytes
-
-    @property
-    def symbols(self):
-        """Whether x was symbols."""
-        return self.used_rows is not None
-
-    @property
-    def state_names(self):
-        return tuple(name for name, _ in self.machine.program.states)
-
-    @property
-    def recordable(self):
-        """The names of what backward can record."""
-        return (*(f"d{name}" for name in self.state_names), "x", *self.state_names)
-
-    @property
-    def x_shape(self):
-        """Shape of dx; () of one-hot symbols; see Tape.x_shape."""
-        T, B, I, _ = self.shape
-        if self.used_rows is not None:
-            return (self.embedding_rows, I) if self.embedding_rows else ()
-        return (T, B, I) if self.time is None else (self.time.size(self.source), I)
-
-    @property
-    def y_shape(self):
-        """Shape of y: (T, B, D*O), or with lengths or resets (M, D*O)."""
-        T, B, _, O = self.shape
-        rows = (T, B) if self.time is None else (self.time.size(self.target),)
-        return (*rows, self.count * O)
-
-    def states_before(self, int s):
-        """Return the state that each step began with, (T, B, D, width); padding is zero."""
-        cdef const Run *r
-        cdef int d
-        cdef ptrdiff_t width = self.machine.states[s].width, size = width * self.dtype.itemsize
-        T, B = self.shape[:2]
-        found = np.zeros((T, B, self.count, width), self.dtype)
-        for d in range(self.count):
-            r = &self.runs[d]
-            before = None if self.time is None else self.time.before()
-            copy_rows(<char *> cnp.PyArray_DATA(found) + d * cnp.PyArray_STRIDE(found, 2),
-                      cnp.PyArray_STRIDE(found, 1), places_of(self.time, self.shape, self.reverse[d]), r.states[s],
-                      r.state[s].pitch * r.table.itemsize, before, r.p.times.N, size)
-        return found

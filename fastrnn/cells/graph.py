@@ -284,7 +284,9 @@ class _Builder:
         self.bias = bias
         self.graph = Graph()
         self.values: dict[str, Node] = {}
-        self.done: dict[int, Node] = {}  # by id of an expression node of the equation at hand
+        # by id of an expression node of the equation at hand
+        self.done: dict[int, Node] = {}
+        self.sums: set[int] = set()  # sums and signs that have a product among their terms
 
     def run(self) -> Graph:
         definition, graph = self.definition, self.graph
@@ -294,6 +296,7 @@ class _Builder:
         states = {state.name for state in definition.states}
         for equation in definition.equations:
             self.done = {}
+            self.sums = _sums_of_products(equation.expression)
             if len(equation.targets) > 1:
                 for target, node in zip(equation.targets, self.parts(equation), strict=True):
                     self.values[target.name] = node
@@ -349,6 +352,8 @@ class _Builder:
 
     def terms(self, e: tree.Expression) -> list[tuple[int, tree.Expression]] | None:
         """Return the terms of a sum with their signs, if a product is among them."""
+        if id(e) not in self.sums:
+            return None
         found: list[tuple[int, tree.Expression]] = []
         stack = [(1, e)]
         while stack:
@@ -356,12 +361,14 @@ class _Builder:
             if isinstance(n, tree.Binary) and n.operator in "+-":
                 stack.append((sign if n.operator == "+" else -sign, n.right))
                 stack.append((sign, n.left))
+            elif isinstance(n, tree.Negative) and id(n) in self.sums:
+                stack.append((-sign, n.operand))
             else:
                 found.append((sign, n))
-        return found if any(isinstance(n, tree.Product) for _, n in found) else None
+        return found
 
     def needed(self, e: tree.Expression) -> list[tree.Expression]:
-        terms = self.terms(e) if isinstance(e, (tree.Binary, tree.Product)) else None
+        terms = self.terms(e)
         if terms is not None:
             return [n.operand if isinstance(n, tree.Product) else n for _, n in terms]
         if isinstance(e, tree.Binary):
@@ -392,10 +399,9 @@ class _Builder:
 
     def value(self, e: tree.Expression) -> Node:
         graph = self.graph
-        if isinstance(e, (tree.Binary, tree.Product)):
-            terms = self.terms(e)
-            if terms is not None:
-                return self.sum(e, terms)
+        terms = self.terms(e)
+        if terms is not None:
+            return self.sum(e, terms)
         if isinstance(e, tree.Number):
             return graph.constant(e.value)
         if isinstance(e, tree.Name):
@@ -507,6 +513,8 @@ class _Builder:
 
     def power(self, e: tree.Binary, a: Node) -> Node:
         graph, exponent = self.graph, self.exponent(e)
+        if exponent is None and self.done[id(e.right)].op == "constant":
+            exponent = self.done[id(e.right)].data
         if exponent is None:
             b = self.done[id(e.right)]
             return graph.apply("exp", graph.mul(b, graph.apply("log", a)))
@@ -540,7 +548,22 @@ class _Builder:
                 condition.left, condition.right, *e.arguments[1:]))
             return compare(graph, condition.operator, left, right, a, b)
         args = [self.done[id(n)] for n in e.arguments]
+        if e.function == "sum" and args[0].op == "constant":  # of units that are all the same
+            width = self.sizes[self.definition.widths[e.arguments[0]]]
+            return graph.mul(args[0], graph.constant(width))
         return FUNCTIONS[e.function](graph, *args)
+
+
+def _sums_of_products(root: tree.Expression) -> set[int]:
+    """Return the ids of products, and of sums and signs that have one among their terms."""
+    found: set[int] = set()
+    for n in tree.post_order(root):
+        if isinstance(n, tree.Product):
+            found.add(id(n))
+        elif isinstance(n, tree.Negative) or isinstance(n, tree.Binary) and n.operator in "+-":
+            if any(id(child) in found for child in tree.children(n)):
+                found.add(id(n))
+    return found
 
 
 MASKS = {"dropout": ("dropout", True), "sequence_dropout": ("dropout", False),

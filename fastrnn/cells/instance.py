@@ -19,7 +19,7 @@ from fastrnn.cells.tree import Name, Product, post_order
 from fastrnn.cells.weights import effective, initial, pull_back, shape
 
 if TYPE_CHECKING:
-    from fastrnn.cells.table import Gate
+    from fastrnn.cells.table import Cell, Gate
 
 __all__ = ["Instance", "Plan"]
 
@@ -47,6 +47,7 @@ class Instance:
     slope: float | None = None
     keep_gate: int | None = None
     input_gate: int | None = None
+    form_of: Cell | None = None
 
     def __init__(self, definition: Definition, options: Mapping[str, Any] | None = None) -> None:
         self.definition = definition
@@ -103,6 +104,10 @@ class Instance:
         sizes, definition = self.sizes(I, H), self.definition
         return {name: shape(w, sizes) for name, w in definition.weights.items()} | {
             name: shape(v, sizes) for name, v in definition.vectors.items() if bias or not v.bias}
+
+    def arranged(self, arrays: Mapping[str, Any], I: int, H: int) -> tuple[Any, ...]:
+        """Return the arrays of `parameters` in the order of the definition, which they have."""
+        return tuple(arrays.values())
 
     @property
     def fixed(self) -> tuple[str, ...]:

@@ -248,6 +248,12 @@ class _Emitter:
             return VECTOR, self.vectors.learned(*node.data, node.width)
         return self.places.get(node.number)
 
+    def spot(self, node: Node) -> Spot:
+        """Return the place of a node that has one."""
+        found = self.place(node)
+        assert found is not None, node
+        return found
+
     def code(self, phase: int) -> Code:
         _, width, nodes = self.plan.phases[phase]
         copies = self.late.get(phase, [])
@@ -653,7 +659,7 @@ class _Compiler:
             if kind == "elementwise":
                 phases.append(emitter.code(at))
             elif kind == "sums":
-                phases.append([Sum(emitter.places[n.number], emitter.places[n.args[0].number],
+                phases.append([Sum(emitter.places[n.number], emitter.spot(n.args[0]),
                                    n.args[0].width) for n in nodes])
             elif nodes[0].op == "part":
                 groups = dict.fromkeys(n.data[0] for n in nodes if n.op == "part")

@@ -72,6 +72,10 @@ class AnyCell(Protocol):
     def recordable(self) -> tuple[str, ...]:
         """What backward can record: "d" + name for each state first; see Pass.backward."""
 
+    @property
+    def form_of(self) -> Cell | None:
+        """The table's cell whose gates the parameters' rows are, in its order; None without."""
+
     def state_widths(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the width of each state, for sizes I and H by their names."""
 
@@ -80,6 +84,9 @@ class AnyCell(Protocol):
 
     def parameters(self, I: int, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
         """Return the shapes of one layer's parameters by name."""
+
+    def arranged(self, arrays: Mapping[str, Any], I: int, H: int) -> tuple[Any, ...]:
+        """Return the arrays of `parameters` as the kernels take them: themselves, or views."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +129,11 @@ class Cell:
         return "c" in self.states
 
     @property
+    def form_of(self) -> Cell:
+        """The cell itself."""
+        return self
+
+    @property
     def output(self) -> str:
         """What a layer gives at each step: "h"."""
         return self.states[0]
@@ -152,6 +164,10 @@ class Cell:
         if bias:
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         return shapes
+
+    def arranged(self, arrays: Mapping[str, Any], I: int, H: int) -> tuple[Any, ...]:
+        """Return the arrays of `parameters` in their order: the kernels take them as they are."""
+        return tuple(arrays.values())
 
     def __reduce__(self) -> tuple[Callable[[str], Cell], tuple[Any, ...]]:
         """Pickle the name: a copy is the same row."""

@@ -1,4 +1,4 @@
-"""The command `fastrnn`: train, sample, gradflow, info.
+"""The command `fastrnn`: train, sample, gradflow, cells, info.
 
 Nothing but the standard library is imported with this module, so that `main` can end quietly when
 Ctrl-C comes while NumPy is loaded.
@@ -29,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, 1 for an error, 130 after Ctrl-C, 141 if whoever reads the output has
-        gone. Wrong usage raises SystemExit, as argparse has it.
+        The exit status: 0, 1 for an error, 2 for a cell whose equations are wrong, 130 after
+        Ctrl-C, 141 if whoever reads the output has gone. Wrong usage raises SystemExit, as argparse
+        has it.
     """
     streams.prepare()
     out, err = sys.stdout, sys.stderr
@@ -58,7 +59,7 @@ def _run(argv: Sequence[str] | None) -> int:
         name = f"fastrnn {args.command}"
         with warnings.catch_warnings():
             warnings.showwarning = functools.partial(_warn, name)
-            args.run(args)
+            status: int | None = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -75,7 +76,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         _complain(f"\n{name}", "interrupted")
         return INTERRUPTED
-    return 0
+    return status or 0
 
 
 def _warn(name: str, message: Warning | str, *_: Any) -> None:

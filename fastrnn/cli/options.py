@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_train, _add_sample, _add_gradflow):
         add(commands)
+    _add_cells(commands)
     info = commands.add_parser("info", help="show instruction set, threads and versions")
     info.set_defaults(run=lambda _: fastrnn.show_config())
     return made
@@ -111,6 +112,17 @@ def _add_gradflow(commands: Any) -> None:
     flow.set_defaults(run=_gradflow)
 
 
+def _add_cells(commands: Any) -> None:
+    cells = commands.add_parser(
+        "cells", help="show the zoo of cells, or check equations of your own",
+        description="List the cells that fastrnn has as equations, show one of them, or read "
+        "equations from a file and say what they define or what is wrong with them.",
+        epilog="The exit status is 2 if the equations of the file are wrong.")
+    cells.add_argument("name", nargs="?", metavar="NAME", help="a cell of the zoo")
+    cells.add_argument("--file", type=_path, metavar="FILE", help="a text file with equations")
+    cells.set_defaults(run=_cells)
+
+
 # What a command needs is imported when it runs.
 
 
@@ -133,6 +145,12 @@ def _gradflow(args: argparse.Namespace) -> None:
 
     _set_threads(args)
     gradflow.run(args)
+
+
+def _cells(args: argparse.Namespace) -> int:
+    from fastrnn.cli import cells
+
+    return cells.run(args)
 
 
 def _set_threads(args: argparse.Namespace) -> None:

@@ -60,7 +60,7 @@ def _train(args: argparse.Namespace) -> None:
           f"{len(held_out):,} held out")
     layer = model.layers[0]
     layers = f"{layer.num_layers} x " if layer.num_layers > 1 else ""
-    print(f"{layers}{model.cell.upper()} {layer.hidden_size}: {model.num_parameters:,} parameters, "
+    print(f"{layers}{_name(model).upper()} {layer.hidden_size}: {model.num_parameters:,} parameters, "
           f"{amount(fastrnn.get_num_threads(), 'thread')}, {get_isa()}", flush=True)
 
     notes = {"trained on": what, "batch": args.batch, "bptt": args.bptt, "lr": args.lr,
@@ -127,13 +127,18 @@ def _model(args: argparse.Namespace) -> LanguageModel:
                              num_layers=sizes["layers"], cell=sizes["cell"], seed=args.seed)
     model = load_language_model(args.source)
     layer = model.layers[0]
-    own = {"cell": model.cell, "hidden": layer.hidden_size, "layers": layer.num_layers,
+    own = {"cell": _name(model), "hidden": layer.hidden_size, "layers": layer.num_layers,
            "embedding": layer.input_size}
     for name, value in given.items():
         if value != own[name]:
             raise ValueError(f"--{name} is {value}, expected {own[name]}, which "
                              f"{str(args.source)!r} has, or no --{name}")
     return model
+
+
+def _name(model: LanguageModel) -> str:
+    """Return the name of a model's cell, also of one from equations."""
+    return str(getattr(model.cell, "name", model.cell))
 
 
 def _length(args: argparse.Namespace) -> dict[str, Any]:

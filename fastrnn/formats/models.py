@@ -16,17 +16,24 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.formats import safetensors
+from fastrnn.formats.definitions import check_definition, read_cell
+from fastrnn.layers.kinds import KINDS
+from fastrnn.layers.layer import Layer
 from fastrnn.layers.parameters import UNSET, Parametrized
 from fastrnn.layers.single import SINGLE
-from fastrnn.layers.standard import LAYERS, cell_of
+from fastrnn.layers.standard import LAYERS
 from fastrnn.models import EncoderDecoder, LanguageModel, SequenceModel, Stack
 from fastrnn.models.model import Model
 
 __all__ = ["BESIDE", "describe", "load", "model_from", "save", "try_save"]
 
 _CLASSES: tuple[type[Parametrized], ...] = (
-    SequenceModel, EncoderDecoder, LanguageModel, Stack, *LAYERS.values(), *SINGLE.values())
+    SequenceModel, EncoderDecoder, LanguageModel, Stack, *LAYERS.values(), Layer,
+    *SINGLE.values())
 MODELS = {known.__name__: known for known in _CLASSES}
+
+# Stacked layers that have no parameters, so that no array of a file shows how many there are.
+_UNHELD = 16
 
 # With these begin the names of what a checkpoint has beside the model.
 BESIDE = ("optimizer.", "state.", "history.")
@@ -43,6 +50,8 @@ def describe(model: Any) -> dict[str, Any]:
     ------
     TypeError
         If it is something else, or of a subclass: nobody could make it again from a file.
+    ValueError
+        If a layer's definition is larger than a file's may be.
     """
     _check_class("model", model)
     if isinstance(model, EncoderDecoder):
@@ -51,6 +60,9 @@ def describe(model: Any) -> dict[str, Any]:
     if isinstance(model, Model):
         for layer in model.recurrent:
             _check_class("a layer of the model", layer)
+    for layer in model.recurrent if isinstance(model, Model) else [model]:
+        if isinstance(layer, Layer):
+            check_definition(layer.definition)
     return {"model": type(model).__name__, "config": model.config}
 
 
@@ -69,7 +81,7 @@ def save(model: Any, path: Any, notes: dict[str, Any] | None = None) -> None:
 
     Parameters
     ----------
-    model : SequenceModel, EncoderDecoder, LanguageModel, Stack, RNN, LSTM, GRU or a single cell
+    model : SequenceModel, EncoderDecoder, LanguageModel, Stack, RNN, LSTM, GRU, Layer, single cell
     path : path
         A file that is there is replaced.
     notes : dict, optional
@@ -77,8 +89,9 @@ def save(model: Any, path: Any, notes: dict[str, Any] | None = None) -> None:
 
     Raises
     ------
-    TypeError
-        If the model is of another kind, or the notes are not JSON values.
+    TypeError, ValueError
+        If the model is of another kind, the notes are not JSON values, or the equations of a layer
+        are larger than those of a file may be.
     OSError
         If the file cannot be written; it names the file.
 
@@ -169,7 +182,7 @@ def model_from(name: str, config: dict[str, Any]) -> Any:
                 decoder["layers"][own] = encoder.layers[theirs]
         return EncoderDecoder(encoder, model_from(name, decoder))
     made: Any = MODELS[name]
-    if name in LAYERS or name in SINGLE:
+    if name in KINDS or name in SINGLE:
         config = {key: value for key, value in config.items() if key != "layer"}
     return made(**config, seed=UNSET)
 
@@ -184,33 +197,41 @@ def _decoder_class(config: dict[str, Any]) -> str:
 
 def _check_size(name: str, config: dict[str, Any], numbers: int, arrays: int) -> None:
     """Refuse a configuration of more parameters than a file has, before anything is made."""
-    layers, claimed = _claimed(_checks.one_of("model", name, MODELS), config)
+    layers, claimed = _claimed(_checks.one_of("model", name, MODELS), config, numbers)
     if layers > arrays or claimed > numbers:
         raise RefusedValue(f"its configuration has {_checks.show(claimed)} parameters in "
                            f"{_checks.show(layers)} layers, its arrays have {numbers} numbers")
 
 
-def _claimed(name: str, config: dict[str, Any]) -> tuple[int, int]:
-    """Return how many stacked layers a configuration has, and at least how many parameters."""
+def _claimed(name: str, config: dict[str, Any], held: int) -> tuple[int, int]:
+    """Return how many stacked layers a configuration has, and at least how many parameters.
+
+    The file has `held` numbers.
+    """
     if name == "EncoderDecoder":
-        encoder = _claimed("Stack", config["encoder"])
-        decoder = _claimed(_decoder_class(config["decoder"]), config["decoder"])
+        encoder = _claimed("Stack", config["encoder"], held)
+        decoder = _claimed(_decoder_class(config["decoder"]), config["decoder"], held)
         return encoder[0] + decoder[0], encoder[1] + decoder[1]
-    if name in LAYERS:
-        return _claimed_by_layer(name, config)
+    if name in KINDS:
+        return _claimed_by_layer(name, config, held)
     if name in SINGLE:
-        return _claimed_by_layer(name.removesuffix("Cell"), config | {"num_layers": 1})
+        return _claimed_by_layer(name.removesuffix("Cell"), config | {"num_layers": 1}, held)
     if name == "LanguageModel":
         E, H, L = (_size(config, key) for key in ("embedding_size", "hidden_size", "num_layers"))
         V = len(config["characters"] or "") or _size(config, "vocab_size")
-        layer: Any = {"input_size": E, "hidden_size": H, "num_layers": L}
-        layers, numbers = _claimed_by_layer(str(config["cell"]).upper(), layer)
-        return layers, numbers + V * (E + H)
-    inner = [_claimed_by_layer(layer["layer"], layer) for layer in config["layers"]]
+        layer: dict[str, Any] = {"input_size": E, "hidden_size": H, "num_layers": L}
+        kind = str(config["cell"]).upper()
+        if isinstance(config["cell"], dict):
+            kind = "Layer"
+            layer["cell"] = config["cell"]
+        layers, numbers = _claimed_by_layer(kind, layer, held)
+        width = read_cell(kind, layer, held).output_width({"I": E, "H": H})
+        return layers, numbers + V * (E + width)
+    inner = [_claimed_by_layer(layer["layer"], layer, held) for layer in config["layers"]]
     layers, numbers = (sum(values) for values in zip(*inner, strict=True))
     I, last = _size(config["layers"][0], "input_size"), config["layers"][-1]
     sizes = {key[0].upper(): _size(last, key) for key in ("input_size", "hidden_size")}
-    cell = cell_of(last["layer"], last)
+    cell = read_cell(last["layer"], last, held)
     if config["vocab_size"] is not None and not config["one_hot"]:
         numbers += _size(config, "vocab_size") * I
     if name == "SequenceModel":
@@ -220,13 +241,16 @@ def _claimed(name: str, config: dict[str, Any]) -> tuple[int, int]:
     return layers, numbers
 
 
-def _claimed_by_layer(name: str, config: dict[str, Any]) -> tuple[int, int]:
-    cell = cell_of(name, config)
+def _claimed_by_layer(name: str, config: dict[str, Any], held: int) -> tuple[int, int]:
     I, H, L = (_size(config, key) for key in ("input_size", "hidden_size", "num_layers"))
+    cell = read_cell(name, config, held)
     D = 2 if config.get("bidirectional") else 1
     first, more = (sum(map(math.prod, cell.parameters(inputs, H, False).values()))
-                   for inputs in (I, D * cell.output_width({"I": I, "H": H})))
-    return L * D, D * (first + (L - 1) * more)
+                   for inputs in (I, D * cell.output_width({"I": I, "H": H}) if L > 1 else I))
+    stacked = L * D
+    if first == 0 and L <= _UNHELD:
+        stacked = 0
+    return stacked, D * (first + (L - 1) * more)
 
 
 def _size(config: dict[str, Any], name: str) -> int:

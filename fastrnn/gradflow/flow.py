@@ -137,7 +137,7 @@ def gradient_flow(
     """
     check_layer(layer)
     check_parts(parts)
-    if layer.mode == "bfloat16" or (layer.dropout and not layer.training):
+    if layer.mode == "bfloat16" or (layer.draws and not layer.training):
         layer = copy.deepcopy(layer).train()
     x = as_list(x)
     if is_list(x):
@@ -271,7 +271,7 @@ def check_layer(layer: Any) -> None:
 @contextlib.contextmanager
 def _same_dropout(*layers: Recurrent) -> Iterator[None]:
     """On leaving, set the generators of dropout to where they were."""
-    before = [(layer, layer.dropout_state) for layer in layers if layer.dropout]
+    before = [(layer, layer.dropout_state) for layer in layers if layer.draws]
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.cells import Cell
 from fastrnn.layers.packs import PackedPart
 from fastrnn.layers.parameters import writeable
 
@@ -30,17 +31,17 @@ __all__ = ["chrono", "forget_bias", "glorot", "identity", "normal", "orthogonal"
 Target = TypeVar("Target")
 
 
-def _recurrent(layer: Any) -> PackedPart:
-    """Return the layer, if its weights are those of gates and may be set."""
+def _recurrent(layer: Any) -> tuple[PackedPart, Cell]:
+    """Return the layer and its row of the table, if its weights have gates and may be set."""
     if not isinstance(layer, PackedPart):
         raise RefusedType(f"layer is {_checks.kind(layer)}, expected an RNN, LSTM or GRU, alone or "
                           "of a model's layers, or a single cell")
-    if not layer.cell.gates:
+    if layer.cell.form_of is None:
         raise RefusedType(f"layer is of the cell {layer.cell.name}, expected an RNN, LSTM or GRU, "
                           "whose weights have a part for each gate")
     writeable(layer.training)
     layer.changed()
-    return layer
+    return layer, layer.cell.form_of
 
 
 def _rng(seed: Any) -> np.random.Generator:
@@ -48,10 +49,14 @@ def _rng(seed: Any) -> np.random.Generator:
 
 
 def _named(layer: PackedPart, kind: str) -> Iterator[np.ndarray]:
-    """Yield each parameter of a kind by gate: weights (G, H, N), biases (G, H)."""
+    """Yield each parameter of a kind by gate: weights (G, H, N), biases (G, H).
+
+    A projection is one block (1, P, H).
+    """
     for name, param in layer.parameters().items():
         if name.startswith(kind):
-            yield param.reshape(-1, layer.hidden_size, *param.shape[1:])
+            rows = len(param) if name.startswith("weight_hr") else layer.hidden_size
+            yield param.reshape(-1, rows, *param.shape[1:])
 
 
 def _biases(layer: PackedPart) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -87,7 +92,7 @@ def torch_uniform(layer: Target, seed: Any = None) -> Target:
     ValueError
         If it is in evaluation mode, or the seed is no whole number.
     """
-    recurrent, rng = _recurrent(layer), _rng(seed)
+    (recurrent, _), rng = _recurrent(layer), _rng(seed)
     PackedPart._draw(recurrent, rng)
     return layer
 
@@ -111,7 +116,7 @@ def normal(layer: Target, std: float, seed: Any = None) -> Target:
     TypeError, ValueError
         As torch_uniform; also if `std` is not above 0.
     """
-    recurrent, rng = _recurrent(layer), _rng(seed)
+    (recurrent, _), rng = _recurrent(layer), _rng(seed)
     _checks.above("std", std)
     for weight in _named(recurrent, "weight"):
         weight[...] = _checks.held("a weight", rng.normal(0, std, weight.shape), weight.dtype)
@@ -141,7 +146,7 @@ def glorot(layer: Target, seed: Any = None) -> Target:
     X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural
     networks", AISTATS 2010, equation 16.
     """
-    recurrent, rng = _recurrent(layer), _rng(seed)
+    (recurrent, _), rng = _recurrent(layer), _rng(seed)
     for weight in _named(recurrent, "weight"):
         _, H, N = weight.shape
         bound = math.sqrt(6 / (N + H))
@@ -153,6 +158,8 @@ def glorot(layer: Target, seed: Any = None) -> Target:
 @public
 def orthogonal(layer: Target, gain: float = 1.0, seed: Any = None) -> Target:
     """Set each gate's recurrent weights (H, H) to a random rotation or reflection, times gain.
+
+    Behind a projection they are (H, P), and their columns are orthogonal; weight_hr stays as it is.
 
     Parameters
     ----------
@@ -175,7 +182,7 @@ def orthogonal(layer: Target, gain: float = 1.0, seed: Any = None) -> Target:
     learning in deep linear neural networks", ICLR 2014; F. Mezzadri, "How to generate random
     matrices from the classical compact groups", Notices of the AMS 54, 2007: the signs.
     """
-    recurrent, rng = _recurrent(layer), _rng(seed)
+    (recurrent, _), rng = _recurrent(layer), _rng(seed)
     _checks.above("gain", gain)
     for weight in _named(recurrent, "weight_hh"):
         q, r = np.linalg.qr(rng.standard_normal(weight.shape))
@@ -212,9 +219,9 @@ def identity(layer: Target, scale: float = 1.0, seed: Any = None) -> Target:
     Q. V. Le, N. Jaitly and G. E. Hinton, "A simple way to initialize recurrent networks of
     rectified linear units", arXiv:1504.00941, 2015.
     """
-    recurrent, rng = _recurrent(layer), _rng(seed)
+    (recurrent, cell), rng = _recurrent(layer), _rng(seed)
     _checks.above("scale", scale)
-    if recurrent.cell.name != "rnn_relu":
+    if cell.name != "rnn_relu":
         raise RefusedValue(f"layer is {recurrent!r}, expected an RNN with nonlinearity "
                          "'relu'")
     eye = _checks.held("a weight", scale * np.eye(recurrent.hidden_size), recurrent.dtype)
@@ -247,7 +254,8 @@ def sparse(
     Raises
     ------
     TypeError, ValueError
-        As torch_uniform; also if `spectral_radius` or `nonzeros` is out of its range.
+        As torch_uniform; also if `spectral_radius` or `nonzeros` is out of its range, or the layer
+        has a projection.
 
     References
     ----------
@@ -255,7 +263,10 @@ def sparse(
     momentum in deep learning", ICML 2013, section 3; H. Jaeger and H. Haas, "Harnessing
     nonlinearity", Science 304, 2004.
     """
-    recurrent, rng = _recurrent(layer), _rng(seed)
+    (recurrent, _), rng = _recurrent(layer), _rng(seed)
+    if recurrent.output_size != recurrent.hidden_size:
+        raise RefusedValue(f"layer is {recurrent!r}, expected one without a projection: only "
+                           "square matrices have eigenvalues")
     _checks.above("spectral_radius", spectral_radius)
     count = min(_checks.positive("nonzeros", nonzeros), recurrent.hidden_size)
     for weight in _named(recurrent, "weight_hh"):
@@ -294,11 +305,11 @@ def forget_bias(layer: Target, value: float = 1.0) -> Target:
     R. Jozefowicz, W. Zaremba and I. Sutskever, "An empirical exploration of recurrent network
     architectures", ICML 2015.
     """
-    recurrent = _recurrent(layer)
+    recurrent, cell = _recurrent(layer)
     _checks.above("value", value, -math.inf)
-    if recurrent.cell.name != "lstm":
+    if cell.name != "lstm":
         raise RefusedValue(f"layer is {recurrent!r}, expected an LSTM")
-    keep = recurrent.cell.keep_gate
+    keep = cell.keep_gate
     held = _checks.held("a bias", np.float64(value).reshape(1), recurrent.dtype)
     for bias_ih, bias_hh in _biases(recurrent):
         bias_ih[keep], bias_hh[keep] = held, 0
@@ -334,9 +345,8 @@ def chrono(layer: Target, T_max: float, seed: Any = None) -> Target:
     ----------
     C. Tallec and Y. Ollivier, "Can recurrent neural networks warp time?", ICLR 2018.
     """
-    recurrent, rng = _recurrent(layer), _rng(seed)
+    (recurrent, cell), rng = _recurrent(layer), _rng(seed)
     _checks.at_least("T_max", T_max, 2)
-    cell = recurrent.cell
     if cell.keep_gate is None:
         raise RefusedValue(f"layer is {recurrent!r}, expected an LSTM or a GRU")
     for bias_ih, bias_hh in _biases(recurrent):

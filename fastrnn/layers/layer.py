@@ -5,17 +5,63 @@ Letters: T steps, B batch, I input, H hidden, L layers, D directions, O features
 
 from __future__ import annotations
 
+import inspect
+import operator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedType, public
+from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.cells.definition import Definition
 from fastrnn.cells.instance import Instance
 from fastrnn.layers.recurrent import Recurrent
 
-__all__ = ["Layer"]
+__all__ = ["Layer", "config_of", "definition_of", "instance_of"]
+
+_OF_CONFIG = {"text", "name", "paper"}  # what a configuration has of a definition
+
+
+def definition_of(cell: Any) -> Definition:
+    """Return a definition, made anew if it is that of a configuration."""
+    if isinstance(cell, dict) and cell.keys() == _OF_CONFIG:
+        return Definition(**cell)
+    if not isinstance(cell, Definition):
+        raise RefusedType(f"cell is {_checks.kind(cell)}, expected what fastrnn.cell makes of "
+                          "equations, or one of fastrnn.cells")
+    return cell
+
+
+def config_of(definition: Definition) -> dict[str, str]:
+    """Return what makes a definition anew; fit for JSON."""
+    return {"text": definition.text, "name": definition.name, "paper": definition.paper}
+
+
+def instance_of(config: Mapping[str, Any]) -> Instance:
+    """Return the cell of a layer's configuration, with its sizes and constants."""
+    options = {name: value for name, value in config.items()
+               if name not in _arguments() and name != "layer"}
+    return Instance(definition_of(config["cell"]), options)
+
+
+def _arguments() -> frozenset[str]:
+    """Return the names of a layer's own arguments."""
+    return frozenset(inspect.signature(Layer.__init__).parameters) - {"options"}
+
+
+def _name_of(parameter: str) -> str:
+    """Return the definition's name of a layer's parameter: "W" of "W_l0_reverse"."""
+    return parameter.removesuffix("_reverse").rpartition("_l")[0]
+
+
+def _check_names(definition: Definition) -> None:
+    """Refuse a definition whose sizes or constants could not be given to a layer."""
+    for what, names in (("size", definition.sizes), ("constant", definition.constants)):
+        for name in names:
+            if name in _arguments() or name == "layer":
+                raise RefusedValue(f"cell has a {what} {name!r}, expected another name: a layer "
+                                   "has an argument of this name")
 
 
 class Layer(Recurrent):
@@ -74,21 +120,24 @@ class Layer(Recurrent):
         bias: bool = True, batch_first: bool = False, dropout: float = 0.0,
         bidirectional: bool = False, *, dtype: Any = np.float32, seed: Any = None, **options: Any,
     ) -> None:
-        if isinstance(cell, dict) and cell.keys() == {"text", "name", "paper"}:  # of `config`
-            cell = Definition(**cell)
-        if not isinstance(cell, Definition):
-            raise RefusedType(f"cell is {_checks.kind(cell)}, expected what fastrnn.cell makes of "
-                              "equations, or one of fastrnn.cells")
-        self.definition = cell
+        self.definition = cell = definition_of(cell)
+        _check_names(cell)
         super().__init__(Instance(cell, options), input_size, hidden_size, num_layers, bias,
                          batch_first, dropout, bidirectional, dtype, seed)
 
     @property
     def config(self) -> dict[str, Any]:  # noqa: D102, documented in the base class
-        definition = self.definition
         assert isinstance(self.cell, Instance)
-        return super().config | self.cell.given | {"cell": {
-            "text": definition.text, "name": definition.name, "paper": definition.paper}}
+        given = {name: operator.index(value) if name in self.definition.sizes else float(value)
+                 for name, value in self.cell.given.items()}
+        return super().config | given | {"cell": config_of(self.definition)}
+
+    @property
+    def fixed_parameters(self) -> frozenset[str]:
+        """The names of the weights that are declared `fixed`: no optimiser changes them."""
+        assert isinstance(self.cell, Instance)
+        fixed = self.cell.fixed
+        return frozenset(name for name in self._params if _name_of(name) in fixed)
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.cell.given.items()  # type: ignore[attr-defined]

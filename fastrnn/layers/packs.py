@@ -113,6 +113,7 @@ class PackedPart(Part):
     _weights: list[tuple[Weights, ...]]  # by stacked layer and direction
     _packs: list[tuple[Packed, ...]] | None = None
     _packed_for = ""  # the instruction set
+    _masked = False  # whether a step of the cell has masks that training draws
 
     def _use_cell(self, cell: AnyCell) -> None:
         """Set the cell, and what follows from it and the sizes."""
@@ -124,7 +125,7 @@ class PackedPart(Part):
 
     def _draw(self, rng: np.random.Generator) -> None:
         """Draw the initial parameters."""
-        if isinstance(self.cell, Cell):
+        if self.cell.form_of is not None:
             bound = 1 / math.sqrt(self.hidden_size)
             self.flat[:] = rng.uniform(-bound, bound, self.flat.size)
             return
@@ -158,7 +159,8 @@ class PackedPart(Part):
                 kinds[I] = programs.Kind(self.cell, I, self.hidden_size,  # type: ignore[arg-type]
                                          self.bias)
         self.__dict__ |= {"_kernels": programs.PROGRAMS, "_kinds": [
-            kinds[self._input_size_of(number)] for number in range(layers)]}
+            kinds[self._input_size_of(number)] for number in range(layers)],
+            "_masked": any(kind.draws for kind in kinds.values())}
 
     def _checked_state(
         self, names: tuple[str, str, str], value: Any, shape: tuple[int, ...],

@@ -279,6 +279,11 @@ class Part(Parametrized):
     def parts(self) -> dict[str, Part]:  # noqa: D102, documented in the base class
         return {"": self}
 
+    @property
+    def fixed_parameters(self) -> frozenset[str]:
+        """The names of the parameters that no optimiser changes; their gradients are zero."""
+        return frozenset()
+
     # what the base class finds by walking over the parts, at once
 
     @property

@@ -208,9 +208,10 @@ class Pass:
         if record != ():
             record = checked_record(record, layer.cell.recordable)
         into = layer.grads_by_layer(grads)
+        first_grad = (layer._grads if grads is None else grads)[next(iter(layer._shapes))]
 
         dinitial = layer._new_states(L * D, B)
-        with adding(into[0][0][0]):
+        with adding(first_grad):
             if retain:
                 tapes = [(tape.copy(), mask) for tape, mask in tapes]
             else:

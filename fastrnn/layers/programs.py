@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrnn._kernels import program
-from fastrnn._kernels.program import Compiled, PackedProgram
+from fastrnn._kernels.packed_program import Compiled, PackedProgram
 from fastrnn.cells.instance import Instance, Plan, drawn_mask
 
 if TYPE_CHECKING:
@@ -30,9 +30,22 @@ class Kind(Compiled):
         self.plan: Plan = instance.plan(I, H, bias)
         super().__init__(self.plan.program, self.plan.recording)
 
+    @property
+    def draws(self) -> bool:
+        """Whether a call in training draws masks."""
+        return bool(self.plan.masks) or any(
+            weight.kind == "dropconnect" for _, weight in self.plan.reparametrised)
+
     def packed(self, parameters: Arrays, dtype: Any) -> PackedProgram:
         """Return one direction's parameters in the kernels' panels."""
         return PackedProgram(self, dtype, self.plan.matrices(parameters, {}))
+
+
+class Held(NamedTuple):
+    """What one direction draws once a call: masks of sequences by their numbers, and of weights."""
+
+    masks: dict[int, np.ndarray]
+    weight_masks: dict[int, np.ndarray]
 
 
 class Drawn(NamedTuple):
@@ -43,12 +56,20 @@ class Drawn(NamedTuple):
     weight_masks: dict[int, np.ndarray]
 
 
-def draw(kind: Kind, parameters: Arrays, rng: np.random.Generator, B: int, N: int, dtype: Any
-         ) -> Drawn:
+def hold(kind: Kind, rng: np.random.Generator, B: int, dtype: Any) -> Held:
+    """Draw what a call of B sequences draws once."""
+    masks = {i: drawn_mask(rng, (B, mask.width), mask.rate, mask.kind, dtype)
+             for i, mask in enumerate(kind.plan.masks) if not mask.each_step}
+    return Held(masks, kind.plan.weight_masks(rng, dtype))
+
+
+def draw(kind: Kind, parameters: Arrays, rng: np.random.Generator, B: int, N: int, dtype: Any,
+         held: Held | None = None) -> Drawn:
     """Return parameters with masks for a call of B sequences and N rows of all steps."""
-    masks = tuple(drawn_mask(rng, (N if mask.each_step else B, mask.width), mask.rate, mask.kind,
-                             dtype) for mask in kind.plan.masks)
-    return Drawn(parameters, masks, kind.plan.weight_masks(rng, dtype))
+    held = held or hold(kind, rng, B, dtype)
+    masks = tuple(drawn_mask(rng, (N, mask.width), mask.rate, mask.kind, dtype)
+                  if mask.each_step else held.masks[i] for i, mask in enumerate(kind.plan.masks))
+    return Drawn(parameters, masks, held.weight_masks)
 
 
 class Programs:

@@ -82,6 +82,7 @@ class Recurrent(Dropout):
                         "has_c", "state_widths", "output_size", "directions", "width"])
     directions: int
     width: int
+    _held: list[tuple[Any, ...]] | None = None  # masks that are not drawn again at each call
 
     def __init__(
         self, cell: AnyCell, input_size: int, hidden_size: int, num_layers: int = 1,
@@ -353,7 +354,7 @@ class Recurrent(Dropout):
         if latest:  # nothing is refused from here on
             self.__dict__["_last"] = None
         tapes, kernels = [], self._kernels
-        draws = dropout and kernels is not sequence
+        draws = dropout and self._masked
         for number in range(L):
             onto = target if number == L - 1 else "walk"  # between layers there is no padding
             y = rows(T, B, self.width, dtype, layout.batch_first) if time is None else (
@@ -429,11 +430,11 @@ class Recurrent(Dropout):
 
     def _by_layer(self, named: Mapping[str, np.ndarray]) -> list[tuple[Weights, ...]]:
         """Return, for each layer and direction, the cell's parameters in their order."""
-        names = self.cell.parameters(self.input_size, self.hidden_size,
-                                     self.bias or isinstance(self.cell, Cell))
+        cell, H = self.cell, self.hidden_size
+        names = cell.parameters(self.input_size, H, self.bias or isinstance(cell, Cell))
         return [  # a bias of the table's cells may be missing: None
-            tuple(tuple(named.get(f"{name}_l{number}{direction}") for name in names)  # type: ignore
-                  for direction in self._suffixes)
+            tuple(cell.arranged({name: named.get(f"{name}_l{number}{direction}") for name in names},
+                                self._input_size_of(number), H) for direction in self._suffixes)
             for number in range(self.num_layers)
         ]
 
@@ -446,9 +447,22 @@ class Recurrent(Dropout):
 
         if self.mode != "training":
             return tuple(self._packed()[number])
-        return tuple(draw(self._kinds[number], own,  # type: ignore[arg-type]
-                          self._generator(), B, N, self.flat.dtype)
-                     for own in self._weights[number])
+        held = self._held[number] if self._held else (None,) * self.directions
+        return tuple(draw(self._kinds[number], own, self._generator(), B, N, self.flat.dtype, of)
+                     for own, of in zip(self._weights[number], held, strict=True))
+
+    @property
+    def draws(self) -> bool:
+        """Whether a call in training draws masks: of dropout, or those of the cell's equations."""
+        return bool(self.dropout) or self._masked
+
+    def hold_masks(self, B: int) -> None:
+        """Draw the masks of B sequences and of the weights once, for all calls to come."""
+        from fastrnn.layers.programs import hold
+
+        self.__dict__["_held"] = [tuple(
+            hold(kind, self._generator(), B, self.flat.dtype) for _ in self._suffixes)
+            for kind in self._kinds] if self._masked else None
 
     def grads_by_layer(self, grads: Mapping[str, Any] | None) -> list[tuple[Weights, ...]]:
         """Return a mapping's gradient arrays (None: the layer's own) by layer and direction."""
@@ -533,7 +547,7 @@ class Recurrent(Dropout):
     def __repr__(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"nonlinearity": "tanh", "num_layers": 1, "bias": True, "batch_first": False,
-                    "dropout": 0.0, "bidirectional": False}
+                    "dropout": 0.0, "bidirectional": False, "proj_size": 0, "reset_after": True}
         parts += [f"{name}={self.config[name]!r}" for name, default in defaults.items()
                   if self.config.get(name, default) != default]
         if self.dtype != np.float32:

@@ -95,6 +95,9 @@ class LSTM(Recurrent):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
         As of RNN.
+    proj_size : int
+        Below H. If it is not 0, h is projected: h(t) = W_hr (o * tanh(c(t))) has this many units P,
+        and weight_hr is (P, H). Then y has D*P features, h0 and hn have width P, c0 and cn width H.
 
     Attributes
     ----------
@@ -109,7 +112,9 @@ class LSTM(Recurrent):
     References
     ----------
     S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9, 1997;
-    the forget gate: F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", 2000.
+    the forget gate: F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", 2000;
+    the projection: H. Sak, A. Senior and F. Beaufays, "Long short-term memory recurrent neural
+    network architectures for large scale acoustic modeling", Interspeech 2014.
 
     Examples
     --------
@@ -120,14 +125,22 @@ class LSTM(Recurrent):
     >>> dx, (dh0, dc0) = lstm.backward(np.ones_like(y))  # lstm.grads now holds the gradients
     """
 
+    _fixed = Recurrent._fixed | {"proj_size"}
+
     @public
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
-        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
-        dtype: Any = np.float32, seed: Any = None,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
+        proj_size: int = 0, *, dtype: Any = np.float32, seed: Any = None,
     ) -> None:
-        super().__init__(CELLS["lstm"], input_size, hidden_size, num_layers, bias, batch_first,
-                         dropout, bidirectional, dtype, seed)
+        self.proj_size = _checks.below("proj_size", proj_size,
+                                       _checks.positive("hidden_size", hidden_size))
+        super().__init__(_lstm(self.proj_size), input_size, hidden_size, num_layers, bias,
+                         batch_first, dropout, bidirectional, dtype, seed)
+
+    @property
+    def config(self) -> dict[str, Any]:  # noqa: D102, documented in the base class
+        return super().config | ({"proj_size": self.proj_size} if self.proj_size else {})
 
 
 class GRU(Recurrent):
@@ -137,6 +150,12 @@ class GRU(Recurrent):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
         As of RNN.
+    reset_after : bool
+        Whether r multiplies the product W_hn h + b_hn, as in cuDNN and PyTorch. With False it
+        multiplies h before the product, as in the paper and in Keras with reset_after=False:
+        n = tanh(W_in x + b_in + W_hn (r * h) + b_hn). The parameters have the same names and shapes
+        either way. With False only the sum of the two biases matters (Keras and the paper have
+        one), so their gradients are equal.
 
     Attributes
     ----------
@@ -151,7 +170,8 @@ class GRU(Recurrent):
     References
     ----------
     K. Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014, in the form
-    of cuDNN and PyTorch: r multiplies W_hn h + b_hn instead of h, and z keeps the old state.
+    of cuDNN and PyTorch: r multiplies W_hn h + b_hn instead of h (see `reset_after`), and z keeps
+    the old state.
 
     Examples
     --------
@@ -162,19 +182,46 @@ class GRU(Recurrent):
     >>> dx, dh0 = gru.backward(np.ones_like(y))  # gru.grads now holds the gradients
     """
 
+    _fixed = Recurrent._fixed | {"reset_after"}
+
     @public
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
         batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
-        dtype: Any = np.float32, seed: Any = None,
+        reset_after: bool = True, dtype: Any = np.float32, seed: Any = None,
     ) -> None:
-        super().__init__(CELLS["gru"], input_size, hidden_size, num_layers, bias, batch_first,
-                         dropout, bidirectional, dtype, seed)
+        self.reset_after = _checks.flag("reset_after", reset_after)
+        super().__init__(_gru(self.reset_after), input_size, hidden_size, num_layers, bias,
+                         batch_first, dropout, bidirectional, dtype, seed)
+
+    @property
+    def config(self) -> dict[str, Any]:  # noqa: D102, documented in the base class
+        return super().config | ({} if self.reset_after else {"reset_after": False})
+
+
+def _lstm(proj_size: int) -> AnyCell:
+    if not proj_size:
+        return CELLS["lstm"]
+    from fastrnn.cells.forms import Form  # takes milliseconds, which the table's cells save
+
+    return Form("lstm_projected", {"P": proj_size})
+
+
+def _gru(reset_after: bool) -> AnyCell:
+    if reset_after:
+        return CELLS["gru"]
+    from fastrnn.cells.forms import Form
+
+    return Form("gru_reset_before")
 
 
 def cell_of(name: str, config: Mapping[str, Any]) -> AnyCell:
     """Return the cell of a layer's class and configuration, without making the layer."""
     word = name.lower()
+    if word == "lstm" and config.get("proj_size"):
+        return _lstm(_checks.positive("proj_size", config["proj_size"]))
+    if word == "gru":
+        return _gru(_checks.flag("reset_after", config.get("reset_after", True)))
     return CELLS[word if word in CELLS else f"{word}_{config.get('nonlinearity', 'tanh')}"]
 
 

@@ -5,6 +5,7 @@ Letters: B batch, T steps, H hidden, L layers, V symbols, E width of a symbol's 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ class LanguageModel(SequenceModel):
         Units H of each layer.
     num_layers : int
         Recurrent layers L.
-    cell : {"lstm", "gru", "rnn"}
+    cell : {"lstm", "gru", "rnn"} or Definition
+        A Definition is what `fastrnn.cell` makes of equations.
     dropout : float in [0, 1]
         Between layers, in training mode.
     characters : str, optional
@@ -63,10 +65,10 @@ class LanguageModel(SequenceModel):
     @public
     def __init__(
         self, vocab_size: int = 256, embedding_size: int = 64, hidden_size: int = 256,
-        num_layers: int = 1, cell: str = "lstm", dropout: float = 0.0, *,
+        num_layers: int = 1, cell: Any = "lstm", dropout: float = 0.0, *,
         characters: str | None = None, dtype: Any = np.float32, seed: Any = None,
     ) -> None:
-        self.cell = _checks.one_of("cell", cell, CELLS)
+        self.cell, make = _cell_and_layer(cell)
         if characters is not None:
             if not isinstance(characters, str) or not characters:
                 raise RefusedValue(f"characters is {_checks.show(characters)}, expected a text")
@@ -83,16 +85,17 @@ class LanguageModel(SequenceModel):
         L = _checks.positive("num_layers", num_layers)
         _checks.probability("dropout", dropout)
         own, inner = spawn(seed, 2)
-        layer = CELLS[cell](E, H, L, dropout=dropout, dtype=_checks.float_dtype(dtype), seed=inner)
+        layer = make(E, H, L, dropout=dropout, dtype=_checks.float_dtype(dtype), seed=inner)
         super().__init__([layer], V, vocab_size=V, seed=own)
 
     @property
     def config(self) -> dict[str, Any]:
         """These arguments but the seed: ``LanguageModel(**config)`` has the same shapes."""
         layer = self.layers[0]
+        cell = self.cell if isinstance(self.cell, str) else layer.config["cell"]
         return {"vocab_size": self.vocab_size, "embedding_size": layer.input_size,
                 "hidden_size": layer.hidden_size, "num_layers": layer.num_layers,
-                "cell": self.cell, "dropout": layer.dropout, "characters": self.characters,
+                "cell": cell, "dropout": layer.dropout, "characters": self.characters,
                 "dtype": self.dtype.name}
 
     # ---- text ---------------------------------------------------------------------------------
@@ -217,6 +220,20 @@ class LanguageModel(SequenceModel):
         from fastrnn.training.language import train_on  # a package above
 
         return train_on(self, text, **options)
+
+
+def _cell_and_layer(cell: Any) -> tuple[Any, Any]:
+    """Return a cell by its name or as a definition, and what makes its layer."""
+    if isinstance(cell, str):
+        return cell, CELLS[_checks.one_of("cell", cell, CELLS)]
+    from fastrnn.cells.definition import Definition  # the language of cells, if it is used
+    from fastrnn.layers.layer import Layer, definition_of
+
+    if not isinstance(cell, (Definition, dict)):
+        raise RefusedValue(f"cell is {_checks.show(cell)}, expected one of {list(CELLS)}, or what "
+                           "fastrnn.cell makes of equations")
+    definition = definition_of(cell)
+    return definition, functools.partial(Layer, definition)
 
 
 def _as_bytes(name: str, text: str) -> bytes:

@@ -67,7 +67,7 @@ class Piece(NamedTuple):
     state : tuple
         Before them.
     dropout : list
-        The states of the generators of dropout's masks before them.
+        The states of the generators of masks before them.
     """
 
     steps: slice
@@ -89,7 +89,7 @@ def apart(model: M) -> M:
 def _apart(layer: Recurrent) -> Recurrent:
     other: Recurrent = object.__new__(type(layer))
     other.__dict__.update(layer.__dict__, _last=None)
-    if layer.dropout:
+    if layer.draws:
         other.__dict__["_masks"] = np.random.default_rng(0)
         other.dropout_state = layer.dropout_state
     return other
@@ -107,6 +107,10 @@ def loss(
     for layer in model.layers if options.grad else ():
         layer.check_pass()
     other = apart(model)
+    if options.grad:
+        for layer in other.layers:
+            if layer.mode == "training":
+                layer.hold_masks(read.shape[1])
     pieces, value = [], 0.0
     for start in range(0, max(1, read.shape[0]), every):
         piece = Piece(slice(start, start + every), state, _dropout(other))
@@ -123,14 +127,14 @@ def loss(
     if not options.grad:
         return LossPass(value, goals.total, state)
     for layer, used in zip(model.layers, other.layers, strict=True):
-        if layer.dropout:
+        if layer.draws:
             layer.dropout_state = used.dropout_state
     p = _Recomputed(model, other, read, goals, pieces, last, context)
     return LossPass(value, goals.total, state, p, outputs)
 
 
 def _dropout(model: SequenceModel) -> list[dict[str, Any]]:
-    return [layer.dropout_state if layer.dropout else {} for layer in model.layers]
+    return [layer.dropout_state if layer.draws else {} for layer in model.layers]
 
 
 class _Recomputed(ModelPass):
@@ -168,7 +172,7 @@ class _Recomputed(ModelPass):
         model = self._other
         (x, ragged), outputs_of, of_x = self._read.piece(piece.steps)
         for layer, state in zip(model.layers, piece.dropout, strict=True):
-            if layer.dropout:
+            if layer.draws:
                 layer.dropout_state = state
         y, _, passes = model.run(x, piece.state, grad=True, dropout=True, ragged=ragged)
         dy = None

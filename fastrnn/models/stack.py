@@ -14,10 +14,10 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.layers.kinds import KINDS, class_of
 from fastrnn.layers.parameters import Parametrized, spawn
 from fastrnn.layers.passes import Layout, Pass, as_rows
 from fastrnn.layers.recurrent import Recurrent
-from fastrnn.layers.standard import LAYERS
 from fastrnn.models.linear import Embedding
 from fastrnn.models.model import Model
 from fastrnn.models.passes import StackPass, States
@@ -41,16 +41,16 @@ def _layers(layers: Any, seed: Any) -> tuple[Recurrent, ...]:
         layers = [layers]
     if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
         raise RefusedType(f"layers is {_checks.show(layers)}, expected recurrent layers: "
-                          "RNN, LSTM or GRU")
+                          "RNN, LSTM, GRU or Layer")
     made: list[Recurrent] = []
     for i, (layer, own) in enumerate(zip(layers, spawn(seed, len(layers)), strict=True)):
         if isinstance(layer, dict):
             layer = dict(layer)
-            kind = _checks.one_of(f"layers[{i}]['layer']", layer.pop("layer", None), LAYERS)
-            layer = LAYERS[kind](**{"seed": own} | layer)
+            kind = _checks.one_of(f"layers[{i}]['layer']", layer.pop("layer", None), KINDS)
+            layer = class_of(kind)(**{"seed": own} | layer)
         name = f"layers[{i}]"
         if not isinstance(layer, Recurrent):
-            raise RefusedType(f"{name} is {_checks.kind(layer)}, expected RNN, LSTM or GRU")
+            raise RefusedType(f"{name} is {_checks.kind(layer)}, expected RNN, LSTM, GRU or Layer")
         if layer.batch_first:
             raise RefusedValue(f"{name} has batch_first, expected time first: (T, B, ...)")
         if made and layer.input_size != made[-1].width:

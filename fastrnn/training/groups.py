@@ -1,5 +1,7 @@
 """Which parameters an optimiser moves, and how: frozen ones, and groups with settings of their own.
 
+Those that a part declares fixed (`Part.fixed_parameters`) are never moved.
+
 Parameters are named as `parameters()` of the target names them. The answer is a list of ranges of
 the parts' buffers; neighbours with equal settings are one range, so that the usual case has one
 range for each part.
@@ -87,10 +89,10 @@ def choose(target: Any, freeze: Any, groups: Any, lr: float, weight_decay: float
     trained: dict[str, Part] = {}
     ranges: list[Range] = []
     for entry in entries:
-        start, number = 0, len(trained)
+        start, number, fixed = 0, len(trained), entry.part.fixed_parameters
         for name, param in entry.part.parameters().items():
             stop = start + param.size
-            if not any(_fits(pattern, entry, name) for pattern in frozen):
+            if name not in fixed and not any(_fits(pattern, entry, name) for pattern in frozen):
                 trained[entry.names[0]] = entry.part
                 own = next((s for pattern, s in settings.items() if _fits(pattern, entry, name)),
                            {})
@@ -101,6 +103,8 @@ def choose(target: Any, freeze: Any, groups: Any, lr: float, weight_decay: float
                     new = new._replace(start=ranges.pop().start)
                 ranges.append(new)
             start = stop
+    if not ranges and not frozen:
+        raise RefusedValue("target has nothing but fixed parameters, expected some to train")
     if not ranges:
         raise RefusedValue(f"freeze is {frozen}, which leaves nothing to train")
     return Choice([entry.part for entry in entries], trained, ranges, frozen, settings)

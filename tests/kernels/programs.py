@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fastrnn._kernels.program import Compiled, PackedProgram, forward
+from fastrnn._kernels.packed_program import Compiled, PackedProgram
+from fastrnn._kernels.program import forward
 from fastrnn._kernels.runtime import Workspace
 from fastrnn.cells.definition import cell
 from fastrnn.cells.instance import Instance

@@ -13,7 +13,7 @@ from stacked import RNG, draw, flat
 from fastrnn._kernels import runtime
 from fastrnn._kernels.linear import linear_forward
 from fastrnn._kernels.packed import Packed
-from fastrnn._kernels.program import PackedProgram
+from fastrnn._kernels.packed_program import PackedProgram
 from fastrnn._kernels.stream import Stream
 
 per_cell = pytest.mark.parametrize("cell", CELLS)
