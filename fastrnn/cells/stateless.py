@@ -16,7 +16,8 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn._kernels import program
-from fastrnn._kernels.program import Compiled, ProgramTape
+from fastrnn._kernels.packed_program import Compiled
+from fastrnn._kernels.program_tape import ProgramTape
 from fastrnn._kernels.runtime import Workspace
 from fastrnn._kernels.timeline import Timeline
 from fastrnn.cells.definition import Definition
