@@ -178,7 +178,6 @@ cdef char *state_at(const Run *r, int s, ptrdiff_t t, ptrdiff_t b) noexcept nogi
 cdef fr_place place(const Run *r, const Spot *spot, const Step *s) noexcept nogil
 cdef bint run_phases(Run *r, Step *s) noexcept nogil
 cdef bint meet(Run *r, Step *s) noexcept nogil
-cdef void pack_run(const Run *r, int rank, int size) noexcept nogil
 cdef int plan_runs(RunJob *job, double operations, double weight_bytes) noexcept nogil
 cdef void run_forward(void *arg, int rank, int size) noexcept nogil
 cdef void run_backward(void *arg, int rank, int size) noexcept nogil

@@ -11,7 +11,8 @@ from libc.string cimport memset
 from fastrnn._kernels.c cimport FR_REGISTER_BYTES, FR_RNN_TANH
 from fastrnn._kernels.check cimport Carver, check_flat, pointer
 from fastrnn._kernels.layout cimport make_machine
-from fastrnn._kernels.machine cimport Machine, Run, Weight, pack_run
+from fastrnn._kernels.machine cimport Machine, Run, Weight
+from fastrnn._kernels.machine_packs cimport pack_run
 from fastrnn._kernels.runtime cimport Buffer, table_for
 from fastrnn._kernels.timeline cimport even_times
 from fastrnn._kernels.walk cimport ceil_div

@@ -1,7 +1,7 @@
 """Layers of a stream that are programs, and what both kinds of layers tell a stream of themselves.
 
-Everything that a step of a program needs lies in memory of the stream: the rows in which x is
-projected, scratch, and of each state two rows in turn, for all rows and for those that a call names.
+All that a step of a program needs lies in memory of the stream: the rows in which x is projected,
+scratch, and of each state two rows in turn, for all rows and for those that a call names.
 
 Letters: L layers, B batch, I input, n rows of a call that names some, V symbols.
 """
@@ -22,7 +22,7 @@ from fastrnn._kernels.packed_program cimport PackedProgram, sized_run
 from fastrnn._kernels.project cimport project
 from fastrnn._kernels.runtime cimport Buffer, flush_denormals, pitch_of, restore, table_for
 from fastrnn._kernels.stack cimport Layer
-from fastrnn._kernels.walk cimport ceil_div, rows_of
+from fastrnn._kernels.walk cimport rows_of
 
 cnp.import_array()
 
@@ -190,12 +190,12 @@ cdef Buffer place_program(Layer *layer, PackedProgram packed, ptrdiff_t B):
 cdef ptrdiff_t work_of(const Layer *layer) noexcept:
     """Bytes of weights that are as much work as the element-wise phases of a row."""
     cdef const Run *r = layer.run
-    cdef ptrdiff_t numbers = 0
+    cdef ptrdiff_t values = 0
     cdef int i
     for i in range(r.phases.count):
         if r.phases.phase[i].kind == CODE:
-            numbers += r.phases.phase[i].units * r.phases.phase[i].count
-    return numbers * r.table.itemsize
+            values += r.phases.phase[i].units * r.phases.phase[i].count
+    return values * r.table.itemsize
 
 
 cdef Buffer place_workers(Layer *layers, int count, int threads):

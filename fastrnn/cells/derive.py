@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastrnn.cells.graph import Graph, Node, power
+from fastrnn.cells.functions import power
+from fastrnn.cells.graph import Graph, Node
 
 __all__ = ["Derived", "derive"]
 
@@ -177,7 +178,8 @@ def _choice(r: _Reverse, op: str, a: Node, b: Node, yes: Node, no: Node, g: Node
 
 
 def _select(r: _Reverse, n: Node, g: Node) -> None:
-    _choice(r, n.op, *n.args, g)
+    a, b, yes, no = n.args
+    _choice(r, n.op, a, b, yes, no, g)
 
 
 def _min(r: _Reverse, n: Node, g: Node) -> None:

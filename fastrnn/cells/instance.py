@@ -14,8 +14,9 @@ import numpy as np
 from fastrnn._checks import RefusedValue
 from fastrnn.cells.definition import Definition
 from fastrnn.cells.graph import Mask
+from fastrnn.cells.program import Program
 from fastrnn.cells.reach import carried, recurrent_weights
-from fastrnn.cells.schedule import Program, compile_program
+from fastrnn.cells.schedule import compile_program
 from fastrnn.cells.weights import effective, initial, pull_back, shape
 
 if TYPE_CHECKING:
@@ -55,8 +56,9 @@ class Instance:
         for option in self.given:
             if option not in definition.sizes and option not in definition.constants:
                 known = [*definition.sizes, *definition.constants]
-                raise RefusedValue(f"{definition.name} has no size or constant {option!r}, expected "
-                                   f"{'one of ' + ', '.join(known) if known else 'none'}")
+                expected = f"one of {', '.join(known)}" if known else "none"
+                raise RefusedValue(f"{definition.name} has no size or constant {option!r}, "
+                                   f"expected {expected}")
         self._sizes = {k: v for k, v in self.given.items() if k in definition.sizes}
         self.constants = definition.numbers(
             {k: v for k, v in self.given.items() if k in definition.constants})

@@ -1,16 +1,4 @@
-"""The program of a cell: phases of one step, forward and backward, and where each value lies.
-
-A step is a list of phases. An element-wise phase applies operations to rows of one width; a phase
-of sums adds up the units of a row; a phase of products multiplies rows by packed weights. A value
-that is read in the phase that makes it alone is a register: a tile of rows and units. Others lie in
-one of these spaces, as a row of its width for each row of the batch:
-
-    TAPE      kept for backward; without backward, what is projected from the input beforehand
-    SCRATCH   gone after the step
-    OLD, NEW  the states before and after the step
-    CARRY     the gradients of the states, which backward passes on
-    VECTOR    learned vectors and constants: one row for all
-    MASK      what training draws
+"""From the graph of a step and its gradients to a program: what is taped, and where values lie.
 
 What backward reads of forward is taped if it is an activation, a quotient, a root or a sum, which
 cost more than reading 4 bytes; sums and products of what is there are computed again. A taped value
@@ -21,330 +9,35 @@ the gradient of this sum takes the place of the value.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from heapq import heappop, heappush
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from fastrnn.cells.build import build
 from fastrnn.cells.derive import Derived, derive
-from fastrnn.cells.graph import CHEAP, ELEMENTWISE, Graph, Mask, Node, build
+from fastrnn.cells.graph import CHEAP, ELEMENTWISE, Node
+from fastrnn.cells.phases import Emitter, Plan, Vectors
+from fastrnn.cells.program import (
+    CARRY,
+    MASK,
+    NEW,
+    NUMBER,
+    OLD,
+    SCRATCH,
+    TAPE,
+    Back,
+    Code,
+    Gradient,
+    GroupPlan,
+    Phase,
+    Product,
+    Program,
+    Spot,
+    Sum,
+)
 
 if TYPE_CHECKING:
     from fastrnn.cells.definition import Definition
 
-__all__ = ["Back", "Code", "Gradient", "Product", "Program", "Sum", "compile_program"]
-
-TAPE, SCRATCH, OLD, NEW, CARRY, VECTOR, MASK = range(7)
-Spot = tuple[int, int]  # space, index there
-
-OPERATIONS = ("copy", "add", "sub", "mul", "div", "fma", "fnma", "min", "max", "abs", "relu",
-              "less", "less_equal", "sigmoid", "tanh", "exp", "log", "sqrt", "softplus", "dsigmoid",
-              "dtanh", "splat")  # in the order of fr_operation
-NUMBER = {op: i for i, op in enumerate(OPERATIONS)}
-
-
-class Code(NamedTuple):
-    """An element-wise phase: instructions (op, d, a, b, c, e) on places, then registers."""
-
-    width: int
-    spots: tuple[Spot, ...]
-    instructions: tuple[tuple[int, int, int, int, int, int], ...]
-    registers: int
-
-
-class Sum(NamedTuple):
-    """The sum of `width` units."""
-
-    target: Spot
-    source: Spot
-    width: int
-
-
-class Product(NamedTuple):
-    """target (blocks of rows) = start + weight times source (rows of K)."""
-
-    target: Spot          # the first of the blocks
-    blocks: int
-    width: int
-    source: Spot
-    K: int
-    weight: str
-    begins: bool          # whether the chain starts here: at the biases, or at zero
-    group: int
-
-
-class Back(NamedTuple):
-    """target (rows of K) += the gradients of `blocks` blocks times the weight."""
-
-    target: Spot
-    K: int
-    source: Spot
-    blocks: int
-    width: int
-    weight: str
-    begins: bool          # whether target starts at zero
-
-
-class Gradient(NamedTuple):
-    """The gradient of a weight: the sum over rows of its blocks' gradients times its source."""
-
-    weight: str
-    source: Spot | None   # None: the input
-    slot: int             # the first of the blocks, on the tape
-    blocks: int
-    width: int
-    K: int
-
-
-class GroupPlan(NamedTuple):
-    """A sum of products: its biases, and the weight of its product with the input or None."""
-
-    number: int
-    blocks: int
-    width: int
-    biases: tuple[str, ...]
-    weight: str | None
-    slot: Spot
-
-
-Phase = Code | list[Sum] | list[Product] | list[Back]
-
-
-class Program(NamedTuple):
-    """All that the kernels need of a cell of given sizes.
-
-    Attributes
-    ----------
-    input_size : int
-    states : tuple of (name, width), the output first if it is a state
-    output : Spot of forward's output
-    tape : widths of the slots of a tape row; the first `projected` of them are products with the
-        input, in the order of the groups; the next is a copy of the input if `x_slot`
-    """
-
-    input_size: int
-    states: tuple[tuple[str, int], ...]
-    output_width: int
-    output_state: int                 # or -1
-    output: Spot                      # in training, if it is no state
-    output_inference: Spot
-    tape: tuple[int, ...]
-    projected: int
-    x_slot: int                       # or -1
-    dx_slot: int                      # where the gradient of x past the products is, or -1
-    groups: tuple[GroupPlan, ...]     # in the order of their slots, those with the input first
-    scratch: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-    vectors: tuple[tuple[str, float, int, int], ...]  # name ("" of a constant), value, block, width
-    vector_names: tuple[str, ...]     # of the learned ones
-    vector_sizes: tuple[int, ...]
-    masks: tuple[Mask, ...]
-    forward: tuple[Phase, ...]
-    inference: tuple[Phase, ...]
-    backward: tuple[Phase, ...]
-    dy_slot: int                      # of backward's scratch, if the output is no state, or -1
-    records: tuple[tuple[int, int], ...]  # state and slot of backward's scratch: dL/dstate
-    weights: tuple[tuple[str, int, int, int], ...]  # name, blocks, width, K
-    gradients: tuple[Gradient, ...]
-    bias_gradients: tuple[tuple[str, int, int, int, int], ...]  # vector, its block, slot, blocks,
-    # and width
-
-
-class _Plan:
-    """Some nodes in phases, and when each is made and read."""
-
-    def __init__(self, graph: Graph, computed: list[Node], given: set[int]) -> None:
-        self.graph = graph
-        self.phases: list[tuple[str, int, list[Node]]] = []
-        self.made: dict[int, tuple[int, int]] = {}  # (phase, order)
-        self.readers: dict[int, list[Node]] = {}
-        self.order(computed, given)
-        for node in computed:
-            for a in node.args:
-                self.readers.setdefault(a.number, []).append(node)
-
-    def order(self, computed: list[Node], given: set[int]) -> None:
-        """Make phases: products as soon as they can be, sums over units as late as they can be."""
-        nodes = {n.number: n for n in computed}
-        missing = {n.number: {a.number for a in n.args} - given for n in computed}
-        readers: dict[int, list[Node]] = {}
-        for n in computed:
-            for number in missing[n.number]:
-                readers.setdefault(number, []).append(n)
-        products: list[int] = []
-        sums: list[int] = []
-        ready: dict[int, list[int]] = {}  # element-wise nodes by their width, as heaps
-        left: dict[int, list[int]] = {}   # the same with those that are not ready, last ones first
-        done: set[int] = set()
-
-        def enter(n: Node) -> None:
-            heap = (ready.setdefault(n.width, []) if n.op in ELEMENTWISE
-                    else sums if n.op == "sum" else products)
-            heappush(heap, n.number)
-
-        def finish(number: int) -> None:
-            done.add(number)
-            for reader in readers.get(number, ()):
-                missing[reader.number].remove(number)
-                if not missing[reader.number]:
-                    enter(reader)
-
-        def first(width: int) -> int:
-            while left[width][-1] in done:
-                left[width].pop()
-            return left[width][-1]
-
-        for n in reversed(computed):
-            if n.op in ELEMENTWISE:
-                left.setdefault(n.width, []).append(n.number)
-        for n in computed:
-            if not missing[n.number]:
-                enter(n)
-        while len(done) < len(computed):
-            here: list[int] = []
-            width = 1
-            widths = [w for w, heap in ready.items() if heap]
-            if products or not widths:
-                assert products or sums, [n for n in computed if n.number not in done]
-                kind, heap = ("products", products) if products else ("sums", sums)
-                here, heap[:] = sorted(heap), []
-                for number in here:
-                    finish(number)
-            else:
-                kind, width = "elementwise", min(widths, key=first)
-                heap = ready[width]
-                while heap:
-                    here.append(heappop(heap))
-                    finish(here[-1])
-            self.add(kind, width, [nodes[number] for number in here])
-
-    def add(self, kind: str, width: int, nodes: list[Node]) -> None:
-        for i, n in enumerate(nodes):
-            self.made[n.number] = len(self.phases), i
-        self.phases.append((kind, width, nodes))
-
-    def last(self, node: Node) -> tuple[int, int]:
-        """Return when a node is read for the last time."""
-        return max((self.made[r.number] for r in self.readers.get(node.number, ())),
-                   default=(-1, -1))
-
-    def crosses(self, node: Node) -> bool:
-        """Whether a phase that did not make the node reads it, or one that reads memory."""
-        phase = self.made[node.number][0]
-        return self.phases[phase][0] != "elementwise" or any(
-            self.made[r.number][0] != phase or r.op in ("part", "back", "sum")
-            for r in self.readers.get(node.number, ()))
-
-
-class _Emitter:
-    """Turns a plan into phases with places."""
-
-    def __init__(self, plan: _Plan, places: dict[int, Spot], stores: dict[int, Spot],
-                 occupants: Mapping[Spot, Node], vectors: _Vectors, scratch: list[int]) -> None:
-        self.plan = plan
-        self.places = dict(places)
-        self.vectors = vectors
-        self.scratch = scratch
-        self.late: dict[int, list[tuple[Node, Spot]]] = {}  # copies at the end of a phase
-        for number, made in plan.made.items():
-            node = plan.graph.nodes[number]
-            if number in self.places:
-                continue
-            spot = stores.get(number)
-            if spot is not None:
-                occupant = occupants.get(spot)
-                read = plan.last(occupant) if occupant is not None and occupant is not node else (
-                    -1, -1)
-                if read <= made or node.op == "back":
-                    self.places[number] = spot
-                    continue
-                assert read[0] == made[0], (node, spot, read, made)
-                self.late.setdefault(made[0], []).append((node, spot))
-            if plan.crosses(node):
-                self.places[number] = self.slot(node.width)
-
-    def slot(self, width: int) -> Spot:
-        self.scratch.append(width)
-        return SCRATCH, len(self.scratch) - 1
-
-    def place(self, node: Node) -> Spot | None:
-        if node.op == "constant":
-            return VECTOR, self.vectors.constant(node.data)
-        if node.op == "vector":
-            return VECTOR, self.vectors.learned(*node.data, node.width)
-        return self.places.get(node.number)
-
-    def spot(self, node: Node) -> Spot:
-        """Return the place of a node that has one."""
-        found = self.place(node)
-        assert found is not None, node
-        return found
-
-    def code(self, phase: int) -> Code:
-        _, width, nodes = self.plan.phases[phase]
-        copies = self.late.get(phase, [])
-        last: dict[int, int] = {}
-        for i, node in enumerate(nodes):
-            for a in node.args:
-                last[a.number] = i
-        for node, _ in copies:
-            last[node.number] = len(nodes)
-        spots: dict[Spot, int] = {}
-        registers: dict[int, int] = {}
-        free: list[int] = []
-        count = 0
-        lines: list[tuple[int, list[tuple[bool, int]]]] = []
-
-        def operand(node: Node) -> tuple[bool, int]:
-            spot = self.place(node)
-            if spot is None:
-                return True, registers[node.number]
-            return False, spots.setdefault(spot, len(spots))
-
-        for i, node in enumerate(nodes):
-            args = [operand(a) for a in node.args]
-            for a in {a.number: a for a in node.args}.values():
-                if a.number in registers and last[a.number] == i:
-                    free.append(registers[a.number])
-            spot = self.place(node)
-            if spot is not None:
-                target = False, spots.setdefault(spot, len(spots))
-            else:
-                if not free:
-                    free.append(count)
-                    count += 1
-                registers[node.number] = free.pop()
-                target = True, registers[node.number]
-                if node.number not in last:
-                    free.append(registers[node.number])
-            lines.append((NUMBER[node.op], [target, *args]))
-        for node, spot in copies:
-            lines.append((NUMBER["copy"], [(False, spots.setdefault(spot, len(spots))),
-                                           operand(node)]))
-        base = len(spots)
-        code = []
-        for op, operands in lines:
-            numbers = [at + base if is_register else at for is_register, at in operands]
-            numbers += [0] * (5 - len(numbers))
-            code.append((op, *numbers))
-        return Code(width, tuple(spots), tuple(code), count)  # type: ignore[arg-type]
-
-
-class _Vectors:
-    """The rows that all rows of a batch share."""
-
-    def __init__(self) -> None:
-        self.rows: dict[tuple[str, float, int], int] = {}
-        self.widths: list[int] = []
-
-    def constant(self, value: float) -> int:
-        return self.add(("", value, 0), 0)
-
-    def learned(self, name: str, block: int, width: int) -> int:
-        return self.add((name, 0.0, block), width)
-
-    def add(self, key: tuple[str, float, int], width: int) -> int:
-        if key not in self.rows:
-            self.rows[key] = len(self.rows)
-            self.widths.append(width)
-        return self.rows[key]
+__all__ = ["compile_program"]
 
 
 class _Compiler:
@@ -363,7 +56,7 @@ class _Compiler:
         self.x_groups = [g for g in graph.groups if g.blocks and g.terms[0][1].op == "x"]
         self.h_groups = [g for g in graph.groups if g.blocks and g.terms[0][1].op != "x"]
         self.derived: Derived = derive(graph)
-        self.vectors = _Vectors()
+        self.vectors = Vectors()
         self.new = {n.number: (NEW, self.number[name]) for name, n in graph.new.items()}
         self.x_used = any(n.op == "x" and self.elementwise_reader(n, used) for n in graph.nodes)
         self.tape: list[int] = []
@@ -521,12 +214,12 @@ class _Compiler:
         x_parts = {n.number for n in graph.nodes if n.op == "part" and len(n.args) == 1
                    and n.args[0].op == "x"}
         forward = [n for n in self.forward_nodes if n.number not in leaves | x_parts]
-        ahead = _Plan(graph, forward, leaves | x_parts)
+        ahead = Plan(graph, forward, leaves | x_parts)
         computed = sorted([*again, *backward], key=lambda n: n.number)
         now = {n.number for n in computed}
         given = leaves | {n.number for n in graph.nodes if n.number < derived.first
                           and n.number not in now}
-        back = _Plan(graph, computed, given)
+        back = Plan(graph, computed, given)
         late = self.late_carries(roots, back)
         self.slots = slots = self.lay_out_tape(taped, ahead, back)
 
@@ -540,7 +233,7 @@ class _Compiler:
                 places[n.number] = TAPE, self.base[group] + block
         places |= self.new
         scratch: tuple[list[int], list[int], list[int]] = ([], [], [])
-        emitter = _Emitter(ahead, places, {}, {}, self.vectors, scratch[0])
+        emitter = Emitter(ahead, places, {}, {}, self.vectors, scratch[0])
         output = emitter.place(graph.output) or self.output_slot(emitter)
         program = self.emit(emitter)
 
@@ -556,7 +249,7 @@ class _Compiler:
             if n.op == "part":
                 space, slot = bases[n.data[0]]
                 lean[n.number] = space, slot + n.data[1]
-        emitter = _Emitter(ahead, lean, {}, {}, self.vectors, scratch[1])
+        emitter = Emitter(ahead, lean, {}, {}, self.vectors, scratch[1])
         output_lean = emitter.place(graph.output) or self.output_slot(emitter)
         inference = self.emit(emitter, bases)
 
@@ -596,14 +289,14 @@ class _Compiler:
             if i not in stores:
                 scratch[2].append(graph.nodes[i].width)
                 stores[i] = SCRATCH, len(scratch[2]) - 1
-        emitter = _Emitter(back, places, stores, occupants, self.vectors, scratch[2])
+        emitter = Emitter(back, places, stores, occupants, self.vectors, scratch[2])
         backward_program = self.emit(emitter) + tuple(
             Code(graph.nodes[i].width, (stores[i], spot), ((NUMBER["copy"], 1, 0, 0, 0, 0),), 0)
             for i, spot in late.items())
         return self.program(program, inference, backward_program, output, output_lean, scratch,
                             dy_slot)
 
-    def output_slot(self, emitter: _Emitter) -> Spot:
+    def output_slot(self, emitter: Emitter) -> Spot:
         spot = emitter.slot(self.graph.output.width)
         emitter.places[self.graph.output.number] = spot
         return spot
@@ -619,7 +312,7 @@ class _Compiler:
                 places[n.number] = TAPE, self.x_slot
         return places
 
-    def late_carries(self, roots: Mapping[int, Spot | None], back: _Plan) -> dict[int, Spot]:
+    def late_carries(self, roots: Mapping[int, Spot | None], back: Plan) -> dict[int, Spot]:
         """Return the nodes that can go into a carry only at the end: it is read until then."""
         graph, late = self.graph, {}
         incoming = {self.number[n.data]: n for n in graph.nodes if n.op == "new"}
@@ -633,7 +326,7 @@ class _Compiler:
                 late[i] = spot
         return late
 
-    def lay_out_tape(self, taped: set[int], ahead: _Plan, back: _Plan) -> dict[int, int]:
+    def lay_out_tape(self, taped: set[int], ahead: Plan, back: Plan) -> dict[int, int]:
         """Return the slot of each taped node."""
         graph = self.graph
         sources = {s.number for g in graph.groups for _, s in g.terms}
@@ -683,7 +376,7 @@ class _Compiler:
 
     # ---- phases -----------------------------------------------------------------------------
 
-    def emit(self, emitter: _Emitter, bases: Mapping[int, Spot] | None = None) -> tuple[Phase, ...]:
+    def emit(self, emitter: Emitter, bases: Mapping[int, Spot] | None = None) -> tuple[Phase, ...]:
         phases: list[Phase] = []
         for at, (kind, _, nodes) in enumerate(emitter.plan.phases):
             if kind == "elementwise":
@@ -698,7 +391,7 @@ class _Compiler:
                 phases.append([b for n in nodes for b in self.backs(n, emitter)])
         return tuple(phases)
 
-    def products(self, number: int, emitter: _Emitter, bases: Mapping[int, Spot] | None
+    def products(self, number: int, emitter: Emitter, bases: Mapping[int, Spot] | None
                  ) -> list[Product]:
         group = self.graph.groups[number]
         target = (TAPE, self.base[number]) if bases is None else bases[number]
@@ -706,7 +399,7 @@ class _Compiler:
                         source.width, weight, at == 0, number)
                 for at, (weight, source) in enumerate(group.terms) if source.op != "x"]
 
-    def backs(self, node: Node, emitter: _Emitter) -> list[Back]:
+    def backs(self, node: Node, emitter: Emitter) -> list[Back]:
         has_base, uses = node.data
         target, found = emitter.places[node.number], []
         for i, (number, at) in enumerate(uses):

@@ -137,18 +137,23 @@ class PackedPart(Part):
                     array[...] = self.cell.draw(  # type: ignore[index, attr-defined]
                         name, rng, I, self.hidden_size, self.flat.dtype)
 
+    @property
+    def _levels(self) -> int:
+        """How many layers are stacked."""
+        return 1
+
     def _input_size_of(self, number: int) -> int:
         """Return the features that a stacked layer reads."""
         return self.input_size
 
     def _own(self, shapes: Shapes, flat: np.ndarray, flat_grads: np.ndarray) -> None:
         super()._own(shapes, flat, flat_grads)
-        self._choose_kernels(1)
+        self._choose_kernels()
 
-    def _choose_kernels(self, layers: int) -> None:
+    def _choose_kernels(self) -> None:
         """Set what computes the cell: the kernels of the table's cells, or the cell's programs."""
         if isinstance(self.cell, Cell):
-            self.__dict__["_kinds"] = [self.cell.number] * layers
+            self.__dict__["_kinds"] = [self.cell.number] * self._levels
             return
         if not hasattr(self.cell, "plan"):
             raise RefusedType(f"cell is {_checks.kind(self.cell)}, expected one of the table, or "
@@ -156,13 +161,13 @@ class PackedPart(Part):
         from fastrnn.layers import programs  # takes milliseconds, which the table's cells save
 
         kinds: dict[int, Any] = {}
-        for number in range(layers):
+        for number in range(self._levels):
             I = self._input_size_of(number)
             if I not in kinds:
                 kinds[I] = programs.Kind(self.cell, I, self.hidden_size,  # type: ignore[arg-type]
                                          self.bias)
         self.__dict__ |= {"_kernels": programs.PROGRAMS, "_kinds": [
-            kinds[self._input_size_of(number)] for number in range(layers)],
+            kinds[self._input_size_of(number)] for number in range(self._levels)],
             "_masked": any(kind.draws for kind in kinds.values())}
 
     def _checked_state(

@@ -423,7 +423,6 @@ class Recurrent(Dropout):
 
     def _own(self, shapes: Shapes, flat: np.ndarray, flat_grads: np.ndarray) -> None:
         super()._own(shapes, flat, flat_grads)
-        self._choose_kernels(self.num_layers)
         self.__dict__ |= {"_reverse": (False, True)[: self.directions],
                           "_weights": self._by_layer(self._params)}
         self.__dict__["_own_grads"] = self._by_layer(self._grads)
@@ -437,6 +436,10 @@ class Recurrent(Dropout):
                                 self._input_size_of(number), H) for direction in self._suffixes)
             for number in range(self.num_layers)
         ]
+
+    @property
+    def _levels(self) -> int:
+        return self.num_layers
 
     def _input_size_of(self, number: int) -> int:
         return self.width if number else self.input_size

@@ -207,7 +207,8 @@ def test_states_that_do_not_fit(state, said):
 @pytest.mark.parametrize("record", [("gates",), ("dc", "m"), ("h0",)])
 def test_what_cannot_be_recorded(record):
     _, _, p = layer_of().forward(draw(T, B, I))
-    with pytest.raises(ValueError, match=r"expected names out of \['dh', 'dc', 'x', 'h', 'dn', 'c', 'n'\]"):
+    said = r"expected names out of \['dh', 'dc', 'x', 'h', 'dn', 'c', 'n'\]"
+    with pytest.raises(ValueError, match=said):
         p.backward(record=record)
 
 
