@@ -177,7 +177,8 @@ def _choice(r: _Reverse, op: str, a: Node, b: Node, yes: Node, no: Node, g: Node
 
 
 def _select(r: _Reverse, n: Node, g: Node) -> None:
-    _choice(r, n.op, *n.args, g)
+    a, b, yes, no = n.args
+    _choice(r, n.op, a, b, yes, no, g)
 
 
 def _min(r: _Reverse, n: Node, g: Node) -> None:

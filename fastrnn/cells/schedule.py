@@ -268,7 +268,8 @@ class _Emitter:
         if node.op == "constant":
             return VECTOR, self.vectors.constant(node.data)
         if node.op == "vector":
-            return VECTOR, self.vectors.learned(*node.data, node.width)
+            name, block = node.data
+            return VECTOR, self.vectors.learned(name, block, node.width)
         return self.places.get(node.number)
 
     def spot(self, node: Node) -> Spot:

@@ -1,5 +1,4 @@
-"""Random definitions, and what it takes to run one: drawn numbers, the kernels, the
-reference.
+"""Random definitions, and what it takes to run them: numbers, the kernels, the reference.
 
 `write` draws the text of a cell; any `random.Random` decides, so hypothesis's shrinks it too
 (`texts`). `Case` holds the numbers of one call, `run` hands them to the kernels, and `expected` to
