@@ -1,4 +1,4 @@
-"""Programs at the edges: faults that random programs showed, long and deep texts, no steps, no rows.
+"""Programs at the edges: what random programs showed, long and deep texts, no steps, no rows.
 
 Letters: T steps, B batch, I input, H hidden.
 """
@@ -10,6 +10,7 @@ import numpy as np
 import programs
 import pytest
 from programs import about, backward, expected, forward, make, run
+from slopes import check_gradients
 
 from fastrnn._kernels import program
 from fastrnn.cells import cell
@@ -32,7 +33,7 @@ def check(case):
             np.testing.assert_allclose(got[name], array, 1e-8, 1e-8, err_msg=name)
             np.testing.assert_array_equal(lean[name], got[name])
         if case.x.size and programs.tame(case):
-            programs.check_gradients(case, got, np.random.default_rng(0))
+            check_gradients(case, got, np.random.default_rng(0))
     return got
 
 

@@ -16,6 +16,7 @@ import pytest
 from cases import assert_same_bytes
 from hypothesis import HealthCheck, assume, given, settings
 from programs import about, backward, drawn, expected, forward, make, record_names, run
+from slopes import check_gradients
 
 import fastrnn
 from fastrnn._kernels import runtime
@@ -57,7 +58,7 @@ def check(case, seed):
     assert_same_bytes({name: recorded[name] for name in got}, got, "with a record: ")
     check_records(case, recorded)
     if programs.tame(case):
-        programs.check_gradients(case, got, np.random.default_rng(seed))
+        check_gradients(case, got, np.random.default_rng(seed))
 
 
 def check_records(case, recorded):
@@ -329,7 +330,7 @@ def test_symbols_are_the_rows_they_stand_for(block):
 def test_what_is_not_finite_stays_in_its_row(block):
     for seed in seeds(block, 25):
         rng = np.random.default_rng(seed)
-        case = drawn(seed, 4, 3)
+        case = drawn(seed, 4, 3, powers=False)
         plain = run(case)
         x = case.x.copy()
         x[rng.integers(3), 1, rng.integers(x.shape[2])] = (np.nan, np.inf, -np.inf)[seed % 3]
