@@ -1,11 +1,11 @@
-"""Gradients of a case of programs.py against differences of the NumPy evaluation."""
+"""Gradients of a case of random_cells.py against differences of the NumPy evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import numpy as np
-from programs import Case, expected
+from random_cells import Case, expected
 
 
 def loss(case: Case) -> float:

@@ -7,9 +7,9 @@ import dataclasses
 import time
 
 import numpy as np
-import programs
 import pytest
-from programs import about, backward, expected, forward, make, run
+import random_cells
+from random_cells import about, backward, expected, forward, make, run
 from slopes import check_gradients
 
 from fastrnn._kernels import program
@@ -32,7 +32,7 @@ def check(case):
         for name, array in expected(case).items():
             np.testing.assert_allclose(got[name], array, 1e-8, 1e-8, err_msg=name)
             np.testing.assert_array_equal(lean[name], got[name])
-        if case.x.size and programs.tame(case):
+        if case.x.size and random_cells.tame(case):
             check_gradients(case, got, np.random.default_rng(0))
     return got
 
