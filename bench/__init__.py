@@ -10,6 +10,9 @@ How it measures, and why the numbers can be trusted
   anything. A peer that fails is reported as wrong and is not timed.
 - race.py runs rounds that go from peer to peer; ratios are formed within a round, and their median
   is reported.
+- The grid `cells` (equations.py) races cells from equations: definitions.py has their texts,
+  layernorm.py what is right of one that fastrnn.reference does not know. Peers that compile have
+  300 seconds for a case; their first call is reported and not part of any ratio.
 - probe.py measures this machine in the same run, limits.py makes of it the least time that a case
   can take.
 """

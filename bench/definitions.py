@@ -71,8 +71,8 @@ h = o * tanh(norm(c))
 class Part(NamedTuple):
     """The rows of a parameter of a case that are one parameter of the equations.
 
-    Without rows it is the whole parameter; `rows` counts in blocks of H rows or, of an array (G, H),
-    is a row by itself.
+    Without rows it is the whole parameter; `rows` counts blocks of H rows or, of an array (G, H),
+    is one row.
     """
 
     of: str

@@ -18,7 +18,7 @@ from bench.cases import Case
 from bench.definitions import LAYERNORM, TEN_LINES
 from bench.lead import say
 from bench.peers import LOOPS
-from bench.race import DiedError, Effort, Entry, Workers, race
+from bench.race import SILENT, DiedError, Effort, Entry, Workers, race
 from bench.report import number
 
 SHARE, SHARE_OF_ONE_ROW = 0.7, 0.5  # of the hand-fused cells' speed, at least
@@ -29,6 +29,7 @@ FIRST_MS = 20.0  # from the text to the first gradient, at most
 HAND = ((16, 128), (32, 128), (16, 256), (32, 512), (1, 128))  # B H
 ROWS = ((1, 128), (32, 128), (1, 512), (32, 512))
 T, STREAM = 100, 40
+WIDTH = 68  # of a check's name in print
 _NAMES = {
     "loop": "PyTorch loop", "script": "TorchScript", "step": "torch.compile of a step",
     "whole": "torch.compile of the loop", "scan": "JAX scan",
@@ -57,9 +58,10 @@ def run(workers: Workers, cells: list[str], peers: list[str], threads: int, want
     rivals = [peer for peer in LOOPS if peer in peers and peer in _NAMES]
     if rivals:
         print(f"\nLayerNorm LSTM against loops, {threads} thread(s)")
+        slow: set[tuple[str, int, int]] = set()  # peer, B, H: too slow to compile
         for case in loops:
             if wanted in case.label:
-                checks += _against_loops(workers, case, rivals, threads, effort)
+                checks += _against_loops(workers, case, rivals, threads, effort, slow)
     return checks
 
 
@@ -79,19 +81,23 @@ def _against_hand(workers: Workers, case: Case, threads: int, effort: Effort
             return []
     times = {"us": own.median * 1e6, "hand_us": hand.median * 1e6}
     if case.kind == "stream":
-        return [say(f"{name}: µs (hand-fused {times['hand_us']:.2f})", times["us"], STREAM_US, False
-                    ) | times]
+        said = f"{name}: µs (hand-fused {times['hand_us']:.2f})"
+        return [say(said, times["us"], STREAM_US, False, WIDTH) | times]
     need = SHARE if case.B >= 16 else SHARE_OF_ONE_ROW
     said = f"{name}: of the hand-fused speed ({number(times['us'])} µs)"
-    return [say(said, own.ratio(hand), need, True) | times]
+    return [say(said, own.ratio(hand), need, True, WIDTH) | times]
 
 
-def _against_loops(workers: Workers, case: Case, rivals: list[str], threads: int, effort: Effort
-                   ) -> list[dict[str, Any]]:
-    """Race the cell from equations against the same cell of PyTorch and JAX."""
+def _against_loops(workers: Workers, case: Case, rivals: list[str], threads: int, effort: Effort,
+                   slow: set[tuple[str, int, int]]) -> list[dict[str, Any]]:
+    """Race the cell from equations against the same cell of PyTorch and JAX.
+
+    A peer whose forward alone does not compile in time is not asked for its backward: that is in
+    `slow` from one case to the next.
+    """
     shown = replace(case, cell="lstm").shape  # without the cell's name
     entries = [Entry(f"{shown}, {peer}", peer, threads, case, patience=COMPILING)
-               for peer in ("equations", *rivals)]
+               for peer in ("equations", *rivals) if (peer, case.B, case.H) not in slow]
     try:
         own, *others = race(workers, entries, effort)
     except DiedError as why:
@@ -101,17 +107,22 @@ def _against_loops(workers: Workers, case: Case, rivals: list[str], threads: int
         print(f"  {shown}: fastrnn {own.status}")
         return []
     print(f"  {shown}: {number(own.median * 1e6)} µs")
-    checks = []
+    checks: list[dict[str, Any]] = []
+    for peer in rivals:
+        if peer not in {entry.peer for entry in others}:
+            print(f"    {_NAMES[peer]:{WIDTH - 2}} not tried: its forward alone compiles too long")
     for entry in others:
         name = _NAMES[entry.peer]
         if not entry.ok:
-            print(f"    {name:60} {entry.status}")
+            print(f"    {name:{WIDTH - 2}} {entry.status}")
             checks.append({"name": f"{shown}: {name}", "status": entry.status})
+            if SILENT in entry.status:
+                slow.add((entry.peer, case.B, case.H))
             continue
         compiled = entry.peer in ("step", "whole", "scan")
         first = f", first call {entry.first:.1f} s" * compiled
         said = say(f"  {name} ({number(entry.median * 1e6)} µs{first})", own.ratio(entry),
-                   JAX if entry.peer == "scan" else TORCH, True)
+                   JAX if entry.peer == "scan" else TORCH, True, WIDTH)
         checks.append(said | entry.asdict() | {"name": f"{shown}: {name}",
                                                "first_s": entry.first, "own_us": own.median * 1e6})
     return checks
@@ -126,7 +137,7 @@ text, imported = json.load(sys.stdin)
 x = np.ones((20, 16, 64), np.float32)
 dy = np.ones((20, 16, 128), np.float32)
 if imported:
-    fastrnn.cell("h = tanh(W x)")  # another cell: nothing of the one below is there yet
+    fastrnn.cell("h = tanh(W x + U h)")  # another cell: nothing of the one below is there yet
     fastrnn.Layer
     import fastrnn.cells.evaluate, fastrnn.cells.instance, fastrnn.layers.programs
 times = [time.perf_counter()]
@@ -156,7 +167,7 @@ def first_use(rounds: int) -> list[dict[str, Any]]:
             found.append(json.loads(done.stdout))
         each = dict(zip(_STAGES, map(statistics.median, zip(*found, strict=True)), strict=True))
         what = "imports done" if imported else "imports of fastrnn.cells included"
-        checks.append(say(f"ms, {what}", statistics.median(map(sum, found)), FIRST_MS, False)
+        checks.append(say(f"ms, {what}", statistics.median(map(sum, found)), FIRST_MS, False, WIDTH)
                       | {"stages_ms": each})
         print("    " + ", ".join(f"{stage} {ms:.1f}" for stage, ms in each.items()))
     return checks

@@ -25,6 +25,7 @@ from bench import machine
 from bench.cases import Case
 
 PATIENCE = 900  # seconds for one answer: a large case in the reference takes minutes
+SILENT = "no answer within"  # so many seconds: how a worker died
 
 
 class DiedError(Exception):
@@ -47,6 +48,7 @@ class Worker:
             env=machine.environment(threads), cwd=folder or None,
             # before exec: libraries count the CPUs they may use while they are imported
             preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
+            start_new_session=True,  # so that a compiler that it runs ends with it
         )
         self.hello = self._answer()
         self._signal("SIGSTOP")
@@ -60,7 +62,7 @@ class Worker:
         ready, _, _ = select.select([self.process.stdout], [], [], patience)
         line = self.process.stdout.readline() if ready else ""
         if not line:
-            why = f"no answer within {patience:g} s"
+            why = f"{SILENT} {patience:g} s"
             if ready:
                 why = self.last_words() if self.process.wait() else "ended"
             self.close()
@@ -93,8 +95,11 @@ class Worker:
         return f"exit {code}: {lines[-1][:160] if lines else 'nothing printed'}"
 
     def close(self) -> None:
-        """End the process."""
-        self.process.kill()  # works on a stopped process too
+        """End the process, and those it has started."""
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # works on a stopped process too
+        self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.log):
             with contextlib.suppress(OSError):

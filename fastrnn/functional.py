@@ -1,4 +1,4 @@
-"""One layer in one direction, stateless: the kernels behind fastrnn.RNN, LSTM and GRU.
+"""One layer in one direction, stateless: the kernels behind fastrnn.RNN, LSTM, GRU and Layer.
 
 The names, signatures and results are those of fastrnn.reference, which is the specification; the
 route from here is fastrnn/_kernels/sequence.pyx, then walk.pyx, then src_c/tmpl/. Each forward
@@ -13,7 +13,7 @@ and stay within their row of the batch.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +24,14 @@ from fastrnn._kernels.runtime import Workspace
 from fastrnn._kernels.tape import Tape
 from fastrnn.cells import BY_NUMBER, CELLS, Cell, vanilla
 
+if TYPE_CHECKING:
+    from fastrnn.cells.definition import Definition
+    from fastrnn.cells.stateless import CellTape
+
 __all__ = [
     "Tape",
+    "cell_backward",
+    "cell_forward",
     "gru_backward",
     "gru_forward",
     "lstm_backward",
@@ -362,3 +368,96 @@ def gru_backward(
     Parameters, returns and errors are those of rnn_backward.
     """
     return _backward("gru_forward", (CELLS["gru"],), dy, dhn, tape, need_dx, grads)
+
+
+# ------------------------------------------------------------------------- cells from equations
+
+
+@public
+def cell_forward(
+    definition: Definition, x: Any, state: Any, parameters: Any, *, reverse: bool = False,
+    training: bool = True, embedding: Any = None, lengths: Any = None, reset: Any = None,
+    reset_to: str = "zero", options: Any = None, masks: Any = None,
+) -> tuple[np.ndarray, Any, CellTape | None]:
+    """Run a cell from equations over a sequence.
+
+    Parameters
+    ----------
+    definition : Definition
+        What `fastrnn.cell` makes of equations.
+    x : array (T, B, I), or integers (T, B) with `embedding`
+    state : array (B, width), or a tuple of such if the cell has several states, or None
+        None, as a whole or of one, means zeros.
+    parameters : dict of arrays
+        By the names of the definition, with the shapes that a Layer has. Of the biases all or
+        none.
+    reverse, training, embedding, lengths, reset, reset_to
+        As of rnn_forward.
+    options : dict, optional
+        Sizes and constants that differ from their defaults; and "H", if no parameter shows it.
+    masks : dict, optional
+        Multipliers by the number of the mask's call in the text, from 0: (T, B, width) for
+        dropout and step_mask, (B, width) for sequence_dropout and sequence_mask; and by the name of
+        a dropconnect weight, in its shape. Nothing is drawn here: what is left out has its value in
+        evaluation.
+
+    Returns
+    -------
+    y : array (T, B, O)
+        The output after each step; zero past a row's end.
+    state : array (B, width), or a tuple of such
+        The states after each row's last processed step.
+    tape : CellTape or None
+        What cell_backward needs, None without `training`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a wrong type, or its dtype is not that of the parameters.
+    ValueError
+        If shapes do not fit each other, or a name is unknown or missing.
+    IndexError
+        If x names a row that `embedding` does not have.
+    """
+    from fastrnn.cells import stateless  # with the language of cells, which others do not need
+
+    walk = stateless.Walk(reverse, training, embedding, lengths, reset, reset_to)
+    return stateless.forward(definition, x, state, parameters, walk, options, masks)
+
+
+@public
+def cell_backward(
+    dy: Any, dstate: Any, tape: CellTape | None, *, need_dx: bool = True, grads: Grads | None = None
+) -> tuple[np.ndarray | None, Any, Grads]:
+    """Backpropagate through the steps of one cell_forward.
+
+    Parameters
+    ----------
+    dy : array (T, B, O) or None
+        Gradient of a loss with respect to y; None means zeros.
+    dstate : like the final state, or None
+        Gradient with respect to it; None, as a whole or of one, means zeros.
+    tape : CellTape
+        The tape that cell_forward returned; this call consumes it.
+    need_dx : bool
+        Whether the gradient of the input is wanted.
+    grads : dict of arrays or None
+        As of rnn_backward; keys are the names of the parameters but for fixed weights.
+
+    Returns
+    -------
+    dx : array (T, B, I), or (V, I), or None
+        As of rnn_backward.
+    dstate0 : like the state
+        Gradient with respect to the initial state.
+    grads : dict of arrays
+        The parameters' gradients.
+
+    Raises
+    ------
+    RuntimeError, TypeError, ValueError
+        As of rnn_backward.
+    """
+    from fastrnn.cells import stateless
+
+    return stateless.backward(dy, dstate, tape, need_dx, grads)

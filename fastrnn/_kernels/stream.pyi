@@ -4,7 +4,7 @@ from typing import Any, Self
 import numpy as np
 
 from fastrnn._kernels.packed import Packed
-from fastrnn._kernels.program import PackedProgram
+from fastrnn._kernels.packed_program import PackedProgram
 from fastrnn._kernels.stream_states import States
 
 class Stream(States):

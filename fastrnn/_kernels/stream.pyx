@@ -22,7 +22,7 @@ from fastrnn._kernels.block cimport Block, Scratch, make_scratch, walk_block
 from fastrnn._kernels.c cimport fr_forward
 from fastrnn._kernels.check cimport as_array, check_out, numbers
 from fastrnn._kernels.packed cimport Head, Packed, packed_sizes
-from fastrnn._kernels.program cimport PackedProgram
+from fastrnn._kernels.packed_program cimport PackedProgram
 from fastrnn._kernels.project cimport project_symbols, unpack_halves
 from fastrnn._kernels.runtime cimport Buffer, run, threads_for
 from fastrnn._kernels.stack cimport is_flat, is_index, is_matrix, overlap, walk_stack

@@ -1,6 +1,6 @@
 from libc.stdint cimport int32_t
 
-from fastrnn._kernels.program cimport PackedProgram
+from fastrnn._kernels.packed_program cimport PackedProgram
 from fastrnn._kernels.runtime cimport Buffer
 from fastrnn._kernels.stack cimport Layer
 

@@ -18,7 +18,7 @@ from fastrnn._kernels.c cimport fr_forward, fr_place, fr_table
 from fastrnn._kernels.check cimport Carver, numbers, parts_of_state
 from fastrnn._kernels.machine cimport CODE, NEW, Machine, Run, state_at
 from fastrnn._kernels.packed cimport Packed
-from fastrnn._kernels.program cimport PackedProgram, sized_run
+from fastrnn._kernels.packed_program cimport PackedProgram, sized_run
 from fastrnn._kernels.project cimport project
 from fastrnn._kernels.runtime cimport Buffer, flush_denormals, pitch_of, restore, table_for
 from fastrnn._kernels.stack cimport Layer

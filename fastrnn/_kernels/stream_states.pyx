@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 from fastrnn._kernels.c cimport fr_barrier, fr_forward, fr_product
 from fastrnn._kernels.check cimport Carver, as_array
 from fastrnn._kernels.packed cimport Packed
-from fastrnn._kernels.program cimport PackedProgram
+from fastrnn._kernels.packed_program cimport PackedProgram
 from fastrnn._kernels.runtime cimport Buffer, pitch_of
 from fastrnn._kernels.stack cimport Layer, is_index
 from fastrnn._kernels.stream_program cimport (

@@ -182,12 +182,12 @@ class _Activations:
                                        "has none")
         self.clip = None if clip is None else _checks.above("clip", clip)
 
-    def __call__(self, which: int, argument: str) -> str:
-        """Return the activation of this number, of an argument."""
+    def __call__(self, which: int, argument: str, clips: bool = True) -> str:
+        """Return the activation of this number, of an argument, which may be bounded."""
         function, defaults = _ONNX[self.names[which]]
         numbers = [default if given[which] is None else given[which]
                    for default, given in zip(defaults, self.given, strict=False)]
-        if self.clip is not None:
+        if self.clip is not None and clips:
             argument = f"clip({argument}, {-self.clip!r}, {self.clip!r})"
         return f"{function}({', '.join([argument, *map(repr, numbers)])})"
 
@@ -209,7 +209,8 @@ def _number(name: str, value: Any) -> float:
 def onnx_lstm(
     activations: Sequence[str] = ("Sigmoid", "Tanh", "Tanh"), *,
     alphas: Sequence[float | None] | None = None, betas: Sequence[float | None] | None = None,
-    clip: float | None = None, input_forget: bool = False, peepholes: bool = False,
+    clip: float | None = None, clip_c: bool = True, input_forget: bool = False,
+    peepholes: bool = False,
 ) -> Definition:
     """Return ONNX's LSTM: its weights W, R and Wb, Rb have ONNX's order i o f c.
 
@@ -222,6 +223,9 @@ def onnx_lstm(
         without one. (In an ONNX file the list has no entries for the latter.)
     clip : float or None
         Bounds the argument of every activation.
+    clip_c : bool
+        Whether it bounds that of the last one too, as the standard has it. ONNX Runtime 1.32 leaves
+        c as it is.
     input_forget : bool
         Whether f = 1 - i. Then W, R and the biases have no rows for f: they are in the order i o c.
     peepholes : bool
@@ -238,7 +242,8 @@ def onnx_lstm(
 
     Notes
     -----
-    Affine and ScaledTanh have no defaults in the standard; here alpha is 1 and beta 0 or 1.
+    Affine and ScaledTanh have no defaults in the standard; here alpha is 1 and beta 0 or 1. The
+    default of ThresholdedRelu is 1 as in the standard; ONNX Runtime 1.32 takes 0 for all of these.
     """
     phi = _Activations(activations, 3, alphas, betas, clip)
     coupled = _checks.flag("input_forget", input_forget)
@@ -253,7 +258,7 @@ def onnx_lstm(
     text += f"i = {phi(0, 'ai' + seen['i'])}\n"
     text += "f = 1 - i\n" if coupled else f"f = {phi(0, 'af' + seen['f'])}\n"
     text += f"C = f * C + i * {phi(1, 'ac')}\n"
-    text += f"h = {phi(0, 'ao' + seen['o'])} * {phi(2, 'C')}\n"
+    text += f"h = {phi(0, 'ao' + seen['o'])} * {phi(2, 'C', _checks.flag('clip_c', clip_c))}\n"
     return cell(text, name="ONNX LSTM", paper="ONNX operator LSTM")
 
 

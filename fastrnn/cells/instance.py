@@ -14,8 +14,8 @@ import numpy as np
 from fastrnn._checks import RefusedValue
 from fastrnn.cells.definition import Definition
 from fastrnn.cells.graph import Mask
+from fastrnn.cells.reach import carried, recurrent_weights
 from fastrnn.cells.schedule import Program, compile_program
-from fastrnn.cells.tree import Name, Product, post_order
 from fastrnn.cells.weights import effective, initial, pull_back, shape
 
 if TYPE_CHECKING:
@@ -63,14 +63,7 @@ class Instance:
         self.name = definition.name
         self.states = tuple(state.name for state in definition.states)
         self.output = definition.output
-        multiplied: set[str] = set()  # states whose old value is
-        assigned: set[str] = set()
-        for equation in definition.equations:
-            multiplied |= {node.operand.name for node in post_order(equation.expression)
-                           if isinstance(node, Product) and isinstance(node.operand, Name)
-                           and node.operand.name not in assigned}
-            assigned |= {target.name for target in equation.targets}
-        self.memory = next((s for s in self.states if s not in multiplied), self.states[0])
+        self.memory = (*carried(definition), *self.states)[0]
         self.recordable = (*(f"d{name}" for name in self.states), "x", *self.states)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,6 +106,12 @@ class Instance:
     def fixed(self) -> tuple[str, ...]:
         """The names of the weights that are not learned."""
         return tuple(name for name, w in self.definition.weights.items() if not w.learned)
+
+    @property
+    def recurrent(self) -> tuple[str, ...]:
+        """The names of the learned weights that multiply what depends on an old state."""
+        return tuple(name for name in recurrent_weights(self.definition)
+                     if self.definition.weights[name].learned)
 
     def draw(self, name: str, rng: np.random.Generator, I: int, H: int, dtype: Any) -> np.ndarray:
         """Return the first value of a parameter."""

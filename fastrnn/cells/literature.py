@@ -209,12 +209,14 @@ y = U h + V s + b_y
                         "longer memory in recurrent neural networks\", ICLR 2015 workshop")
 
 LeakyESN: Definition = cell("""
-# nothing in it is learned: W and U are drawn, U with a tenth of its numbers and spectral radius 0.9
+# nothing in it is learned: W and U are drawn, U with a share of its numbers and a spectral radius
 # a is the leak, gamma the gain of a step; a = 1 gives (1 - gamma) h' + gamma tanh(...)
 constant a = 1
 constant gamma = 0.3
+constant density = 0.1
+constant radius = 0.9
 fixed W = uniform(-1, 1)
-fixed U = sparse(0.1, 0.9)
+fixed U = sparse(density, radius)
 h = (1 - a * gamma) * h + gamma * tanh(W x + U h)
 """, name="LeakyESN", paper="H. Jaeger, M. Lukosevicius, D. Popovici and U. Siewert, "
                             "\"Optimization and applications of echo state networks with "

@@ -156,15 +156,17 @@ def _sparse(
 ) -> np.ndarray:
     """Return a square matrix of that share of non-zeros and that spectral radius (Jaeger 2001).
 
-    The radius needs all eigenvalues, rows^3 operations.
+    The radius needs all eigenvalues, rows^3 operations. A small matrix with few numbers may be
+    nilpotent, which leaves no radius to scale; then it is drawn anew.
     """
-    matrix = generator.uniform(-1, 1, (rows, columns))
-    matrix *= generator.random((rows, columns)) < density
-    largest = np.abs(np.linalg.eigvals(matrix)).max()
-    if largest < 1e-6:  # a nilpotent matrix, to rounding
-        raise RefusedValue(f"sparse({density:g}, {radius:g}) drew a matrix of {rows} rows whose "
-                           "eigenvalues are all 0: expected a greater density")
-    return np.asarray(matrix * (radius / largest))
+    for _ in range(100):
+        matrix = generator.uniform(-1, 1, (rows, columns))
+        matrix *= generator.random((rows, columns)) < density
+        largest = np.abs(np.linalg.eigvals(matrix)).max() if matrix.any() else 0.0
+        if largest >= 1e-6:  # else nilpotent, to rounding
+            return np.asarray(matrix * (radius / largest))
+    raise RefusedValue(f"sparse({density:g}, {radius:g}) drew matrices of {rows} rows whose "
+                       "eigenvalues are all 0: expected a greater density")
 
 
 _DRAWS: dict[str, Callable[..., np.ndarray]] = {

@@ -94,11 +94,12 @@ def equations(definition: Definition) -> str:
     return textwrap.dedent("\n".join(lines)).strip("\n")
 
 
-def count(definition: Definition, I: int = SIZE, H: int = SIZE) -> int:
-    """Return how many learned numbers a layer has."""
+def count(definition: Definition, I: int = SIZE, H: int = SIZE, learned: bool = True) -> int:
+    """Return how many numbers of a layer are learned, or are not."""
     instance = Instance(definition)
     shapes = instance.parameters(I, H, bias=True)
-    return sum(math.prod(shape) for name, shape in shapes.items() if name not in instance.fixed)
+    return sum(math.prod(shape) for name, shape in shapes.items()
+               if (name not in instance.fixed) == learned)
 
 
 def options(definition: Definition) -> list[str]:
@@ -177,13 +178,10 @@ def _parameters(definition: Definition) -> list[str]:
     """Return numbers for I = H = SIZE, or why these sizes do not fit."""
     at = f"for I = H = {SIZE}"
     try:
-        sizes = definition.resolve(SIZE, SIZE)
-        learned = count(definition)
+        learned, fixed = count(definition), count(definition, learned=False)
         plan = Instance(definition).plan(SIZE, SIZE, True)
     except ValueError as error:
         return [f"not counted {at}: {error}"]
-    fixed = sum(w.blocks * sizes[w.rows] * sizes[w.columns] for w in definition.weights.values()
-                if not w.learned)
     kept = sum(plan.program.tape)
     return [f"{learned:,} {at}" + (f", and {fixed:,} that are not learned" if fixed else ""),
             f"{kept:,} numbers kept for backward, of each step and sequence, {at}"]

@@ -52,8 +52,10 @@ def run(args: argparse.Namespace) -> None:
         print(gradflow.verdict(flow))
         _save(plot.gradient_norms(flow), args.output, f"layers.{i}.norms")
         for number in range(layer.num_layers):
-            for kind, draw in (("heatmap", plot.gradient_heatmap), ("shares", plot.shares),
-                               ("saturation", plot.saturation)):
+            drawn: list[tuple[str, Any]] = [("heatmap", plot.gradient_heatmap)]
+            if flow.gates:  # cells from equations have none
+                drawn += [("shares", plot.shares), ("saturation", plot.saturation)]
+            for kind, draw in drawn:
                 _save(draw(flow, number), args.output, f"layers.{i}.{number}.{kind}")
     x = model.parameters()["embedding.weight"][batch.inputs[0]]
     jacobians = gradflow.jacobians(model.layers[0], x, distance=T - 1)

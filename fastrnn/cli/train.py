@@ -60,8 +60,8 @@ def _train(args: argparse.Namespace) -> None:
           f"{len(held_out):,} held out")
     layer = model.layers[0]
     layers = f"{layer.num_layers} x " if layer.num_layers > 1 else ""
-    print(f"{layers}{_name(model).upper()} {layer.hidden_size}: {model.num_parameters:,} parameters, "
-          f"{amount(fastrnn.get_num_threads(), 'thread')}, {get_isa()}", flush=True)
+    print(f"{layers}{_name(model).upper()} {layer.hidden_size}: {model.num_parameters:,} "
+          f"parameters, {amount(fastrnn.get_num_threads(), 'thread')}, {get_isa()}", flush=True)
 
     notes = {"trained on": what, "batch": args.batch, "bptt": args.bptt, "lr": args.lr,
              "seed": args.seed}

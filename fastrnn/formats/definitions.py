@@ -51,8 +51,8 @@ def read_definition(cell: Any) -> Definition:
     if isinstance(cell, Mapping):
         for key in ("text", "name", "paper"):
             if not isinstance(cell.get(key), str):
-                raise RefusedValue(f"its cell has the {key} {_checks.show(cell.get(key))}, expected "
-                                   "a text")
+                raise RefusedValue(f"its cell has the {key} {_checks.show(cell.get(key))}, "
+                                   "expected a text")
         _check_text(cell["text"], cell["name"])
     try:
         definition = definition_of(cell)

@@ -18,6 +18,7 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.cells import CELLS
+from fastrnn.cells.table import AnyCell
 from fastrnn.gradflow import finite
 from fastrnn.gradflow.finite import NotFinite
 from fastrnn.gradflow.measure import PARTS, check_parts, measure, norm, to_record
@@ -50,6 +51,8 @@ class GradientFlow:
         2-norm of dL/dh(t), the whole derivative, for every sequence.
     c_norms : array (L, D, T, B)
         The same for dL/dc(t); only for an LSTM, or for the memory of another cell.
+    state_norms : dict of arrays (L, D, T, B)
+        The same for every state by its name, h among them.
     units : array (L, D, T, H)
         2-norm of dL/dh(t) over the batch, for every unit.
     terms_ih, terms_hh : array (L, D, T)
@@ -79,6 +82,7 @@ class GradientFlow:
     cell: str
     norms: np.ndarray | None = None
     c_norms: np.ndarray | None = None
+    state_norms: Mapping[str, np.ndarray] | None = None
     units: np.ndarray | None = None
     terms_ih: np.ndarray | None = None
     terms_hh: np.ndarray | None = None
@@ -111,7 +115,7 @@ def gradient_flow(
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU
+    layer : RNN, LSTM, GRU or Layer
         Any number of stacked layers, one or two directions. It runs as in training mode, with the
         dropout masks that its next call would draw.
     x, state, lengths, reset, reset_to
@@ -265,7 +269,7 @@ def _check_size(array: np.ndarray) -> None:
 def check_layer(layer: Any) -> None:
     """Refuse what is no recurrent layer."""
     if not isinstance(layer, Recurrent):
-        raise RefusedType(f"layer is {_checks.kind(layer)}, expected an RNN, LSTM or GRU")
+        raise RefusedType(f"layer is {_checks.kind(layer)}, expected an RNN, LSTM, GRU or Layer")
 
 
 @contextlib.contextmanager
@@ -327,7 +331,7 @@ class _Backward:
         return [
             GradientFlow(layer.cell.name, not_finite=sources, lengths=own,
                          memory_state=layer.cell.memory,
-                         **{name: _stack([one[name] for one in of_layer]) for name in of_layer[0]})
+                         **_joined(layer.cell, of_layer))
             for layer, of_layer, sources, own in zip(
                 self.layers.values(), measured, found, self.lengths, strict=True)
         ]
@@ -347,7 +351,7 @@ class _Backward:
         computed = [
             finite.Computed(recorded["x"], recorded[layer.cell.states[0]],
                             self._final(layer, state, number),
-                            one["norms"] + one.get("c_norms", 0), layer.has_c, own)
+                            _together(one), layer.has_c, own)
             for layer, state, of_layer, of_measured, own in zip(
                 self.layers.values(), self.states, self.recorded, measured, self.lengths,
                 strict=True)
@@ -374,6 +378,25 @@ class _Backward:
             return ()
         return tuple(s.reshape(layer.num_layers, layer.directions, -1, width)[number]
                      for s, width in zip(arrays_of(state), layer.state_widths, strict=True))
+
+
+def _together(measured: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the sum of the norms (D, T, B) of all states: finite if all are."""
+    total = measured["norms"] + measured.get("c_norms", 0)
+    for name, norms in measured.items():
+        if name.startswith("norms "):
+            total = total + norms
+    return total
+
+
+def _joined(cell: AnyCell, measured: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Return what was measured of stacked layers along a new first axis, norms also by state."""
+    found: dict[str, Any] = {name: _stack([one[name] for one in measured]) for name in measured[0]}
+    own = {name: found.pop(f"norms {name}", None) for name in cell.states}
+    if "norms" in found:
+        kept = {cell.memory: found.get("c_norms"), cell.states[0]: found["norms"]}
+        found["state_norms"] = {name: kept.get(name, a) for name, a in own.items()}
+    return found
 
 
 def _stack(arrays: list[np.ndarray]) -> np.ndarray:

@@ -103,7 +103,7 @@ def jacobians(
     """Compute how a state depends on earlier ones, dh(t)/dh(k), for one sequence.
 
     One backward gives them all: its batch is H copies of the sequence, and the gradient of the
-    final states is the identity. Dropout is left out.
+    final states is the identity. Dropout is left out, and masks of equations have their means.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ class _Direction:
         one = layer.alone(layer.width if self.number else layer.input_size)
         for name, param in one.parameters().items():
             param[...] = params[name.removesuffix("_l0") + self.suffix]
-        return one
+        return one.eval()
 
     def state(self) -> Any:
         """Return its initial state, as a call takes it."""

@@ -35,7 +35,7 @@ def to_record(parts: tuple[str, ...], cell: AnyCell) -> tuple[str, ...]:
     """Return the names that backward has to record of a cell's layer."""
     first = cell.states[0]
     recorded = {  # for each part; the state and x of "norms" show where NaN comes from
-        "norms": (f"d{first}", f"d{cell.memory}", first, "x"),
+        "norms": (*(f"d{name}" for name in cell.states), first, "x"),
         "units": (f"d{first}",),
         "shares": ("dgates_x", "dgates_h", first, "x") if cell.gates else (),
         "saturation": ("gates",) if cell.gates else (),
@@ -48,6 +48,8 @@ def measure(
     lengths: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the arrays of a GradientFlow for one stacked layer, without their axis L.
+
+    The norms of states besides the first and the memory are named "norms" and their names.
 
     Parameters
     ----------
@@ -67,6 +69,9 @@ def measure(
         found["norms"] = norm(recorded[f"d{first}"], 3).transpose(2, 0, 1)
         if cell.memory != first:
             found["c_norms"] = norm(recorded[f"d{cell.memory}"], 3).transpose(2, 0, 1)
+        for name in cell.states[1:]:
+            if name != cell.memory:
+                found[f"norms {name}"] = norm(recorded[f"d{name}"], 3).transpose(2, 0, 1)
     if "units" in parts:
         found["units"] = norm(recorded[f"d{first}"], 1).swapaxes(0, 1)
     if "shares" in parts and cell.gates:

@@ -15,6 +15,7 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.gradflow.flow import GradientFlow
 from fastrnn.gradflow.jacobians import Jacobians
+from fastrnn.gradflow.measure import norm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +82,9 @@ def _name(layer: int, direction: int, D: int) -> str:
 
 
 @public
-def gradient_norms(flow: GradientFlow, ax: Axes | None = None) -> Axes:
+def gradient_norms(
+    flow: GradientFlow, ax: Axes | None = None, *, state: str | None = None
+) -> Axes:
     """Draw the norm of dL/dh(t) over the batch against t, a line per layer and direction.
 
     Parameters
@@ -91,6 +94,8 @@ def gradient_norms(flow: GradientFlow, ax: Axes | None = None) -> Axes:
         logarithmic.
     ax : matplotlib.axes.Axes, optional
         Where to draw; by default new axes.
+    state : str, optional
+        Another state than h whose gradient is drawn, by its name: "c" of an LSTM.
 
     Returns
     -------
@@ -99,16 +104,20 @@ def gradient_norms(flow: GradientFlow, ax: Axes | None = None) -> Axes:
     Raises
     ------
     TypeError, ValueError
-        If `flow` is something else, or lacks the part.
+        If `flow` is something else, or lacks the part, or has no such state.
     """
     norms = _array(flow, "batch_norms", "norms")
+    if state is not None:
+        states = flow.state_norms or {}
+        norms = norm(states[_checks.one_of("state", state, states)], -1)
     L, D, _ = norms.shape
     ax = axes_or_new(ax)
     for layer in range(L):
         for d in range(D):
             _line(ax, norms[layer, d], "--" if d else "-", color=f"C{layer}",
                   label=_name(layer, d, D))
-    ax.set(xlabel="step t", ylabel=r"$\|\partial L/\partial h(t)\|$", title="Gradient norms")
+    ax.set(xlabel="step t",
+           ylabel=rf"$\|\partial L/\partial {state or 'h'}(t)\|$", title="Gradient norms")
     _note_if_empty(ax, norms)
     if L * D > 1:
         ax.legend()

@@ -1,4 +1,7 @@
-"""Dropout between stacked layers: the masks, and the generator that draws them."""
+"""Masks that training draws, and the generator that draws them.
+
+They are those of dropout between stacked layers, and those of equations. Letter: B batch.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ __all__ = ["Dropout"]
 
 
 class Dropout(PackedPart):
-    """A part that draws masks of dropout."""
+    """A part that draws masks."""
 
     _masks: np.random.Generator
     _masks_pid: int
     _dropout: float
+    _held: list[tuple[Any, ...]] | None = None  # masks that are not drawn again at each call
 
     @property
     def dropout(self) -> float:
@@ -36,7 +40,7 @@ class Dropout(PackedPart):
         return np.multiply(keep, scale, dtype=self.dtype)
 
     def _generator(self) -> np.random.Generator:
-        """Return the generator of dropout's masks.
+        """Return the generator of the masks.
 
         A forked child makes a new one in the same state: the lock of the parent's generator may be
         held by a thread that the child does not have.
@@ -48,8 +52,22 @@ class Dropout(PackedPart):
         return self._masks
 
     @property
+    def draws(self) -> bool:
+        """Whether a call in training draws masks: of dropout, or those of the cell's equations."""
+        return bool(self.dropout) or self._masked
+
+    def hold_masks(self, B: int) -> None:
+        """Draw the masks of B sequences and of the weights once, for all calls to come."""
+        from fastrnn.layers.programs import hold
+
+        if self._masked:
+            self.__dict__["_held"] = [
+                tuple(hold(kind, self._generator(), B, self.flat.dtype) for _ in directions)
+                for kind, directions in zip(self._kinds, self._weights, strict=True)]
+
+    @property
     def dropout_state(self) -> dict[str, Any]:
-        """The state of the generator that draws dropout's masks; it can be set."""
+        """The state of the generator that draws the masks; it can be set."""
         return dict(self._generator().bit_generator.state)
 
     @dropout_state.setter

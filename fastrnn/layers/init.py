@@ -9,6 +9,10 @@ what its summary names and nothing else, so that they combine::
 
 Letters: H hidden, G gates, N inputs of a weight. A gate's bias is the sum of its two: what is set
 goes to bias_ih, and bias_hh becomes 0.
+
+Of a Layer, a cell from equations, the "gates" are the row blocks of its weights, and the recurrent
+weights are those between old states and new ones. Declared vectors and fixed weights stay as they
+are. Nobody knows which of its biases keeps a state: forget_bias and chrono are for LSTM and GRU.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn.cells import Cell
+from fastrnn.cells.table import AnyCell
 from fastrnn.layers.packs import PackedPart
 from fastrnn.layers.parameters import writeable
 
@@ -31,32 +35,48 @@ __all__ = ["chrono", "forget_bias", "glorot", "identity", "normal", "orthogonal"
 Target = TypeVar("Target")
 
 
-def _recurrent(layer: Any) -> tuple[PackedPart, Cell]:
-    """Return the layer and its row of the table, if its weights have gates and may be set."""
+def _recurrent(layer: Any) -> tuple[PackedPart, AnyCell]:
+    """Return the layer and its cell, of a form of LSTM or GRU the table's, if it may be set."""
     if not isinstance(layer, PackedPart):
         raise RefusedType(f"layer is {_checks.kind(layer)}, expected an RNN, LSTM or GRU, alone or "
                           "of a model's layers, or a single cell")
-    if layer.cell.form_of is None:
-        raise RefusedType(f"layer is of the cell {layer.cell.name}, expected an RNN, LSTM or GRU, "
-                          "whose weights have a part for each gate")
     writeable(layer.training)
     layer.changed()
-    return layer, layer.cell.form_of
+    return layer, layer.cell.form_of or layer.cell
 
 
 def _rng(seed: Any) -> np.random.Generator:
     return np.random.default_rng(*_checks.seeds(seed, 1))
 
 
+def _of_equations(layer: PackedPart) -> bool:
+    """Return whether a layer is of a cell from equations."""
+    return layer.cell.form_of is None
+
+
 def _named(layer: PackedPart, kind: str) -> Iterator[np.ndarray]:
     """Yield each parameter of a kind by gate: weights (G, H, N), biases (G, H).
 
-    A projection is one block (1, P, H).
+    A projection is one block (1, P, H). Of a Layer they are by row block, weights of blocks by
+    diagonal block.
     """
+    if _of_equations(layer):
+        from fastrnn.layers.layer import arrays_of_kind
+
+        yield from list(arrays_of_kind(layer, kind))  # all of them, or none is set
+        return
     for name, param in layer.parameters().items():
         if name.startswith(kind):
             rows = len(param) if name.startswith("weight_hr") else layer.hidden_size
             yield param.reshape(-1, rows, *param.shape[1:])
+
+
+def _recurrent_weights(layer: PackedPart) -> list[np.ndarray]:
+    """Return the recurrent weights by gate, (G, H, H), if the layer has some."""
+    found = list(_named(layer, "weight_hh"))
+    if not found:
+        raise RefusedValue(f"layer is {layer!r}, expected one with recurrent weights")
+    return found
 
 
 def _biases(layer: PackedPart) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -64,6 +84,11 @@ def _biases(layer: PackedPart) -> list[tuple[np.ndarray, np.ndarray]]:
     if not layer.bias:
         raise RefusedValue("layer has bias False, expected one with biases")
     return list(zip(_named(layer, "bias_ih"), _named(layer, "bias_hh"), strict=True))
+
+
+def _set_it(layer: PackedPart) -> str:
+    """Return what to do where nobody knows which bias of a cell from equations is meant."""
+    return "; set the bias of its equations itself: layer.b_l0[...] = 1" * _of_equations(layer)
 
 
 def _zero_biases(layer: PackedPart) -> None:
@@ -74,6 +99,8 @@ def _zero_biases(layer: PackedPart) -> None:
 @public
 def torch_uniform(layer: Target, seed: Any = None) -> Target:
     """Set all parameters to U(-1/sqrt(H), 1/sqrt(H)), as torch.nn and a new layer have them.
+
+    A Layer's become those that its definition declares.
 
     Parameters
     ----------
@@ -159,7 +186,8 @@ def glorot(layer: Target, seed: Any = None) -> Target:
 def orthogonal(layer: Target, gain: float = 1.0, seed: Any = None) -> Target:
     """Set each gate's recurrent weights (H, H) to a random rotation or reflection, times gain.
 
-    Behind a projection they are (H, P), and their columns are orthogonal; weight_hr stays as it is.
+    Those that are not square, of a Layer or behind a projection, get orthonormal rows or columns;
+    weight_hr stays as it is.
 
     Parameters
     ----------
@@ -184,11 +212,13 @@ def orthogonal(layer: Target, gain: float = 1.0, seed: Any = None) -> Target:
     """
     (recurrent, _), rng = _recurrent(layer), _rng(seed)
     _checks.above("gain", gain)
-    for weight in _named(recurrent, "weight_hh"):
-        q, r = np.linalg.qr(rng.standard_normal(weight.shape))
+    for weight in _recurrent_weights(recurrent):
+        _, H, N = weight.shape
+        tall = weight if N <= H else weight.swapaxes(1, 2)
+        q, r = np.linalg.qr(rng.standard_normal(tall.shape))
         # q alone depends on how the QR picks signs; with r's diagonal above 0 it is uniform
         signs = np.sign(np.diagonal(r, axis1=-2, axis2=-1))  # (G, H)
-        weight[...] = _checks.held("a weight", gain * q * signs[:, None, :], weight.dtype)
+        tall[...] = _checks.held("a weight", gain * q * signs[:, None, :], weight.dtype)
     return layer
 
 
@@ -222,8 +252,9 @@ def identity(layer: Target, scale: float = 1.0, seed: Any = None) -> Target:
     (recurrent, cell), rng = _recurrent(layer), _rng(seed)
     _checks.above("scale", scale)
     if cell.name != "rnn_relu":
+        declared = "; equations declare it: weight U = identity" * _of_equations(recurrent)
         raise RefusedValue(f"layer is {recurrent!r}, expected an RNN with nonlinearity "
-                         "'relu'")
+                           f"'relu'{declared}")
     eye = _checks.held("a weight", scale * np.eye(recurrent.hidden_size), recurrent.dtype)
     for weight in _named(recurrent, "weight_ih"):
         weight[...] = rng.normal(0, 0.001, weight.shape)
@@ -268,12 +299,18 @@ def sparse(
         raise RefusedValue(f"layer is {recurrent!r}, expected one without a projection: only "
                            "square matrices have eigenvalues")
     _checks.above("spectral_radius", spectral_radius)
-    count = min(_checks.positive("nonzeros", nonzeros), recurrent.hidden_size)
-    for weight in _named(recurrent, "weight_hh"):
+    count = _checks.positive("nonzeros", nonzeros)
+    weights = _recurrent_weights(recurrent)
+    for weight in weights:
+        if weight.shape[1] != weight.shape[2]:
+            raise RefusedValue(f"layer is {recurrent!r} with recurrent weights "
+                               f"{weight.shape[1:]}, expected square ones: others have no spectral "
+                               "radius")
+    for weight in weights:
         for gate in weight:
-            matrix = np.zeros(gate.shape)
+            matrix, own = np.zeros(gate.shape), min(count, len(gate))
             for row in matrix:
-                row[rng.choice(len(row), count, replace=False)] = rng.standard_normal(count)
+                row[rng.choice(len(row), own, replace=False)] = rng.standard_normal(own)
             # not 0: each unit has a connection, so there are cycles
             matrix *= spectral_radius / abs(np.linalg.eigvals(matrix)).max()
             gate[...] = _checks.held("a weight", matrix, gate.dtype)
@@ -307,8 +344,8 @@ def forget_bias(layer: Target, value: float = 1.0) -> Target:
     """
     recurrent, cell = _recurrent(layer)
     _checks.above("value", value, -math.inf)
-    if cell.name != "lstm":
-        raise RefusedValue(f"layer is {recurrent!r}, expected an LSTM")
+    if cell.name != "lstm" or cell.keep_gate is None:
+        raise RefusedValue(f"layer is {recurrent!r}, expected an LSTM{_set_it(recurrent)}")
     keep = cell.keep_gate
     held = _checks.held("a bias", np.float64(value).reshape(1), recurrent.dtype)
     for bias_ih, bias_hh in _biases(recurrent):
@@ -348,7 +385,8 @@ def chrono(layer: Target, T_max: float, seed: Any = None) -> Target:
     (recurrent, cell), rng = _recurrent(layer), _rng(seed)
     _checks.at_least("T_max", T_max, 2)
     if cell.keep_gate is None:
-        raise RefusedValue(f"layer is {recurrent!r}, expected an LSTM or a GRU")
+        raise RefusedValue(f"layer is {recurrent!r}, expected an LSTM or a "
+                           f"GRU{_set_it(recurrent)}")
     for bias_ih, bias_hh in _biases(recurrent):
         keep = np.log(rng.uniform(1, T_max - 1, recurrent.hidden_size))
         bias_ih[cell.keep_gate], bias_hh[cell.keep_gate] = keep, 0

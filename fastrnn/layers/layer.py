@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn.cells.definition import Definition
+from fastrnn.cells.definition import Definition, block_count
 from fastrnn.cells.instance import Instance
+from fastrnn.layers.packs import PackedPart
 from fastrnn.layers.recurrent import Recurrent
 
-__all__ = ["Layer", "config_of", "definition_of", "instance_of"]
+__all__ = ["Layer", "arrays_of_kind", "config_of", "definition_of", "instance_of"]
 
 _OF_CONFIG = {"text", "name", "paper"}  # what a configuration has of a definition
 
@@ -53,6 +54,33 @@ def _arguments() -> frozenset[str]:
 def _name_of(parameter: str) -> str:
     """Return the definition's name of a layer's parameter: "W" of "W_l0_reverse"."""
     return parameter.removesuffix("_reverse").rpartition("_l")[0]
+
+
+def arrays_of_kind(layer: PackedPart, kind: str) -> Iterator[np.ndarray]:
+    """Yield parameters by row block: "weight"s, those between states, "weight_hh", or "bias"es.
+
+    Weights are (blocks, rows, columns), of a weight of diagonal blocks each of them; biases are
+    (blocks, width). Fixed weights and declared vectors are none of them.
+    """
+    cell = layer.cell
+    assert isinstance(cell, Instance)
+    definition, sizes = cell.definition, cell.sizes(layer.input_size, layer.hidden_size)
+    for parameter, array in layer.parameters().items():
+        name = _name_of(parameter)
+        weight = definition.weights.get(name)
+        if weight is None:
+            vector = definition.vectors[name]
+            if kind == "bias" and vector.bias:
+                yield array.reshape(vector.blocks, -1)
+        elif weight.learned and (kind == "weight" or (kind == "weight_hh"
+                                                      and name in cell.recurrent)):
+            if weight.kind == "antisymmetric":
+                raise RefusedValue(f"layer is {layer!r}, whose {name} is antisymmetric, expected "
+                                   "weights that the step multiplies by as they are")
+            count = weight.blocks
+            if weight.kind == "blocks":
+                count *= block_count(weight, sizes)
+            yield array.reshape(count, -1, array.shape[1])
 
 
 def _check_names(definition: Definition) -> None:

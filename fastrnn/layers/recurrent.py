@@ -20,7 +20,6 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn._kernels import sequence
 from fastrnn._kernels.runtime import Workspace
 from fastrnn._kernels.stream import Stream
 from fastrnn._kernels.timeline import Timeline
@@ -82,7 +81,6 @@ class Recurrent(Dropout):
                         "has_c", "state_widths", "output_size", "directions", "width"])
     directions: int
     width: int
-    _held: list[tuple[Any, ...]] | None = None  # masks that are not drawn again at each call
 
     def __init__(
         self, cell: AnyCell, input_size: int, hidden_size: int, num_layers: int = 1,
@@ -124,7 +122,7 @@ class Recurrent(Dropout):
         """Refuse sizes that no memory can hold before naming every parameter."""
         H = self.hidden_size
         first, more = (sum(map(math.prod, self.cell.parameters(I, H, False).values()))
-                       for I in (self.input_size, self.width))
+                       for I in (self.input_size, self._input_size_of(self.num_layers - 1)))
         size = self.directions * (first + more * (self.num_layers - 1))
         if size * dtype.itemsize > sys.maxsize or self.num_layers > MOST_LAYERS:
             raise MemoryError(f"{type(self).__name__}: these sizes make {min(size, 10**300):.3g} "
@@ -450,21 +448,9 @@ class Recurrent(Dropout):
         if self.mode != "training":
             return tuple(self._packed()[number])
         held = self._held[number] if self._held else (None,) * self.directions
-        return tuple(draw(self._kinds[number], own, self._generator(), B, N, self.flat.dtype, of)
-                     for own, of in zip(self._weights[number], held, strict=True))
-
-    @property
-    def draws(self) -> bool:
-        """Whether a call in training draws masks: of dropout, or those of the cell's equations."""
-        return bool(self.dropout) or self._masked
-
-    def hold_masks(self, B: int) -> None:
-        """Draw the masks of B sequences and of the weights once, for all calls to come."""
-        from fastrnn.layers.programs import hold
-
-        self.__dict__["_held"] = [tuple(
-            hold(kind, self._generator(), B, self.flat.dtype) for _ in self._suffixes)
-            for kind in self._kinds] if self._masked else None
+        return tuple(
+            draw(self._kinds[number], own, self._generator(), B, N, self.flat.dtype,  # type: ignore[arg-type]
+                 of) for own, of in zip(self._weights[number], held, strict=True))
 
     def grads_by_layer(self, grads: Mapping[str, Any] | None) -> list[tuple[Weights, ...]]:
         """Return a mapping's gradient arrays (None: the layer's own) by layer and direction."""

@@ -299,8 +299,10 @@ class SequenceModel(Stack):
             Gradient checkpointing: keep the state of every so many steps only, and let backward
             run the steps between again: memory of so many steps instead of the whole sequence, for
             one more forward. The gradients are those of the whole sequence (Chen et al. 2016,
-            "Training deep nets with sublinear memory cost"). Not for bidirectional layers. With
-            dropout and rows of different lengths, its dropout masks are not those of None.
+            "Training deep nets with sublinear memory cost"). Not for bidirectional layers. A
+            piece that runs again has its masks again, and masks of a sequence or of weights go over
+            all pieces. With several masks, or rows of different lengths, the masks that are drawn
+            are not those of None.
         ignore_index : int or None
             An output with this target has weight 0 (softmax).
         grad : bool, optional

@@ -74,7 +74,7 @@ class Stack(Model):
 
     Parameters
     ----------
-    layers : RNN, LSTM or GRU, or several of them
+    layers : RNN, LSTM, GRU or Layer, or several of them
         Each reads the states of the one before. They may be layers of other models, too: their
         parameters are shared then. Configurations (`layer.config`) make new layers.
     vocab_size : int, optional

@@ -10,6 +10,7 @@ import loops
 import numpy as np
 import pytest
 
+from fastrnn import Layer
 from fastrnn.cells import literature
 from fastrnn.cells.zoo import ZOO
 
@@ -267,3 +268,106 @@ def test_a_cell_is_its_papers_equations(name, sizes):
     if name == "IndRNN":
         layer.parameters()["b_l0"][:] += 0.5  # some units are on, and some off
     loops.assert_equal(layer, loops.run(layer, *given), loops.unrolled(layer, step, *given))
+
+
+# ---------------------------------------------------------------------------- what they begin with
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("BRC", {"p_a": 1, "p_z": 1}),
+    ("FastRNN", {"alpha": -3, "beta": 3}),
+    ("FastGRNN", {"zeta": 1, "nu": -4, "b_z": 1, "b_g": 1}),
+    ("LiGRU", {"p_z": 1, "p_g": 1}),
+])
+def test_vectors_begin_with_their_numbers(name, expected):
+    own = Layer(getattr(literature, name), 3, 5, seed=0).parameters()
+    for vector, value in expected.items():
+        assert (own[f"{vector}_l0"] == value).all()
+
+
+@pytest.mark.parametrize(("name", "vector", "low", "high"), [
+    ("IndRNN", "u", 0, 1), ("JANET", "b_f", 0, 6), ("SRU", "p_f", -1.2247, 1.2247),
+    ("SRU", "p_r", -1.2247, 1.2247), ("sLSTM", "b_f", 0, 5)])
+def test_vectors_are_drawn_from_their_ranges(name, vector, low, high):
+    drawn = Layer(getattr(literature, name), 400, 400, seed=0).parameters()[f"{vector}_l0"]
+    assert low <= drawn.min() < low + 0.05 * (high - low)
+    assert high - 0.05 * (high - low) < drawn.max() <= high
+
+
+@pytest.mark.parametrize(("name", "constants"), [
+    ("JANET", {"beta": 1}), ("UGRNN", {"forget": 1}), ("SCRN", {"alpha": 0.95}),
+    ("coRNN", {"dt": 0.042, "gamma": 2.7, "epsilon": 4.7}), ("LEM", {"dt": 1}),
+    ("SRU", {"alpha": math.sqrt(3)}), ("CfC", {"dt": 1})])
+def test_constants_are_the_papers(name, constants):
+    assert getattr(literature, name).constants == constants
+
+
+def test_a_reservoir_is_sparse_has_its_radius_and_stays():
+    layer = Layer(literature.LeakyESN, 3, 200, dtype=np.float64, seed=0)
+    W, U = (layer.parameters()[f"{name}_l0"].copy() for name in "WU")
+    assert np.abs(np.linalg.eigvals(U)).max() == pytest.approx(0.9)
+    assert (U != 0).mean() == pytest.approx(0.1, abs=0.01)
+    assert -1 <= W.min() < -0.9 < 0.9 < W.max() <= 1
+    other = Layer(literature.LeakyESN, 3, 200, seed=0, density=0.5).parameters()["U_l0"]
+    assert (other != 0).mean() == pytest.approx(0.5, abs=0.01)
+    y, _ = layer(np.ones((4, 2, 3)))
+    layer.zero_grad()
+    dx, _ = layer.backward(np.ones_like(y))
+    assert dx.all()
+    assert not layer.flat_grads.any()
+
+
+# ---------------------------------------------------------------------------- single cells
+
+
+def test_slstm_has_no_overflow_where_its_gates_would():
+    """Gates to some hundreds, of both signs: their exponentials fit float64, and not float32."""
+    layer = loops.make(literature.sLSTM, 3, 8, heads=2)
+    layer.parameters()["W_l0"][:8] *= 200
+    layer.parameters()["W_f_l0"][:] *= 50
+    x, states, dy, final = loops.drawn(layer, 8, 5)
+    states, final = ([0 * a for a in arrays] for arrays in (states, final))
+    ours = loops.run(layer, x, states, dy, final)
+    theirs = loops.unrolled(layer, STEPS["sLSTM"][0], x, states, dy, final)
+    assert np.abs(ours[1][3]).max() > 200  # m is the logarithm of the greatest gate
+    np.testing.assert_allclose(ours[0], theirs[0].numpy(), 1e-9, 1e-12)
+    np.testing.assert_allclose(ours[2], theirs[2].numpy(), 1e-8, 1e-8)
+    for name, gradient in ours[4].items():
+        np.testing.assert_allclose(gradient, theirs[4][name].numpy(), 1e-8, 1e-8)
+    single = Layer(literature.sLSTM, 3, 8, heads=2)
+    single.flat[:] = layer.flat
+    y, _ = single(x.astype(np.float32))
+    np.testing.assert_allclose(y, ours[0], 0, 1e-3)
+    dx, _ = single.backward(dy.astype(np.float32))
+    assert np.isfinite(dx).all()
+    assert np.isfinite(single.flat_grads).all()
+
+
+def test_sru_wants_an_input_as_wide_as_itself_and_its_other_form_does_not():
+    with pytest.raises(ValueError, match="I is 3 and H is 4"):
+        Layer(literature.SRU, 3, 4)
+    assert Layer(literature.SRU, 4, 4, bidirectional=True).width == 8  # a single layer can be both
+    with pytest.raises(ValueError, match="I is 8 and H is 4"):
+        Layer(literature.SRU, 4, 4, 2, bidirectional=True)
+    layer = Layer(literature.ProjectedSRU, 3, 4, num_layers=2)
+    assert layer(np.zeros((2, 1, 3), np.float32))[0].shape == (2, 1, 4)
+
+
+def test_stacked_qrnns_want_an_input_as_wide_as_themselves():
+    with pytest.raises(ValueError, match="num_layers"):
+        Layer(literature.QRNN, 3, 4, num_layers=2)
+    layer = Layer(literature.QRNN, 4, 4, num_layers=2, dtype=np.float64, seed=0)
+    _, (_, last) = layer(np.ones((3, 2, 4)))
+    assert (last[0] == 1).all()
+    assert not (last[1] == 1).any()  # what the first layer gives
+
+
+def test_antisymmetric_weights_neither_grow_nor_decay_without_diffusion():
+    """The eigenvalues of what a step adds have no real part at gamma = 0, and -gamma otherwise."""
+    from fastrnn.cells.weights import effective
+
+    weight = literature.AntisymmetricRNN.weights["U"]
+    U = np.random.default_rng(0).normal(size=(6, 6))
+    for gamma in (0.0, 0.3):
+        matrix = effective(weight, U, {"H": 6}, {"gamma": gamma})
+        np.testing.assert_allclose(np.linalg.eigvals(matrix).real, -gamma, atol=1e-12)

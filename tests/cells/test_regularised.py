@@ -326,3 +326,28 @@ def test_weights_are_dropped_once_a_call():
     within(dropped.mean(), p, dropped.size)
     assert (dropped[0] != dropped[1]).any()
     np.testing.assert_allclose(np.array(found)[~dropped], np.tanh(np.tanh(0.5 / (1 - p))), 1e-9)
+
+
+# ------------------------------------------------------------------------------ layer normalisation
+
+
+@pytest.mark.parametrize("name", ["LayerNormLSTM", "LayerNormGRU"])
+def test_gains_begin_with_1_and_biases_with_0_but_the_forget_gates(name):
+    own = Layer(getattr(regularised, name), 3, 5, seed=0).parameters()
+    for vector, array in own.items():
+        if vector[0] in "pqb":
+            one = vector[0] in "pq" or (name, vector) == ("LayerNormLSTM", "b_f_l0")
+            assert (array == one).all(), vector
+
+
+@pytest.mark.parametrize("name", ["LayerNormLSTM", "LayerNormGRU"])
+def test_layer_norm_does_not_see_the_scale_of_the_weights(name):
+    """With x and U h away from 0, where eps does not matter."""
+    layer = loops.make(getattr(regularised, name), 4, 8)
+    x = np.random.default_rng(0).normal(size=(5, 3, 4))
+    layer.parameters()["W_l0"][:] *= 1000
+    layer.parameters()["U_l0"][:] *= 1000
+    before, _ = layer(x)
+    layer.parameters()["W_l0"][:] *= 7
+    layer.parameters()["U_l0"][:] *= 11
+    np.testing.assert_allclose(layer(x)[0], before, 1e-6)

@@ -157,9 +157,17 @@ def test_a_sparse_matrix_has_its_density_and_its_spectral_radius():
 
 
 def test_a_sparse_matrix_without_a_spectral_radius_is_refused():
-    definition = cell("fixed U = sparse(0.01, 1)\nh = tanh(W x + U h)")
-    with pytest.raises(ValueError, match="drew a matrix of 4 rows whose eigenvalues are all 0"):
+    definition = cell("fixed U = sparse(0.000001, 1)\nh = tanh(W x + U h)")
+    with pytest.raises(ValueError, match="drew matrices of 4 rows whose eigenvalues are all 0"):
         initial(definition.weights["U"], np.random.default_rng(0), definition.resolve(3, 4), {})
+
+
+def test_a_small_sparse_matrix_is_drawn_until_it_has_a_spectral_radius():
+    definition = cell("fixed U = sparse(0.1, 0.9)\nh = tanh(W x + U h)")
+    for seed in range(20):  # most of the first draws are nilpotent
+        a = initial(definition.weights["U"], np.random.default_rng(seed),
+                    definition.resolve(3, 4), {}, np.float64)
+        assert np.abs(np.linalg.eigvals(a)).max() == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(("declaration", "low", "high"), [

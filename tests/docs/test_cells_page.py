@@ -47,7 +47,9 @@ def test_a_section_has_the_definition(name):
     layer = Layer(ZOO[name], 128, 128)
     learned = sum(array.size for parameter, array in layer.parameters().items()
                   if parameter.removesuffix("_l0") not in layer.cell.fixed)
-    assert f"\n{learned:,} parameters." in text
+    assert f"\n{learned:,} parameters" in text
+    fixed = layer.num_parameters - learned
+    assert (f" and {fixed:,} numbers that are not learned" in " ".join(text.split())) == (fixed > 0)
 
 
 def test_the_page_is_what_the_script_writes(script):

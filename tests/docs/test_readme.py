@@ -50,6 +50,16 @@ def check_layers(names):
     assert names["y"].shape == (1, 40)
 
 
+def check_equations(names):
+    """Check what the block about a cell from equations leaves."""
+    layer, x = names["layer"], names["x"]
+    assert names["output"].shape == (100, 16, 256)
+    assert names["dh"].shape == (4, 16, 128)
+    assert names["dx"].shape == x.shape
+    assert all(g.any() for g in layer.grads.values())
+    assert [state.name for state in names["peephole"].definition.states] == ["h", "c"]
+
+
 def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = run(ROOT / "README.md")
@@ -58,6 +68,7 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert np.abs(names["forecast"][50:-1, 0] - names["wave"][-149:]).max() < 0.1
     assert (tmp_path / "wave.safetensors").exists()
     check_layers(names)
+    check_equations(names)
 
 
 def test_the_readme_of_the_release_before_runs(tmp_path, monkeypatch, capsys):

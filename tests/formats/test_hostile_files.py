@@ -9,6 +9,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from damage import HOSTILE, changed, check, config_with, join, places, split, value_at, without
 
 import fastrnn
 from fastrnn import GRU, LanguageModel, SequenceModel, optim
@@ -59,19 +60,6 @@ def readers(path):
             "history": lambda: checkpoint.history(path)}
 
 
-def check(path, data, read, refused=False):
-    """Read a file with every reader; an error must be one sentence that names it."""
-    path.write_bytes(data)
-    for name, call in read.items():
-        said = None
-        try:
-            call()
-        except (ValueError, MemoryError) as error:  # anything else fails the test
-            said = str(error)
-        assert said is None or (str(path) in said and "\n" not in said), (name, said)
-        assert said is not None or not refused, name
-
-
 @pytest.mark.parametrize("what", ["model", "checkpoint"])
 def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path, what):
     data = bytes_of(tmp_path, what)
@@ -107,61 +95,6 @@ def test_random_bytes_in_a_file_raise_nothing_else(tmp_path, what):
             size = len(changed) - len(data) + end - 8
             changed[:8] = size.to_bytes(8, "little")
         check(path, bytes(changed), read)
-
-
-HOSTILE = [  # what stands in a value's place
-    None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, 2**64, 2**200, 10**400, 0.5, -0.0, 1e308,
-    float("nan"), float("inf"), "", "5", "x" * 1000, "\ud800", [], [[]], [0], {}, {"a": 1},
-    ["GRU"], {"layer": "GRU"}, "GRU", "SequenceModel", "EncoderDecoder", "PCG64", "MT19937",
-]
-
-
-def places(tree, at=()):
-    """Yield the way to every value in a tree of JSON."""
-    yield at
-    branches = tree.items() if isinstance(tree, dict) else (
-        enumerate(tree) if isinstance(tree, list) else ())
-    for key, branch in branches:
-        yield from places(branch, (*at, key))
-
-
-def value_at(tree, at):
-    for key in at:
-        tree = tree[key]
-    return tree
-
-
-def changed(tree, at, value):
-    """Return a tree with another value in one place."""
-    if not at:
-        return value
-    copy = list(tree) if isinstance(tree, list) else dict(tree)
-    copy[at[0]] = changed(tree[at[0]], at[1:], value)
-    return copy
-
-
-def without(tree, at):
-    copy = list(tree) if isinstance(tree, list) else dict(tree)
-    if len(at) == 1:
-        del copy[at[0]]
-    else:
-        copy[at[0]] = without(tree[at[0]], at[1:])
-    return copy
-
-
-def split(data):
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    about = json.loads(header.pop("__metadata__")["fastrnn"])
-    return header, about, data[end:]
-
-
-def join(header, about, arrays):
-    text = about if isinstance(about, str) else json.dumps(about)
-    if isinstance(header, dict):
-        header = {"__metadata__": {"fastrnn": text}} | header
-    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return len(raw).to_bytes(8, "little") + raw + arrays
 
 
 @pytest.mark.parametrize("what", ["model", "checkpoint"])
@@ -218,11 +151,6 @@ def test_json_that_breaks_parsers(tmp_path):
         (2**62).to_bytes(8, "little"), (2**63).to_bytes(8, "little") + arrays, b"\xff" * 16,
     ):
         check(path, data, read, refused=True)
-
-
-def config_with(data, **changes):
-    header, about, arrays = split(data)
-    return join(header, about | {"config": about["config"] | changes}, arrays)
 
 
 @pytest.mark.parametrize(

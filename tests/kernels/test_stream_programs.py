@@ -364,6 +364,20 @@ def test_threads_of_a_block_of_light_layers(threads):
     assert len(results) == 1
 
 
+def test_threads_in_different_layers_have_registers_of_their_own(threads):
+    """Of each width of registers there are some layers, so that threads are often in two."""
+    groups = [packs(stack(name, 60, 60, seed=k))
+              for k, name in enumerate(("own", "lstm", "own", "gated", "own", "lstm"))]
+    x, results = draw(300, 40, 60), set()
+    for count in (1, 2, 3, 4):
+        runtime.set_num_threads(count)
+        step = Stream(groups, 40, np.float32, nested=True)
+        for _ in range(3):
+            step.reset()
+            results.add(step.block(x).tobytes())
+    assert len(results) == 1
+
+
 def test_the_number_of_threads_may_grow_later(threads):
     made = stack("three", 600, 700)
     x = draw(4, 1, 600)
@@ -379,8 +393,8 @@ def test_the_number_of_threads_may_grow_later(threads):
     assert len(results) == 1
 
 
-# rows of three chunks, and parts of them
-@pytest.mark.parametrize("B", [1, 2, 50])
+# rows of three chunks, and parts of them; more rows than a chunk has otherwise
+@pytest.mark.parametrize("B", [1, 2, 50, 90])
 def test_blocks_longer_than_a_chunk(B):
     groups = [packs(stack("lstm", 5, 250)), stacked.group("gru", 250, 3)[1],
               packs(stack("gated", 3, 90)), stacked.group("rnn_tanh", 90, 4)[1]]

@@ -13,7 +13,6 @@ import three
 from three import CELL, ThreeLayer
 
 import fastrnn
-from fastrnn import init
 
 T, B, I, H = 4, 3, 2, 5
 WIDTHS = (H - 1, H, three.M)
@@ -232,9 +231,3 @@ def test_parameters_are_set_by_their_names():
     assert layer.version == version + 1
     with pytest.raises(AttributeError, match=r"no parameter 'W_l1', it has \['W_l0', 'R_l0'"):
         layer.W_l1 = np.ones((H, I))
-
-
-def test_initial_values_of_gates_are_for_cells_with_gates():
-    for set_values in (init.torch_uniform, init.glorot, init.orthogonal, init.identity):
-        with pytest.raises(TypeError, match="layer is of the cell three, expected an RNN"):
-            set_values(layer_of())
