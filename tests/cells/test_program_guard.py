@@ -47,11 +47,11 @@ TEXTS = {
 
 def everything(put, text, T, B, I, H, dtype, V, layout):
     """Return the bytes of all that one call writes; V is None of one-hot symbols, 0 of vectors."""
-    import programs
+    import random_cells
 
     from fastrnn._kernels.timeline import Timeline
 
-    case = programs.make(text, T, B, I, H, dtype, masks=True)
+    case = random_cells.make(text, T, B, I, H, dtype, masks=True)
     rng = np.random.default_rng(0)
     options, dy = {}, case.dy
     if layout:
@@ -72,8 +72,8 @@ def everything(put, text, T, B, I, H, dtype, V, layout):
         inner = put
         put = lambda array, rows=False: inner(  # noqa: E731
             x if array is case.x else array, rows)
-    lean, _ = programs.forward(case, keep=False, packed=True, put=put, **options)
-    got = programs.run(case, dy=dy, record=programs.record_names(case), put=put, **options)
+    lean, _ = random_cells.forward(case, keep=False, packed=True, put=put, **options)
+    got = random_cells.run(case, dy=dy, record=random_cells.record_names(case), put=put, **options)
     return [array.tobytes() for array in (*lean.values(), *got.values())]
 
 
