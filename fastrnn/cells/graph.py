@@ -323,9 +323,8 @@ class _Builder:
                 if name == definition.output:
                     graph.output = node
             seen.add(node.number)
-        if definition.output not in graph.new and graph.output.number in seen:
-            graph.output = graph.node("copy", (graph.output,), graph.output.width, "output")
-        elif definition.output not in graph.new and graph.output.op not in ELEMENTWISE:
+        if definition.output not in graph.new and (
+                graph.output.number in seen or graph.output.op not in ELEMENTWISE):
             graph.output = graph.node("copy", (graph.output,), graph.output.width, "output")
         keep = {node.number for node in graph.new.values()} | {graph.output.number}
         keep |= {source.number for group in graph.groups for _, source in group.terms}
@@ -482,8 +481,9 @@ class _Builder:
         The input counts as such for the first product of a group, which is made beforehand.
         """
         width = self.sizes[self.definition.weights[weight].columns]
-        lasts = source.op == "old" or source.op in ELEMENTWISE or source.op == "x" and first
-        if source.op == "constant" or source.width == width and not lasts:
+        lasts = source.op == "old" or source.op in ELEMENTWISE or (
+            source.op == "x" and first)
+        if source.op == "constant" or (source.width == width and not lasts):
             return self.graph.node("copy", (source,), width, "source")
         return self.graph.wide(source, width)
 
@@ -536,9 +536,10 @@ class _Builder:
                 condition.left, condition.right, *e.arguments[1:]))
             return compare(graph, condition.operator, left, right, a, b)
         args = [self.done[id(n)] for n in e.arguments]
-        if e.function == "sum" and args[0].op == "constant":  # of units that are all the same
+        if e.function == "sum":
             width = self.sizes[self.definition.widths[e.arguments[0]]]
-            return graph.mul(args[0], graph.constant(width))
+            if args[0].width != width:  # all units are the same
+                return graph.mul(args[0], graph.constant(width))
         return FUNCTIONS[e.function](graph, *args)
 
 
@@ -546,11 +547,11 @@ def _sums_of_products(root: tree.Expression) -> set[int]:
     """Return the ids of products, and of sums and signs that have one among their terms."""
     found: set[int] = set()
     for n in tree.post_order(root):
-        if isinstance(n, tree.Product):
+        through = isinstance(n, tree.Negative) or (
+            isinstance(n, tree.Binary) and n.operator in "+-")
+        if isinstance(n, tree.Product) or (
+                through and any(id(child) in found for child in tree.children(n))):
             found.add(id(n))
-        elif isinstance(n, tree.Negative) or isinstance(n, tree.Binary) and n.operator in "+-":
-            if any(id(child) in found for child in tree.children(n)):
-                found.add(id(n))
     return found
 
 

@@ -14,8 +14,8 @@ one of these spaces, as a row of its width for each row of the batch:
 
 What backward reads of forward is taped if it is an activation, a quotient, a root or a sum, which
 cost more than reading 4 bytes; sums and products of what is there are computed again. A taped value
-takes the place of the sum of products that it was made of, if nothing else reads that, and later the
-gradient of this sum takes the place of the value.
+takes the place of the sum of products that it was made of, if nothing else reads that, and later
+the gradient of this sum takes the place of the value.
 """
 
 from __future__ import annotations
@@ -510,7 +510,7 @@ class _Compiler:
         return taped, [again[i] for i in sorted(again)]
 
     def compile(self) -> Program:
-        graph, derived, definition = self.graph, self.derived, self.definition
+        graph, derived = self.graph, self.derived
         roots = self.roots()
         self.own_bases(roots)
         backward = self.reachable([graph.nodes[i] for i in roots], derived.first)
@@ -629,7 +629,7 @@ class _Compiler:
             node, read = graph.nodes[i], back.last(incoming[spot[1]])
             begins = node.args[0] if node.op == "back" and node.data[0] else node
             made = back.made[begins.number][0]
-            if read[0] > made or begins.op == "back" and read[0] >= made:
+            if read[0] > made or (begins.op == "back" and read[0] >= made):
                 late[i] = spot
         return late
 

@@ -208,7 +208,9 @@ class Pass:
         if record != ():
             record = checked_record(record, layer.cell.recordable)
         into = layer.grads_by_layer(grads)
-        first_grad = (layer._grads if grads is None else grads)[next(iter(layer._shapes))]
+        own = layer._grads if grads is None else grads
+        # a cell from equations may have no parameters, then nobody can be in the way
+        first_grad = next((own[name] for name in layer._shapes), np.empty(0))
 
         dinitial = layer._new_states(L * D, B)
         with adding(first_grad):

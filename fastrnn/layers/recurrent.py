@@ -97,10 +97,12 @@ class Recurrent(Dropout):
         self._use_cell(cell)
         self.directions = 2 if self.bidirectional else 1
         self.width = self.directions * self.output_size
-        if self.num_layers > 1 and self.state_widths != cell.state_widths(
-                {"I": self.width, "H": self.hidden_size}):
+        above = {"I": self.width, "H": self.hidden_size}  # of the second layer
+        if self.num_layers > 1 and (self.state_widths, self.output_size) != (
+                cell.state_widths(above), cell.output_width(above)):
             raise RefusedValue(f"num_layers is {self.num_layers}, expected 1: the widths of the "
-                               f"states of {cell.name} depend on the width of its input")
+                               f"states and the output of {cell.name} depend on the width of its "
+                               "input")
         if self.dropout and self.num_layers == 1:
             warnings.warn(
                 f"{type(self).__name__}: dropout works between layers; with num_layers = 1 it does "

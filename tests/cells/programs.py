@@ -1,4 +1,5 @@
-"""Random definitions, and what it takes to run one: drawn numbers, forward, backward, the reference.
+"""Random definitions, and what it takes to run one: drawn numbers, the kernels, the
+reference.
 
 `write` draws the text of a cell; any `random.Random` decides, so hypothesis's shrinks it too
 (`texts`). `Case` holds the numbers of one call, `run` hands them to the kernels, and `expected` to
@@ -8,18 +9,20 @@ directions.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 import random
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from fastrnn._kernels import program
-from fastrnn._kernels.program import PackedProgram
+from fastrnn._kernels.packed_program import PackedProgram
 from fastrnn._kernels.runtime import Workspace
-from fastrnn.cells import cell
+from fastrnn.cells import Definition, DefinitionError, cell
 from fastrnn.cells.evaluate import forward as evaluate
 from fastrnn.cells.instance import Instance, drawn_mask
 from fastrnn.layers.programs import Kind
@@ -251,12 +254,10 @@ class Writer:
                   if len(targets) == 1 and targets[0] not in self.scalars]
         reached = self.reached(output)
         missing = [n for n in order if n not in reached]
-        if missing or "x" not in set().union(*(self.graph[n] for n in reached)):
-            at = single[-1] if single else None
-            if at is not None:
-                output = self.equations[at][0][0]
+        reads_x = "x" in set().union(*(self.graph[n] for n in reached))
+        if single and (missing or not reads_x):
+            output = self.equations[single[-1]][0][0]
         reached = self.reached(output)
-        after = len(self.equations)
         missing = [n for n in order if n not in reached]
         reads_x = "x" in set().union(*(self.graph[n] for n in reached))
         if missing or not reads_x:
@@ -270,20 +271,19 @@ class Writer:
                 more.append(f"W_{width}{self.known['x']} x")
             self.equations.append((["z"], width, " + ".join([output, *more])))
             output = "z"
-        del after
-        head = [f"size {s} = {self.pick(('H', 'H * 2', 'I', '3', '1', 'H'))}"
-                for s in self.sizes[1:]]
-        head += [f"constant {k} = {self.pick((0.5, -0.3, 1.25, 0))}" for k in self.constants]
-        head += [f"learned {name}[{width}] = 0.1" for name, width in self.learned]
-        head += [f"output {output}"]
         body = []
         for targets, width, text in self.equations:
-            size = "" if width in "1" or width == "H" else f"[{width}]"
+            size = "" if width in ("1", "H") else f"[{width}]"
             body.append(", ".join(t + size for t in targets) + f" = {text}")
-        used = " ".join(body)
-        head = [line for line in head if line.split()[0] != "size" or f"[{line.split()[1]}]" in used
-                or any(f"[{line.split()[1]}]" in other for other in head)]
-        return "\n".join([*head, *body])
+        used = set(re.findall(r"\w+", " ".join(body)))
+        learned = [f"learned {name}[{width}] = 0.1" for name, width in self.learned if name in used]
+        used |= set(re.findall(r"\w+", " ".join(learned)))
+        return "\n".join([
+            *(f"size {s} = {self.pick(('H', 'H * 2', 'I', '3', '1', 'H'))}"
+              for s in self.sizes[1:] if s in used),
+            *(f"constant {k} = {self.pick((0.5, -0.3, 1.25, 0))}"
+              for k in self.constants if k in used),
+            *learned, f"output {output}", *body])
 
     def reached(self, output: str) -> set[str]:
         found, waiting = {output}, [output]
@@ -514,15 +514,49 @@ def check_gradients(case: Case, got: dict[str, np.ndarray], rng: np.random.Gener
                                  f"{(ahead - behind) / (2 * step):.9g}")
 
 
-def every_row(B: int) -> list[slice]:
-    """Return the sequences one by one."""
-    return [slice(b, b + 1) for b in range(B)]
-
-
 def record_names(case: Case) -> tuple[str, ...]:
+    """Return all that backward can record."""
     names = [s.name for s in case.definition.states]
     return (*(f"d{n}" for n in names), *names, "x")
 
 
-def pairs(*lists: Any) -> Any:
-    return itertools.product(*lists)
+# ------------------------------------------------------------------------------ plain random cases
+
+
+def definition_of(rng: random.Random, **options: Any) -> Definition:
+    """Return a random definition; the few texts that the language refuses are left out."""
+    while True:
+        try:
+            return cell(write(rng, **options))
+        except DefinitionError:
+            continue
+
+
+def tame(case: Case) -> bool:
+    """Whether the outputs are finite and of moderate size, so that errors stay small."""
+    return all(np.isfinite(a).all() and (np.abs(a) < 1e3).all() for a in expected(case).values())
+
+
+def drawn(seed: int, T: int, B: int, I: int | None = None, H: int | None = None,
+          dtype: Any = np.float64, **options: Any) -> Case:
+    """Return a tame case of a random definition; I and H are random unless given."""
+    rng = random.Random(seed)
+    while True:
+        definition = definition_of(rng, **{"deep": rng.choice((1, 2, 3)),
+                                           "most": rng.choice((1, 2, 4)), **options})
+        h = H or rng.randint(1, 9)
+        i = h if definition.equal_sizes else I or rng.randint(1, 9)
+        case = make(definition, T, B, i, h, seed=seed, masks=True)
+        if tame(case):
+            return case.astype(dtype)
+
+
+@contextlib.contextmanager
+def about(case: Case, *more: Any) -> Iterator[None]:
+    """Let a failure tell the definition and the sizes."""
+    try:
+        yield
+    except Exception as error:
+        sizes = case.kind.plan.sizes
+        error.add_note(f"{more} T, B = {case.x.shape[:2]}, {sizes}\n{case.definition.text}")
+        raise
