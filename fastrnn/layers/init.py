@@ -295,7 +295,7 @@ def sparse(
     nonlinearity", Science 304, 2004.
     """
     (recurrent, _), rng = _recurrent(layer), _rng(seed)
-    if recurrent.output_size != recurrent.hidden_size:
+    if not _of_equations(recurrent) and recurrent.output_size != recurrent.hidden_size:
         raise RefusedValue(f"layer is {recurrent!r}, expected one without a projection: only "
                            "square matrices have eigenvalues")
     _checks.above("spectral_radius", spectral_radius)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fastrnn import _checks
+from fastrnn import _checks, cells
 from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.cells import ZOO
 from fastrnn.layers.parameters import spawn
 from fastrnn.layers.standard import GRU, LSTM, RNN
 from fastrnn.models import generate
@@ -35,7 +36,7 @@ class LanguageModel(SequenceModel):
         Units H of each layer.
     num_layers : int
         Recurrent layers L.
-    cell : {"lstm", "gru", "rnn"} or Definition
+    cell : {"lstm", "gru", "rnn"}, a name of the zoo such as "PeepholeLSTM", or a Definition
         A Definition is what `fastrnn.cell` makes of equations.
     dropout : float in [0, 1]
         Between layers, in training mode.
@@ -224,6 +225,8 @@ class LanguageModel(SequenceModel):
 
 def _cell_and_layer(cell: Any) -> tuple[Any, Any]:
     """Return a cell by its name or as a definition, and what makes its layer."""
+    if isinstance(cell, str) and cell in ZOO:
+        cell = getattr(cells, cell)
     if isinstance(cell, str):
         return cell, CELLS[_checks.one_of("cell", cell, CELLS)]
     from fastrnn.cells.definition import Definition  # the language of cells, if it is used

@@ -1,7 +1,8 @@
 """Optimisers over the parameters of layers and models: one fused, threaded pass a step.
 
 An optimiser walks over the distinct parts of what it is given, so a layer that belongs to several
-models is moved once. Letter: P number of parameters.
+models is moved once. Weights that equations declare `fixed` are never moved, whatever the groups
+say. Letter: P number of parameters.
 """
 
 from __future__ import annotations

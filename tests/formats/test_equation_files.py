@@ -149,7 +149,8 @@ def test_random_changes_of_the_text(tmp_path):
     path, at = tmp_path / "mutated", ("config", "cell", "text")
     text = value_at(about, at)
     pieces = ["(" * 60, "h", " x", "=", "\n", "size Q = H * 2147483647\n", "[P]", "**", "-",
-              "1e308", "state ", ",", "W ", "\0", "\ud800", "é", "#", "norm(", ")", "0", "_", "exp(h)", "@"]
+              "1e308", "state ", ",", "W ", "\0", "\ud800", "é", "#", "norm(", ")", "0", "_",
+              "exp(h)", "@"]
     for _ in range(400):
         new = text
         for _ in range(rng.choice((1, 1, 2, 5))):

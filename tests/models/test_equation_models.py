@@ -221,6 +221,8 @@ def test_a_language_model_of_a_definition():
     assert history.losses[-1] < 0.5 * history.losses[0]
     other = LanguageModel(**model.config)
     assert other.cell.text == cell.text
+    of_zoo = LanguageModel(cell="PeepholeLSTM", embedding_size=2, hidden_size=3)
+    assert of_zoo.cell is fastrnn.cells.PeepholeLSTM
     assert LanguageModel(cell="gru", embedding_size=2, hidden_size=3).cell == "gru"
     for wrong in ("elman", 3, None, ["lstm"]):
         with pytest.raises(ValueError, match=r"^LanguageModel: cell is "):

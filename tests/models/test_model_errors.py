@@ -20,7 +20,7 @@ Y = np.zeros((4, 3, 4))
         (lambda: SequenceModel(None, 2), TypeError, "layers is None"),
         (lambda: SequenceModel([3], 2), TypeError, r"layers\[0\] is of type int, expected RNN, LS"),
         (lambda: SequenceModel([{"layer": "ELMAN"}], 2), ValueError,
-         r"layers\[0\]\['layer'\] is 'ELMAN', expected one of \['RNN', 'LSTM', 'GRU'\]"),
+         r"layers\[0\]\['layer'\] is 'ELMAN', expected one of \['RNN', 'LSTM', 'GRU', 'Layer'\]"),
         (lambda: SequenceModel([LSTM(2, 3), LSTM(4, 3)], 2), ValueError,
          r"layers\[1\] has input_size 4, expected 3: what layers\[0\] gives"),
         (lambda: SequenceModel([LSTM(2, 2), LSTM(2, 2, **F64)], 2), ValueError,
