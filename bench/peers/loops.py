@@ -1,9 +1,9 @@
 """PyTorch without a module for the cell: the LayerNorm LSTM of bench/layernorm.py as a loop.
 
 Written as its users write it for speed: the inputs of all steps meet their weights in one product,
-a step's four gates are normalised by one call and, but for compilers, squashed by one. It runs as it is (`loop`), as
-TorchScript (`script`), with the step compiled (`step`), and compiled as a whole (`whole`): Inductor
-sees the loop unrolled.
+a step's four gates are normalised by one call and, but for compilers, squashed by one. It runs as
+it is (`loop`), as TorchScript (`script`), with the step compiled (`step`), and compiled as a whole
+(`whole`): Inductor sees the loop unrolled.
 
 Letters: T steps, B batch, I input, H hidden.
 """
@@ -55,7 +55,7 @@ def _step_apart(a: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor, gain_hh: Ten
                 gain_c: Tensor, shift_c: Tensor) -> tuple[Tensor, Tensor]:
     """Squash each gate by itself: compiled it is one loop all the same.
 
-    Of `_step` Inductor 2.13 computes wrong gradients when it sees two steps of 128 units or more.
+    Of `_step` Inductor 2.13 computes wrong gradients, as of two steps with 128 units.
     """
     u = linear(h, weight_hh).unflatten(-1, (4, -1))
     i, f, g, o = (a + layer_norm(u, u.shape[-1:], eps=1e-5) * gain_hh).unbind(-2)
