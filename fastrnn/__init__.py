@@ -32,8 +32,8 @@ if TYPE_CHECKING:
         set_num_threads,
         show_config,
     )
-    from fastrnn.formats import load, save
     from fastrnn.cells import cell
+    from fastrnn.formats import load, save
     from fastrnn.layers import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
     from fastrnn.layers.layer import Layer
     from fastrnn.models import EncoderDecoder, LanguageModel, SequenceModel, Stack
@@ -55,8 +55,8 @@ _MODULES = ("cells", "functional", "gradflow", "init", "losses", "optim", "plot"
 
 __all__ = [
     "GRU", "LSTM", "RNN", "EncoderDecoder", "GRUCell", "LSTMCell", "LanguageModel", "Layer",
-    "RNNCell", "SequenceModel", "Stack", "cell", "cells", "fit", "functional", "get_flush_denormals",
-    "get_num_threads", "gradflow", "init", "load", "losses", "optim", "plot", "reference", "save",
+    "RNNCell", "SequenceModel", "Stack", "cell", "cells", "fit", "functional",
+    "get_flush_denormals", "get_num_threads", "gradflow", "init", "load", "losses", "optim", "plot", "reference", "save",
     "schedules", "set_flush_denormals", "set_num_threads", "show_config", "training",
 ]
 

@@ -1,7 +1,7 @@
 """Random cells from equations: what the kernels compute, against the evaluation and differences.
 
-Each test runs blocks of seeds; random_cells.py says what is drawn. Rows, threads, directions, lengths
-and instruction sets change no bit. Letters: T steps, B batch, I input, H hidden, V symbols.
+Each test runs blocks of seeds; random_cells.py says what is drawn. Rows, threads, directions,
+lengths and instruction sets change no bit. Letters: T steps, B batch, I input, H hidden, V symbols.
 """
 
 import dataclasses
