@@ -56,8 +56,8 @@ _MODULES = ("cells", "functional", "gradflow", "init", "losses", "optim", "plot"
 __all__ = [
     "GRU", "LSTM", "RNN", "EncoderDecoder", "GRUCell", "LSTMCell", "LanguageModel", "Layer",
     "RNNCell", "SequenceModel", "Stack", "cell", "cells", "fit", "functional",
-    "get_flush_denormals", "get_num_threads", "gradflow", "init", "load", "losses", "optim", "plot", "reference", "save",
-    "schedules", "set_flush_denormals", "set_num_threads", "show_config", "training",
+    "get_flush_denormals", "get_num_threads", "gradflow", "init", "load", "losses", "optim",
+    "plot", "reference", "save", "schedules", "set_flush_denormals", "set_num_threads", "show_config", "training",
 ]
 
 
