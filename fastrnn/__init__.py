@@ -57,7 +57,8 @@ __all__ = [
     "GRU", "LSTM", "RNN", "EncoderDecoder", "GRUCell", "LSTMCell", "LanguageModel", "Layer",
     "RNNCell", "SequenceModel", "Stack", "cell", "cells", "fit", "functional",
     "get_flush_denormals", "get_num_threads", "gradflow", "init", "load", "losses", "optim",
-    "plot", "reference", "save", "schedules", "set_flush_denormals", "set_num_threads", "show_config", "training",
+    "plot", "reference", "save", "schedules", "set_flush_denormals", "set_num_threads",
+    "show_config", "training",
 ]
 
 
