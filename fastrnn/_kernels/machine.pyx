@@ -38,6 +38,7 @@ from fastrnn._kernels.walk cimport (
     rows_of,
     share_of,
     step_of,
+    sum_symbols,
 )
 
 
@@ -474,23 +475,14 @@ cdef void sum_gradient(const Run *r, fr_gradient *w, char *c, char *bias, ptrdif
 cdef void parameter_gradients(Run *r, RunJob *job, int rank, int size) noexcept nogil:
     """dx and the gradients of weights and vectors: products over all of time."""
     cdef Pass *p = &r.p
-    cdef ptrdiff_t n = p.times.N, per, c0, c1
+    cdef ptrdiff_t n = p.times.N
     cdef fr_rows rows = rows_of(p.gates, n, 0, p.row), inputs = rows
     cdef const Gradient *of
     cdef const VectorGradient *vector
     cdef fr_gradient w
     cdef int i
     if p.index:
-        # all rows with one symbol count as one row
-        per = ceil_div(ceil_div(p.row, size), 16) * 16
-        c0 = min(rank * per, p.row)
-        c1 = min(c0 + per, p.row)
-        for i in range(p.V):
-            memset(at(p.symbols, i * p.row + c0, p), 0, (c1 - c0) * r.table.itemsize)
-        for i in range(p.times.T):
-            r.table.scatter_add(p.symbols, at(p.gates, row_of(&p.times, i, 0) * p.row, p), p.row,
-                                index_at(p, i), alive_at(&p.times, i), c0, c1)
-        wait(&job.job.everyone, size)
+        sum_symbols(p, &job.job.everyone, rank, size)
         n = p.V
         inputs = rows_of(p.symbols, n, 0, p.row)
     if p.need_dx:

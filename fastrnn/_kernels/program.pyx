@@ -19,10 +19,8 @@ from fastrnn._kernels.check cimport (
     caller_rows,
     check,
     check_flat,
-    named_rows,
     pointer,
     put_rows,
-    take_rows,
 )
 from fastrnn._kernels.machine cimport (
     Machine,
@@ -44,13 +42,11 @@ from fastrnn._kernels.program_tape cimport ProgramTape
 from fastrnn._kernels.runtime cimport Buffer, Workspace, pitch_of, run
 from fastrnn._kernels.sequence cimport check_state, chunk_of, lay_out_taken, use_index
 from fastrnn._kernels.state cimport add_states, load_state
-from fastrnn._kernels.tape cimport give_back, input_of
+from fastrnn._kernels.tape cimport checked_input, give_back
 from fastrnn._kernels.timeline cimport Timeline, length_of
 from fastrnn._kernels.walk cimport Pass, at, ceil_div, rows_of
 
 cnp.import_array()
-
-INT32 = np.dtype(np.int32)
 
 
 cdef Pass like_state(const Run *r, int s) noexcept:
@@ -140,22 +136,12 @@ def forward(kind, x, index, tuple weights, tuple reverse, initial, y, tuple fina
     if time is not None:
         like.p.times = time.times
     N = like.p.times.N
-    if dense:
-        check("x", x, dtype, (*rows, I))
-    else:
-        check_flat("x", index, INT32, rows)
-        if not one_hot:
-            check("embedding", x, dtype, (x.shape[0], I))
-            tape.embedding_rows = x.shape[0]
-        if time is not None:  # padding names nothing
-            places, source = time.rows(source), "walk"
-            index = index if places is None else take_rows(index, places)
-        index, tape.used_rows = named_rows(index, I if one_hot else tape.embedding_rows)
-        if rows_of_eye:
-            x, one_hot = np.zeros((len(tape.used_rows), I), dtype), False
-            x[np.arange(len(x)), tape.used_rows] = 1
-        elif not one_hot:
-            x = take_rows(x, tape.used_rows)
+    tape.time = time
+    tape.source = source
+    x, index, source = checked_input(tape, x, index, I, dtype, rows)
+    if rows_of_eye:
+        x, one_hot = np.zeros((len(tape.used_rows), I), dtype), False
+        x[np.arange(len(x)), tape.used_rows] = 1
     check("y", y, dtype, (T, B, D * O) if time is None else (time.size(target), D * O), True)
     if initial is not None and len(initial) != m.state_count or len(final) != m.state_count:
         raise ValueError(f"states: expected {m.state_count}")
@@ -278,9 +264,8 @@ def forward(kind, x, index, tuple weights, tuple reverse, initial, y, tuple fina
     tape.count = D
     tape.machine = m
     tape.workspace = workspace
-    tape.kept = (None if rows_of_eye else x, index, (alive, x), kind)
-    tape.time = time
-    tape.source = source
+    tape.kept = (x, index, alive)
+    tape.kind = kind
     tape.target = target
     tape.weights = tuple(parameters)
     tape.reverse = reverse
@@ -388,14 +373,13 @@ def backward(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple grads, tupl
     T, B, I, O = tape.shape
     derivatives = [name for name in record if name != "x" and name not in tape.state_names]
     if derivatives:
-        m = tape.kept[3].machine(tape.dtype, True)
+        m = tape.kind.machine(tape.dtype, True)
     out = {}
     for name, width in m.program.states:
         if f"d{name}" in derivatives:
             out[f"d{name}"] = np.zeros((T * B, D * width), tape.dtype)
     if "x" in record:
-        out["x"] = input_of(tape.kept[0], tape.kept[1], tape.used_rows, tape.time, tape.source,
-                            tape.shape)
+        out["x"] = tape.input()
 
     memset(&job, 0, sizeof(job))
     for d in range(D):
@@ -464,7 +448,7 @@ def backward(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple grads, tupl
         memset(&r.barrier, 0, sizeof(fr_barrier))
 
     # from here on nobody else can give the tape's memory away
-    memory, _alive = tape.buffer, (tape.kept, tape.weights, tape.time)
+    memory, _alive = tape.buffer, (tape.kept, tape.kind, tape.weights, tape.time)
     if memory is None:
         raise RuntimeError("backward: this tape was used already, a tape serves one backward")
     tape.used = True

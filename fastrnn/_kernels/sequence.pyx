@@ -20,7 +20,6 @@ from fastrnn._kernels.check cimport (
     check,
     check_flat,
     check_weights,
-    named_rows,
     pointer,
     put_rows,
     take_rows,
@@ -28,7 +27,7 @@ from fastrnn._kernels.check cimport (
 from fastrnn._kernels.packed cimport Packed, packed_sizes
 from fastrnn._kernels.runtime cimport Buffer, Workspace, run
 from fastrnn._kernels.state cimport add_states, load_state, pair_of, store_state
-from fastrnn._kernels.tape cimport Tape, give_back
+from fastrnn._kernels.tape cimport Tape, checked_input, give_back
 from fastrnn._kernels.timeline cimport Timeline
 from fastrnn._kernels.walk cimport (
     Job,
@@ -51,8 +50,6 @@ cdef ptrdiff_t CHUNK_BYTES = 256 * 1024
 # So many steps at most read bfloat16 weights of the input as they are, step by step. More unpack
 # them first (which takes about as long as five readings) and project several steps at once.
 cdef ptrdiff_t FEW_STEPS = 8
-
-INT32 = np.dtype(np.int32)
 
 
 # ---- what forward and backward share ------------------------------------------------------------
@@ -243,19 +240,9 @@ def forward(int kind, x, index, tuple weights, tuple reverse, tuple initial, y, 
     like = sized(kind, dtype, T, B, 0 if one_hot else I, H)
     if time is not None:
         like.times = time.times
-    if dense:
-        check("x", x, dtype, (*rows, I))
-    else:
-        check_flat("x", index, INT32, rows)
-        if not one_hot:
-            check("embedding", x, dtype, (x.shape[0], I))
-            tape.embedding_rows = x.shape[0]
-        if time is not None:  # padding names nothing
-            places, source = time.rows(source), "walk"
-            index = index if places is None else take_rows(index, places)
-        index, tape.used_rows = named_rows(index, I if one_hot else tape.embedding_rows)
-        if not one_hot:
-            x = take_rows(x, tape.used_rows)
+    tape.time = time
+    tape.source = source
+    x, index, source = checked_input(tape, x, index, I, dtype, rows)
     h0, c0 = pair_of("initial", initial, like.cell.has_c)
     hn, cn = pair_of("final", final, like.cell.has_c)
     check("y", y, dtype, (T, B, D * H) if time is None else (time.size(target), D * H), True)
@@ -343,8 +330,6 @@ def forward(int kind, x, index, tuple weights, tuple reverse, tuple initial, y, 
     tape.count = D
     tape.workspace = workspace
     tape.kept = (x, index, alive)
-    tape.time = time
-    tape.source = source
     tape.target = target
     tape.weights = tuple(parameters)
     tape.reverse = reverse

@@ -3,13 +3,12 @@ from fastrnn._kernels.timeline cimport Timeline
 from fastrnn._kernels.walk cimport Pass
 
 
-cdef class Tape:
+cdef class BaseTape:
     """What backward needs of one forward call. Serves one backward."""
-    cdef Pass passes[2]
-    cdef int count
+    cdef int count            # directions
     cdef Buffer buffer
     cdef Workspace workspace
-    cdef object kept      # the arrays that the passes point into
+    cdef object kept          # the arrays that the passes point into: x, index, and others
     cdef tuple weights
     cdef tuple reverse
     cdef Timeline time        # of rows of different lengths, or None
@@ -18,17 +17,22 @@ cdef class Tape:
     cdef ptrdiff_t embedding_rows  # V
     cdef object used_rows          # (U,) the rows of the embedding, or symbols, that x names
     cdef readonly object dtype
-    cdef readonly int kind     # index of the cell
-    cdef readonly tuple shape  # (T, B, I, H)
+    cdef readonly tuple shape      # (T, B, I, features of y of one direction)
     cdef readonly bint used
-    cdef object recorded(self, str name)
+    cdef ptrdiff_t copy_to(self, BaseTape twin) except? -1
     cdef object places(self, bint reverse)
     cdef object input(self)
+
+
+cdef class Tape(BaseTape):
+    """The tape of a hand-written cell."""
+    cdef Pass passes[2]
+    cdef readonly int kind    # index of the cell
+    cdef object recorded(self, str name)
 
 
 cdef give_back(Workspace workspace, Buffer buffer)
 cdef void copy_rows(char *target, ptrdiff_t stride, object places, const char *source,
                     ptrdiff_t source_stride, object taken, ptrdiff_t N, ptrdiff_t size) noexcept
-cdef object places_of(Timeline time, tuple shape, bint reverse)
-cdef object input_of(object x, object index, object used_rows, Timeline time, str source,
-                     tuple shape)
+cdef tuple checked_input(BaseTape tape, object x, object index, ptrdiff_t I, object dtype,
+                         tuple rows)

@@ -11,12 +11,13 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.c cimport fr_barrier
-from fastrnn._kernels.check cimport take_rows
+from fastrnn._kernels.check cimport check, check_flat, named_rows, take_rows
 from fastrnn._kernels.runtime cimport Buffer, Workspace
-from fastrnn._kernels.timeline cimport Timeline
 from fastrnn._kernels.walk cimport Pass, at
 
 cnp.import_array()
+
+INT32 = np.dtype(np.int32)
 
 
 cdef give_back(Workspace workspace, Buffer buffer):
@@ -38,42 +39,35 @@ cdef void copy_rows(char *target, ptrdiff_t stride, object places, const char *s
                source + (of[n] if of != NULL else n) * source_stride, size)
 
 
-cdef object places_of(Timeline time, tuple shape, bint reverse):
-    """Return where the walk's rows are in a grid (T, B, ...), int32; None: in their order."""
-    cdef ptrdiff_t t, b, T, B
-    if time is not None:
-        return time.rows("time", reverse)
-    if not reverse:
-        return None
-    T, B = shape[:2]
-    places = np.empty(T * B, np.int32)
-    for t in range(T):
-        for b in range(B):
-            (<int32_t *> cnp.PyArray_DATA(places))[t * B + b] = <int32_t> ((T - 1 - t) * B + b)
-    return places
-
-
-cdef object input_of(object x, object index, object used_rows, Timeline time, str source,
-                     tuple shape):
-    """Return forward's x, (T, B, I); for one-hot symbols the index (T, B). Padding is zero."""
-    if index is not None:
-        x = take_rows(used_rows if x is None else x, index)
-    if time is None:
-        return x
-    T, B = shape[:2]
-    padded = np.zeros((T, B, *x.shape[1:]), x.dtype)
-    copy_rows(<char *> cnp.PyArray_DATA(padded), cnp.PyArray_STRIDE(padded, 1), time.rows("time"),
-              <const char *> cnp.PyArray_DATA(x), cnp.PyArray_STRIDE(x, 0),
-              None if index is not None else time.rows(source), time.N,
-              cnp.PyArray_ITEMSIZE(x) * (cnp.PyArray_DIM(x, 1) if x.ndim > 1 else 1))
-    return padded
-
-
 cdef inline void move(char **pointer, ptrdiff_t distance) noexcept:
     pointer[0] += distance
 
 
-cdef class Tape:
+cdef tuple checked_input(BaseTape tape, object x, object index, ptrdiff_t I, object dtype,
+                         tuple rows):
+    """Check the input of a forward call, and note it; return x, index and the layout they have.
+
+    tape : its `time` and `source` are set
+    x : (*rows, I), or with `index` an embedding (V, I), or None: one-hot rows
+    index : None, or int32 (*rows,); the index that is returned names the rows in use by their
+        numbers, and x has these rows alone
+    """
+    source = tape.source
+    if index is None:
+        check("x", x, dtype, (*rows, I))
+        return x, None, source
+    check_flat("x", index, INT32, rows)
+    if x is not None:
+        check("embedding", x, dtype, (x.shape[0], I))
+        tape.embedding_rows = x.shape[0]
+    if tape.time is not None:  # padding names nothing
+        places, source = tape.time.rows(source), "walk"
+        index = index if places is None else take_rows(index, places)
+    index, tape.used_rows = named_rows(index, I if x is None else tape.embedding_rows)
+    return (None if x is None else take_rows(x, tape.used_rows)), index, source
+
+
+cdef class BaseTape:
     def release(self):
         """Give the memory back; backward is not possible any more."""
         buffer = self.buffer
@@ -86,31 +80,22 @@ cdef class Tape:
         self.release()
 
     def copy(self):
-        """Return a tape with memory of its own, which serves one more backward.
+        """Return a tape with memory of its own, which serves one more backward."""
+        raise NotImplementedError
+
+    cdef ptrdiff_t copy_to(self, BaseTape twin) except? -1:
+        """Copy all but the passes; return how many bytes the twin's memory lies beyond this one's.
 
         Raises
         ------
         RuntimeError
             If this tape was used or released.
         """
-        cdef Tape twin = Tape()
         cdef Buffer source = self.buffer, target
-        cdef Pass *p
-        cdef int d
-        cdef ptrdiff_t distance
         if source is None:
             raise RuntimeError("copy: this tape was used already, a tape serves one backward")
         target = self.workspace.take(source.nbytes)
         memcpy(target.data, source.data, <ptrdiff_t> source.nbytes)
-        distance = target.data - source.data
-        for d in range(self.count):
-            p = &twin.passes[d]
-            p[0] = self.passes[d]
-            move(&p.gates, distance)
-            move(&p.h, distance)
-            move(&p.c, distance)
-            move(&p.symbols, distance)
-            memset(&p.barrier, 0, sizeof(fr_barrier))
         twin.count = self.count
         twin.workspace = self.workspace
         twin.kept = self.kept
@@ -122,13 +107,12 @@ cdef class Tape:
         twin.embedding_rows = self.embedding_rows
         twin.used_rows = self.used_rows
         twin.dtype = self.dtype
-        twin.kind = self.kind
         twin.shape = self.shape
         twin.buffer = target
-        return twin
+        return target.data - source.data
 
     def __reduce__(self):
-        raise TypeError("a Tape cannot be pickled, copy() makes another")
+        raise TypeError(f"a {type(self).__name__} cannot be pickled, copy() makes another")
 
     def __copy__(self):
         return self.copy()
@@ -140,11 +124,6 @@ cdef class Tape:
     def nbytes(self):
         """Bytes of the tape."""
         return 0 if self.buffer is None else self.buffer.nbytes
-
-    @property
-    def biases(self):
-        """Whether forward had bias_ih and bias_hh."""
-        return self.passes[0].b_ih != NULL, self.passes[0].b_hh != NULL
 
     @property
     def symbols(self):
@@ -164,10 +143,70 @@ cdef class Tape:
 
     @property
     def y_shape(self):
-        """Shape of y: (T, B, D*H), or with lengths or resets (M, D*H)."""
-        T, B, _, H = self.shape
+        """Shape of y: (T, B, D*O), or with lengths or resets (M, D*O)."""
+        T, B, _, O = self.shape
         rows = (T, B) if self.time is None else (self.time.size(self.target),)
-        return (*rows, self.count * H)
+        return (*rows, self.count * O)
+
+    cdef object places(self, bint reverse):
+        """Return where the walk's rows are in a grid (T, B, ...), int32; None: in their order."""
+        cdef ptrdiff_t t, b, T, B
+        if self.time is not None:
+            return self.time.rows("time", reverse)
+        if not reverse:
+            return None
+        T, B = self.shape[:2]
+        places = np.empty(T * B, np.int32)
+        for t in range(T):
+            for b in range(B):
+                (<int32_t *> cnp.PyArray_DATA(places))[t * B + b] = <int32_t> ((T - 1 - t) * B + b)
+        return places
+
+    cdef object input(self):
+        """Return forward's x, (T, B, I); for one-hot symbols the index (T, B). Padding is zero."""
+        x, index = self.kept[:2]
+        if index is not None:
+            x = take_rows(self.used_rows if not self.embedding_rows else x, index)
+        if self.time is None:
+            return x
+        T, B = self.shape[:2]
+        padded = np.zeros((T, B, *x.shape[1:]), x.dtype)
+        copy_rows(<char *> cnp.PyArray_DATA(padded), cnp.PyArray_STRIDE(padded, 1),
+                  self.time.rows("time"), <const char *> cnp.PyArray_DATA(x),
+                  cnp.PyArray_STRIDE(x, 0),
+                  None if index is not None else self.time.rows(self.source), self.time.N,
+                  cnp.PyArray_ITEMSIZE(x) * (cnp.PyArray_DIM(x, 1) if x.ndim > 1 else 1))
+        return padded
+
+
+cdef class Tape(BaseTape):
+    def copy(self):
+        """Return a tape with memory of its own, which serves one more backward.
+
+        Raises
+        ------
+        RuntimeError
+            If this tape was used or released.
+        """
+        cdef Tape twin = Tape()
+        cdef Pass *p
+        cdef int d
+        cdef ptrdiff_t distance = self.copy_to(twin)
+        twin.kind = self.kind
+        for d in range(self.count):
+            p = &twin.passes[d]
+            p[0] = self.passes[d]
+            move(&p.gates, distance)
+            move(&p.h, distance)
+            move(&p.c, distance)
+            move(&p.symbols, distance)
+            memset(&p.barrier, 0, sizeof(fr_barrier))
+        return twin
+
+    @property
+    def biases(self):
+        """Whether forward had bias_ih and bias_hh."""
+        return self.passes[0].b_ih != NULL, self.passes[0].b_hh != NULL
 
     cdef object recorded(self, str name):
         """Copy gates, dgates_x or dgates_h (T, B, D, G, H), or h (T, B, D, H).
@@ -202,10 +241,3 @@ cdef class Tape:
                                  p),
                               p.row * p.table.itemsize, None, p.times.N, size)
         return copied
-
-    cdef object places(self, bint reverse):
-        return places_of(self.time, self.shape, reverse)
-
-    cdef object input(self):
-        x, index, _ = self.kept
-        return input_of(x, index, self.used_rows, self.time, self.source, self.shape)

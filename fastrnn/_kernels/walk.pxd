@@ -148,5 +148,6 @@ cdef void project_chunk(const Pass *p, const Share *s, ptrdiff_t t0, ptrdiff_t t
                         ptrdiff_t b1, ptrdiff_t panel0, ptrdiff_t panel1) noexcept nogil
 cdef ptrdiff_t chunk_end(const Pass *p, ptrdiff_t t0, ptrdiff_t b0, ptrdiff_t b1) noexcept nogil
 cdef const int32_t *index_at(const Pass *p, ptrdiff_t t) noexcept nogil
+cdef void sum_symbols(const Pass *p, fr_barrier *everyone, int rank, int size) noexcept nogil
 cdef void walk_forward(void *arg, int rank, int size) noexcept nogil
 cdef void walk_backward(void *arg, int rank, int size) noexcept nogil

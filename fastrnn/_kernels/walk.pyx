@@ -18,7 +18,15 @@ Nothing here holds the GIL, allocates or checks: sequence.pyx and stream.pyx do.
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._kernels.c cimport fr_backward, fr_forward, fr_gradient, fr_product, fr_rows, fr_table
+from fastrnn._kernels.c cimport (
+    fr_backward,
+    fr_barrier,
+    fr_forward,
+    fr_gradient,
+    fr_product,
+    fr_rows,
+    fr_table,
+)
 from fastrnn._kernels.project cimport pack_forward, project, project_symbols, unpack_halves
 from fastrnn._kernels.runtime cimport (
     flush_denormals,
@@ -403,24 +411,27 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
         p.table.product_plain(&g)
 
 
+cdef void sum_symbols(const Pass *p, fr_barrier *everyone, int rank, int size) noexcept nogil:
+    """The gradients of all rows with one symbol into one row, columns of the tape by thread."""
+    cdef ptrdiff_t i, per = ceil_div(ceil_div(p.row, size), 16) * 16
+    cdef ptrdiff_t c0 = min(rank * per, p.row), c1 = min(rank * per + per, p.row)
+    for i in range(p.V):
+        memset(at(p.symbols, i * p.row + c0, p), 0, (c1 - c0) * p.table.itemsize)
+    for i in range(p.times.T):
+        p.table.scatter_add(p.symbols, at(p.gates, row_of(&p.times, i, 0) * p.row, p), p.row,
+                            index_at(p, i), alive_at(&p.times, i), c0, c1)
+    wait(everyone, size)
+
+
 cdef void parameter_gradients(Pass *p, Job *job, int rank, int size) noexcept nogil:
     """dx and the weights' gradients: products over all of time."""
-    cdef ptrdiff_t n = p.times.N, per, c0, c1
+    cdef ptrdiff_t n = p.times.N
     cdef fr_rows gates = rows_of(p.gates, n, 0, p.row), inputs = gates
     cdef fr_gradient w
     cdef fr_product g
     cdef int i
     if p.index:
-        # all rows with one symbol count as one row
-        per = ceil_div(ceil_div(p.row, size), 16) * 16
-        c0 = min(rank * per, p.row)
-        c1 = min(c0 + per, p.row)
-        for i in range(p.V):
-            memset(at(p.symbols, i * p.row + c0, p), 0, (c1 - c0) * p.table.itemsize)
-        for i in range(p.times.T):
-            p.table.scatter_add(p.symbols, at(p.gates, row_of(&p.times, i, 0) * p.row, p), p.row,
-                                index_at(p, i), alive_at(&p.times, i), c0, c1)
-        wait(&job.everyone, size)
+        sum_symbols(p, &job.everyone, rank, size)
         n = p.V
         inputs = rows_of(p.symbols, n, 0, p.row)
     if p.need_dx:
