@@ -230,6 +230,8 @@ typedef struct {
   void (*product_plain)(const fr_product *);
   void (*product_gates)(const fr_product *, int gates);
   void (*gradient)(const fr_gradient *);
+  /* dst[n] += the sum of K rows of n elements, n a multiple of `lanes` */
+  void (*sum_rows)(void *dst, const void *src, ptrdiff_t row, ptrdiff_t k, ptrdiff_t n);
   /* dst[index[r]][columns] += src[r][columns] for the rows in ascending order, columns [c0, c1) */
   void (*scatter_add)(void *dst, const void *src, ptrdiff_t row, const int32_t *index,
                       ptrdiff_t rows, ptrdiff_t c0, ptrdiff_t c1);

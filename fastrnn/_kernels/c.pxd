@@ -138,6 +138,7 @@ cdef extern from "fastrnn.h" nogil:
         void (*product_plain)(const fr_product *) noexcept nogil
         void (*product_gates)(const fr_product *, int) noexcept nogil
         void (*gradient)(const fr_gradient *) noexcept nogil
+        void (*sum_rows)(void *, const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*scatter_add)(void *, const void *, ptrdiff_t, const int32_t *, ptrdiff_t,
                             ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*gather_columns)(void *, const void *, const void *, const int32_t *, ptrdiff_t,

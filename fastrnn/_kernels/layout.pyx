@@ -61,7 +61,7 @@ def offsets(widths, ptrdiff_t lanes):
     return starts, at
 
 
-cdef Spot spot_of(object spot, Machine m, list tape, list scratch, list rows) except *:
+cdef Spot spot_of(object spot, list tape, list scratch, list rows) except *:
     cdef Spot found
     space, number = spot
     found.space = space
@@ -180,20 +180,23 @@ cdef Machine make_machine(object program, object dtype):
     m.gradients = <Gradient *> memory.add(m.gradient_count * <object> sizeof(Gradient))
     for i in range(m.gradient_count):
         g = program.gradients[i]
-        m.gradients[i].weight = weights[g.weight]
-        m.gradients[i].of_x = g.source is None
+        m.gradients[i].weight = -1 if g.weight is None else weights[g.weight]
+        m.gradients[i].bias = -1 if g.bias is None else names.index(g.bias)
+        m.gradients[i].of_x = g.weight is not None and g.source is None
         if g.source is not None:
-            m.gradients[i].source = spot_of(g.source, m, tape, [], rows)
+            m.gradients[i].source = spot_of(g.source, tape, [], rows)
         m.gradients[i].offset = tape[g.slot]
         m.gradients[i].blocks = g.blocks
         m.gradients[i].width = g.width
         m.gradients[i].K = g.K
-    m.vector_gradient_count = len(program.bias_gradients)
+    m.vector_gradient_count = len(program.vector_gradients)
     m.vector_gradients = <VectorGradient *> memory.add(
         m.vector_gradient_count * <object> sizeof(VectorGradient))
+    m.sums_size = 0
     for i in range(m.vector_gradient_count):
-        name, block, slot, blocks, width = program.bias_gradients[i]
-        m.vector_gradients[i] = VectorGradient(names.index(name), block, tape[slot], blocks, width)
+        name, block, slot, width = program.vector_gradients[i]
+        m.vector_gradients[i] = VectorGradient(names.index(name), block, tape[slot], width)
+        m.sums_size += ceil_div(width, lanes) * lanes
 
     # phases
     group_starts = {g.number: start for g, start in zip(program.groups, starts)}
@@ -212,15 +215,15 @@ cdef Machine make_machine(object program, object dtype):
             m.backward = found
             m.dy.space = -1
             if program.dy_slot >= 0:
-                m.dy = spot_of((SCRATCH, program.dy_slot), m, tape, scratch, rows)
+                m.dy = spot_of((SCRATCH, program.dy_slot), tape, scratch, rows)
             m.record_count = len(program.records)
             m.records = <Spot *> memory.add(m.state_count * <object> sizeof(Spot))
             for s, slot in program.records:
-                m.records[<int> s] = spot_of((SCRATCH, slot), m, tape, scratch, rows)
+                m.records[<int> s] = spot_of((SCRATCH, slot), tape, scratch, rows)
         if i == 0:
-            m.output = spot_of(program.output, m, tape, scratch, rows)
+            m.output = spot_of(program.output, tape, scratch, rows)
         elif i == 1:
-            m.output_lean = spot_of(program.output_inference, m, tape, scratch, rows)
+            m.output_lean = spot_of(program.output_inference, tape, scratch, rows)
     m.output_state = program.output_state
     m.output_width = program.output_width
     return m
@@ -258,7 +261,7 @@ cdef Phases lay_out_phases(object phases, Machine m, Layout memory, tuple places
                 TILE_BYTES // (registers + 2), 512)) // m.table.itemsize
             spots = <Spot *> memory.add(phase[i].places * <object> sizeof(Spot))
             for j in range(phase[i].places):
-                spots[j] = spot_of(one.spots[j], m, tape, scratch, rows)
+                spots[j] = spot_of(one.spots[j], tape, scratch, rows)
             phase[i].spots = spots
             phase[i].count = len(one.instructions)
             code = <fr_instruction *> memory.add(phase[i].count * <object> sizeof(fr_instruction))
@@ -269,8 +272,8 @@ cdef Phases lay_out_phases(object phases, Machine m, Layout memory, tuple places
             found.registers = max(found.registers, one.registers)
             found.places = max(found.places, phase[i].places)
             continue
-        phase[i].target = spot_of(one.target, m, tape, scratch, rows)
-        phase[i].source = spot_of(one.source, m, tape, scratch, rows)
+        phase[i].target = spot_of(one.target, tape, scratch, rows)
+        phase[i].source = spot_of(one.source, tape, scratch, rows)
         if hasattr(one, "group"):
             phase[i].kind = PRODUCT
             phase[i].K = one.K

@@ -76,15 +76,16 @@ cdef struct Bias:            # where a learned vector is added at the beginning 
 
 cdef struct Gradient:
     int weight
+    int bias                 # of the same blocks, or -1: another product has them
     Spot source
     bint of_x
     ptrdiff_t offset         # of the gradients in a tape row
     ptrdiff_t blocks, width, K
 
 
-cdef struct VectorGradient:
+cdef struct VectorGradient:  # of one block
     int vector
-    ptrdiff_t block, offset, blocks, width
+    ptrdiff_t block, offset, width
 
 
 cdef class Machine:
@@ -107,6 +108,7 @@ cdef class Machine:
     cdef Bias *biases
     cdef Gradient *gradients
     cdef VectorGradient *vector_gradients
+    cdef ptrdiff_t sums_size     # of all vectors' gradients, whole vectors
     cdef int output_state
     cdef ptrdiff_t output_width
     cdef Spot output, output_lean, dy
@@ -159,6 +161,7 @@ cdef struct Run:
     fr_rows *record_rows         # where it goes
     ptrdiff_t *record_width
     void **grads
+    char *sums               # of all vectors' gradients, which lie side by side on the tape
     fr_barrier barrier
 
 

@@ -478,8 +478,9 @@ cdef void parameter_gradients(Run *r, RunJob *job, int rank, int size) noexcept 
     cdef ptrdiff_t n = p.times.N
     cdef fr_rows rows = rows_of(p.gates, n, 0, p.row), inputs = rows
     cdef const Gradient *of
-    cdef const VectorGradient *vector
     cdef fr_gradient w
+    cdef char *weight
+    cdef char *bias
     cdef int i
     if p.index:
         sum_symbols(p, &job.job.everyone, rank, size)
@@ -490,24 +491,47 @@ cdef void parameter_gradients(Run *r, RunJob *job, int rank, int size) noexcept 
     w.scratch = job.job.scratch + rank * job.job.scratch_size
     for i in range(r.gradient_count):
         of = &r.gradient[i]
-        if r.grads[of.weight] == NULL or of.of_x and r.symbols_ready:
-            continue  # it is fixed, or made of rows with one symbol
-        w.a = inputs if of.of_x else rows
-        w.b = source_rows(r, of)
-        w.k = n if of.of_x else p.times.N
-        w.n = of.K
-        sum_gradient(r, &w, <char *> r.grads[of.weight], NULL, of.blocks, of.width, of.offset, rank,
-                     size)
-    for i in range(r.vector_gradient_count):
-        vector = &r.vector_gradient[i]
-        if r.grads[r.weight_count + vector.vector] == NULL:
+        weight = bias = NULL
+        if of.weight >= 0 and not (of.of_x and r.symbols_ready):
+            weight = <char *> r.grads[of.weight]  # NULL: it is fixed
+        if of.bias >= 0:
+            bias = <char *> r.grads[r.weight_count + of.bias]
+        if weight == NULL and bias == NULL:
             continue
         w.a = w.b = rows
         w.k = p.times.N
-        w.n = 0
-        sum_gradient(r, &w, NULL, at(r.grads[r.weight_count + vector.vector],
-                                     vector.block * vector.width, p),
-                     vector.blocks, vector.width, vector.offset, rank, size)
+        w.n = 0  # the bias alone
+        if weight != NULL:
+            w.a = inputs if of.of_x else rows
+            w.b = source_rows(r, of)
+            w.k = n if of.of_x else p.times.N
+            w.n = of.K
+        sum_gradient(r, &w, weight, bias, of.blocks, of.width, of.offset, rank, size)
+    vector_gradients(r, part(r.vector_gradient_count, rank, size),
+                     part(r.vector_gradient_count, rank + 1, size))
+
+
+cdef void vector_gradients(const Run *r, int first, int last) noexcept nogil:
+    """Sum the gradients of vectors [first, last) over all rows: they lie side by side."""
+    cdef const VectorGradient *v
+    cdef ptrdiff_t begin, size
+    cdef char *sums
+    cdef void *target
+    cdef int i
+    if first == last:
+        return
+    v = &r.vector_gradient[last - 1]
+    begin = r.vector_gradient[first].offset
+    size = v.offset + ceil_div(v.width, r.table.lanes) * r.table.lanes - begin
+    sums = at(r.sums, begin - r.vector_gradient[0].offset, &r.p)
+    memset(sums, 0, size * r.table.itemsize)
+    r.table.sum_rows(sums, at(r.p.gates, begin, &r.p), r.p.row, r.p.times.N, size)
+    for i in range(first, last):
+        v = &r.vector_gradient[i]
+        target = r.grads[r.weight_count + v.vector]
+        if target != NULL:
+            r.table.add_rows(at(target, v.block * v.width, &r.p), 0,
+                             at(sums, v.offset - begin, &r.p), 0, NULL, 1, v.width)
 
 
 cdef void run_backward(void *arg, int rank, int size) noexcept nogil:

@@ -397,6 +397,7 @@ def backward(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple grads, tupl
     for _ in range(D):
         places.append((
             carver.add(R * <object> tape.runs[0].phases.scratch), carver.add(m.back_size),
+            carver.add(m.sums_size),
             add_pointers(carver, m.state_count, sizeof(char *)),
             add_pointers(carver, len(m.shapes), sizeof(void *)),
             add_pointers(carver, m.state_count, sizeof(fr_rows)),
@@ -416,10 +417,11 @@ def backward(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple grads, tupl
         own = places[d]
         r.scratch = buffer.data + <ptrdiff_t> own[0]
         r.back = buffer.data + <ptrdiff_t> own[1]
-        r.carries = <char **> (buffer.data + <ptrdiff_t> own[2])
-        r.grads = <void **> (buffer.data + <ptrdiff_t> own[3])
-        r.record_rows = <fr_rows *> (buffer.data + <ptrdiff_t> own[4])
-        r.record_width = <ptrdiff_t *> (buffer.data + <ptrdiff_t> own[5])
+        r.sums = buffer.data + <ptrdiff_t> own[2]
+        r.carries = <char **> (buffer.data + <ptrdiff_t> own[3])
+        r.grads = <void **> (buffer.data + <ptrdiff_t> own[4])
+        r.record_rows = <fr_rows *> (buffer.data + <ptrdiff_t> own[5])
+        r.record_width = <ptrdiff_t *> (buffer.data + <ptrdiff_t> own[6])
         r.registers = buffer.data + <ptrdiff_t> registers
         r.places = <fr_place *> (buffer.data + <ptrdiff_t> found)
         set_pointers(r.grads, grads[d])
@@ -428,7 +430,7 @@ def backward(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple grads, tupl
             r.p.before = <const int32_t *> pointer(tape.time.before())
             owners = tape.time.owners(ends[d])
         for s in range(m.state_count):
-            r.carries[s] = buffer.data + <ptrdiff_t> own[6][s]
+            r.carries[s] = buffer.data + <ptrdiff_t> own[7][s]
             p = like_state(r, s)
             load_state(r.carries[s], None if dfinal is None else dfinal[s], d, &p, B, owners)
             name = "d" + m.program.states[s][0]

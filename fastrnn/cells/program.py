@@ -75,9 +75,14 @@ class Back(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """The gradient of a weight: the sum over rows of its blocks' gradients times its source."""
+    """The gradient of a weight: the sum over rows of its blocks' gradients times its source.
 
-    weight: str
+    The sum of the gradients themselves is that of the bias. A bias that has no product to be
+    summed with has a row without a weight.
+    """
+
+    weight: str | None
+    bias: str | None
     source: Spot | None   # None: the input
     slot: int             # the first of the blocks, on the tape
     blocks: int
@@ -134,5 +139,5 @@ class Program(NamedTuple):
     records: tuple[tuple[int, int], ...]  # state and slot of backward's scratch: dL/dstate
     weights: tuple[tuple[str, int, int, int], ...]  # name, blocks, width, K
     gradients: tuple[Gradient, ...]
-    bias_gradients: tuple[tuple[str, int, int, int, int], ...]  # vector, its block, slot, blocks,
-    # and width
+    vector_gradients: tuple[tuple[str, int, int, int], ...]  # vector, its block, slot, width; side
+    # by side

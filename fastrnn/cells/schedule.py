@@ -358,13 +358,14 @@ class _Compiler:
                 self.gradient_base[group.number] = self.block(group.blocks, group.width)
         self.dx_slot = -1
         self.vector_slots: dict[tuple[str, int], int] = {}
-        for node, (what, _, block) in self.open:
+        for node, (what, _, _) in self.open:
             if what == "x":
                 x = next(n for n in graph.nodes if n.op == "x")
                 self.dx_slot = self.x_slot
                 if back.last(x)[0] > back.made[node.number][0]:
                     self.dx_slot = self.block(1, node.width)
-            elif what.startswith("vector "):
+        for node, (what, _, block) in self.open:  # side by side: they are summed at once
+            if what.startswith("vector "):
                 self.vector_slots[what[7:], block] = self.block(1, node.width)
         return slots
 
@@ -412,7 +413,7 @@ class _Compiler:
                 backward: tuple[Phase, ...], output: Spot, output_lean: Spot,
                 scratch: tuple[list[int], list[int], list[int]], dy_slot: int) -> Program:
         graph, definition = self.graph, self.definition
-        groups, weights, gradients, biases = [], {}, [], []
+        groups, weights, gradients = [], {}, []
         vectors = {name: v for name, v in definition.vectors.items() if self.bias or not v.bias}
         for group in [*self.x_groups, *self.h_groups]:
             has_x = group.terms[0][1].op == "x"
@@ -420,13 +421,16 @@ class _Compiler:
                                     group.terms[0][0] if has_x else None,
                                     (TAPE, self.base[group.number])))
             slot = self.gradient_base[group.number]
-            biases += [(name, 0, slot, group.blocks, group.width) for name in group.biases]
+            left = list(group.biases)
             for weight, source in group.terms:
                 weights[weight] = (weight, group.blocks, group.width, source.width)
-                gradients.append(Gradient(weight, self.source_spot(source), slot, group.blocks,
-                                          group.width, source.width))
-        biases += [(name, block, slot, 1, self.tape[slot])
-                   for (name, block), slot in self.vector_slots.items()]
+                gradients.append(Gradient(
+                    weight, left.pop(0) if left else None, self.source_spot(source), slot,
+                    group.blocks, group.width, source.width))
+            gradients += [Gradient(None, bias, None, slot, group.blocks, group.width, 0)
+                          for bias in left]
+        vector_gradients = [(name, block, slot, self.tape[slot])
+                            for (name, block), slot in self.vector_slots.items()]
         rows = [(name, value, block, width) for (name, value, block), width in
                 zip(self.vectors.rows, self.vectors.widths, strict=True)]
         states = tuple((s.name, self.sizes[s.width]) for s in definition.states)
@@ -439,7 +443,7 @@ class _Compiler:
             tuple(graph.masks), forward, inference, backward, dy_slot,
             tuple((i, self.record_slots[i]) for i in sorted(self.record_slots)),
             tuple(weights[name] for name in definition.weights if name in weights),
-            tuple(gradients), tuple(biases))
+            tuple(gradients), tuple(vector_gradients))
 
     def source_spot(self, source: Node) -> Spot | None:
         if source.op == "x":

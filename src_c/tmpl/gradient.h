@@ -132,3 +132,21 @@ static void gradient(const fr_gradient *s) {
     }
   }
 }
+
+/* Blocks of FR_KC rows, as above. Many columns at once: rows lie far apart. */
+static void sum_rows(void *dst, const void *src, ptrdiff_t row, ptrdiff_t k, ptrdiff_t n) {
+  enum { WIDE = 2048 / sizeof(real) };
+  for (ptrdiff_t n0 = 0; n0 < n; n0 += WIDE) {
+    const ptrdiff_t vectors = (n - n0 < WIDE ? n - n0 : WIDE) / VW;
+    for (ptrdiff_t k0 = 0; k0 < k; k0 += FR_KC) {
+      vec sum[WIDE / VW];
+      for (ptrdiff_t v = 0; v < vectors; v++) sum[v] = vset1(0);
+      for (ptrdiff_t i = k0; i < k0 + FR_KC && i < k; i++) {
+        const real *a = (const real *)src + i * row + n0;
+        for (ptrdiff_t v = 0; v < vectors; v++) sum[v] = vadd(sum[v], vload(a + v * VW));
+      }
+      real *d = (real *)dst + n0;
+      for (ptrdiff_t v = 0; v < vectors; v++, d += VW) vstore(d, vadd(vload(d), sum[v]));
+    }
+  }
+}

@@ -52,6 +52,7 @@ const fr_table FR_PASTE(fr_table, FR_ISA, FR_BITS) = {
     .product_plain = product_plain,
     .product_gates = product_gates,
     .gradient = gradient,
+    .sum_rows = sum_rows,
     .scatter_add = scatter_add,
     .gather_columns = gather_columns,
     .scatter_columns = scatter_columns,

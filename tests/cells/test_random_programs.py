@@ -101,7 +101,7 @@ def test_a_program_for_records_has_the_same_tape(block):
         case = drawn(seed, 1, 1)
         program, other = case.kind.program, case.kind.plan.recording()
         for name in ("tape", "projected", "x_slot", "dx_slot", "groups", "forward", "inference",
-                     "weights", "gradients", "bias_gradients", "output", "output_inference"):
+                     "weights", "gradients", "vector_gradients", "output", "output_inference"):
             with about(case, seed):
                 assert getattr(program, name) == getattr(other, name), name
 
