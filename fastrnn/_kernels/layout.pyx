@@ -15,6 +15,7 @@ from fastrnn._kernels.machine cimport (
     PRODUCT,
     SCRATCH,
     SUM,
+    SUMS,
     TAPE,
     VECTOR,
     Bias,
@@ -61,7 +62,7 @@ def offsets(widths, ptrdiff_t lanes):
     return starts, at
 
 
-cdef Spot spot_of(object spot, list tape, list scratch, list rows) except *:
+cdef Spot spot_of(object spot, list tape, list scratch, list rows, list sums=None) except *:
     cdef Spot found
     space, number = spot
     found.space = space
@@ -73,6 +74,8 @@ cdef Spot spot_of(object spot, list tape, list scratch, list rows) except *:
         found.offset = scratch[number]
     elif space == VECTOR:
         found.offset = rows[number]
+    elif space == SUMS:
+        found.offset = sums[number]
     return found
 
 
@@ -192,11 +195,10 @@ cdef Machine make_machine(object program, object dtype):
     m.vector_gradient_count = len(program.vector_gradients)
     m.vector_gradients = <VectorGradient *> memory.add(
         m.vector_gradient_count * <object> sizeof(VectorGradient))
-    m.sums_size = 0
+    sums, m.sums_size = offsets([width for _, _, width in program.vector_gradients], lanes)
     for i in range(m.vector_gradient_count):
-        name, block, slot, width = program.vector_gradients[i]
-        m.vector_gradients[i] = VectorGradient(names.index(name), block, tape[slot], width)
-        m.sums_size += ceil_div(width, lanes) * lanes
+        name, block, width = program.vector_gradients[i]
+        m.vector_gradients[i] = VectorGradient(names.index(name), block, sums[i], width)
 
     # phases
     group_starts = {g.number: start for g, start in zip(program.groups, starts)}
@@ -204,7 +206,7 @@ cdef Machine make_machine(object program, object dtype):
     for i, (phases, widths) in enumerate(zip(
             (program.forward, program.inference, program.backward), program.scratch)):
         scratch, end = offsets(widths, lanes)
-        places = tape, scratch, rows
+        places = tape, scratch, rows, sums
         found = lay_out_phases(phases, m, memory, places, weights, packed, group_starts, biased)
         found.scratch = pitch_of(max(end, 1), m.table.itemsize)
         if i == 0:
@@ -237,7 +239,7 @@ cdef Phases lay_out_phases(object phases, Machine m, Layout memory, tuple places
     cdef int i, j
     cdef Spot *spots
     cdef fr_instruction *code
-    tape, scratch, rows = places
+    tape, scratch, rows, sums = places
     flat = []
     for each in phases:
         if isinstance(each, list):
@@ -261,7 +263,7 @@ cdef Phases lay_out_phases(object phases, Machine m, Layout memory, tuple places
                 TILE_BYTES // (registers + 2), 512)) // m.table.itemsize
             spots = <Spot *> memory.add(phase[i].places * <object> sizeof(Spot))
             for j in range(phase[i].places):
-                spots[j] = spot_of(one.spots[j], tape, scratch, rows)
+                spots[j] = spot_of(one.spots[j], tape, scratch, rows, sums)
             phase[i].spots = spots
             phase[i].count = len(one.instructions)
             code = <fr_instruction *> memory.add(phase[i].count * <object> sizeof(fr_instruction))

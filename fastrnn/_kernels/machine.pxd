@@ -6,7 +6,7 @@ from fastrnn._kernels.walk cimport Job, Pass
 
 
 cdef enum Space:
-    TAPE, SCRATCH, OLD, NEW, CARRY, VECTOR, MASK
+    TAPE, SCRATCH, OLD, NEW, CARRY, VECTOR, MASK, SUMS
 
 
 cdef enum Kind:
@@ -16,7 +16,7 @@ cdef enum Kind:
 cdef struct Spot:
     int space
     int number               # of a state or mask
-    ptrdiff_t offset         # elements, in a row of the tape, of scratch, or of the vectors
+    ptrdiff_t offset         # elements, in a row of the tape, of scratch, of vectors or of sums
 
 
 cdef struct Phase:
@@ -108,7 +108,7 @@ cdef class Machine:
     cdef Bias *biases
     cdef Gradient *gradients
     cdef VectorGradient *vector_gradients
-    cdef ptrdiff_t sums_size     # of all vectors' gradients, whole vectors
+    cdef ptrdiff_t sums_size     # of a row of all vectors' gradients
     cdef int output_state
     cdef ptrdiff_t output_width
     cdef Spot output, output_lean, dy
@@ -161,7 +161,9 @@ cdef struct Run:
     fr_rows *record_rows         # where it goes
     ptrdiff_t *record_width
     void **grads
-    char *sums               # of all vectors' gradients, which lie side by side on the tape
+    ptrdiff_t sums_row
+    char *sums               # (R, sums_row) of the vectors' gradients in the last steps
+    char *totals             # (R + 1, sums_row) of those before, and room for their sum
     fr_barrier barrier
 
 

@@ -42,6 +42,11 @@ from fastrnn._kernels.walk cimport (
 )
 
 
+# A row adds up the gradients of vectors over so many steps at most before it begins a new sum: long
+# sums of float32 lose digits.
+cdef ptrdiff_t SUM_STEPS = 256
+
+
 # ---- where things lie ---------------------------------------------------------------------------
 
 cdef char *state_at(const Run *r, int s, ptrdiff_t t, ptrdiff_t b) noexcept nogil:
@@ -75,6 +80,9 @@ cdef fr_place place(const Run *r, const Spot *spot, const Step *s) noexcept nogi
     elif spot.space == VECTOR:
         found.base = at(r.vectors, spot.offset, &r.p)
         found.row = 0
+    elif spot.space == SUMS:
+        found.base = at(r.sums, s.b0 * r.sums_row + spot.offset, &r.p)
+        found.row = r.sums_row
     else:
         found.row = r.mask_row[n]
         found.base = at(r.masks[n], (row_of(&r.p.times, s.t, s.b0) if r.mask_steps[n] else s.b0)
@@ -394,6 +402,11 @@ cdef void backward_run(Run *r, const Share *share) noexcept nogil:
         if not run_phases(r, &s):
             return
         put_records(r, &s)
+        if r.sums_row and t % SUM_STEPS == 0:
+            if s.rank == 0:
+                add_sums(r, b0, b1)
+            if s.size > 1 and not meet(r, &s):
+                return
 
 
 cdef void input_gradient(const Run *r, fr_rows rows, ptrdiff_t r0, ptrdiff_t r1) noexcept nogil:
@@ -511,11 +524,19 @@ cdef void parameter_gradients(Run *r, RunJob *job, int rank, int size) noexcept 
                      part(r.vector_gradient_count, rank + 1, size))
 
 
+cdef void add_sums(const Run *r, ptrdiff_t b0, ptrdiff_t b1) noexcept nogil:
+    """Add the sums of rows [b0, b1) to their totals, and begin again."""
+    cdef char *sums = at(r.sums, b0 * r.sums_row, &r.p)
+    r.table.add_rows(at(r.totals, b0 * r.sums_row, &r.p), r.sums_row, sums, r.sums_row, NULL,
+                     b1 - b0, r.sums_row)
+    memset(sums, 0, (b1 - b0) * r.sums_row * r.table.itemsize)
+
+
 cdef void vector_gradients(const Run *r, int first, int last) noexcept nogil:
-    """Sum the gradients of vectors [first, last) over all rows: they lie side by side."""
+    """The gradients of vectors [first, last), which lie side by side, from the rows' totals."""
     cdef const VectorGradient *v
     cdef ptrdiff_t begin, size
-    cdef char *sums
+    cdef char *whole
     cdef void *target
     cdef int i
     if first == last:
@@ -523,15 +544,14 @@ cdef void vector_gradients(const Run *r, int first, int last) noexcept nogil:
     v = &r.vector_gradient[last - 1]
     begin = r.vector_gradient[first].offset
     size = v.offset + ceil_div(v.width, r.table.lanes) * r.table.lanes - begin
-    sums = at(r.sums, begin - r.vector_gradient[0].offset, &r.p)
-    memset(sums, 0, size * r.table.itemsize)
-    r.table.sum_rows(sums, at(r.p.gates, begin, &r.p), r.p.row, r.p.times.N, size)
+    whole = at(r.totals, r.p.times.R * r.sums_row + begin, &r.p)
+    r.table.sum_rows(whole, at(r.totals, begin, &r.p), r.sums_row, r.p.times.R, size)
     for i in range(first, last):
         v = &r.vector_gradient[i]
         target = r.grads[r.weight_count + v.vector]
         if target != NULL:
             r.table.add_rows(at(target, v.block * v.width, &r.p), 0,
-                             at(sums, v.offset - begin, &r.p), 0, NULL, 1, v.width)
+                             at(whole, v.offset - begin, &r.p), 0, NULL, 1, v.width)
 
 
 cdef void run_backward(void *arg, int rank, int size) noexcept nogil:

@@ -393,11 +393,12 @@ def backward(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple grads, tupl
     registers = carver.add(threads * tape.runs[0].registers_size // m.table.itemsize)
     found = add_pointers(carver, threads * tape.runs[0].phases.places, sizeof(fr_place))
     R = tape.runs[0].p.times.R
+    sums_row = pitch_of(m.sums_size, m.table.itemsize) if m.sums_size else 0
     places = []
     for _ in range(D):
         places.append((
             carver.add(R * <object> tape.runs[0].phases.scratch), carver.add(m.back_size),
-            carver.add(m.sums_size),
+            carver.add((2 * R + 1) * <object> sums_row),
             add_pointers(carver, m.state_count, sizeof(char *)),
             add_pointers(carver, len(m.shapes), sizeof(void *)),
             add_pointers(carver, m.state_count, sizeof(fr_rows)),
@@ -417,7 +418,10 @@ def backward(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple grads, tupl
         own = places[d]
         r.scratch = buffer.data + <ptrdiff_t> own[0]
         r.back = buffer.data + <ptrdiff_t> own[1]
+        r.sums_row = sums_row
         r.sums = buffer.data + <ptrdiff_t> own[2]
+        r.totals = r.sums + <ptrdiff_t> R * r.sums_row * m.table.itemsize
+        memset(r.sums, 0, (2 * <ptrdiff_t> R + 1) * r.sums_row * m.table.itemsize)
         r.carries = <char **> (buffer.data + <ptrdiff_t> own[3])
         r.grads = <void **> (buffer.data + <ptrdiff_t> own[4])
         r.record_rows = <fr_rows *> (buffer.data + <ptrdiff_t> own[5])

@@ -28,7 +28,7 @@ class Node:
         One of ELEMENTWISE; "sum" over the units; "part" of a group, data (group, block); "back", a
         sum of products with gradients, data ((group, term), ...), args (what is added,) or (); or
         what is given: "x", "old" state, learned "vector", "constant", "mask", and going back the
-        gradients "new" and "dy".
+        gradients "new" and "dy", and "sum so far" of a vector's gradients.
     args : tuple of Node
     width : int
     data : Any

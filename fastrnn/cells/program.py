@@ -11,6 +11,7 @@ one of these spaces, as a row of its width for each row of the batch:
     CARRY     the gradients of the states, which backward passes on
     VECTOR    learned vectors and constants: one row for all
     MASK      what training draws
+    SUMS      the gradients of learned vectors, which each row of the batch adds up over its steps
 
 Letter: K columns of a weight.
 """
@@ -23,7 +24,7 @@ from fastrnn.cells.graph import Mask
 
 __all__ = ["Back", "Code", "Gradient", "GroupPlan", "Phase", "Product", "Program", "Spot", "Sum"]
 
-TAPE, SCRATCH, OLD, NEW, CARRY, VECTOR, MASK = range(7)
+TAPE, SCRATCH, OLD, NEW, CARRY, VECTOR, MASK, SUMS = range(8)
 Spot = tuple[int, int]  # space, index there
 
 OPERATIONS = ("copy", "add", "sub", "mul", "div", "fma", "fnma", "min", "max", "abs", "relu",
@@ -139,5 +140,4 @@ class Program(NamedTuple):
     records: tuple[tuple[int, int], ...]  # state and slot of backward's scratch: dL/dstate
     weights: tuple[tuple[str, int, int, int], ...]  # name, blocks, width, K
     gradients: tuple[Gradient, ...]
-    vector_gradients: tuple[tuple[str, int, int, int], ...]  # vector, its block, slot, width; side
-    # by side
+    vector_gradients: tuple[tuple[str, int, int], ...]  # vector, its block, width; as in SUMS

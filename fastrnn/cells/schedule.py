@@ -22,6 +22,7 @@ from fastrnn.cells.program import (
     NUMBER,
     OLD,
     SCRATCH,
+    SUMS,
     TAPE,
     Back,
     Code,
@@ -96,6 +97,7 @@ class _Compiler:
         roots: dict[int, Spot | None] = {}
         self.open: list[tuple[Node, tuple[str, int, int]]] = []
         self.recorded: dict[int, Node] = {}
+        self.vectors_of: list[tuple[str, int, int]] = []
         stored: dict[tuple[int, int], Node] = {}
 
         def own(node: Node, of: object) -> Node:
@@ -119,10 +121,10 @@ class _Compiler:
             node = own(derived.x, "dx")
             roots[node.number] = None
             self.open.append((node, ("x", 0, 0)))
-        for (name, block), node in derived.vectors.items():
-            node = own(node, ("vector", name, block))
-            roots[node.number] = None
-            self.open.append((node, (f"vector {name}", 0, block)))
+        for at, ((name, block), node) in enumerate(derived.vectors.items()):
+            so_far = graph.node("sum so far", (), node.width, at)
+            roots[graph.add(so_far, node).number] = (SUMS, at)
+            self.vectors_of.append((name, block, node.width))
         for node in graph.nodes:  # products with gradients read those that are stored
             if node.op == "back":
                 node.args = (*node.args[:node.data[0]], *(
@@ -137,6 +139,7 @@ class _Compiler:
                 roots[node.number] = None
             if self.record:
                 self.recorded[self.number[name]] = node
+        graph.fuse(derived.first, {*roots, *(n.number for n in derived.new.values())})
         return roots
 
     def own_bases(self, roots: dict[int, Spot | None]) -> None:
@@ -207,10 +210,12 @@ class _Compiler:
         roots = self.roots()
         self.own_bases(roots)
         backward = self.reachable([graph.nodes[i] for i in roots], derived.first)
-        backward = [n for n in backward if n.op not in ("new", "dy", "constant")]
+        backward = [n for n in backward
+                    if n.op not in ("new", "dy", "sum so far", "constant", "gone")]
         taped, again = self.choose_taped(backward)
         leaves = {n.number for n in graph.nodes
-                  if n.op in ("old", "x", "vector", "constant", "mask", "new", "dy")}
+                  if n.op in ("old", "x", "vector", "constant", "mask", "new", "dy",
+                                             "sum so far")}
         x_parts = {n.number for n in graph.nodes if n.op == "part" and len(n.args) == 1
                    and n.args[0].op == "x"}
         forward = [n for n in self.forward_nodes if n.number not in leaves | x_parts]
@@ -260,6 +265,8 @@ class _Compiler:
                 places[n.number] = TAPE, self.base[n.data[0]] + n.data[1]
             elif n.op == "new":
                 places[n.number] = CARRY, self.number[n.data]
+            elif n.op == "sum so far":
+                places[n.number] = SUMS, n.data
         dy_slot = -1
         for n in graph.nodes:
             if n.op == "dy":
@@ -317,7 +324,7 @@ class _Compiler:
         graph, late = self.graph, {}
         incoming = {self.number[n.data]: n for n in graph.nodes if n.op == "new"}
         for i, spot in roots.items():
-            if spot is None or spot[1] not in incoming:
+            if spot is None or spot[0] != CARRY or spot[1] not in incoming:
                 continue
             node, read = graph.nodes[i], back.last(incoming[spot[1]])
             begins = node.args[0] if node.op == "back" and node.data[0] else node
@@ -357,23 +364,19 @@ class _Compiler:
                     group.number]:
                 self.gradient_base[group.number] = self.block(group.blocks, group.width)
         self.dx_slot = -1
-        self.vector_slots: dict[tuple[str, int], int] = {}
         for node, (what, _, _) in self.open:
             if what == "x":
                 x = next(n for n in graph.nodes if n.op == "x")
                 self.dx_slot = self.x_slot
                 if back.last(x)[0] > back.made[node.number][0]:
                     self.dx_slot = self.block(1, node.width)
-        for node, (what, _, block) in self.open:  # side by side: they are summed at once
-            if what.startswith("vector "):
-                self.vector_slots[what[7:], block] = self.block(1, node.width)
         return slots
 
     def target(self, what: tuple[str, int, int]) -> int:
         kind, group, block = what
         if kind == "group":
             return self.gradient_base[group] + block
-        return self.dx_slot if kind == "x" else self.vector_slots[kind[7:], block]
+        return self.dx_slot
 
     # ---- phases -----------------------------------------------------------------------------
 
@@ -429,8 +432,6 @@ class _Compiler:
                     group.blocks, group.width, source.width))
             gradients += [Gradient(None, bias, None, slot, group.blocks, group.width, 0)
                           for bias in left]
-        vector_gradients = [(name, block, slot, self.tape[slot])
-                            for (name, block), slot in self.vector_slots.items()]
         rows = [(name, value, block, width) for (name, value, block), width in
                 zip(self.vectors.rows, self.vectors.widths, strict=True)]
         states = tuple((s.name, self.sizes[s.width]) for s in definition.states)
@@ -443,7 +444,7 @@ class _Compiler:
             tuple(graph.masks), forward, inference, backward, dy_slot,
             tuple((i, self.record_slots[i]) for i in sorted(self.record_slots)),
             tuple(weights[name] for name in definition.weights if name in weights),
-            tuple(gradients), tuple(vector_gradients))
+            tuple(gradients), tuple(self.vectors_of))
 
     def source_spot(self, source: Node) -> Spot | None:
         if source.op == "x":
