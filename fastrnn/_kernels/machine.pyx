@@ -24,7 +24,6 @@ from fastrnn._kernels.project cimport project_symbols
 from fastrnn._kernels.runtime cimport flush_denormals, restore, threads_for, wait, wait_step
 from fastrnn._kernels.timeline cimport alive_at, row_of, state_of
 from fastrnn._kernels.walk cimport (
-    WORTH_A_BARRIER,
     Pass,
     Share,
     at,
@@ -41,6 +40,10 @@ from fastrnn._kernels.walk cimport (
     sum_symbols,
 )
 
+
+# Threads share the units of a step that takes one thread so many microseconds for each time that
+# they wait for each other in it.
+cdef double WORTH_A_WAIT = 1.2
 
 # A row adds up the gradients of vectors over so many steps at most before it begins a new sum: long
 # sums of float32 lose digits.
@@ -206,7 +209,7 @@ cdef int plan_runs(RunJob *job, double operations, double weight_bytes) noexcept
         waits += r.phases.phase[i].waits
     job.job.by_units = False
     if members > 1 and r.p.times.R < 4 * members:
-        if step >= WORTH_A_BARRIER * waits / 2:
+        if step >= WORTH_A_WAIT * waits:
             job.job.by_units = True
         else:
             members = <int> max(1, min(members, r.p.times.R // 2))

@@ -134,7 +134,6 @@ cdef struct Share:
 
 
 cdef int[4] AS_IT_IS
-cdef double WORTH_A_BARRIER
 
 cdef Pass sized(int kind, object dtype, ptrdiff_t T, ptrdiff_t B, ptrdiff_t I,
                 ptrdiff_t H) except *

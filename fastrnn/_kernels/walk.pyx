@@ -43,7 +43,7 @@ AS_IT_IS[:] = [0, 1, 2, 3]
 
 # A step whose recurrent product takes less than this many microseconds on one thread is not worth
 # a barrier (about 0.3 us) after every step.
-WORTH_A_BARRIER = 1.5
+cdef double WORTH_A_BARRIER = 1.5
 
 # A step of fewer rows waits for its weights; it begins with the panels that the step before read
 # last, which are still in the cache. With more rows it computes, and up and down only costs.
