@@ -46,7 +46,8 @@ def module(name, extra=()):
 # Only `runtime` is linked with the C side: one pool, one choice of instruction set in a process.
 kernels = sorted(glob("src_c/*.c") + glob("src_c/isa/*.c"))
 names = ("check", "timeline", "project", "walk", "packed", "tape", "state", "sequence",
-         "layout", "machine", "machine_packs", "packed_program", "program_tape", "program",
+         "layout", "machine", "machine_packs", "machine_gradients",
+         "packed_program", "program_tape", "program",
          "stack", "stream_program", "stream_states", "block", "stream", "linear", "loss", "update")
 modules = [module("runtime", kernels), *map(module, names)]
 

@@ -2,7 +2,7 @@ from libc.stdint cimport int32_t
 
 from fastrnn._kernels.c cimport fr_barrier, fr_instruction, fr_place, fr_rows, fr_table
 from fastrnn._kernels.runtime cimport Buffer
-from fastrnn._kernels.walk cimport Job, Pass
+from fastrnn._kernels.walk cimport Job, Pass, at
 
 
 cdef enum Space:
@@ -177,6 +177,13 @@ cdef struct Step:
     char *tape               # its first row
     int worker               # number of the thread among all
     int rank, size           # in a team that shares the units
+
+
+cdef inline char *row_in(const Run *r, fr_rows rows, ptrdiff_t i) noexcept nogil:
+    """Row i of the rows of all steps."""
+    if rows.at:
+        return at(rows.base, rows.at[i] * rows.inner, &r.p)
+    return at(rows.base, i // rows.count * rows.outer + i % rows.count * rows.inner, &r.p)
 
 
 cdef char *state_at(const Run *r, int s, ptrdiff_t t, ptrdiff_t b) noexcept nogil
