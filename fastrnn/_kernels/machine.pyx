@@ -41,7 +41,7 @@ from fastrnn._kernels.walk cimport (
 
 # Threads share the units of a step that takes one thread so many microseconds for each time that
 # they wait for each other in it.
-cdef double WORTH_A_WAIT = 1.2
+cdef double WORTH_A_WAIT = 0.75
 
 # A row adds up the gradients of vectors over so many steps at most before it begins a new sum: long
 # sums of float32 lose digits.
