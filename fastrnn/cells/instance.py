@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastrnn._checks import RefusedValue
+from fastrnn._kernels.packed_program import Compiled, PackedProgram
 from fastrnn.cells.definition import Definition
 from fastrnn.cells.graph import Mask
+from fastrnn.cells.masks import drawn_mask
+from fastrnn.cells.numbers import value_of
 from fastrnn.cells.program import Program
 from fastrnn.cells.reach import carried, recurrent_weights
 from fastrnn.cells.schedule import compile_program
@@ -121,52 +124,46 @@ class Instance:
         of = definition.weights.get(name) or definition.vectors[name]
         return initial(of, rng, self.sizes(I, H), self.constants, dtype)
 
-    def plan(self, I: int, H: int, bias: bool) -> Plan:
-        """Return what a layer of these sizes runs."""
-        return Plan(self, I, H, bias)
 
-
-class Plan:
+class Plan(Compiled):
     """What a layer of a cell from equations runs: its program, and what it makes of its weights.
 
     Attributes
     ----------
-    program : Program
+    instance : Instance
+    sizes : dict
+        All sizes as numbers.
     masks : tuple of Mask
+        The masks that training draws for states and values.
     reparametrised : tuple of (int, Weight)
         The weights that the step does not multiply by as they are, by position.
+    fixed : tuple of int
+        The weights that are not learned, by position.
     """
+
+    program: Program
 
     def __init__(self, instance: Instance, I: int, H: int, bias: bool) -> None:
         self.instance = instance
         definition = instance.definition
         self.sizes = instance.sizes(I, H)
-        self._compile = partial(compile_program, definition, self.sizes, instance.constants, bias)
-        self.program: Program = self._compile()
+        compiled = partial(compile_program, definition, self.sizes, instance.constants, bias)
+        super().__init__(compiled(), partial(compiled, record=True))
+        self.masks: tuple[Mask, ...] = self.program.masks
         self.reparametrised = tuple((i, w) for i, w in enumerate(definition.weights.values())
                                     if w.kind != "plain")
         self.fixed = tuple(i for i, w in enumerate(definition.weights.values()) if not w.learned)
 
     @property
-    def masks(self) -> tuple[Mask, ...]:
-        """The masks that training draws for states and values."""
-        return self.program.masks
-
-    def recording(self) -> Program:
-        """Return the program whose backward also keeps the gradients of the states."""
-        return self._compile(record=True)
+    def draws(self) -> bool:
+        """Whether a call in training draws masks."""
+        return bool(self.masks) or any(w.kind == "dropconnect" for _, w in self.reparametrised)
 
     def weight_masks(self, rng: np.random.Generator, dtype: Any) -> dict[int, np.ndarray]:
         """Return the multipliers of weights that training drops connections of, by position."""
-        found = {}
-        for i, weight in self.reparametrised:
-            if weight.kind == "dropconnect":
-                rate = self._number(weight.arguments[0])
-                found[i] = drawn_mask(rng, shape(weight, self.sizes), rate, "dropout", dtype)
-        return found
-
-    def _number(self, argument: float | str) -> float:
-        return self.instance.constants[argument] if isinstance(argument, str) else argument
+        return {i: drawn_mask(rng, shape(w, self.sizes),
+                              value_of(w.arguments[0], self.instance.constants), "dropout", dtype)
+                for i, w in self.reparametrised if w.kind == "dropconnect"}
 
     def matrices(self, parameters: tuple[np.ndarray, ...], masks: Mapping[int, np.ndarray]
                  ) -> tuple[np.ndarray, ...]:
@@ -177,21 +174,26 @@ class Plan:
                 weight, made[i], self.sizes, self.instance.constants, masks.get(i)))
         return tuple(made)
 
-    def add_gradients(self, grads: tuple[np.ndarray, ...], of: tuple[np.ndarray | None, ...],
-                      masks: Mapping[int, np.ndarray]) -> None:
+    def packed(self, parameters: tuple[np.ndarray, ...], dtype: Any) -> PackedProgram:
+        """Return one direction's parameters in the kernels' panels."""
+        return PackedProgram(self, dtype, self.matrices(parameters, {}))
+
+    def new_gradients(self, grads: tuple[np.ndarray | None, ...], dtype: Any
+                      ) -> tuple[np.ndarray | None, ...]:
+        """Return where the kernels add: nowhere for what is fixed, zeros for what is made."""
+        into = list(grads)
+        for i, weight in self.reparametrised:
+            into[i] = np.zeros((weight.blocks * self.sizes[weight.rows],
+                                self.sizes[weight.columns]), dtype)
+        for i in self.fixed:
+            into[i] = None
+        return tuple(into)
+
+    def add_gradients(self, grads: tuple[np.ndarray | None, ...],
+                      of: tuple[np.ndarray | None, ...], masks: Mapping[int, np.ndarray]) -> None:
         """Add the gradients of the matrices to those of the parameters."""
         for i, weight in self.reparametrised:
-            gradient = of[i]
-            if weight.learned and gradient is not None:
-                grads[i][...] += pull_back(weight, gradient, self.sizes, self.instance.constants,
-                                           masks.get(i))
-
-
-def drawn_mask(rng: np.random.Generator, shape: tuple[int, ...], rate: float, kind: str, dtype: Any
-               ) -> np.ndarray:
-    """Return a mask: see fastrnn.cells.graph.Mask."""
-    hit = rng.random(shape, np.float32) < np.float32(rate)
-    if kind == "mask":
-        return hit.astype(dtype)
-    scale = 1 / (1 - rate) if rate < 1 else 0
-    return np.multiply(~hit, scale, dtype=dtype)
+            target, gradient = grads[i], of[i]
+            if target is not None and gradient is not None:
+                target += pull_back(weight, gradient, self.sizes, self.instance.constants,
+                                    masks.get(i))

@@ -16,7 +16,6 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn._kernels import program
-from fastrnn._kernels.packed_program import Compiled
 from fastrnn._kernels.program_tape import ProgramTape
 from fastrnn._kernels.runtime import Workspace
 from fastrnn._kernels.timeline import Timeline
@@ -73,20 +72,12 @@ class CellTape:
         return self.tape.nbytes
 
 
-class _Kind(Compiled):
-    """A program with its plan."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        super().__init__(plan.program, plan.recording)
-
-
 @functools.lru_cache(maxsize=KEPT)
-def _kind(definition: Definition, sizes: tuple[tuple[str, int], ...],
-          constants: tuple[tuple[str, float], ...], bias: bool) -> _Kind:
+def _plan(definition: Definition, sizes: tuple[tuple[str, int], ...],
+          constants: tuple[tuple[str, float], ...], bias: bool) -> Plan:
     given: dict[str, Any] = dict(sizes)
     I, H = given.pop("I"), given.pop("H")
-    return _Kind(Instance(definition, given | dict(constants)).plan(I, H, bias))
+    return Plan(Instance(definition, given | dict(constants)), I, H, bias)
 
 
 def forward(
@@ -110,9 +101,8 @@ def forward(
     H = _hidden(definition, arrays, state, given.pop("H", None))
     bias = any(vector.bias and name in arrays for name, vector in definition.vectors.items())
     instance = Instance(definition, given)
-    kind = _kind(definition, tuple(instance.sizes(I, H).items()),
+    plan = _plan(definition, tuple(instance.sizes(I, H).items()),
                  tuple(instance.constants.items()), bias)
-    plan = kind.plan
     names = tuple(plan.instance.parameters(I, H, bias))
     weights = _checked(plan, names, arrays, dtype)
     T, B = x.shape[:2]
@@ -138,7 +128,7 @@ def forward(
         else:
             index = index.reshape(-1)
     tape = program.forward(
-        kind, source, index, ((plan.matrices(weights, weight_masks), drawn),),
+        plan, source, index, ((plan.matrices(weights, weight_masks), drawn),),
         (bool(walk.reverse),), tuple(None if a is None else a[None] for a in initial), out, final,
         bool(walk.training), _workspace, time)
     kept = None if tape is None else CellTape(tape, plan, names, weight_masks)
@@ -172,17 +162,13 @@ def backward(
         raise RefusedValue(f"grads has keys {sorted(grads)}, expected {sorted(shapes)}")
     for name, own in shapes.items():
         _checks.output(f"grads[{name!r}]", grads[name], dtype, own)
-    into = [grads.get(name) for name in kept.names]
-    made = list(into)
-    for i, weight in plan.reparametrised:
-        if into[i] is not None:
-            made[i] = np.zeros((weight.blocks * plan.sizes[weight.rows],
-                                plan.sizes[weight.columns]), dtype)
+    into = tuple(grads.get(name) for name in kept.names)
+    made = plan.new_gradients(into, dtype)
     dx = np.empty(tape.x_shape, dtype) if need_dx else None
     dinitial = tuple(np.empty((1, B, width), dtype) for width in widths)
     program.backward(tape, dy, tuple(None if a is None else a[None] for a in dfinal), dx, dinitial,
-                     (tuple(made),))
-    plan.add_gradients(tuple(into), tuple(made), kept.weight_masks)
+                     (made,))
+    plan.add_gradients(into, made, kept.weight_masks)
     if dx is not None and not tape.symbols:
         dx = dx.reshape(T, B, I)
     return dx, _as_state(dinitial), grads

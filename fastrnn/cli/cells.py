@@ -15,7 +15,7 @@ from pathlib import Path
 from fastrnn.cells import definitions
 from fastrnn.cells.definition import Definition, cell
 from fastrnn.cells.grammar import LONGEST
-from fastrnn.cells.instance import Instance
+from fastrnn.cells.instance import Instance, Plan
 from fastrnn.cells.records import Initial, Size, Vector, Weight
 from fastrnn.cells.tree import DefinitionError, nearest
 
@@ -179,7 +179,7 @@ def _parameters(definition: Definition) -> list[str]:
     at = f"for I = H = {SIZE}"
     try:
         learned, fixed = count(definition), count(definition, learned=False)
-        plan = Instance(definition).plan(SIZE, SIZE, True)
+        plan = Plan(Instance(definition), SIZE, SIZE, True)
     except ValueError as error:
         return [f"not counted {at}: {error}"]
     kept = sum(plan.program.tape)

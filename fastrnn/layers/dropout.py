@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
+from fastrnn.cells.masks import drawn_mask
 from fastrnn.layers.packs import PackedPart
 
 __all__ = ["Dropout"]
@@ -35,9 +36,7 @@ class Dropout(PackedPart):
 
     def _mask(self, y: np.ndarray) -> np.ndarray:
         """Return zeros with probability `dropout`, and elsewhere what keeps the mean."""
-        keep = self._generator().random(y.shape, np.float32) >= np.float32(self.dropout)
-        scale = 1 / (1 - self.dropout) if self.dropout < 1 else 0
-        return np.multiply(keep, scale, dtype=self.dtype)
+        return drawn_mask(self._generator(), y.shape, self.dropout, "dropout", self.dtype)
 
     def _generator(self) -> np.random.Generator:
         """Return the generator of the masks.

@@ -155,18 +155,19 @@ class PackedPart(Part):
         if isinstance(self.cell, Cell):
             self.__dict__["_kinds"] = [self.cell.number] * self._levels
             return
-        if not hasattr(self.cell, "plan"):
+        if not hasattr(self.cell, "definition"):
             raise RefusedType(f"cell is {_checks.kind(self.cell)}, expected one of the table, or "
                               "one from equations")
-        from fastrnn.layers import programs  # takes milliseconds, which the table's cells save
+        # takes milliseconds, which the table's cells save
+        from fastrnn.cells.instance import Plan
+        from fastrnn.layers.programs import PROGRAMS
 
         kinds: dict[int, Any] = {}
         for number in range(self._levels):
             I = self._input_size_of(number)
             if I not in kinds:
-                kinds[I] = programs.Kind(self.cell, I, self.hidden_size,  # type: ignore[arg-type]
-                                         self.bias)
-        self.__dict__ |= {"_kernels": programs.PROGRAMS, "_kinds": [
+                kinds[I] = Plan(self.cell, I, self.hidden_size, self.bias)  # type: ignore[arg-type]
+        self.__dict__ |= {"_kernels": PROGRAMS, "_kinds": [
             kinds[self._input_size_of(number)] for number in range(self._levels)],
             "_masked": any(kind.draws for kind in kinds.values())}
 

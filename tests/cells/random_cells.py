@@ -23,8 +23,8 @@ from fastrnn._kernels.packed_program import PackedProgram
 from fastrnn._kernels.runtime import Workspace
 from fastrnn.cells import Definition, DefinitionError, cell
 from fastrnn.cells.evaluate import forward as evaluate
-from fastrnn.cells.instance import Instance, drawn_mask
-from fastrnn.layers.programs import Kind
+from fastrnn.cells.instance import Instance, Plan
+from fastrnn.cells.masks import drawn_mask
 
 # ------------------------------------------------------------------------------------- the text
 
@@ -330,7 +330,7 @@ def texts(draw: Any, **options: Any) -> str:
 class Case:
     """The numbers of one call of one direction."""
 
-    kind: Kind
+    kind: Plan
     x: np.ndarray                        # (T, B, I)
     state: tuple[np.ndarray, ...]        # (B, width)
     parameters: tuple[np.ndarray, ...]
@@ -340,7 +340,7 @@ class Case:
 
     @property
     def definition(self) -> Any:
-        return self.kind.plan.instance.definition
+        return self.kind.instance.definition
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -364,7 +364,7 @@ class Case:
         masks = None if self.masks is None else tuple(
             np.ascontiguousarray(mask.reshape(T, B, -1)[:, rows]).reshape(-1, mask.shape[1])
             if drawn.each_step else mask[rows]
-            for mask, drawn in zip(self.masks, self.kind.plan.masks, strict=True))
+            for mask, drawn in zip(self.masks, self.kind.masks, strict=True))
         return dataclasses.replace(
             self, x=self.x[:, rows].copy(), state=tuple(s[rows].copy() for s in self.state),
             masks=masks, dy=self.dy[:, rows].copy(),
@@ -376,7 +376,7 @@ def make(definition: Any, T: int, B: int, I: int, H: int, dtype: Any = np.float6
     """Draw the numbers of a call."""
     definition = cell(definition) if isinstance(definition, str) else definition
     instance = Instance(definition)
-    kind = Kind(instance, I, H, True)
+    kind = Plan(instance, I, H, True)
     rng = np.random.default_rng(seed)
     sizes = instance.sizes(I, H)
     B_T = T * B
@@ -391,7 +391,7 @@ def make(definition: Any, T: int, B: int, I: int, H: int, dtype: Any = np.float6
     drawn = None
     if masks:
         drawn = tuple(drawn_mask(rng, (B_T if m.each_step else B, m.width), m.rate, m.kind, dtype)
-                      for m in kind.plan.masks)
+                      for m in kind.masks)
     O = sizes[definition.output_width]
     return Case(kind, normal(T, B, I), tuple(normal(B, w) / 2 for w in widths), parameters, drawn,
                 normal(T, B, O), tuple(normal(B, w) for w in widths))
@@ -403,14 +403,14 @@ def reference_masks(case: Case) -> dict[int | str, np.ndarray]:
         return {}
     T, B, _ = case.x.shape
     return {i: mask.reshape(T, B, -1) if drawn.each_step else mask
-            for i, (mask, drawn) in enumerate(zip(case.masks, case.kind.plan.masks, strict=True))}
+            for i, (mask, drawn) in enumerate(zip(case.masks, case.kind.masks, strict=True))}
 
 
 def expected(case: Case) -> dict[str, np.ndarray]:
     """Return y and the final states of the reference."""
     y, finals = evaluate(case.definition, case.x, case.state,
                          dict(zip(case.names, case.parameters, strict=True)),
-                         sizes={"H": case.kind.plan.sizes["H"]}, masks=reference_masks(case))
+                         sizes={"H": case.kind.sizes["H"]}, masks=reference_masks(case))
     return {"y": y, **{f"{s.name}n": f for s, f in
                        zip(case.definition.states, finals, strict=True)}}
 
@@ -508,6 +508,6 @@ def about(case: Case, *more: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        sizes = case.kind.plan.sizes
+        sizes = case.kind.sizes
         error.add_note(f"{more} T, B = {case.x.shape[:2]}, {sizes}\n{case.definition.text}")
         raise

@@ -14,8 +14,7 @@ from slopes import check_gradients
 
 from fastrnn._kernels import program
 from fastrnn.cells import cell
-from fastrnn.cells.instance import Instance
-from fastrnn.layers.programs import Kind
+from fastrnn.cells.instance import Instance, Plan
 
 LSTM = """
 i, f, g, o = W x + U h + b
@@ -136,7 +135,7 @@ def test_compilation_takes_no_time(name, limit):
     seconds = []
     for _ in range(3):
         begin = time.process_time()
-        Kind(Instance(definition), 3, 3, True).machine(np.dtype(np.float32))
+        Plan(Instance(definition), 3, 3, True).machine(np.dtype(np.float32))
         seconds.append(time.process_time() - begin)
     assert min(seconds) < limit
 
@@ -145,7 +144,7 @@ def test_a_short_text_takes_a_few_milliseconds():
     seconds = []
     for _ in range(20):
         begin = time.process_time()
-        Kind(Instance(cell(LSTM)), 3, 3, True).machine(np.dtype(np.float32))
+        Plan(Instance(cell(LSTM)), 3, 3, True).machine(np.dtype(np.float32))
         seconds.append(time.process_time() - begin)
     assert min(seconds) < 0.005
 

@@ -60,7 +60,7 @@ def everything(put, text, T, B, I, H, dtype, V, layout):
         options = {"time": time, "layout": layout}
         dy = rng.standard_normal((M, dy.shape[-1])).astype(dtype)
         masks = tuple(mask[:time.N] if m.each_step else mask
-                      for mask, m in zip(case.masks, case.kind.plan.masks, strict=True))
+                      for mask, m in zip(case.masks, case.kind.masks, strict=True))
         case = dataclasses.replace(case, masks=masks)
     rows = (M,) if layout else (T, B)
     if V != 0:

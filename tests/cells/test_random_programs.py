@@ -99,7 +99,7 @@ def test_values_and_gradients_of_any_text(text):
 def test_a_program_for_records_has_the_same_tape(block):
     for seed in seeds(block, 40):
         case = drawn(seed, 1, 1)
-        program, other = case.kind.program, case.kind.plan.recording()
+        program, other = case.kind.program, case.kind.recording()
         for name in ("tape", "projected", "x_slot", "dx_slot", "groups", "forward", "inference",
                      "weights", "gradients", "vector_gradients", "output", "output_inference"):
             with about(case, seed):
@@ -228,7 +228,7 @@ def steps_of(case, row, steps, reverse):
     alone = case.rows(slice(row, row + 1))
     order = slice(None, None, -1 if reverse else 1)
     masks = tuple(np.ascontiguousarray(mask[steps][order]) if drawn_mask.each_step else mask
-                  for mask, drawn_mask in zip(alone.masks, case.kind.plan.masks, strict=True))
+                  for mask, drawn_mask in zip(alone.masks, case.kind.masks, strict=True))
     return dataclasses.replace(alone, x=alone.x[steps].copy(), dy=alone.dy[steps].copy(),
                                masks=masks)
 
@@ -254,7 +254,7 @@ def check_episodes(case, lengths, reset, to_initial, reverse):
     time = Timeline(lengths, T, reset, to_initial)
     places = time.rows("time", reverse)
     masks = tuple(np.ascontiguousarray(mask[places]) if m.each_step else mask
-                  for mask, m in zip(case.masks, case.kind.plan.masks, strict=True))
+                  for mask, m in zip(case.masks, case.kind.masks, strict=True))
 
     def put(array, rows=False):
         grid = rows and array.shape[:2] == (T, B)

@@ -156,7 +156,7 @@ def masks_to_come(layer, T, B):
     kind, = layer._kinds
     found = draw(kind, (), rng, B, T * B, np.float64)
     steps = [[] for _ in range(T)]
-    for of_mask, mask in zip(kind.plan.masks, found.masks or (), strict=True):
+    for of_mask, mask in zip(kind.masks, found.masks or (), strict=True):
         for t, step in enumerate(steps):
             rows = mask[t * B:(t + 1) * B] if of_mask.each_step else mask
             step.append(torch.tensor(rows))

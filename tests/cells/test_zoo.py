@@ -13,8 +13,8 @@ import fastrnn
 from fastrnn import cells
 from fastrnn._kernels.runtime import Workspace
 from fastrnn.cells import evaluate
-from fastrnn.cells.instance import Instance
-from fastrnn.layers.programs import PROGRAMS, Drawn, Kind
+from fastrnn.cells.instance import Instance, Plan
+from fastrnn.layers.programs import PROGRAMS, Drawn
 
 T, B = 4, 3
 # the first ones that a cell takes: some want I = H, or widths that go into blocks
@@ -33,7 +33,7 @@ class Run:
         self.rng = rng = np.random.default_rng(seed)
         self.instance = Instance(definition)
         self.I, self.H = self.sizes()
-        self.kind = Kind(self.instance, self.I, self.H, bias)
+        self.kind = Plan(self.instance, self.I, self.H, bias)
         self.parameters = {name: self.parameter(name, shape) for name, shape in
                            self.instance.parameters(self.I, self.H, bias).items()}
         self.x = rng.standard_normal((T, B, self.I))
@@ -44,7 +44,7 @@ class Run:
         self.dfinals = [rng.standard_normal((B, width)) for width in self.widths]
         self.masks, self.weight_masks = None, {}
         if masked:
-            self.masks = [self.mask(mask) for mask in self.kind.plan.masks]
+            self.masks = [self.mask(mask) for mask in self.kind.masks]
             self.weight_masks = {i: self.zeros_or(2.0, array.shape) for i, (array, weight) in
                                  enumerate(zip(self.parameters.values(),
                                                definition.weights.values(), strict=False))

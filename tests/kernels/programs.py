@@ -6,7 +6,7 @@ from fastrnn._kernels.packed_program import Compiled, PackedProgram
 from fastrnn._kernels.program import forward
 from fastrnn._kernels.runtime import Workspace
 from fastrnn.cells.definition import cell
-from fastrnn.cells.instance import Instance
+from fastrnn.cells.instance import Instance, Plan
 
 CELLS = {
     "lstm": """
@@ -73,7 +73,7 @@ class Made:
 
     def __init__(self, name, I, H, dtype, seed):
         rng = np.random.default_rng(seed)
-        self.program = Instance(cell(CELLS[name], name=name)).plan(I, H, True).program
+        self.program = Plan(Instance(cell(CELLS[name], name=name)), I, H, True).program
         self.kind = Compiled(self.program, None)
         self.dtype = np.dtype(dtype)
         shapes = [(blocks * width, K) for _, blocks, width, K in self.program.weights]
