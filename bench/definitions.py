@@ -26,32 +26,18 @@ TEXTS = {
         c = sigmoid(f) * c + sigmoid(i) * tanh(g)
         h = sigmoid(o) * tanh(c)
     """,
-    LAYERNORM: """
-        # Ba, Kiros and Hinton 2016; each gate's sums of H units are normalised by themselves
-        learned k_i = 1    # gains of what comes from x
-        learned k_f = 1
-        learned k_g = 1
-        learned k_o = 1
-        learned l_i = 1    # from h
-        learned l_f = 1
-        learned l_g = 1
-        learned l_o = 1
-        learned s_i = 0    # shifts
-        learned s_f = 0
-        learned s_g = 0
-        learned s_o = 0
-        learned l_c = 1
-        learned s_c = 0
-        xi, xf, xg, xo = W x
-        hi, hf, hg, ho = U h
-        i = sigmoid(k_i * norm(xi) + l_i * norm(hi) + s_i)
-        f = sigmoid(k_f * norm(xf) + l_f * norm(hf) + s_f)
-        g = tanh(k_g * norm(xg) + l_g * norm(hg) + s_g)
-        o = sigmoid(k_o * norm(xo) + l_o * norm(ho) + s_o)
-        c = f * c + i * g
-        h = o * tanh(l_c * norm(c) + s_c)
-    """,
 }
+
+
+
+def text_of(cell: str) -> str:
+    """Return the equations of a cell; those of LAYERNORM normalise each gate by itself."""
+    if cell != LAYERNORM:
+        return TEXTS[cell]
+    from fastrnn.cells import LayerNormLSTM  # other peers' processes do not need it
+
+    return LayerNormLSTM.text
+
 
 # ten lines for the time of the first use
 TEN_LINES = """
@@ -95,9 +81,9 @@ PARTS: dict[str, dict[str, Part]] = {
     LAYERNORM: {
         "W_l0": Part("weight_ih"), "U_l0": Part("weight_hh"),
         **{f"{letter}_{gate}_l0": Part(of, row)
-           for letter, of in (("k", "gain_ih"), ("l", "gain_hh"), ("s", "shift"))
+           for letter, of in (("p", "gain_ih"), ("q", "gain_hh"), ("b", "shift"))
            for row, gate in enumerate("ifgo")},
-        "l_c_l0": Part("gain_c"), "s_c_l0": Part("shift_c"),
+        "p_c_l0": Part("gain_c"), "b_c_l0": Part("shift_c"),
     },
 }
 

@@ -272,6 +272,16 @@ def _state(name: str, value: Any, dtype: Any, shape: Shape) -> np.ndarray | None
     return np.ascontiguousarray(array(name, value, dtype, shape))
 
 
+def with_direction(arrays: tuple[np.ndarray | None, ...]) -> tuple[np.ndarray | None, ...]:
+    """Return states (B, H) as the kernels take them, (1, B, H)."""
+    return tuple(None if a is None else a[None] for a in arrays)
+
+
+def without_direction(arrays: tuple[np.ndarray, ...]) -> Any:
+    """Return states (1, B, H) as a caller has them: one array, or a tuple."""
+    return arrays[0][0] if len(arrays) == 1 else tuple(a[0] for a in arrays)
+
+
 def named_arrays(
     mapping: Any, shapes: Mapping[str, tuple[int, ...]], name: str = "the mapping"
 ) -> dict[str, np.ndarray]:

@@ -96,19 +96,9 @@ def _forward(
             index = index.reshape(-1)
     tape = sequence.forward(
         cell.number, source, index, (weights,), (bool(reverse),),  # type: ignore[arg-type]
-        _with_direction(initial), out, final, bool(training), _workspace, time,
+        _checks.with_direction(initial), out, final, bool(training), _workspace, time,
     )
-    return y, _as_state(final), tape
-
-
-def _with_direction(arrays: tuple[np.ndarray | None, ...]) -> tuple[np.ndarray | None, ...]:
-    """Return (1, B, H) of (B, H)."""
-    return tuple(None if a is None else a[None] for a in arrays)
-
-
-def _as_state(arrays: tuple[np.ndarray, ...]) -> Any:
-    """Return arrays (1, B, H) as the caller has a state."""
-    return arrays[0][0] if len(arrays) == 1 else tuple(a[0] for a in arrays)
+    return y, _checks.without_direction(final), tape
 
 
 def _backward(
@@ -146,11 +136,11 @@ def _backward(
         _checks.output(f"grads[{name!r}]", grads[name], dtype, shape)
     dx = np.empty(tape.x_shape, dtype) if need_dx else None
     dinitial = tuple(np.empty((1, B, H), dtype) for _ in states)
-    sequence.backward(tape, dy, _with_direction(dfinal), dx, dinitial,
+    sequence.backward(tape, dy, _checks.with_direction(dfinal), dx, dinitial,
                       (tuple(grads.get(name) for name in _PARAMETERS),))
     if dx is not None and not tape.symbols:
         dx = dx.reshape(T, B, I)
-    return dx, _as_state(dinitial), grads
+    return dx, _checks.without_direction(dinitial), grads
 
 
 # ------------------------------------------------------------------------------------------ rnn

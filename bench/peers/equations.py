@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fastrnn
 from bench.cases import Arrays, Case
-from bench.definitions import PARTS, TEXTS, put_back, taken
+from bench.definitions import PARTS, put_back, taken, text_of
 from bench.peers import UnsupportedError, Way, ours
 
 version, setup = ours.version, ours.setup
@@ -12,9 +12,9 @@ version, setup = ours.version, ours.setup
 
 def load(case: Case, a: Arrays) -> list[Way]:
     """Return the ways to run the case."""
-    if case.cell not in TEXTS or case.L > 1 or case.D > 1 or not case.bias or case.kind == "lm":
+    if case.cell not in PARTS or case.L > 1 or case.D > 1 or not case.bias or case.kind == "lm":
         raise UnsupportedError("no equations for it here")
-    definition = fastrnn.cell(TEXTS[case.cell], name=case.cell)
+    definition = fastrnn.cell(text_of(case.cell), name=case.cell)
     layer = fastrnn.Layer(definition, case.I, case.H, dtype=case.dtype)
     layer.load_state_dict(taken(case.cell, a.params, case.H))
     if case.kind == "train":

@@ -114,7 +114,6 @@ cdef Machine make_machine(object program, object dtype):
                         lanes)
     m.vectors_size = end
     names = program.vector_names
-    m.vector_count = len(names)
     m.row_count = len(program.vectors)
     m.rows = <Row *> memory.add(m.row_count * <object> sizeof(Row))
     for i in range(m.row_count):

@@ -98,7 +98,7 @@ cdef class Machine:
     cdef ptrdiff_t input_size, row, lean_row  # I; elements of a tape row with and without a tape
     cdef ptrdiff_t x_columns     # of the products with the input, whole vectors
     cdef ptrdiff_t x_offset, dx_offset  # slots in a tape row, -1: none
-    cdef int state_count, weight_count, vector_count, mask_count, gradient_count
+    cdef int state_count, weight_count, mask_count, gradient_count
     cdef int row_count, bias_count, vector_gradient_count
     cdef State *states
     cdef Weight *weights
@@ -124,7 +124,7 @@ cdef class Machine:
 cdef struct Run:
     Pass p                       # times, x, the tape's rows and the projection; see project()
     const fr_table *table
-    int state_count, weight_count, vector_count, row_count, bias_count, gradient_count
+    int state_count, weight_count, row_count, bias_count, gradient_count
     int vector_gradient_count
     const State *state
     const Weight *weight

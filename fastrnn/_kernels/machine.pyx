@@ -207,6 +207,15 @@ cdef int plan_runs(RunJob *job, double operations, double weight_bytes) noexcept
     return teams * members
 
 
+cdef ptrdiff_t take_share(const Pass *p, const Share *share, Step *s) noexcept nogil:
+    """Set what a thread computes of each step: units of all rows, or rows [s.b0, the result)."""
+    s.worker = share.worker
+    s.rank = share.rank if share.by_units else 0
+    s.size = share.size if share.by_units else 1
+    s.b0 = 0 if share.by_units else part_rows(&p.times, share.rank, share.size)
+    return p.times.R if share.by_units else part_rows(&p.times, share.rank + 1, share.size)
+
+
 cdef void take_input(const Run *r, const Step *s) noexcept nogil:
     """Put what is projected of symbols, and x itself, into the rows of a step."""
     cdef const Pass *p = &r.p
@@ -250,7 +259,7 @@ cdef void put_output(const Run *r, const Step *s) noexcept nogil:
 cdef void forward_run(Run *r, const Share *share) noexcept nogil:
     cdef Pass *p = &r.p
     cdef Step s
-    cdef ptrdiff_t b0 = 0, b1 = p.times.R, panel0 = 0, panel1 = p.panels, t, t0, t1 = 0, row
+    cdef ptrdiff_t b0, b1, panel0, panel1, t, t0, t1 = 0, row
     cdef bint takes = p.index != NULL or r.x_offset >= 0
     if not p.packed:
         pack_run(r, share.rank, share.size)
@@ -258,28 +267,17 @@ cdef void forward_run(Run *r, const Share *share) noexcept nogil:
     if p.index and not r.symbols_ready:
         project_symbols(p, part(p.V, share.rank, share.size), part(p.V, share.rank + 1, share.size))
         wait(&r.barrier, share.size)
-    s.worker = share.worker
-    s.rank = 0
-    s.size = 1
-    if share.by_units:
-        s.rank = share.rank
-        s.size = share.size
-        panel0 = part(p.panels, share.rank, share.size)
-        panel1 = part(p.panels, share.rank + 1, share.size)
-    else:
-        b0 = part_rows(&p.times, share.rank, share.size)
-        b1 = part_rows(&p.times, share.rank + 1, share.size)
+    b1 = take_share(p, share, &s)
+    b0 = s.b0
     if b0 == b1:
         return
-    s.b0 = b0
     while t1 < p.times.T and b0 < alive_at(&p.times, t1):
         t0 = t1
         t1 = chunk_end(p, t0, b0, b1)
         row = p.chunk * b0
         if not p.index and p.H:
-            if s.size == 1:
-                panel0 = 0
-                panel1 = p.panels
+            panel0 = part(p.panels, s.rank, s.size)
+            panel1 = part(p.panels, s.rank + 1, s.size)
             if panel0 < panel1:
                 project_chunk(p, share, t0, t1, b0, b1, panel0, panel1)
             if s.size > 1 and not meet(r, &s):
@@ -368,22 +366,14 @@ cdef void backward_run(Run *r, const Share *share) noexcept nogil:
     """Gradients of all products, on the tape, and of the initial states, in the carries."""
     cdef Pass *p = &r.p
     cdef Step s
-    cdef ptrdiff_t b0 = 0, b1 = p.times.R, t
+    cdef ptrdiff_t b0, b1, t
     cdef bint whole = dy_is_whole(r)
     pack_back(r, share.rank, share.size)
     wait(&r.barrier, share.size)
-    s.worker = share.worker
-    s.rank = 0
-    s.size = 1
-    if share.by_units:
-        s.rank = share.rank
-        s.size = share.size
-    else:
-        b0 = part_rows(&p.times, share.rank, share.size)
-        b1 = part_rows(&p.times, share.rank + 1, share.size)
+    b1 = take_share(p, share, &s)
+    b0 = s.b0
     if b0 == b1:
         return
-    s.b0 = b0
     for t in range(p.times.T - 1, -1, -1):
         s.t = t
         s.rows = min(b1, alive_at(&p.times, t)) - b0

@@ -51,7 +51,6 @@ cdef void use_machine(Run *r, Machine m, int phases) noexcept:
     r.table = m.table
     r.state_count = m.state_count
     r.weight_count = m.weight_count
-    r.vector_count = m.vector_count
     r.packing_count = m.packing_count
     r.row_count = m.row_count
     r.bias_count = m.bias_count

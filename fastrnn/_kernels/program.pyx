@@ -41,10 +41,10 @@ from fastrnn._kernels.packed_program cimport (
 from fastrnn._kernels.program_tape cimport ProgramTape
 from fastrnn._kernels.runtime cimport Buffer, Workspace, pitch_of, run
 from fastrnn._kernels.sequence cimport check_state, chunk_of, lay_out_taken, use_index
-from fastrnn._kernels.state cimport add_states, load_state
-from fastrnn._kernels.tape cimport checked_input, give_back
+from fastrnn._kernels.state cimport add_states, load_state, store_row
+from fastrnn._kernels.tape cimport check_outer, checked_input, give_back
 from fastrnn._kernels.timeline cimport Timeline, length_of
-from fastrnn._kernels.walk cimport Pass, at, ceil_div, rows_of
+from fastrnn._kernels.walk cimport Pass, ceil_div, rows_of
 
 cnp.import_array()
 
@@ -59,7 +59,7 @@ cdef Pass like_state(const Run *r, int s) noexcept:
 
 cdef struct Places:
     # offsets in bytes, of one direction
-    ptrdiff_t tape, symbols, packs, vectors, starts, scratch, registers, places, parameters
+    ptrdiff_t tape, symbols, packs, vectors, starts, scratch, parameters
     ptrdiff_t states, masks, mask_row, mask_steps
 
 
@@ -299,20 +299,13 @@ cdef object project_one_hot(Run *r, Machine m, tuple arrays, object used):
 cdef void store_final(object target, object initial, int d, const Run *r, int s, ptrdiff_t B,
                       object ends) noexcept:
     """Copy the final state of every sequence into row d of a (D, B, width) array."""
-    cdef ptrdiff_t row, b, width = r.state[s].width, size = width * r.table.itemsize
-    cdef char *data = <char *> pointer(target)
-    cdef const char *start = <const char *> pointer(initial)
+    cdef ptrdiff_t row, b
     cdef const int32_t *taken = <const int32_t *> pointer(ends)
-    cdef char *to
+    cdef Pass p = like_state(r, s)
     for b in range(B):
         row = taken[b] if taken != NULL else b
-        to = at(data, (d * B + b) * width, &r.p)
-        if row >= 0:
-            memcpy(to, state_at(r, s, length_of(&r.p.times, row), row), size)
-        elif start == NULL:
-            memset(to, 0, size)
-        else:
-            memcpy(to, at(start, (d * B + b) * width, &r.p), size)
+        store_row(target, initial, d, &p, B, b,
+                  NULL if row < 0 else state_at(r, s, length_of(&r.p.times, row), row))
 
 
 # ---- backward -----------------------------------------------------------------------------------
@@ -321,8 +314,7 @@ cdef object check_back(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple g
     cdef Machine m = tape.machine
     cdef int D = tape.count, s, d
     _, B, _, _ = tape.shape
-    if dy is not None:
-        check("dy", dy, tape.dtype, tape.y_shape)
+    check_outer(tape, dy, dx, grads)
     if dfinal is not None and len(dfinal) != m.state_count or len(dinitial) != m.state_count:
         raise ValueError(f"states: expected {m.state_count}")
     for s in range(m.state_count):
@@ -330,12 +322,6 @@ cdef object check_back(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple g
         check_flat("dinitial", dinitial[s], tape.dtype, shape, True)
         if dfinal is not None:
             check_state("dfinal", dfinal[s], tape.dtype, shape)
-    if dx is not None:
-        if not tape.x_shape:
-            raise ValueError("dx: is an array, expected None: x was one-hot")
-        check("dx", dx, tape.dtype, tape.x_shape, True)
-    if len(grads) != D:
-        raise ValueError(f"grads: {len(grads)} directions, expected {D}")
     for d in range(D):
         check_parameters(m, grads[d], True)
     names = tape.recordable

@@ -27,7 +27,7 @@ from fastrnn._kernels.check cimport (
 from fastrnn._kernels.packed cimport Packed, packed_sizes
 from fastrnn._kernels.runtime cimport Buffer, Workspace, run
 from fastrnn._kernels.state cimport add_states, load_state, pair_of, store_state
-from fastrnn._kernels.tape cimport Tape, checked_input, give_back
+from fastrnn._kernels.tape cimport Tape, check_outer, checked_input, give_back
 from fastrnn._kernels.timeline cimport Timeline
 from fastrnn._kernels.walk cimport (
     Job,
@@ -363,19 +363,12 @@ cdef object check_back(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple
     cdef bint has_c = tape.passes[0].cell.has_c
     _, B, I, H = tape.shape
     dtype = tape.dtype
-    if dy is not None:
-        check("dy", dy, dtype, tape.y_shape)
+    check_outer(tape, dy, dx, grads)
     check_state("dhn", dhn, dtype, (D, B, H))
     check_flat("dh0", dh0, dtype, (D, B, H), True)
     if has_c:
         check_flat("dc0", dc0, dtype, (D, B, H), True)
         check_state("dcn", dcn, dtype, (D, B, H))
-    if dx is not None:
-        if not tape.x_shape:
-            raise ValueError("dx: is an array, expected None: x was one-hot")
-        check("dx", dx, dtype, tape.x_shape, True)
-    if len(grads) != D:
-        raise ValueError(f"grads: {len(grads)} directions, expected {D}")
     for d in range(D):
         check_weights(grads[d], G, dtype, I, H, True)
     for name in record:

@@ -47,19 +47,27 @@ cdef void store_state(object target, object initial, int d, const Pass *p, ptrdi
 
     ends : int32 (B,), the row whose end it is, -1: `initial` stays; or None: R = B, its own
     """
-    cdef ptrdiff_t r, b, t, size = p.H * p.table.itemsize
-    cdef char *data = <char *> pointer(target)
-    cdef const char *start = <const char *> pointer(initial)
+    cdef ptrdiff_t r, b, t
     cdef const int32_t *taken = <const int32_t *> pointer(ends)
     for b in range(B):
         r = taken[b] if taken != NULL else b
-        if r >= 0:
-            t = length_of(&p.times, r)
-            memcpy(at(data, (d * B + b) * p.H, p), c_at(p, t, r) if c else h_at(p, t, r), size)
-        elif start == NULL:
-            memset(at(data, (d * B + b) * p.H, p), 0, size)
-        else:
-            memcpy(at(data, (d * B + b) * p.H, p), at(start, (d * B + b) * p.H, p), size)
+        t = length_of(&p.times, r) if r >= 0 else 0
+        store_row(target, initial, d, p, B, b,
+                  NULL if r < 0 else c_at(p, t, r) if c else h_at(p, t, r))
+
+
+cdef void store_row(object target, object initial, int d, const Pass *p, ptrdiff_t B, ptrdiff_t b,
+                    const char *row) noexcept:
+    """Copy a row, or, without one, that of `initial` or zero, to row b of d of (D, B, H)."""
+    cdef ptrdiff_t size = p.H * p.table.itemsize
+    cdef const char *start = <const char *> pointer(initial)
+    cdef char *to = at(pointer(target), (d * B + b) * p.H, p)
+    if row == NULL and start != NULL:
+        row = at(start, (d * B + b) * p.H, p)
+    if row == NULL:
+        memset(to, 0, size)
+    else:
+        memcpy(to, row, size)
 
 
 cdef void add_states(object target, object dfinal, int d, const Pass *p, const char *carry,

@@ -67,6 +67,18 @@ cdef tuple checked_input(BaseTape tape, object x, object index, ptrdiff_t I, obj
     return (None if x is None else take_rows(x, tape.used_rows)), index, source
 
 
+cdef check_outer(BaseTape tape, object dy, object dx, tuple grads):
+    """Check what backward is given at both ends, and that there are gradients of each direction."""
+    if dy is not None:
+        check("dy", dy, tape.dtype, tape.y_shape)
+    if dx is not None:
+        if not tape.x_shape:
+            raise ValueError("dx: is an array, expected None: x was one-hot")
+        check("dx", dx, tape.dtype, tape.x_shape, True)
+    if len(grads) != tape.count:
+        raise ValueError(f"grads: {len(grads)} directions, expected {tape.count}")
+
+
 cdef class BaseTape:
     def release(self):
         """Give the memory back; backward is not possible any more."""
@@ -78,10 +90,6 @@ cdef class BaseTape:
 
     def __del__(self):
         self.release()
-
-    def copy(self):
-        """Return a tape with memory of its own, which serves one more backward."""
-        raise NotImplementedError
 
     cdef ptrdiff_t copy_to(self, BaseTape twin) except? -1:
         """Copy all but the passes; return how many bytes the twin's memory lies beyond this one's.

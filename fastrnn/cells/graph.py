@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["CHEAP", "ELEMENTWISE", "Graph", "Group", "Mask", "Node"]
+__all__ = ["CHEAP", "ELEMENTWISE", "FOUND", "GRADIENTS", "Graph", "Group", "Mask", "Node"]
 
 # Operations that cost about as much as reading their result from memory.
 CHEAP = frozenset(["add", "sub", "mul", "fma", "fnma", "min", "max", "abs", "relu", "less",
                    "less_equal", "splat"])
+# What a step finds: its input, states, parameters and masks; going back the gradients, too.
+FOUND = frozenset(["old", "x", "vector", "constant", "mask"])
+GRADIENTS = frozenset(["new", "dy", "sum so far"])
 ELEMENTWISE = CHEAP | {"div", "sigmoid", "tanh", "exp", "log", "sqrt", "softplus", "dsigmoid",
                        "dtanh", "copy"}
 

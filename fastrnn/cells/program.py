@@ -99,7 +99,6 @@ class GroupPlan(NamedTuple):
     width: int
     biases: tuple[str, ...]
     weight: str | None
-    slot: Spot
 
 
 Phase = Code | list[Sum] | list[Product] | list[Back]

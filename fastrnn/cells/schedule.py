@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fastrnn.cells.build import build
 from fastrnn.cells.derive import Derived, derive
-from fastrnn.cells.graph import CHEAP, ELEMENTWISE, Node
+from fastrnn.cells.graph import CHEAP, ELEMENTWISE, FOUND, GRADIENTS, Node
 from fastrnn.cells.phases import Emitter, Plan, Vectors
 from fastrnn.cells.program import (
     CARRY,
@@ -66,7 +66,6 @@ class _Compiler:
             self.base[group.number] = self.block(group.blocks, group.width)
         self.projected = len(self.tape)
         self.x_slot = self.block(1, sizes["I"]) if self.x_used else -1
-        self.input_slots = len(self.tape)
         for group in self.h_groups:
             self.base[group.number] = self.block(group.blocks, group.width)
 
@@ -163,7 +162,7 @@ class _Compiler:
     def choose_taped(self, backward: list[Node]) -> tuple[set[int], list[Node]]:
         """Return what is taped, and what backward computes again."""
         first, new = self.derived.first, self.new
-        given = ("old", "x", "vector", "constant", "mask", "part")
+        given = FOUND | {"part"}
         needed = sorted({a.number for n in backward for a in n.args if a.number < first})
         nodes = self.graph.nodes
         taped: set[int] = {source.number for group in self.graph.groups
@@ -211,11 +210,9 @@ class _Compiler:
         self.own_bases(roots)
         backward = self.reachable([graph.nodes[i] for i in roots], derived.first)
         backward = [n for n in backward
-                    if n.op not in ("new", "dy", "sum so far", "constant", "gone")]
+                    if n.op not in GRADIENTS | {"constant", "gone"}]
         taped, again = self.choose_taped(backward)
-        leaves = {n.number for n in graph.nodes
-                  if n.op in ("old", "x", "vector", "constant", "mask", "new", "dy",
-                                             "sum so far")}
+        leaves = {n.number for n in graph.nodes if n.op in FOUND | GRADIENTS}
         x_parts = {n.number for n in graph.nodes if n.op == "part" and len(n.args) == 1
                    and n.args[0].op == "x"}
         forward = [n for n in self.forward_nodes if n.number not in leaves | x_parts]
@@ -229,53 +226,39 @@ class _Compiler:
         self.slots = slots = self.lay_out_tape(taped, ahead, back)
 
         # forward
-        places = self.given_places()
-        for i, slot in slots.items():
-            places[i] = TAPE, slot
-        for n in graph.nodes:
-            if n.op == "part":
-                group, block = n.data
-                places[n.number] = TAPE, self.base[group] + block
-        places |= self.new
         scratch: tuple[list[int], list[int], list[int]] = ([], [], [])
-        emitter = Emitter(ahead, places, {}, {}, self.vectors, scratch[0])
+        taped_at: dict[int, Spot] = {i: (TAPE, slot) for i, slot in slots.items()}
+        on_tape = {number: (TAPE, base) for number, base in self.base.items()}
+        there = self.given_places() | taped_at | self.parts(on_tape) | self.new
+        emitter = Emitter(ahead, there, {}, {}, self.vectors, scratch[0])
         output = emitter.place(graph.output) or self.output_slot(emitter)
-        program = self.emit(emitter)
+        program = self.emit(emitter, on_tape)
 
         # the same without a tape
-        lean = {i: spot for i, spot in places.items() if i not in slots or i in self.new}
-        bases: dict[int, Spot] = {}
-        for group in self.x_groups:
-            bases[group.number] = TAPE, self.base[group.number]
+        bases = dict(on_tape)
         for group in self.h_groups:
             scratch[1].extend([group.width] * group.blocks)
             bases[group.number] = SCRATCH, len(scratch[1]) - group.blocks
-        for n in graph.nodes:
-            if n.op == "part":
-                space, slot = bases[n.data[0]]
-                lean[n.number] = space, slot + n.data[1]
-        emitter = Emitter(ahead, lean, {}, {}, self.vectors, scratch[1])
+        emitter = Emitter(ahead, self.given_places() | self.parts(bases) | self.new, {}, {},
+                          self.vectors, scratch[1])
         output_lean = emitter.place(graph.output) or self.output_slot(emitter)
         inference = self.emit(emitter, bases)
 
         # backward
-        places = self.given_places() | {i: (TAPE, slot) for i, slot in slots.items()} | self.new
+        places = dict(there)
+        dy_slot = -1
         for n in graph.nodes:
-            if n.op == "part":
-                places[n.number] = TAPE, self.base[n.data[0]] + n.data[1]
-            elif n.op == "new":
+            if n.op == "new":
                 places[n.number] = CARRY, self.number[n.data]
             elif n.op == "sum so far":
                 places[n.number] = SUMS, n.data
-        dy_slot = -1
-        for n in graph.nodes:
-            if n.op == "dy":
+            elif n.op == "dy":
                 dy_slot = len(scratch[2])
                 scratch[2].append(n.width)
                 places[n.number] = SCRATCH, dy_slot
         occupants = {spot: graph.nodes[i] for i, spot in places.items() if i not in now}
-        for i, slot in slots.items():  # a value in the place of a sum
-            occupants[TAPE, slot] = graph.nodes[i]
+        for i, spot in taped_at.items():  # a value in the place of a sum
+            occupants[spot] = graph.nodes[i]
         places = {i: spot for i, spot in places.items() if i not in now}
         stores = {i: spot for i, spot in roots.items() if spot is not None and i not in late}
         for node, what in self.open:
@@ -297,7 +280,7 @@ class _Compiler:
                 scratch[2].append(graph.nodes[i].width)
                 stores[i] = SCRATCH, len(scratch[2]) - 1
         emitter = Emitter(back, places, stores, occupants, self.vectors, scratch[2])
-        backward_program = self.emit(emitter) + tuple(
+        backward_program = self.emit(emitter, on_tape) + tuple(
             Code(graph.nodes[i].width, (stores[i], spot), ((NUMBER["copy"], 1, 0, 0, 0, 0),), 0)
             for i, spot in late.items())
         return self.program(program, inference, backward_program, output, output_lean, scratch,
@@ -307,6 +290,15 @@ class _Compiler:
         spot = emitter.slot(self.graph.output.width)
         emitter.places[self.graph.output.number] = spot
         return spot
+
+    def parts(self, bases: Mapping[int, Spot]) -> dict[int, Spot]:
+        """Return where the blocks of groups lie whose first blocks lie at `bases`."""
+        places: dict[int, Spot] = {}
+        for n in self.graph.nodes:
+            if n.op == "part":
+                space, slot = bases[n.data[0]]
+                places[n.number] = space, slot + n.data[1]
+        return places
 
     def given_places(self) -> dict[int, Spot]:
         places: dict[int, Spot] = {}
@@ -380,7 +372,7 @@ class _Compiler:
 
     # ---- phases -----------------------------------------------------------------------------
 
-    def emit(self, emitter: Emitter, bases: Mapping[int, Spot] | None = None) -> tuple[Phase, ...]:
+    def emit(self, emitter: Emitter, bases: Mapping[int, Spot]) -> tuple[Phase, ...]:
         phases: list[Phase] = []
         for at, (kind, _, nodes) in enumerate(emitter.plan.phases):
             if kind == "elementwise":
@@ -395,11 +387,9 @@ class _Compiler:
                 phases.append([b for n in nodes for b in self.backs(n, emitter)])
         return tuple(phases)
 
-    def products(self, number: int, emitter: Emitter, bases: Mapping[int, Spot] | None
-                 ) -> list[Product]:
+    def products(self, number: int, emitter: Emitter, bases: Mapping[int, Spot]) -> list[Product]:
         group = self.graph.groups[number]
-        target = (TAPE, self.base[number]) if bases is None else bases[number]
-        return [Product(target, group.blocks, group.width, emitter.places[source.number],
+        return [Product(bases[number], group.blocks, group.width, emitter.places[source.number],
                         source.width, weight, at == 0, number)
                 for at, (weight, source) in enumerate(group.terms) if source.op != "x"]
 
@@ -421,8 +411,7 @@ class _Compiler:
         for group in [*self.x_groups, *self.h_groups]:
             has_x = group.terms[0][1].op == "x"
             groups.append(GroupPlan(group.number, group.blocks, group.width, group.biases,
-                                    group.terms[0][0] if has_x else None,
-                                    (TAPE, self.base[group.number])))
+                                    group.terms[0][0] if has_x else None))
             slot = self.gradient_base[group.number]
             left = list(group.biases)
             for weight, source in group.terms:

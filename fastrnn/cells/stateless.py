@@ -129,10 +129,10 @@ def forward(
             index = index.reshape(-1)
     tape = program.forward(
         plan, source, index, ((plan.matrices(weights, weight_masks), drawn),),
-        (bool(walk.reverse),), tuple(None if a is None else a[None] for a in initial), out, final,
+        (bool(walk.reverse),), _checks.with_direction(initial), out, final,
         bool(walk.training), _workspace, time)
     kept = None if tape is None else CellTape(tape, plan, names, weight_masks)
-    return y, _as_state(final), kept
+    return y, _checks.without_direction(final), kept
 
 
 def backward(
@@ -166,12 +166,12 @@ def backward(
     made = plan.new_gradients(into, dtype)
     dx = np.empty(tape.x_shape, dtype) if need_dx else None
     dinitial = tuple(np.empty((1, B, width), dtype) for width in widths)
-    program.backward(tape, dy, tuple(None if a is None else a[None] for a in dfinal), dx, dinitial,
+    program.backward(tape, dy, _checks.with_direction(dfinal), dx, dinitial,
                      (made,))
     plan.add_gradients(into, made, kept.weight_masks)
     if dx is not None and not tape.symbols:
         dx = dx.reshape(T, B, I)
-    return dx, _as_state(dinitial), grads
+    return dx, _checks.without_direction(dinitial), grads
 
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -242,10 +242,6 @@ def _states(definition: Definition, name: str, after: str, value: Any, dtype: np
     names = tuple(state.name for state in definition.states)
     return _checks.states(name if len(names) > 1 else f"d{names[0]}n" if after else f"{names[0]}0",
                           value, names, dtype, shapes)
-
-
-def _as_state(arrays: tuple[np.ndarray, ...]) -> Any:
-    return arrays[0][0] if len(arrays) == 1 else tuple(a[0] for a in arrays)
 
 
 def _masks(
