@@ -47,6 +47,12 @@ cdef int SPARE = 16
 # Work below this many floating-point operations (5 to 10 us) stays on the caller's thread.
 cdef double SERIAL = 1e6
 
+cdef extern from *:
+    """
+    static _Thread_local int fr_borrowed;
+    """
+    int fr_borrowed
+
 cdef int isa = -1
 cdef int threads = 1
 cdef bint flush = True
@@ -133,6 +139,15 @@ def get_num_threads():
     return threads
 
 
+def borrow_threads(int n):
+    """Let calls of this Python thread use n threads, whatever set_num_threads was given; 0: no more.
+
+    For calls on behalf of another library, which has its own number of threads.
+    """
+    global fr_borrowed
+    fr_borrowed = n
+
+
 def cell_rows():
     """Return what the C side knows of each cell, a dict in the order of fr_cell (fastrnn.h)."""
     cdef const fr_cell_row *row
@@ -203,7 +218,9 @@ cdef const fr_table *table_of(int bits) noexcept nogil:
 
 
 cdef int threads_for(double operations) noexcept nogil:
-    return threads if operations > SERIAL else 1
+    if operations <= SERIAL:
+        return 1
+    return min(fr_borrowed, FR_MAX_THREADS) if fr_borrowed > 0 else threads
 
 
 cdef void run(fr_work work, void *arg, int n) noexcept nogil:

@@ -1,0 +1,121 @@
+"""Reads the tensors of another library where they lie, as arrays of NumPy.
+
+A library whose tensors have DLPack's C exchange interface gives the address, shape and strides of a
+tensor in less than 0.1 us, which is a tenth of what its own conversion to NumPy takes.
+
+Specification: https://dmlc.github.io/dlpack/latest/c_api.html
+"""
+
+import numpy as np
+
+cimport numpy as cnp
+from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    /* DLPack 1.x; the names and the order of the fields are the specification's. */
+    typedef struct { uint32_t major, minor; } fr_dl_version;
+    typedef struct { int32_t device_type, device_id; } fr_dl_device;
+    typedef struct { uint8_t code, bits; uint16_t lanes; } fr_dl_dtype;
+    typedef struct {
+        void *data;
+        fr_dl_device device;
+        int32_t ndim;
+        fr_dl_dtype dtype;
+        int64_t *shape, *strides;
+        uint64_t byte_offset;
+    } fr_dl_tensor;
+    typedef struct {
+        fr_dl_version version;
+        void *prev_api;
+        void *allocator, *managed_from_object, *managed_to_object;
+        int (*from_object)(void *object, fr_dl_tensor *out);
+        void *current_stream;
+    } fr_dl_exchange;
+    """
+    ctypedef struct fr_dl_version:
+        uint32_t major, minor
+    ctypedef struct fr_dl_device:
+        int32_t device_type, device_id
+    ctypedef struct fr_dl_dtype:
+        uint8_t code, bits
+        uint16_t lanes
+    ctypedef struct fr_dl_tensor:
+        void *data
+        fr_dl_device device
+        int32_t ndim
+        fr_dl_dtype dtype
+        int64_t *shape
+        int64_t *strides
+        uint64_t byte_offset
+    ctypedef struct fr_dl_exchange:
+        fr_dl_version version
+        int (*from_object)(void *object, fr_dl_tensor *out) except -1
+
+cdef enum:
+    CPU = 1          # a device
+    FLOAT = 2        # a code of a dtype
+    MOST_AXES = 8
+
+# The version of DLPack whose table this module knows.
+cdef uint32_t MAJOR = 1
+
+
+cdef class Exchange:
+    """Makes arrays of NumPy that lie on the memory of another library's tensors.
+
+    Parameters
+    ----------
+    capsule : the attribute `__dlpack_c_exchange_api__` of the tensors' class, or None
+    convert : function
+        Returns the array of a tensor; used if there is no capsule, or if its version is another.
+    """
+
+    cdef const fr_dl_exchange *api
+    cdef object convert
+
+    def __init__(self, capsule, convert):
+        self.convert = convert
+        self.api = NULL
+        if capsule is not None:
+            self.api = <const fr_dl_exchange *> PyCapsule_GetPointer(
+                capsule, b"dlpack_exchange_api")
+            if self.api.version.major != MAJOR or self.api.from_object == NULL:
+                self.api = NULL
+
+    @property
+    def fast(self):
+        """Whether DLPack's C interface is in use."""
+        return self.api != NULL
+
+    def view(self, tensor, bint writeable=False):
+        """Return the array of a float32 or float64 tensor on the CPU; None for any other tensor.
+
+        Nothing is copied. The tensor lives as long as the array.
+        """
+        cdef fr_dl_tensor from_
+        cdef cnp.npy_intp[MOST_AXES] shape
+        cdef cnp.npy_intp[MOST_AXES] strides
+        cdef int i, size, flags = cnp.NPY_ARRAY_WRITEABLE if writeable else 0
+        if self.api == NULL:
+            return self.convert(tensor)
+        self.api.from_object(<void *> tensor, &from_)
+        size = from_.dtype.bits // 8
+        if (from_.device.device_type != CPU or from_.dtype.code != FLOAT or size not in (4, 8)
+                or from_.dtype.lanes != 1 or from_.ndim > MOST_AXES):
+            return None
+        for i in range(from_.ndim):
+            shape[i] = from_.shape[i]
+            strides[i] = from_.strides[i] * size
+        array = cnp.PyArray_New(
+            np.ndarray, from_.ndim, shape, cnp.NPY_FLOAT32 if size == 4 else cnp.NPY_FLOAT64,
+            strides, <char *> from_.data + from_.byte_offset, 0,
+            flags | cnp.NPY_ARRAY_ALIGNED, <object> NULL)
+        Py_INCREF(tensor)
+        cnp.PyArray_SetBaseObject(array, tensor)
+        return array

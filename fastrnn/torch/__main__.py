@@ -1,0 +1,30 @@
+"""``python -m fastrnn.torch script.py ARGUMENTS``: run a program of PyTorch accelerated."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+
+from fastrnn.torch import patch
+
+
+def main() -> None:
+    """Run the script that the command line names, or with -m the module."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help") or sys.argv[1:] == ["-m"]:
+        print("usage: python -m fastrnn.torch SCRIPT ARGUMENTS\n"
+              "       python -m fastrnn.torch -m MODULE ARGUMENTS",
+              file=sys.stderr if len(sys.argv) < 2 else sys.stdout)
+        raise SystemExit(2 if len(sys.argv) < 2 else 0)
+    patch()
+    if sys.argv[1] == "-m":
+        sys.argv = sys.argv[2:]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        return
+    sys.argv = sys.argv[1:]
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

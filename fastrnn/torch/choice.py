@@ -1,0 +1,175 @@
+"""Which of the two ways a call goes, fastrnn's or PyTorch's, and what was found out about it.
+
+At the first sight of a problem (operator, sizes, gradients or not, threads) both ways are timed,
+and the faster one is kept for the rest of the process. The mode "always" times nothing, so that
+two runs of a program take the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["MODES", "Choice", "choices", "get_mode", "mode", "note", "set_mode"]
+
+MODES = ("auto", "always", "never")
+LOG = logging.getLogger("fastrnn.torch")
+
+# Each way is timed so often, or until it has taken so many seconds.
+_ROUNDS, _SECONDS = 5, 0.05
+# PyTorch's way must be faster by this factor to be taken: measurements scatter.
+_MARGIN = 0.97
+# Problems that are remembered; a program with more distinct sizes starts again.
+_MOST = 4096
+
+_mode = "auto"
+_lock = threading.Lock()
+
+
+@dataclasses.dataclass(slots=True)
+class Choice:
+    """What is known about one problem.
+
+    Attributes
+    ----------
+    cell : str
+        "LSTM", "GRUCell", ...
+    shape : str
+        The sizes, for people.
+    accelerated : bool
+        Whether calls take fastrnn's way.
+    ours, theirs : float or None
+        Seconds of one call each way; None if not measured.
+    """
+
+    cell: str
+    shape: str
+    accelerated: bool = True
+    ours: float | None = None
+    theirs: float | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class Count:
+    """Calls of one module with one problem, and what happened to them."""
+
+    choice: Choice
+    accelerated: int = 0
+    fallback: int = 0
+    reason: str = ""
+
+
+choices: dict[tuple[Any, ...], Choice] = {}
+counts: dict[tuple[Any, ...], Count] = {}
+
+
+def set_mode(name: str) -> None:
+    """Choose how calls are distributed between fastrnn and PyTorch.
+
+    Parameters
+    ----------
+    name : {"auto", "always", "never"}
+        "auto" times both ways at the first call with new sizes and keeps the faster one. "always"
+        uses fastrnn wherever it can compute the call, without timing: the way that a call takes
+        is the same in every run. "never" leaves every call to PyTorch.
+
+    Raises
+    ------
+    ValueError
+        If it is another name.
+    """
+    global _mode
+    if name not in MODES:
+        raise ValueError(f"set_mode: name is {name!r}, expected one of {', '.join(MODES)}")
+    _mode = name
+
+
+def get_mode() -> str:
+    """Return "auto", "always" or "never"."""
+    return _mode
+
+
+@contextlib.contextmanager
+def mode(name: str) -> Iterator[None]:
+    """Use another mode inside a with block; see `set_mode`."""
+    before = _mode
+    set_mode(name)
+    try:
+        yield
+    finally:
+        set_mode(before)
+
+
+def chosen(
+    key: tuple[Any, ...], cell: str, shape: Callable[[], str],
+    ways: Callable[[], tuple[Callable[[], object], Callable[[], object]]],
+) -> Choice:
+    """Return the choice for a problem; time both ways if it is new.
+
+    Parameters
+    ----------
+    key : tuple
+        What the time depends on.
+    cell, shape : see Choice
+    ways : function
+        Returns two functions that compute the call, ours and theirs, without side effects.
+    """
+    choice = choices.get(key)
+    if choice is None or (choice.ours is None and _mode == "auto"):
+        with _lock:
+            if len(choices) >= _MOST:
+                choices.clear()
+                counts.clear()
+            choice = choices.setdefault(key, Choice(cell, shape()))
+            if _mode == "auto" and choice.ours is None:
+                choice.ours, choice.theirs = _timed(*ways())
+                choice.accelerated = choice.theirs > _MARGIN * choice.ours
+    return choice
+
+
+def _timed(*ways: Callable[[], object]) -> tuple[float, float]:
+    """Return the shortest time of each of two ways, in turns."""
+    best = [float("inf")] * len(ways)
+    for way in ways:
+        way()  # libraries prepare themselves at the first call
+    begin = time.perf_counter()
+    for _ in range(_ROUNDS):
+        for number, way in enumerate(ways):
+            start = time.perf_counter()
+            way()
+            best[number] = min(best[number], time.perf_counter() - start)
+        if time.perf_counter() - begin > len(ways) * _SECONDS:
+            break
+    return best[0], best[1]
+
+
+def note(owner: int, key: tuple[Any, ...], choice: Choice, reason: str) -> None:
+    """Count a call.
+
+    Parameters
+    ----------
+    owner : int
+        The identity of the first weight, which says to which module the call belongs.
+    key : tuple
+        As of `chosen`.
+    choice : Choice
+    reason : str
+        Why PyTorch computed it; empty: fastrnn did.
+    """
+    count = counts.get((owner, key, reason))
+    if count is None:
+        if len(counts) >= _MOST:  # weights that are made anew for each call
+            counts.clear()
+        count = counts.setdefault((owner, key, reason), Count(choice, reason=reason))
+    if reason:
+        count.fallback += 1
+    else:
+        count.accelerated += 1
+    if LOG.isEnabledFor(logging.INFO):
+        LOG.info("%s %s: %s", choice.cell, choice.shape,
+                 f"PyTorch ({reason})" if reason else "accelerated")

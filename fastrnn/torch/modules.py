@@ -1,0 +1,217 @@
+"""The modules of torch.nn with accelerated operators, and models whose modules are exchanged."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules import rnn
+
+from fastrnn.torch.operators import FUNCTIONS
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "restore"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class _Operators(types.ModuleType):
+    """What torch._VF is for PyTorch's own modules, with the accelerated functions."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch._VF, name)
+
+
+_VF = _Operators("_VF")
+_VF.__dict__.update(FUNCTIONS)
+
+
+def _accelerated(base: type[nn.Module]) -> Callable[..., Any]:
+    """Return the method `forward` of a class of PyTorch, calling the accelerated operators.
+
+    It is PyTorch's own code, so that checks, errors and the treatment of packed and unbatched
+    input are those of the installed version. Only the name `_VF` means other functions.
+    """
+    own: Any = base.forward
+    forward = types.FunctionType(own.__code__, {**vars(rnn), "_VF": _VF}, own.__name__,
+                                 own.__defaults__, own.__closure__)
+    forward.__doc__, forward.__qualname__ = own.__doc__, own.__qualname__
+    forward.__kwdefaults__ = own.__kwdefaults__
+    return forward
+
+
+class _Accelerated:
+    """What all accelerated modules have in common."""
+
+    def __prepare_scriptable__(self) -> Any:
+        """Return the module of PyTorch with the same parameters: TorchScript compiles its code."""
+        return _plain_twin(self)
+
+
+def _plain_twin(module: Any) -> Any:
+    """Return a module of PyTorch's class that shares everything with an accelerated one."""
+    twin = object.__new__(plain_class(type(module)))
+    twin.__dict__.update(module.__dict__)
+    return twin
+
+
+class RNN(_Accelerated, nn.RNN):
+    """`torch.nn.RNN`, computed by fastrnn where that is possible and faster."""
+
+    forward = _accelerated(nn.RNN)
+
+
+class LSTM(_Accelerated, nn.LSTM):
+    """`torch.nn.LSTM`, computed by fastrnn where that is possible and faster."""
+
+    forward = _accelerated(nn.LSTM)
+
+
+class GRU(_Accelerated, nn.GRU):
+    """`torch.nn.GRU`, computed by fastrnn where that is possible and faster."""
+
+    forward = _accelerated(nn.GRU)
+
+
+class RNNCell(_Accelerated, nn.RNNCell):
+    """`torch.nn.RNNCell`, computed by fastrnn where that is possible and faster."""
+
+    forward = _accelerated(nn.RNNCell)
+
+
+class LSTMCell(_Accelerated, nn.LSTMCell):
+    """`torch.nn.LSTMCell`, computed by fastrnn where that is possible and faster."""
+
+    forward = _accelerated(nn.LSTMCell)
+
+
+class GRUCell(_Accelerated, nn.GRUCell):
+    """`torch.nn.GRUCell`, computed by fastrnn where that is possible and faster."""
+
+    forward = _accelerated(nn.GRUCell)
+
+
+CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.RNN: RNN, nn.LSTM: LSTM, nn.GRU: GRU, nn.RNNCell: RNNCell, nn.LSTMCell: LSTMCell,
+    nn.GRUCell: GRUCell}
+
+
+# ---- models ---------------------------------------------------------------------------------------
+
+
+class _Derived:
+    """A user's subclass of a module of PyTorch, with the accelerated `forward` below it.
+
+    The order of bases is: the user's class, the accelerated class, PyTorch's class. So
+    ``super().forward()`` in the user's class is the accelerated one.
+    """
+
+    _fastrnn_from: type[nn.Module]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        made = super().__reduce_ex__(protocol)
+        return _revived, (self._fastrnn_from,), *made[2:]
+
+
+def _revived(base: type[nn.Module]) -> Any:
+    """Return an empty module of the class that is derived from a user's; for pickle and copy."""
+    return object.__new__(accelerated_class(base))
+
+
+_derived: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def accelerated_class(base: type[nn.Module]) -> type[nn.Module] | None:
+    """Return the accelerated class for a class of modules; None if there is none."""
+    if base in CLASSES:
+        return CLASSES[base]
+    if issubclass(base, _Accelerated):
+        return base
+    ours = next((CLASSES[known] for known in CLASSES if issubclass(base, known)), None)
+    if ours is None or base.__module__.startswith("torch."):
+        return None  # quantised modules and others of PyTorch's own compute something else
+    if base not in _derived:
+        _derived[base] = type(base.__name__, (_Derived, base, ours), {
+            "__module__": base.__module__, "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__, "_fastrnn_from": base})
+    return _derived[base]
+
+
+def plain_class(ours: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that an accelerated class came from."""
+    if issubclass(ours, _Derived):
+        return ours._fastrnn_from
+    return next((plain for plain, known in CLASSES.items() if known is ours), ours)
+
+
+def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the names and modules of a model that are recurrent, each module once."""
+    for name, module in model.named_modules():
+        if isinstance(module, tuple(CLASSES)):
+            yield name, module
+
+
+def _check_model(name: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name}: model is of type {type(model).__name__}, expected a "
+                        "torch.nn.Module")
+
+
+def accelerate(model: Module) -> Module:
+    """Let fastrnn compute the recurrent modules of a model.
+
+    The modules stay the same objects with the same parameters, hooks and names; only their class
+    changes, to one that is derived from theirs. Modules of a user's own subclass are included.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Changed in place.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        The same object.
+
+    Raises
+    ------
+    TypeError
+        If it is no module.
+
+    See Also
+    --------
+    restore : Undo it.
+    report : What ran accelerated, what did not, and why.
+    """
+    _check_model("accelerate", model)
+    for _, module in recurrent_modules(model):
+        ours = accelerated_class(type(module))
+        if ours is not None:
+            module.__class__ = ours
+    return model
+
+
+def restore(model: Module) -> Module:
+    """Undo `accelerate`: every module has the class again that it had before.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Changed in place.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        The same object.
+
+    Raises
+    ------
+    TypeError
+        If it is no module.
+    """
+    _check_model("restore", model)
+    for _, module in recurrent_modules(model):
+        module.__class__ = plain_class(type(module))
+    return model

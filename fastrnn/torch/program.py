@@ -1,0 +1,38 @@
+"""A whole program, accelerated: the functions that all modules of torch.nn call are exchanged."""
+
+from __future__ import annotations
+
+import torch
+from torch.jit import _builtins
+
+from fastrnn.torch.operators import FUNCTIONS
+
+__all__ = ["is_patched", "patch", "unpatch"]
+
+
+def patch() -> None:
+    """Let fastrnn compute every recurrent module of this process.
+
+    The functions of torch._VF that torch.nn.RNN, LSTM, GRU and the single cells call are
+    exchanged. So modules that exist already and classes that are derived from them are included,
+    and no class, module or file changes. A second call does nothing.
+
+    See Also
+    --------
+    unpatch : Undo it.
+    """
+    for name, function in FUNCTIONS.items():
+        # TorchScript looks functions up by identity
+        _builtins._register_builtin(function, f"aten::{name}")
+        setattr(torch._VF, name, function)
+
+
+def unpatch() -> None:
+    """Undo `patch`."""
+    for name in FUNCTIONS:
+        vars(torch._VF).pop(name, None)
+
+
+def is_patched() -> bool:
+    """Return whether `patch` is in force."""
+    return all(vars(torch._VF).get(name) is function for name, function in FUNCTIONS.items())

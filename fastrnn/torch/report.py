@@ -1,0 +1,88 @@
+"""What ran accelerated, what did not, and why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from fastrnn.torch import choice
+from fastrnn.torch.modules import recurrent_modules
+
+__all__ = ["Report", "Row", "report"]
+
+
+class Row(NamedTuple):
+    """Calls of one module with the same sizes.
+
+    Attributes
+    ----------
+    name : str
+        The module's name in the model, or "" if no model was given.
+    cell, shape : str
+    accelerated, fallback : int
+        Calls that fastrnn and PyTorch computed.
+    reason : str
+        Why PyTorch did.
+    ours, theirs : float or None
+        Measured seconds of one call.
+    """
+
+    name: str
+    cell: str
+    shape: str
+    accelerated: int
+    fallback: int
+    reason: str
+    ours: float | None
+    theirs: float | None
+
+
+class Report(NamedTuple):
+    """The rows of a report; as text it is a table."""
+
+    rows: list[Row]
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no call yet"
+        head = ("module", "cell", "call", "accelerated", "PyTorch", "us", "PyTorch us", "reason")
+        lines = [head, *((
+            row.name, row.cell, row.shape, str(row.accelerated), str(row.fallback),
+            _microseconds(row.ours), _microseconds(row.theirs), row.reason) for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        return "\n".join("  ".join(text.ljust(width) for text, width in zip(
+            line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _microseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e6:.1f}"
+
+
+def report(model: nn.Module | None = None) -> Report:
+    """Return what happened to the calls of a model's recurrent modules, or of the whole process.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, optional
+
+    Returns
+    -------
+    Report
+        ``str()`` of it is a table, ``rows`` has the numbers.
+    """
+    names = None
+    if model is not None:
+        names = {}
+        for name, module in recurrent_modules(model):
+            first = next(module.parameters(recurse=False), None)
+            if first is not None:
+                names.setdefault(id(first), name or type(module).__name__)
+    rows = []
+    for (owner, *_), count in list(choice.counts.items()):
+        if names is None or owner in names:
+            known = count.choice
+            rows.append(Row(names[owner] if names else "", known.cell, known.shape,
+                            count.accelerated, count.fallback, count.reason, known.ours,
+                            known.theirs))
+    return Report(rows)
