@@ -30,11 +30,11 @@ if not (debug or sanitize) and sys.platform == "linux":
     link.append("-Wl,-s")  # no tables of symbols
 
 
-def module(name, extra=()):
+def module(name, extra=(), package="_kernels"):
     """Return the extension of one .pyx file."""
     return Extension(
-        f"fastrnn._kernels.{name}",
-        [f"fastrnn/_kernels/{name}.pyx", *extra],
+        f"fastrnn.{package}.{name}",
+        [f"fastrnn/{package}/{name}.pyx", *extra],
         include_dirs=["src_c", np.get_include()],
         depends=glob("src_c/**/*.h", recursive=True) + glob("fastrnn/_kernels/*.pxd"),
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
@@ -49,7 +49,7 @@ names = ("check", "timeline", "project", "walk", "packed", "tape", "state", "seq
          "layout", "machine", "machine_packs", "machine_gradients",
          "packed_program", "program_tape", "program",
          "exchange", "stack", "stream_program", "stream_states", "block", "stream", "linear", "loss", "update")
-modules = [module("runtime", kernels), *map(module, names)]
+modules = [module("runtime", kernels), *map(module, names), module("door", package="torch")]
 
 setup(
     ext_modules=cythonize(

@@ -9,53 +9,11 @@ Specification: https://dmlc.github.io/dlpack/latest/c_api.html
 import numpy as np
 
 cimport numpy as cnp
-from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 cnp.import_array()
-
-cdef extern from *:
-    """
-    /* DLPack 1.x; the names and the order of the fields are the specification's. */
-    typedef struct { uint32_t major, minor; } fr_dl_version;
-    typedef struct { int32_t device_type, device_id; } fr_dl_device;
-    typedef struct { uint8_t code, bits; uint16_t lanes; } fr_dl_dtype;
-    typedef struct {
-        void *data;
-        fr_dl_device device;
-        int32_t ndim;
-        fr_dl_dtype dtype;
-        int64_t *shape, *strides;
-        uint64_t byte_offset;
-    } fr_dl_tensor;
-    typedef struct {
-        fr_dl_version version;
-        void *prev_api;
-        void *allocator, *managed_from_object, *managed_to_object;
-        int (*from_object)(void *object, fr_dl_tensor *out);
-        void *current_stream;
-    } fr_dl_exchange;
-    """
-    ctypedef struct fr_dl_version:
-        uint32_t major, minor
-    ctypedef struct fr_dl_device:
-        int32_t device_type, device_id
-    ctypedef struct fr_dl_dtype:
-        uint8_t code, bits
-        uint16_t lanes
-    ctypedef struct fr_dl_tensor:
-        void *data
-        fr_dl_device device
-        int32_t ndim
-        fr_dl_dtype dtype
-        int64_t *shape
-        int64_t *strides
-        uint64_t byte_offset
-    ctypedef struct fr_dl_exchange:
-        fr_dl_version version
-        int (*from_object)(void *object, fr_dl_tensor *out) except -1
 
 cdef enum:
     CPU = 1          # a device
@@ -76,9 +34,6 @@ cdef class Exchange:
         Returns the array of a tensor; used if there is no capsule, or if its version is another.
     """
 
-    cdef const fr_dl_exchange *api
-    cdef object convert
-
     def __init__(self, capsule, convert):
         self.convert = convert
         self.api = NULL
@@ -93,7 +48,7 @@ cdef class Exchange:
         """Whether DLPack's C interface is in use."""
         return self.api != NULL
 
-    def view(self, tensor, bint writeable=False):
+    cpdef object view(self, object tensor, bint writeable=False):
         """Return the array of a float32 or float64 tensor on the CPU; None for any other tensor.
 
         Nothing is copied. The tensor lives as long as the array.

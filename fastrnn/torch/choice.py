@@ -27,6 +27,8 @@ _MARGIN = 0.97
 # Problems that are remembered; a program with more distinct sizes starts again.
 _MOST = 4096
 
+Way = Callable[[], object]
+
 _mode = "auto"
 _lock = threading.Lock()
 
@@ -106,8 +108,7 @@ def mode(name: str) -> Iterator[None]:
 
 
 def chosen(
-    key: tuple[Any, ...], cell: str, shape: Callable[[], str],
-    ways: Callable[[], tuple[Callable[[], object], Callable[[], object]]],
+    key: tuple[Any, ...], cell: str, call: Any, ways: Callable[[Any], tuple[Way, Way]],
 ) -> Choice:
     """Return the choice for a problem; time both ways if it is new.
 
@@ -115,24 +116,35 @@ def chosen(
     ----------
     key : tuple
         What the time depends on.
-    cell, shape : see Choice
+    cell : str
+    call : object
+        Its text has the sizes.
     ways : function
-        Returns two functions that compute the call, ours and theirs, without side effects.
+        Returns two functions that compute the call, ours and PyTorch's, without side effects.
     """
     choice = choices.get(key)
     if choice is None or (choice.ours is None and _mode == "auto"):
         with _lock:
-            if len(choices) >= _MOST:
-                choices.clear()
-                counts.clear()
-            choice = choices.setdefault(key, Choice(cell, shape()))
+            choice = _entry(key, Choice(cell, str(call)))
             if _mode == "auto" and choice.ours is None:
-                choice.ours, choice.theirs = _timed(*ways())
+                choice.ours, choice.theirs = _timed(*ways(call))
                 choice.accelerated = choice.theirs > _MARGIN * choice.ours
     return choice
 
 
-def _timed(*ways: Callable[[], object]) -> tuple[float, float]:
+def refused(key: tuple[Any, ...], cell: str, shape: str) -> Choice:
+    """Return the choice for calls that only PyTorch can compute."""
+    return choices.get(key) or _entry(key, Choice(cell, shape, False))
+
+
+def _entry(key: tuple[Any, ...], new: Choice) -> Choice:
+    if len(choices) >= _MOST:
+        choices.clear()
+        counts.clear()
+    return choices.setdefault(key, new)
+
+
+def _timed(*ways: Way) -> tuple[float, float]:
     """Return the shortest time of each of two ways, in turns."""
     best = [float("inf")] * len(ways)
     for way in ways:

@@ -1,7 +1,7 @@
 """PyTorch's recurrent operators (torch._VF.lstm, gru, ...), each with two ways to be computed.
 
 A call goes to fastrnn's kernels if they can compute it and are faster, and to PyTorch's own code in
-all other cases. `run` decides. So a wrong call gets PyTorch's own error.
+all other cases. So a wrong call gets PyTorch's own error.
 
 Letters: T steps, B batch, N rows of a packed sequence, I input, H hidden, L layers, D directions.
 """
@@ -11,21 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from fastrnn._kernels.timeline import Timeline
-from fastrnn.torch import choice, compute
-from fastrnn.torch.compute import OPERATORS, Operator, Problem, array
+from fastrnn.cells.table import CELLS
+from fastrnn.torch import choice
+from fastrnn.torch.door import Call, Operator, read_cell, read_sequence
 from fastrnn.torch.gradient import ORIGINALS, Recurrent, original
 
-__all__ = ["FUNCTIONS", "run_cell", "run_sequence"]
+__all__ = ["FUNCTIONS"]
 
 Tensor = torch.Tensor
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-_NOT_HERE = (ValueError, TypeError, IndexError)  # what the kernels' checks raise
 
 # Functions of PyTorch that say in which mode the interpreter is. Some are private: a PyTorch
 # without one of them is treated as if the mode did not exist.
@@ -33,10 +29,13 @@ _transforms: Callable[[], Any] = getattr(torch._C._functorch, "peek_interpreter_
                                          lambda: None)
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _tracing: Callable[[], Any] = torch._C._get_tracing_state
+_is_autocast = torch.is_autocast_enabled
 
 
-def _mode_refusal() -> str:
-    """Return why the interpreter's mode needs PyTorch's own code, or an empty string."""
+def _refusal() -> str:
+    """Return why the mode of the interpreter needs PyTorch's own code, or an empty string."""
+    if choice.get_mode() == "never":
+        return "mode never"
     if torch.compiler.is_compiling():
         return "torch.compile"
     if _transforms() is not None:
@@ -45,53 +44,14 @@ def _mode_refusal() -> str:
         return "dispatch mode"
     if _tracing() is not None:
         return "tracing"
-    if torch.is_autocast_enabled("cpu"):
+    if _is_autocast("cpu"):
         return "autocast"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation"
     return ""
 
 
-def _tensor_refusal(tensors: list[Tensor]) -> str:
-    """Return why these tensors need PyTorch's own code, or an empty string."""
-    dtype = tensors[0].dtype
-    for tensor in tensors:
-        if type(tensor) not in _PLAIN:
-            return f"a tensor is of type {type(tensor).__name__}"
-        if tensor.layout is not torch.strided:
-            return f"a tensor is {str(tensor.layout).removeprefix('torch.')}"
-        if tensor.device.type != "cpu":
-            return f"device {tensor.device.type}"
-        if tensor.dtype is not dtype or dtype not in (torch.float32, torch.float64):
-            return f"dtype {str(tensor.dtype).removeprefix('torch.')}"
-        if tensor.is_neg():
-            return "a tensor is a negated view"
-        if 0 in tensor.shape:
-            return "a tensor is empty"
-    return ""
-
-
-def _compact(tensor: Tensor) -> Tensor:
-    """Return a tensor whose rows the kernels can read."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
-def _bucket(count: int) -> int:
-    """Return the same number for counts of similar size, whose times are alike."""
-    return count if count <= 4 else 4 + count.bit_length()
-
-
-def _timeline(batch_sizes: Tensor) -> tuple[int, int, Timeline | None]:
-    """Return T, B and when the rows of a packed sequence are alive; None: they are equally long."""
-    sizes = batch_sizes.numpy()
-    T, B = len(sizes), int(sizes[0])
-    if sizes[-1] == B:
-        return T, B, None
-    lengths = T - np.searchsorted(sizes[::-1], np.arange(B), "right")
-    return T, B, Timeline(lengths.astype(np.int64), T)
-
-
-def run_sequence(operator: Operator, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+def _run_sequence(operator: Operator, args: tuple[Any, ...]) -> Any:
     """Compute a call of torch._VF.lstm, gru, rnn_tanh or rnn_relu.
 
     Parameters
@@ -101,97 +61,32 @@ def run_sequence(operator: Operator, args: tuple[Any, ...]) -> tuple[Tensor, ...
         (input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first), or
         (data, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional).
     """
-    function: Callable[..., tuple[Tensor, ...]] = getattr(ORIGINALS, operator.function)
-    reason = "" if choice.get_mode() != "never" else "mode never"
-    reason = reason or _mode_refusal()
-    if reason:
-        return _theirs(operator, function, args, reason)
+    reason = _refusal()
+    if reason or len(args) != 9:
+        return _theirs(operator, args, reason or "the number of arguments")
     batch_sizes: Tensor | None = None
-    try:
-        if isinstance(args[3], (list, tuple)):
-            x, batch_sizes, hx, params, bias, L, dropout, train, bidirectional = args
-            batch_first = False
-        else:
-            x, hx, params, bias, L, dropout, train, bidirectional, batch_first = args
-        h0, c0 = hx if operator.has_c else (hx, None)
-        D = 2 if bidirectional else 1
-        if len(params) != L * D * (4 if bias else 2):
-            return _theirs(operator, function, args, "projection")
-        tensors = [x, h0, *params] if c0 is None else [x, h0, c0, *params]
-        reason = _tensor_refusal(tensors)
-        if not reason and x.dim() != (3 if batch_sizes is None else 2):
-            reason = "shape of the input"
-        if reason:
-            return _theirs(operator, function, args, reason)
-        if dropout and train and L > 1:
-            return _with_dropout(operator, x, batch_sizes, h0, c0, params, bias, L, dropout, D,
-                                 batch_first)
-        return _decided(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
-    except _NOT_HERE as error:
-        return _theirs(operator, function, args, f"not computable: {error}")
-
-
-def _theirs(
-    operator: Operator, function: Callable[..., Any], args: tuple[Any, ...], reason: str,
-) -> Any:
-    """Let PyTorch compute a call as it came, and note why."""
-    weights = next((arg for arg in args[2:4] if isinstance(arg, (list, tuple))), args[2:3])
-    weight = weights[0] if len(weights) else None
-    x = args[0]
-    shape = "x".join(map(str, getattr(x, "shape", ())))
-    key = (operator.function, shape, "refused")
-    known = choice.choices.get(key)
-    if known is None:
-        known = choice.choices.setdefault(key, choice.Choice(operator.name, shape, False))
-    choice.note(id(weight), key, known, reason)
-    return function(*args)
-
-
-def _with_dropout(
-    operator: Operator, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
-    params: list[Tensor], bias: bool, L: int, dropout: float, D: int, batch_first: bool,
-) -> tuple[Tensor, ...]:
-    """Compute the layers one by one, with PyTorch's dropout between them.
-
-    PyTorch computes with time first, so its masks have this order, and here they are the same.
-    """
-    count = len(params) // L
-    y, finals = x.transpose(0, 1) if batch_first else x, []
-    for layer in range(L):
-        if layer:
-            y = torch.dropout(y, dropout, True)
-        rows = slice(layer * D, (layer + 1) * D)
-        y, *final = _decided(
-            operator, y, batch_sizes, h0[rows], None if c0 is None else c0[rows],
-            params[layer * count:(layer + 1) * count], bias, 1, D, False)
-        finals.append(final)
-    states = [torch.cat(parts) for parts in zip(*finals, strict=True)]
-    return (y.transpose(0, 1) if batch_first else y, *states)
-
-
-def _decided(
-    operator: Operator, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
-    params: Any, bias: bool, L: int, D: int, batch_first: bool,
-) -> tuple[Tensor, ...]:
-    """Compute layers without dropout the faster way."""
-    time = None
-    shape = x.shape
-    if batch_sizes is None:
-        T, B = (shape[1], shape[0]) if batch_first else (shape[0], shape[1])
+    batch_first = False
+    if isinstance(args[3], (list, tuple)):
+        x, batch_sizes, hx, params, bias, L, dropout, train, bidirectional = args
     else:
-        T, B, time = _timeline(batch_sizes)
-        if time is None:
-            x = x.reshape(T, B, shape[1])
-    problem = Problem(operator, L, D, bool(bias), bool(batch_first), time,
-                      torch.get_num_threads())
-    result = _faster(problem, batch_sizes if time is not None else None, x, h0, c0, params,
-                     (_bucket(T), B if time is None else _bucket(B), bool(batch_first)))
-    if batch_sizes is not None and time is None:
-        return (result[0].reshape(shape[0], result[0].shape[-1]), *result[1:])
-    return result
+        x, hx, params, bias, L, dropout, train, bidirectional, batch_first = args
+    if operator.has_c:
+        if not isinstance(hx, (list, tuple)) or len(hx) != 2:
+            return _theirs(operator, args, "hx is no pair")
+        h0, c0 = hx
+    else:
+        h0, c0 = hx, None
+    D = 2 if bidirectional else 1
+    if dropout and train and L > 1:
+        return _with_dropout(operator, args, (x, batch_sizes, h0, c0, params, bias, L, D,
+                                              batch_first), dropout)
+    call = read_sequence(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
+    if type(call) is str:
+        return _theirs(operator, args, call)
+    return _faster(call, params[0])
 
 
-def run_cell(operator: Operator, args: tuple[Any, ...]) -> Any:
+def _run_cell(operator: Operator, args: tuple[Any, ...]) -> Any:
     """Compute a call of torch._VF.lstm_cell, gru_cell, rnn_tanh_cell or rnn_relu_cell.
 
     Parameters
@@ -200,117 +95,80 @@ def run_cell(operator: Operator, args: tuple[Any, ...]) -> Any:
     args : tuple
         (input, hx, w_ih, w_hh, b_ih, b_hh).
     """
-    function: Callable[..., Any] = getattr(ORIGINALS, operator.function)
-    reason = "" if choice.get_mode() != "never" else "mode never"
-    reason = reason or _mode_refusal()
-    if reason:
-        return _theirs(operator, function, args, reason)
-    try:
-        x, hx, w_ih, w_hh, b_ih, b_hh = (*args, None, None)[:6]
-        h0, c0 = hx if operator.has_c else (hx, None)
-        bias = b_ih is not None
-        if bias != (b_hh is not None):
-            return _theirs(operator, function, args, "one bias of two")
-        params = [w_ih, w_hh, b_ih, b_hh] if bias else [w_ih, w_hh]
-        tensors = [x, h0, *params] if c0 is None else [x, h0, c0, *params]
-        reason = _tensor_refusal(tensors) or ("" if x.dim() == 2 else "shape of the input")
-        if reason:
-            return _theirs(operator, function, args, reason)
-        problem = Problem(operator, 1, 1, bias, False, None, torch.get_num_threads())
-        result = _faster(problem, None, x, h0, c0, params, (1, len(x), False))
-    except _NOT_HERE as error:
-        return _theirs(operator, function, args, f"not computable: {error}")
+    reason = _refusal()
+    if reason or len(args) != 6 or (args[4] is None) != (args[5] is None):
+        return _theirs(operator, args, reason or "the arguments")
+    x, hx, *weights = args
+    h0, c0 = hx if operator.has_c else (hx, None)
+    call = read_cell(operator, x, h0, c0, weights if weights[2] is not None else weights[:2])
+    if type(call) is str:
+        return _theirs(operator, args, call)
+    result = _faster(call, weights[0])
     return result if operator.has_c else result[0]
 
 
-def _faster(
-    problem: Problem, batch_sizes: Tensor | None, x: Tensor, h0: Tensor, c0: Tensor | None,
-    params: Any, sizes: tuple[int, int, bool],
-) -> tuple[Tensor, ...]:
-    """Compute a problem the way that was measured to be faster."""
-    operator = problem.operator
-    x, h0 = _compact(x), h0.contiguous()
-    c0 = None if c0 is None else c0.contiguous()
-    weights = [weight.contiguous() for weight in params]
-    _check_shapes(problem, x, h0, c0, weights)
-    needs = ()
-    if torch.is_grad_enabled():
-        needs = (x.requires_grad, h0.requires_grad, c0 is not None and c0.requires_grad,
-                 any(weight.requires_grad for weight in weights))
-    keep = any(needs)
-    key = (operator.function, sizes, x.shape[-1], h0.shape[-1], problem.num_layers,
-           problem.directions, problem.bias, problem.time is None, x.dtype,
-           needs[:1] if keep else None, problem.threads)
-    known = choice.chosen(
-        key, operator.name, lambda: _described(problem, x, h0, keep),
-        lambda: _ways(problem, batch_sizes, x, h0, c0, weights, keep))
-    slower = not known.accelerated and choice.get_mode() == "auto"
-    choice.note(id(params[0]), key, known, "slower here" if slower else "")
-    if slower:
-        return original(problem, batch_sizes, x, h0, c0, weights)
-    if keep:
-        made: tuple[Tensor, ...] = Recurrent.apply(problem, batch_sizes, x, h0, c0, *weights)
-        return made
-    return compute.forward(problem, x, h0, c0, weights, False)[0]
+def _theirs(operator: Operator, args: tuple[Any, ...], reason: str) -> Any:
+    """Let PyTorch compute a call as it came, and note why."""
+    weight = next((arg[0] for arg in args[2:4] if isinstance(arg, (list, tuple)) and len(arg)),
+                  args[2] if len(args) > 2 else None)
+    shape = "x".join(map(str, getattr(args[0], "shape", ()))) if args else ""
+    key = (operator.function, shape, "refused")
+    choice.note(id(weight), key, choice.refused(key, operator.name, shape), reason)
+    return getattr(ORIGINALS, operator.function)(*args)
 
 
-def _check_shapes(
-    problem: Problem, x: Tensor, h0: Tensor, c0: Tensor | None, weights: list[Tensor],
-) -> None:
-    """Refuse what the kernels' checks would refuse in the midst of a call."""
-    G, L, D = problem.operator.gates, problem.num_layers, problem.directions
-    I, H = x.shape[-1], h0.shape[-1]
-    B = h0.shape[-2]
-    if problem.operator.is_cell:
-        rows: tuple[int, ...] = (len(x), H)
-    elif problem.time is not None:
-        rows = (L * D, problem.time.B, H)
-    else:
-        rows = (L * D, x.shape[0 if problem.batch_first else 1], H)
-    if h0.shape != rows or (c0 is not None and c0.shape != rows) or B < 1:
-        raise ValueError("the shape of hx")
-    count = 4 if problem.bias else 2
+def _with_dropout(
+    operator: Operator, args: tuple[Any, ...], parts: tuple[Any, ...], dropout: float,
+) -> Any:
+    """Compute the layers one by one, with PyTorch's dropout between them.
+
+    PyTorch computes with time first and draws a mask for each layer's whole output, so here the
+    masks are the same.
+    """
+    x, batch_sizes, h0, c0, params, bias, L, D, batch_first = parts
+    known = read_sequence(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
+    if type(known) is str:
+        return _theirs(operator, args, known)
+    count = len(params) // L
+    y, finals = x.transpose(0, 1) if batch_first else x, []
     for layer in range(L):
-        width = D * H if layer else I
-        expected = ((G * H, width), (G * H, H), (G * H,), (G * H,))[:count]
-        for d in range(D):
-            first = (layer * D + d) * count
-            for weight, shape in zip(weights[first:first + count], expected, strict=True):
-                if weight.shape != shape:
-                    raise ValueError("the shape of a weight")
+        if layer:
+            y = torch.dropout(y, dropout, True)
+        rows = slice(layer * D, (layer + 1) * D)
+        call = read_sequence(operator, y, batch_sizes, h0[rows], None if c0 is None else c0[rows],
+                             params[layer * count:(layer + 1) * count], bias, 1, D, False)
+        assert isinstance(call, Call)
+        y, *final = _faster(call, params[0])
+        finals.append(final)
+    states = [torch.cat(parts) for parts in zip(*finals, strict=True)]
+    return (y.transpose(0, 1) if batch_first else y, *states)
 
 
-def _described(problem: Problem, x: Tensor, h0: Tensor, keep: bool) -> str:
-    """Return the sizes of a problem for people."""
-    if problem.time is not None:
-        rows = f"T {problem.time.T} B {problem.time.B} packed"
-    elif problem.operator.is_cell:
-        rows = f"B {x.shape[0]}"
-    else:
-        T, B = (x.shape[1], x.shape[0]) if problem.batch_first else x.shape[:2]
-        rows = f"T {T} B {B}"
-    layers = f" layers {problem.num_layers}" if problem.num_layers > 1 else ""
-    both = " bidirectional" if problem.directions == 2 else ""
-    return (f"{rows} I {x.shape[-1]} H {h0.shape[-1]}{layers}{both} "
-            f"{'training' if keep else 'inference'} {str(x.dtype).removeprefix('torch.')}")
+def _faster(call: Call, weight: Tensor) -> tuple[Tensor, ...]:
+    """Compute a call the way that was measured to be faster."""
+    known = choice.chosen(call.key, call.op.name, call, _ways)
+    slower = not known.accelerated and choice.get_mode() == "auto"
+    choice.note(id(weight), call.key, known, "slower here" if slower else "")
+    if slower:
+        return original(call, call.x, call.h0, call.c0, call.weights)
+    if call.keep:
+        made: tuple[Tensor, ...] = Recurrent.apply(call, call.x, call.h0, call.c0, *call.weights)
+        return made
+    return call.forward(False)[0]
 
 
-def _ways(
-    problem: Problem, batch_sizes: Tensor | None, x: Tensor, h0: Tensor, c0: Tensor | None,
-    weights: list[Tensor], keep: bool,
-) -> tuple[Callable[[], object], Callable[[], object]]:
+def _ways(call: Call) -> tuple[Callable[[], object], Callable[[], object]]:
     """Return functions that compute a call, ours and PyTorch's, on tensors of their own."""
+    keep = call.keep
     own = [None if tensor is None else tensor.detach().requires_grad_(keep and tensor.requires_grad)
-           for tensor in (x, h0, c0, *weights)]
+           for tensor in (call.x, call.h0, call.c0, *call.weights)]
     leaves = [tensor for tensor in own if tensor is not None and tensor.requires_grad]
 
     def ours() -> object:
-        if not keep:
-            return compute.forward(problem, own[0], own[1], own[2], own[3:], False)
-        return finish(Recurrent.apply(problem, batch_sizes, *own))
+        return finish(Recurrent.apply(call, *own)) if keep else call.forward(False)
 
     def theirs() -> object:
-        return finish(original(problem, batch_sizes, own[0], own[1], own[2], own[3:]))
+        return finish(original(call, own[0], own[1], own[2], own[3:]))
 
     def finish(outputs: tuple[Tensor, ...]) -> object:
         if not keep:
@@ -323,7 +181,7 @@ def _ways(
 
 def _function(operator: Operator) -> Callable[..., Any]:
     """Return what can stand in the place of a function of torch._VF."""
-    run = run_cell if operator.is_cell else run_sequence
+    run = _run_cell if operator.is_cell else _run_sequence
 
     def function(*args: Any, **kwargs: Any) -> Any:
         if kwargs:
@@ -334,4 +192,16 @@ def _function(operator: Operator) -> Callable[..., Any]:
     return function
 
 
-FUNCTIONS = {name: _function(operator) for name, operator in OPERATORS.items()}
+def _functions() -> dict[str, Callable[..., Any]]:
+    """Return the accelerated functions by their names in torch._VF."""
+    made = {}
+    for cell, name in (("lstm", "LSTM"), ("gru", "GRU"), ("rnn_tanh", "RNN"), ("rnn_relu", "RNN")):
+        row = CELLS[cell]
+        for suffix in ("", "_cell"):
+            made[cell + suffix] = _function(Operator(
+                name + suffix.removeprefix("_").capitalize(), cell + suffix, row.number,
+                len(row.gates), len(row.states) == 2, bool(suffix)))
+    return made
+
+
+FUNCTIONS = _functions()

@@ -1,0 +1,45 @@
+from typing import Any
+
+import torch
+
+class Operator:
+    name: str
+    function: str
+    kind: int
+    gates: int
+    has_c: bool
+    is_cell: bool
+    def __init__(
+        self, name: str, function: str, kind: int, gates: int, has_c: bool, is_cell: bool
+    ) -> None: ...
+
+class Call:
+    op: Operator
+    num_layers: int
+    directions: int
+    T: int
+    B: int
+    input_size: int
+    hidden_size: int
+    bias: bool
+    batch_first: bool
+    keep: bool
+    batch_sizes: torch.Tensor | None
+    x: torch.Tensor
+    h0: torch.Tensor
+    c0: torch.Tensor | None
+    weights: list[torch.Tensor]
+    key: tuple[Any, ...]
+    threads: int
+    def tensors(self) -> list[torch.Tensor | None]: ...
+    def forward(self, keep: bool) -> tuple[tuple[torch.Tensor, ...], list[Any] | None]: ...
+    def backward(
+        self, tapes: list[Any] | None, dy: torch.Tensor | None, dhn: torch.Tensor | None,
+        dcn: torch.Tensor | None, need_dx: bool,
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, list[torch.Tensor]]: ...
+
+def read_sequence(
+    op: Operator, x: Any, batch_sizes: Any, h0: Any, c0: Any, weights: Any, bias: bool,
+    num_layers: int, directions: int, batch_first: bool,
+) -> Call | str: ...
+def read_cell(op: Operator, x: Any, h0: Any, c0: Any, weights: list[Any]) -> Call | str: ...

@@ -1,0 +1,486 @@
+"""Calls of PyTorch's recurrent operators: read, checked and computed on the kernels.
+
+This module knows no autograd. A `Call` is made from the arguments of an operator, and computes
+forward and backward on the tensors' own memory. `read_sequence` and `read_cell` return a reason
+instead where PyTorch must compute the call itself. A call that needs no copy and no gradient stays
+in this module until its result is there.
+
+Letters: T steps, B batch, N rows of a packed sequence, I input, H hidden, G gates, L layers,
+D directions.
+"""
+
+import numpy as np
+import torch
+
+cimport numpy as cnp
+
+from fastrnn._kernels import sequence
+from fastrnn._kernels.exchange cimport Exchange
+from fastrnn._kernels.runtime import Workspace, borrow_threads
+from fastrnn._kernels.timeline import Timeline
+
+cnp.import_array()
+
+cdef object Tensor = torch.Tensor
+cdef object Parameter = torch.nn.Parameter
+cdef object empty = torch.empty
+cdef object zeros = torch.zeros
+cdef object grad_is_enabled = torch.is_grad_enabled
+cdef object get_num_threads = torch.get_num_threads
+cdef object FLOAT32 = torch.float32
+cdef object FLOAT64 = torch.float64
+cdef tuple REVERSE = ((), (False,), (False, True))
+
+# Spare memory for tapes and packed weights; the only thing that outlives a call.
+cdef object WORKSPACE = Workspace()
+
+
+def _converted(tensor):
+    """Return the array of a tensor of a PyTorch without DLPack's C interface."""
+    if tensor.device.type != "cpu" or tensor.dtype not in (FLOAT32, FLOAT64):
+        return None
+    return tensor.detach().numpy()
+
+
+cdef Exchange EXCHANGE = Exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), _converted)
+
+
+cdef class Operator:
+    """One of PyTorch's recurrent operators.
+
+    Attributes
+    ----------
+    name : str
+        As reports have it: "LSTM", "GRU", "RNN", "LSTMCell", ...
+    function : str
+        Its name in torch._VF.
+    kind, gates : int
+        The cell's place in the table of the kernels, and its gates G.
+    has_c : bool
+        Whether a state is a pair (h, c).
+    is_cell : bool
+        Whether it is one step of a single cell.
+    """
+
+    cdef readonly str name, function
+    cdef readonly int kind, gates
+    cdef readonly bint has_c, is_cell
+
+    def __init__(self, name, function, kind, gates, has_c, is_cell):
+        self.name, self.function, self.kind, self.gates = name, function, kind, gates
+        self.has_c, self.is_cell = has_c, is_cell
+
+
+cdef class Call:
+    """One call of an operator: its tensors, what it computes, and how.
+
+    Attributes
+    ----------
+    op : Operator
+    num_layers, directions : int
+    bias : bool
+    batch_first : bool
+        Whether the input is (B, T, I), not (T, B, I).
+    batch_sizes : Tensor or None
+        Of a packed sequence; the input is then (N, I).
+    T, B : int
+    x, h0, c0 : Tensor
+        c0 is None for cells without it.
+    weights : list of Tensor
+        In the order of PyTorch's `_flat_weights`.
+    keep : bool
+        Whether backward will follow.
+    key : tuple
+        What the time of the call depends on.
+    """
+
+    cdef readonly Operator op
+    cdef readonly ptrdiff_t num_layers, directions, T, B, input_size, hidden_size
+    cdef readonly bint bias, batch_first, keep
+    cdef readonly object batch_sizes, x, h0, c0
+    cdef readonly list weights
+    cdef readonly tuple key
+    cdef readonly int threads
+    cdef object time          # Timeline of rows of different lengths, or None
+    cdef object x_array, h_array, c_array
+    cdef list arrays          # of the weights
+
+    def tensors(self):
+        """Return x, h0, c0 and the weights."""
+        return [self.x, self.h0, self.c0, *self.weights]
+
+    def __str__(self):
+        """Return the sizes for people."""
+        rows = f"B {self.B}" if self.op.is_cell else f"T {self.T} B {self.B}"
+        packed = "" if self.batch_sizes is None else " packed"
+        layers = f" layers {self.num_layers}" if self.num_layers > 1 else ""
+        both = " bidirectional" if self.directions == 2 else ""
+        return (f"{rows}{packed} I {self.input_size} H {self.hidden_size}{layers}{both} "
+                f"{'training' if self.keep else 'inference'} "
+                f"{str(self.x.dtype).removeprefix('torch.')}")
+
+    cdef str read_tensors(self):
+        """Borrow all tensors; return why the kernels cannot compute the call, or None."""
+        cdef int kind
+        cdef ptrdiff_t layer, d, g = self.op.gates, count = 4 if self.bias else 2, i, width
+        cdef ptrdiff_t at = 0, D = self.directions, H
+        cdef str reason
+        self.arrays = []
+        reason = refused(self.x)
+        if reason is not None:
+            return reason
+        self.x_array = EXCHANGE.view(self.x)
+        if self.x_array is None:
+            return kind_of(self.x)
+        kind = cnp.PyArray_TYPE(self.x_array)
+        reason = refused(self.h0)
+        if reason is not None:
+            return reason
+        self.h_array = EXCHANGE.view(self.h0)
+        if not is_kind(self.h_array, kind):
+            return kind_of(self.h0)
+        if self.op.has_c:
+            reason = refused(self.c0)
+            if reason is not None:
+                return reason
+            self.c_array = EXCHANGE.view(self.c0)
+            if not is_kind(self.c_array, kind):
+                return kind_of(self.c0)
+        for weight in self.weights:
+            reason = refused(weight)
+            if reason is not None:
+                return reason
+            array = EXCHANGE.view(weight)
+            if not is_kind(array, kind):
+                return kind_of(weight)
+            self.arrays.append(array)
+        reason = self.read_input()
+        if reason is not None:
+            return reason
+        if self.T < 1 or self.B < 1 or self.input_size < 1 or self.hidden_size < 1:
+            return "a size is 0"
+        H = self.hidden_size
+        if len(self.arrays) != self.num_layers * D * count:
+            return "projection" if self.op.has_c else "the number of weights"
+        for layer in range(self.num_layers):
+            width = self.input_size if layer == 0 else D * H
+            for d in range(D):
+                if not (is_shape(self.arrays[at], 2, g * H, width)
+                        and is_shape(self.arrays[at + 1], 2, g * H, H)):
+                    return "the shape of a weight"
+                for i in range(2, count):
+                    if not is_shape(self.arrays[at + i], 1, g * H, 0):
+                        return "the shape of a bias"
+                at += count
+        return None
+
+    cdef str read_input(self):
+        """Find the sizes; return why the kernels cannot compute the call, or None."""
+        cdef int axes = 3 if self.batch_sizes is None and not self.op.is_cell else 2
+        cdef ptrdiff_t rows = self.num_layers * self.directions
+        x = self.x_array
+        if cnp.PyArray_NDIM(x) != axes:
+            return "the shape of the input"
+        self.input_size = cnp.PyArray_DIM(x, axes - 1)
+        if cnp.PyArray_NDIM(self.h_array) != (2 if self.op.is_cell else 3):
+            return "the shape of hx"
+        self.hidden_size = cnp.PyArray_DIM(self.h_array, cnp.PyArray_NDIM(self.h_array) - 1)
+        if self.op.is_cell:
+            self.T, self.B = 1, cnp.PyArray_DIM(x, 0)
+            good = is_shape(self.h_array, 2, self.B, self.hidden_size)
+            if self.c_array is not None:
+                good = good and is_shape(self.c_array, 2, self.B, self.hidden_size)
+            return None if good else "the shape of hx"
+        if self.batch_sizes is not None:
+            if not self.read_lengths():
+                return "the batch sizes"
+        else:
+            self.T = cnp.PyArray_DIM(x, self.batch_first)
+            self.B = cnp.PyArray_DIM(x, not self.batch_first)
+        for array in (self.h_array, self.c_array):
+            if array is not None and not (
+                    cnp.PyArray_NDIM(array) == 3 and cnp.PyArray_DIM(array, 0) == rows
+                    and cnp.PyArray_DIM(array, 1) == self.B
+                    and cnp.PyArray_DIM(array, 2) == self.hidden_size):
+                return "the shape of hx"
+        return None
+
+    cdef bint read_lengths(self) except -1:
+        """Find T, B and the lengths of a packed sequence; return whether they fit."""
+        sizes = self.batch_sizes.numpy()
+        if sizes.ndim != 1 or not len(sizes) or sizes.dtype != np.int64:
+            return False
+        self.T, self.B = len(sizes), sizes[0]
+        if sizes[self.T - 1] < 1 or (sizes[1:] > sizes[:self.T - 1]).any():
+            return False
+        if sizes.sum() != len(self.x_array):
+            return False
+        if sizes[self.T - 1] != self.B:
+            lengths = self.T - np.searchsorted(sizes[::-1], np.arange(self.B), "right")
+            self.time = Timeline(lengths.astype(np.int64), self.T)
+        return True
+
+    cdef bint is_compact(self) noexcept:
+        """Whether the kernels can read all tensors as they lie."""
+        cdef int last = cnp.PyArray_NDIM(self.x_array) - 1
+        if (cnp.PyArray_DIM(self.x_array, last) > 1
+                and cnp.PyArray_STRIDE(self.x_array, last) != cnp.PyArray_ITEMSIZE(self.x_array)):
+            return False
+        if not cnp.PyArray_IS_C_CONTIGUOUS(self.h_array):
+            return False
+        if self.c_array is not None and not cnp.PyArray_IS_C_CONTIGUOUS(self.c_array):
+            return False
+        for array in self.arrays:
+            if not cnp.PyArray_IS_C_CONTIGUOUS(array):
+                return False
+        return True
+
+    cdef bint needs_grad(self):
+        if self.x.requires_grad or self.h0.requires_grad:
+            return True
+        if self.c0 is not None and self.c0.requires_grad:
+            return True
+        for weight in self.weights:
+            if weight.requires_grad:
+                return True
+        return False
+
+    cdef finish(self):
+        """Find what depends on the mode of the interpreter."""
+        self.threads = get_num_threads()
+        self.keep = grad_is_enabled() and self.needs_grad()
+        self.key = (self.op.function, bucket(self.T),
+                    self.B if self.time is None else bucket(self.B), self.input_size, self.hidden_size,
+                    self.num_layers, self.directions, self.bias, self.batch_first,
+                    self.time is None, cnp.PyArray_ITEMSIZE(self.x_array),
+                    self.keep + (self.keep and self.x.requires_grad), self.threads)
+
+    cdef object outer(self, object array):
+        """Return the array (T, B, ...) of an input or output, or (N, ...) of ragged rows."""
+        cdef ptrdiff_t width
+        if self.op.is_cell or (self.batch_sizes is not None and self.time is None):
+            width = cnp.PyArray_DIM(array, 1)
+            return array.reshape(self.T, self.B, width)
+        return array.transpose(1, 0, 2) if self.batch_first else array
+
+    cdef object state(self, object array):
+        """Return the array (L*D, B, H) of a state."""
+        if array is None or not self.op.is_cell:
+            return array
+        return array.reshape(1, self.B, self.hidden_size)
+
+    cdef tuple states(self, object h, object c, ptrdiff_t layer):
+        """Return the rows (D, B, H) of a layer of states (L*D, B, H)."""
+        if self.num_layers > 1:
+            rows = slice(layer * self.directions, (layer + 1) * self.directions)
+            h = None if h is None else h[rows]
+            c = None if c is None else c[rows]
+        return (h, c) if self.op.has_c else (h,)
+
+    cdef tuple layer(self, list arrays, ptrdiff_t layer):
+        """Return (weight_ih, weight_hh, bias_ih, bias_hh) of each direction of a layer."""
+        cdef ptrdiff_t count = 4 if self.bias else 2
+        cdef ptrdiff_t first = layer * self.directions * count, d
+        groups = []
+        for d in range(self.directions):
+            if self.bias:
+                groups.append((arrays[first], arrays[first + 1], arrays[first + 2],
+                               arrays[first + 3]))
+            else:
+                groups.append((arrays[first], arrays[first + 1], None, None))
+            first += count
+        return tuple(groups)
+
+    cpdef tuple forward(self, bint keep):
+        """Compute the outputs.
+
+        Returns
+        -------
+        outputs : tuple of Tensor
+            (y, hn) or (y, hn, cn); of a single cell (h,) or (h, c).
+        tapes : list or None
+            One for each layer, if `keep`.
+        """
+        cdef ptrdiff_t layer, L = self.num_layers, D = self.directions
+        cdef Operator op = self.op
+        dtype = self.x.dtype
+        source = self.outer(self.x_array)
+        h, c = self.state(self.h_array), self.state(self.c_array)
+        shape = self.h0.shape
+        hn = empty(shape, dtype=dtype)
+        cn = empty(shape, dtype=dtype) if op.has_c else None
+        h_final = self.state(EXCHANGE.view(hn, True))
+        c_final = None if cn is None else self.state(EXCHANGE.view(cn, True))
+        y = None
+        if not op.is_cell:
+            if self.batch_sizes is not None:
+                y = empty((len(self.x_array), D * self.hidden_size), dtype=dtype)
+            elif self.batch_first:
+                y = empty((self.B, self.T, D * self.hidden_size), dtype=dtype)
+            else:
+                y = empty((self.T, self.B, D * self.hidden_size), dtype=dtype)
+        layout = "time" if self.time is None else "packed"
+        tapes = [] if keep else None
+        borrow_threads(self.threads)
+        try:
+            for layer in range(L):
+                if y is not None and layer == L - 1:
+                    target = self.outer(EXCHANGE.view(y, True))
+                else:
+                    target = np.empty((*source.shape[:source.ndim - 1], D * self.hidden_size), source.dtype)
+                tape = sequence.forward(
+                    op.kind, source, None, self.layer(self.arrays, layer), REVERSE[D],
+                    self.states(h, c, layer), target, self.states(h_final, c_final, layer),
+                    keep, WORKSPACE, self.time, layout, layout)
+                if keep:
+                    tapes.append(tape)
+                source = target
+        finally:
+            borrow_threads(0)
+        outputs = (hn,) if y is None else (y, hn)
+        return (outputs if cn is None else (*outputs, cn)), tapes
+
+    cdef object gradient(self, object tensor):
+        """Return the array of an output's gradient, or None: zero."""
+        if tensor is None:
+            return None
+        if tensor.dtype != self.x.dtype:
+            tensor = tensor.to(self.x.dtype)
+        return EXCHANGE.view(tensor.contiguous())
+
+    cpdef tuple backward(self, list tapes, object dy, object dhn, object dcn, bint need_dx):
+        """Compute the gradients from those of the outputs; uses the tapes up.
+
+        Parameters
+        ----------
+        tapes : what forward returned
+        dy, dhn, dcn : Tensor or None
+        need_dx : bool
+
+        Returns
+        -------
+        dx, dh0, dc0 : Tensor or None
+        dweights : list of Tensor
+        """
+        cdef ptrdiff_t layer
+        above = self.gradient(dy)
+        if above is not None:
+            above = self.outer(above)
+        dh_final, dc_final = self.state(self.gradient(dhn)), self.state(self.gradient(dcn))
+        dtype, shape = self.x.dtype, self.h0.shape
+        dx = empty(self.x.shape, dtype=dtype) if need_dx else None
+        dh0 = empty(shape, dtype=dtype)
+        dc0 = empty(shape, dtype=dtype) if self.op.has_c else None
+        dh = self.state(EXCHANGE.view(dh0, True))
+        dc = None if dc0 is None else self.state(EXCHANGE.view(dc0, True))
+        dweights = [zeros(weight.shape, dtype=dtype) for weight in self.weights]
+        arrays = [EXCHANGE.view(dweight, True) for dweight in dweights]
+        borrow_threads(self.threads)
+        try:
+            for layer in range(self.num_layers - 1, -1, -1):
+                below = None
+                if layer:
+                    T, B, I, _ = tapes[layer].shape
+                    rows = (T, B) if self.time is None else (self.time.N,)
+                    below = np.empty((*rows, I), tapes[layer].dtype)
+                elif dx is not None:
+                    below = self.outer(EXCHANGE.view(dx, True))
+                sequence.backward(
+                    tapes[layer], above, self.states(dh_final, dc_final, layer), below,
+                    self.states(dh, dc, layer), self.layer(arrays, layer))
+                above = below
+        finally:
+            borrow_threads(0)
+        return dx, dh0, dc0, dweights
+
+
+cdef inline str refused(object tensor):
+    """Return why the kernels cannot read a tensor, or None."""
+    cdef type of = type(tensor)
+    if of is not Tensor and of is not Parameter:
+        return f"a tensor is of type {of.__name__}"
+    if tensor.is_neg():
+        return "a tensor is a negated view"
+    return None
+
+
+cdef inline bint is_kind(object array, int kind) noexcept:
+    return array is not None and cnp.PyArray_TYPE(array) == kind
+
+
+cdef str kind_of(object tensor):
+    """Return what a tensor is that the kernels cannot read, or not together with the input."""
+    if tensor.device.type != "cpu":
+        return f"device {tensor.device.type}"
+    return f"dtype {str(tensor.dtype).removeprefix('torch.')}"
+
+
+cdef inline bint is_shape(object array, int axes, ptrdiff_t rows, ptrdiff_t columns) noexcept:
+    return (cnp.PyArray_NDIM(array) == axes and cnp.PyArray_DIM(array, 0) == rows
+            and (axes == 1 or cnp.PyArray_DIM(array, 1) == columns))
+
+
+cdef inline ptrdiff_t bucket(ptrdiff_t count) noexcept:
+    """Return the same number for counts of similar size, whose times are alike."""
+    cdef ptrdiff_t bits = 0, rest = count
+    while rest:
+        bits += 1
+        rest >>= 1
+    return count if count <= 4 else 4 + bits
+
+
+cdef object finished(Call call):
+    """Return the call, or the reason why PyTorch must compute it."""
+    cdef str reason = call.read_tensors()
+    if reason is not None:
+        return reason
+    if not call.is_compact():
+        # copies that autograd knows
+        call.x = call.x if call.x.stride(-1) == 1 else call.x.contiguous()
+        call.h0 = call.h0.contiguous()
+        call.c0 = None if call.c0 is None else call.c0.contiguous()
+        call.weights = [weight.contiguous() for weight in call.weights]
+        reason = call.read_tensors()
+        if reason is not None:
+            return reason
+    call.finish()
+    return call
+
+
+def read_sequence(Operator op, x, batch_sizes, h0, c0, weights, bint bias,
+                  ptrdiff_t num_layers, ptrdiff_t directions, bint batch_first):
+    """Return the Call of several steps, or a str: why PyTorch must compute it.
+
+    Parameters
+    ----------
+    op : Operator
+    x : Tensor (T, B, I), (B, T, I), or with batch_sizes (N, I)
+    batch_sizes : Tensor int64 (T,), or None
+    h0, c0 : Tensor (L*D, B, H)
+    weights : list of Tensor
+    bias : bool
+    num_layers, directions : int
+    batch_first : bool
+    """
+    cdef Call call = Call.__new__(Call)
+    call.op, call.x, call.batch_sizes, call.h0, call.c0 = op, x, batch_sizes, h0, c0
+    call.weights, call.bias, call.num_layers = list(weights), bias, num_layers
+    call.directions, call.batch_first = directions, batch_first
+    return finished(call)
+
+
+def read_cell(Operator op, x, h0, c0, list weights):
+    """Return the Call of one step of a single cell, or a str: why PyTorch must compute it.
+
+    Parameters
+    ----------
+    op : Operator
+    x : Tensor (B, I)
+    h0, c0 : Tensor (B, H)
+    weights : list of Tensor
+        Two, or four with biases.
+    """
+    cdef Call call = Call.__new__(Call)
+    call.op, call.x, call.h0, call.c0, call.weights = op, x, h0, c0, weights
+    call.bias, call.num_layers, call.directions = len(weights) == 4, 1, 1
+    return finished(call)
