@@ -35,8 +35,8 @@ class Call:
     def forward(self, keep: bool) -> tuple[tuple[torch.Tensor, ...], list[Any] | None]: ...
     def backward(
         self, tapes: list[Any] | None, dy: torch.Tensor | None, dhn: torch.Tensor | None,
-        dcn: torch.Tensor | None, need_dx: bool,
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, list[torch.Tensor]]: ...
+        dcn: torch.Tensor | None, needs: tuple[bool, ...],
+    ) -> tuple[torch.Tensor | None, ...]: ...
 
 def read_sequence(
     op: Operator, x: Any, batch_sizes: Any, h0: Any, c0: Any, weights: Any, bias: bool,

@@ -348,33 +348,43 @@ cdef class Call:
             tensor = tensor.to(self.x.dtype)
         return EXCHANGE.view(tensor.contiguous())
 
-    cpdef tuple backward(self, list tapes, object dy, object dhn, object dcn, bint need_dx):
+    cdef tuple own_or_scratch(self, object shape, bint wanted, bint zero):
+        """Return a new tensor, or None if it is not wanted, and an array that can be written."""
+        if wanted:
+            tensor = (zeros if zero else empty)(shape, dtype=self.x.dtype)
+            return tensor, EXCHANGE.view(tensor, True)
+        return None, (np.zeros if zero else np.empty)(shape, self.x_array.dtype)
+
+    cpdef tuple backward(self, list tapes, object dy, object dhn, object dcn, tuple needs):
         """Compute the gradients from those of the outputs; uses the tapes up.
 
         Parameters
         ----------
         tapes : what forward returned
         dy, dhn, dcn : Tensor or None
-        need_dx : bool
+        needs : tuple of bool
+            Which gradients are wanted, in the order of `tensors`.
 
         Returns
         -------
-        dx, dh0, dc0 : Tensor or None
-        dweights : list of Tensor
+        tuple of Tensor or None
+            In the order of `tensors`.
         """
-        cdef ptrdiff_t layer
+        cdef ptrdiff_t layer, i
         above = self.gradient(dy)
         if above is not None:
             above = self.outer(above)
         dh_final, dc_final = self.state(self.gradient(dhn)), self.state(self.gradient(dcn))
-        dtype, shape = self.x.dtype, self.h0.shape
-        dx = empty(self.x.shape, dtype=dtype) if need_dx else None
-        dh0 = empty(shape, dtype=dtype)
-        dc0 = empty(shape, dtype=dtype) if self.op.has_c else None
-        dh = self.state(EXCHANGE.view(dh0, True))
-        dc = None if dc0 is None else self.state(EXCHANGE.view(dc0, True))
-        dweights = [zeros(weight.shape, dtype=dtype) for weight in self.weights]
-        arrays = [EXCHANGE.view(dweight, True) for dweight in dweights]
+        shape = self.h0.shape
+        dx = empty(self.x.shape, dtype=self.x.dtype) if needs[0] else None
+        dh0, dh = self.own_or_scratch(shape, needs[1], False)
+        dc0, dc = self.own_or_scratch(shape, needs[2], False) if self.op.has_c else (None, None)
+        dh, dc = self.state(dh), self.state(dc)
+        dweights, arrays = [], []
+        for i, weight in enumerate(self.weights):
+            dweight, array = self.own_or_scratch(weight.shape, needs[3 + i], True)
+            dweights.append(dweight)
+            arrays.append(array)
         borrow_threads(self.threads)
         try:
             for layer in range(self.num_layers - 1, -1, -1):
@@ -391,7 +401,7 @@ cdef class Call:
                 above = below
         finally:
             borrow_threads(0)
-        return dx, dh0, dc0, dweights
+        return dx, dh0, dc0, *dweights
 
 
 cdef inline str refused(object tensor):

@@ -65,10 +65,7 @@ class Recurrent(Function):
         if tapes is None:
             _, tapes = call.forward(True)
         dy, dhn, dcn = (None, *doutputs, None)[:3] if call.op.is_cell else (*doutputs, None)[:3]
-        dx, dh0, dc0, dweights = call.backward(tapes, dy, dhn, dcn, needs[0])
-        return (None, dx, dh0 if needs[1] else None, dc0 if needs[2] else None,
-                *(dweight if need else None
-                  for dweight, need in zip(dweights, needs[3:], strict=True)))
+        return (None, *call.backward(tapes, dy, dhn, dcn, needs))
 
 
 def _differentiable(
