@@ -1,0 +1,297 @@
+"""Packed sequences, tensors of any strides, and what a call must leave alone."""
+
+import pytest
+import twins
+
+torch = pytest.importorskip("torch")
+
+from torch.nn.utils.rnn import (  # noqa: E402
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+)
+
+LENGTHS = {"sorted": (6, 4, 4, 1), "unsorted": (2, 6, 1, 4), "equal": (5, 5, 5), "one": (3,)}
+
+
+def packed(lengths, I, dtype=torch.float64):
+    x = twins.normal(max(lengths), len(lengths), I, dtype=dtype).detach()
+    ordered = list(lengths) == sorted(lengths, reverse=True)
+    sequence = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=ordered)
+    return sequence._replace(data=sequence.data.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one", "both"])
+@twins.per_dtype
+@twins.per_cell
+def test_packed_sequences(cell, dtype, bidirectional, lengths):
+    for num_layers in (1, 2, 3):
+        theirs, ours = twins.twins(cell, 3, 5, num_layers, bidirectional=bidirectional,
+                                   dtype=dtype)
+        for hx in (None, twins.state_of(theirs, len(lengths))):
+            twins.assert_twins(theirs, ours, packed(lengths, 3, dtype), hx)
+
+
+@pytest.mark.parametrize("into", [("hn",), ("cn",)], ids=str)
+def test_gradients_come_back_to_the_last_states_of_packed_sequences(into):
+    theirs, ours = twins.twins("lstm", 3, 5, 2, bidirectional=True)
+    twins.assert_twins(theirs, ours, packed((2, 6, 1, 4), 3), twins.state_of(theirs, 4), into=into)
+
+
+@twins.per_cell
+def test_the_packed_output_has_the_inputs_order(cell):
+    theirs, ours = twins.twins(cell, 3, 5, batch_first=True)
+    x = packed((2, 6, 1, 4), 3)
+    (got, _), (expected, _) = ours(x), theirs(x)
+    assert isinstance(got, PackedSequence)
+    for a, b in zip(got[1:], expected[1:], strict=True):
+        assert torch.equal(a, b)
+    lengths = pad_packed_sequence(got, batch_first=True)[1]
+    assert lengths.tolist() == [2, 6, 1, 4]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_packed_without_bias_and_with_a_projection():
+    theirs, ours = twins.twins("lstm", 3, 5, 2, bias=False, proj_size=2, bidirectional=True)
+    x = packed((4, 2, 2), 3)
+    twins.assert_same(twins.results(ours, x), twins.results(theirs, x), theirs, 4, 3)
+
+
+def test_packed_sequences_that_share_an_input():
+    theirs, ours = twins.twins("gru", 3, 5)
+    parts = [twins.normal(n, 3, seed=n) for n in (4, 3, 1)]
+    gradients = []
+    for module in (theirs, ours):
+        y, _ = module(pack_sequence(parts))
+        gradients.append(torch.autograd.grad(y.data.square().sum(), parts))
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@twins.per_cell
+def test_bad_packed_sequences_are_torchs_errors(cell):
+    theirs, ours = twins.twins(cell, 3, 5)
+    for width, rows, dtype in ((4, None, torch.float64), (3, 3, torch.float64),
+                               (3, None, torch.float32)):
+        x = packed((4, 2), width, dtype)
+        arguments = (x,) if rows is None else (x, twins.state_of(theirs, rows))
+        twins.assert_same_outcome(theirs, ours, *arguments)
+
+
+def strided():
+    """Return inputs (T, B, I) = (4, 2, 3) of unusual strides, by name."""
+    whole = twins.normal(8, 6, 9).detach()
+    return {
+        "transposed": whole[:2, :4, :3].transpose(0, 1),
+        "features first": whole[:3, :2, :4].permute(2, 1, 0),
+        "every other": whole[::2, ::3, ::3],
+        "offset": whole.flatten()[1:25].view(4, 2, 3),
+        "steps repeated": whole[:1, :2, :3].expand(4, 2, 3),
+        "sequences repeated": whole[:4, :1, :3].expand(4, 2, 3),
+        "features repeated": whole[:4, :2, :1].expand(4, 2, 3),
+        "one number": whole[:1, :1, :1].expand(4, 2, 3),
+        "overlapping": whole.flatten().as_strided((4, 2, 3), (2, 1, 1)),
+    }
+
+
+@pytest.mark.parametrize("name", strided())
+@twins.per_cell
+def test_inputs_of_any_strides(cell, name):
+    base = strided()[name]
+    theirs, ours = twins.twins(cell, 3, 5, 2)
+    twins.assert_twins(theirs, ours, base)  # overlapping leaves have no gradient of their own
+    gradients = []
+    for module in (theirs, ours):
+        room = base.untyped_storage().clone()
+        leaf = torch.empty(0, dtype=base.dtype).set_(room).requires_grad_()
+        x = leaf.as_strided(base.shape, base.stride(), base.storage_offset())
+        module(x)[0].square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@twins.per_cell
+def test_states_of_any_strides(cell):
+    theirs, ours = twins.twins(cell, 3, 5)
+    x = twins.normal(4, 2, 3)
+    for make in (lambda h: h[:, :1].expand(1, 2, 5), lambda h: h.transpose(1, 2).contiguous()
+                 .transpose(1, 2), lambda h: torch.cat([h, h], -1)[..., ::2]):
+        parts = [make(part.detach()) for part in twins.as_tuple(twins.state_of(theirs, 2))]
+        hx = parts[0] if len(parts) == 1 else tuple(parts)
+        twins.assert_twins(theirs, ours, x, hx)
+
+
+@twins.per_cell
+def test_cells_take_tensors_of_any_strides(cell):
+    theirs, ours = twins.twins(cell, 3, 5, single=True)
+    whole = twins.normal(5, 9).detach()
+    for x in (whole[:3, :2].t(), whole[::3, ::3], whole[:1, :3].expand(2, 3)):
+        parts = [whole.flatten()[k: k + 10].view(5, 2).t() for k in (0, 20)]
+        twins.assert_twins(theirs, ours, x, tuple(parts) if cell == "lstm" else parts[0])
+
+
+@twins.per_cell
+def test_weights_of_any_strides(cell):
+    theirs, ours = twins.twins(cell, 3, 5)
+    for module in (theirs, ours):
+        for name, parameter in list(module.named_parameters()):
+            odd = torch.empty(2 * parameter.numel(), dtype=parameter.dtype)[::2]
+            odd = odd.view(parameter.shape[::-1]).t() if parameter.ndim == 2 else odd
+            odd.copy_(parameter.detach())
+            setattr(module, name, torch.nn.Parameter(odd))
+            assert not getattr(module, name).is_contiguous()
+    twins.assert_same(twins.results(ours, twins.normal(4, 2, 3)),
+                      twins.results(theirs, twins.normal(4, 2, 3)), theirs, 4, 2)
+
+
+GRADIENTS = {
+    "expanded": lambda y: y.sum(),
+    "transposed": lambda y: (y.transpose(0, 2) * torch.arange(y.numel()).view(
+        y.transpose(0, 2).shape)).sum(),
+    "one step": lambda y: y[-1].square().sum(),
+    "some features": lambda y: y[..., ::2].square().sum(),
+    "steps repeated": lambda y: y.mean(0).square().sum(),
+}
+
+
+@pytest.mark.parametrize("loss", GRADIENTS.values(), ids=GRADIENTS)
+@twins.per_dtype
+@twins.per_cell
+def test_gradients_of_any_strides_come_back(cell, dtype, loss):
+    theirs, ours = twins.twins(cell, 3, 5, dtype=dtype)
+    gradients = []
+    for module in (theirs, ours):
+        x = twins.normal(4, 2, 3, dtype=dtype)
+        y, state = module(x)
+        (loss(y) + sum(part.sum() for part in twins.as_tuple(state))).backward()
+        gradients.append([x.grad, *(p.grad for p in module.parameters())])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    twins.assert_accelerated(ours)
+
+
+@twins.per_cell
+def test_tensors_with_the_negative_bit(cell):
+    theirs, ours = twins.twins(cell, 3, 5)
+    x = torch.complex(*twins.normal(2, 4, 2, 3).detach()).conj().imag
+    assert x.is_neg()
+    twins.assert_same_outcome(lambda x: theirs(x)[0], lambda x: ours(x)[0], x)
+
+
+@twins.per_cell
+def test_a_call_changes_nothing_it_is_given(cell):
+    _, ours = twins.twins(cell, 3, 5, 2)
+    x, hx = twins.normal(4, 2, 3), twins.state_of(ours, 2)
+    given = [x, *twins.as_tuple(hx), *ours.parameters()]
+    before = [(tensor.detach().clone(), tensor._version, tensor.stride()) for tensor in given]
+    y, _ = ours(x, hx)
+    gradient = torch.ones_like(y)
+    y.backward(gradient)
+    for tensor, (values, version, stride) in zip(given, before, strict=True):
+        assert torch.equal(tensor, values)
+        assert (tensor._version, tensor.stride()) == (version, stride)
+    assert torch.equal(gradient, torch.ones_like(y))
+
+
+CHANGED = {
+    "x": lambda x, hx, y, state: x,
+    "h0": lambda x, hx, y, state: twins.as_tuple(hx)[0],
+    "c0": lambda x, hx, y, state: twins.as_tuple(hx)[-1],
+    "y": lambda x, hx, y, state: y,
+    "hn": lambda x, hx, y, state: twins.as_tuple(state)[0],
+    "cn": lambda x, hx, y, state: twins.as_tuple(state)[-1],
+}
+
+
+@pytest.mark.parametrize("which", CHANGED)
+@twins.per_cell
+def test_a_change_in_place_is_an_error_or_harmless(cell, which):
+    """PyTorch may not save what we save: either the gradient is right, or it is an error."""
+    theirs, ours = twins.twins(cell, 3, 5)
+
+    def gradients(module, change):
+        x, hx = twins.normal(4, 2, 3), twins.state_of(module, 2)
+        moved = [part * 1 for part in twins.as_tuple(hx)]
+        fed, state = x * 1, moved[0] if len(moved) == 1 else tuple(moved)
+        y, final = module(fed, state)
+        loss = sum((part * 1).square().sum() for part in (y, *twins.as_tuple(final)))
+        if change:
+            with torch.no_grad():
+                CHANGED[which](fed, state, y, final).mul_(2)
+        return torch.autograd.grad(loss, [x, *twins.as_tuple(hx), *module.parameters()])
+
+    expected = gradients(theirs, False)
+    try:
+        got = gradients(ours, True)
+    except RuntimeError as error:
+        assert "inplace" in str(error)  # noqa: PT017
+    else:
+        torch.testing.assert_close(got, expected)
+
+
+@twins.per_cell
+def test_weights_changed_before_backward_are_torchs_error(cell):
+    theirs, ours = twins.twins(cell, 3, 5, 2)
+    x = twins.normal(4, 2, 3)
+    for name in dict(theirs.named_parameters()):
+        messages = []
+        for module in (theirs, ours):
+            y = module(x)[0].sum()
+            with torch.no_grad():
+                getattr(module, name).mul_(1.5)
+            messages.append(twins.outcome(y.backward))
+        if messages[0] is None:  # PyTorch does not need this one
+            continue
+        for kind, message in messages:
+            assert kind is RuntimeError
+            assert "modified by an inplace operation" in message
+
+
+@twins.per_cell
+def test_an_optimiser_step_before_backward_is_torchs_error(cell):
+    _, ours = twins.twins(cell, 3, 5)
+    optimiser = torch.optim.SGD(ours.parameters(), 0.1)
+    ours(twins.normal(4, 2, 3))[0].sum().backward()
+    y = ours(twins.normal(4, 2, 3))[0].sum()
+    optimiser.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "nograd"])
+@twins.per_cell
+def test_writes_through_data_are_seen(cell, grad):
+    theirs, ours = twins.twins(cell, 3, 5)
+    x = twins.normal(4, 2, 3)
+    with torch.set_grad_enabled(grad):
+        for k in range(3):
+            for module in (theirs, ours):
+                module.weight_hh_l0.data[k, k] += 1  # neither a version nor an address changes
+                module.weight_ih_l0.data.mul_(1.1)
+                module.bias_hh_l0.data[0] = k
+            torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+
+
+@twins.per_cell
+def test_writes_through_numpy_are_seen(cell):
+    theirs, ours = twins.twins(cell, 3, 5)
+    x = twins.normal(4, 2, 3).detach()
+    with torch.no_grad():
+        for _ in range(2):
+            for module in (theirs, ours):
+                module.weight_hh_l0.detach().numpy()[3, 2] += 0.5
+            torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+
+
+@twins.per_cell
+def test_writes_through_data_in_cells_are_seen(cell):
+    theirs, ours = twins.twins(cell, 3, 5, single=True)
+    x = twins.normal(2, 3).detach()
+    with torch.no_grad():
+        for k in range(3):
+            for module in (theirs, ours):
+                module.weight_hh.data[k] += 1
+                module.weight_ih.data[k] -= 1
+            for got, expected in zip(twins.flat(ours(x, twins.state_of(ours, 2))),
+                                     twins.flat(theirs(x, twins.state_of(ours, 2))), strict=True):
+                torch.testing.assert_close(got, expected)

@@ -1,0 +1,212 @@
+"""`patch`: every recurrent module of a process, and programs run by `python -m fastrnn.torch`."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import twins
+
+torch = pytest.importorskip("torch")
+bridge = twins.bridge
+
+from torch import _VF, nn  # noqa: E402
+
+FUNCTIONS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell",
+             "rnn_relu_cell")
+
+
+@pytest.fixture
+def ran():
+    """Return a function that counts the accelerated calls since it was last called."""
+    seen = [twins.counts()[0]]
+
+    def since():
+        before, seen[0] = seen[0], twins.counts()[0]
+        return seen[0] - before
+
+    return since
+
+
+def functions():
+    return {name: getattr(_VF, name) for name in FUNCTIONS}
+
+
+def test_patch_and_unpatch_leave_no_trace():
+    before, classes, names = functions(), [getattr(nn, kind) for kind in twins.KINDS], set(dir(_VF))
+    bridge.patch()
+    assert all(getattr(_VF, name) is not before[name] for name in FUNCTIONS)
+    assert [getattr(nn, kind) for kind in twins.KINDS] == classes
+    bridge.unpatch()
+    assert functions() == before
+    assert set(dir(_VF)) == names
+
+
+def test_patch_and_unpatch_are_idempotent():
+    before = functions()
+    bridge.unpatch()
+    assert functions() == before
+    bridge.patch()
+    patched = functions()
+    bridge.patch()
+    assert functions() == patched
+    bridge.unpatch()
+    bridge.unpatch()
+    assert functions() == before
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["layer", "cell"])
+@twins.per_dtype
+@twins.per_cell
+def test_modules_made_before_and_after(cell, dtype, single, ran):
+    theirs, _ = twins.twins(cell, 3, 5, dtype=dtype, single=single)
+    lead = (2,) if single else (4, 2)
+    x, hx = twins.normal(*lead, 3, dtype=dtype), twins.state_of(theirs, 2)
+    expected = twins.results(theirs, x, hx)
+    bridge.patch()
+    assert not ran()
+    twins.assert_same(twins.results(theirs, x, hx), expected, theirs, 4, 2)
+    assert ran() == 1
+    later, _ = twins.twins(cell, 3, 5, dtype=dtype, single=single)
+    twins.assert_same(twins.results(later, x, hx), expected, theirs, 4, 2)
+    assert ran() == 1
+    bridge.unpatch()
+    twins.results(theirs, x, hx)
+    assert not ran()
+
+
+@twins.per_cell
+def test_packed_sequences(cell, ran):
+    theirs, _ = twins.twins(cell, 3, 5, 2, bidirectional=True)
+    x = nn.utils.rnn.pack_sequence([twins.normal(n, 3, seed=n).detach() for n in (2, 5, 3)],
+                                   enforce_sorted=False)
+    expected = twins.results(theirs, x)
+    bridge.patch()
+    twins.assert_same(twins.results(theirs, x), expected, theirs, 5, 3)
+    assert ran() == 1
+
+
+class OwnGRU(nn.GRU):
+    def forward(self, x):
+        return super().forward(x)[0] * 2
+
+
+def test_subclasses(ran):
+    model, x = OwnGRU(3, 5), torch.randn(4, 2, 3)
+    expected = model(x)
+    bridge.patch()
+    torch.testing.assert_close(model(x), expected)
+    assert ran() == 1
+
+
+def test_a_module_that_calls_the_functions_itself(ran):
+    theirs, _ = twins.twins("lstm", 3, 5)
+    x = twins.normal(4, 2, 3)
+    hx = list(twins.state_of(theirs, 2))
+    arguments = (x, hx, theirs._flat_weights, True, 1, 0.0, False, False, False)
+    expected = _VF.lstm(*arguments)
+    bridge.patch()
+    for got, right in zip(_VF.lstm(*arguments), expected, strict=True):
+        torch.testing.assert_close(got, right)
+    assert ran() == 1
+
+
+def test_patch_over_accelerate(ran):
+    theirs, ours = twins.twins("gru", 3, 5)
+    bridge.patch()
+    x = twins.normal(4, 2, 3)
+    expected = theirs(x)[0]
+    torch.testing.assert_close(ours(x)[0], expected)
+    torch.testing.assert_close(bridge.accelerate(theirs)(x)[0], expected)
+    bridge.unpatch()
+    torch.testing.assert_close(theirs(x)[0], expected)
+
+
+def test_double_backward(ran):
+    theirs, _ = twins.twins("lstm", 3, 5)
+
+    def second():
+        x = twins.normal(4, 2, 3)
+        slope, = torch.autograd.grad(theirs(x)[0].square().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), list(theirs.parameters()))
+
+    expected = second()
+    bridge.patch()
+    torch.testing.assert_close(second(), expected)
+
+
+def test_bad_calls_are_torchs_errors():
+    theirs, _ = twins.twins("lstm", 3, 5)
+    bad = [(torch.zeros(4, 2, 4, dtype=torch.float64),), (torch.zeros(4, 2, 3),),
+           (torch.zeros(0, 2, 3, dtype=torch.float64),)]
+    expected = [twins.outcome(theirs, *arguments) for arguments in bad]
+    bridge.patch()
+    assert [twins.outcome(theirs, *arguments) for arguments in bad] == expected
+    assert twins.outcome(_VF.lstm)[0] is TypeError
+
+
+def test_mode_never_is_torchs_own(ran):
+    theirs, _ = twins.twins("gru", 3, 5)
+    bridge.patch()
+    with bridge.mode("never"):
+        theirs(twins.normal(4, 2, 3))
+    assert not ran()
+
+
+SCRIPT = """
+import sys
+import torch
+from fastrnn import torch as bridge
+model = torch.nn.GRU(3, 5).eval()
+y, _ = model(torch.zeros(4, 2, 3))
+rows = bridge.report().rows
+print(__name__, sys.argv, __file__, sum(row.accelerated + row.fallback for row in rows))
+sys.exit(int(sys.argv[1]))
+"""
+
+
+def start(*arguments, folder):
+    return subprocess.run([sys.executable, *arguments], cwd=folder, text=True, capture_output=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=60, check=False)
+
+
+def test_a_script_runs_patched(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    run = start("-m", "fastrnn.torch", "script.py", "3", "--flag", folder=tmp_path)
+    assert run.stdout.split() == ["__main__", "['script.py',", "'3',", "'--flag']", "script.py",
+                                  "1"], run.stderr
+    assert run.returncode == 3
+
+
+def test_a_script_imports_its_neighbours(tmp_path):
+    (tmp_path / "neighbour.py").write_text("value = 7")
+    (tmp_path / "script.py").write_text("import neighbour; print(neighbour.value)")
+    run = start("-m", "fastrnn.torch", "script.py", folder=tmp_path)
+    assert run.stdout.split() == ["7"], run.stderr
+
+
+def test_a_script_that_raises_and_one_that_is_missing(tmp_path):
+    (tmp_path / "script.py").write_text("raise KeyError('mine')")
+    run = start("-m", "fastrnn.torch", "script.py", folder=tmp_path)
+    assert run.returncode == 1
+    assert "KeyError: 'mine'" in run.stderr
+    run = start("-m", "fastrnn.torch", "absent.py", folder=tmp_path)
+    assert run.returncode
+    assert "absent.py" in run.stderr
+    run = start("-m", "fastrnn.torch", folder=tmp_path)
+    assert run.returncode
+    assert "script" in run.stderr.lower()
+
+
+def test_importing_patches_nothing(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import torch; before = torch._VF.lstm; import fastrnn.torch; "
+        "print(torch._VF.lstm == before, 'lstm' in vars(torch._VF))")
+    run = start("script.py", folder=tmp_path)
+    assert run.stdout.split() == ["True", "False"], run.stderr
+
+
+def test_fastrnn_alone_imports_no_torch(tmp_path):
+    run = start("-c", "import sys, fastrnn; fastrnn.LSTM(2, 3); print('torch' in sys.modules)",
+                folder=tmp_path)
+    assert run.stdout.split() == ["False"], run.stderr

@@ -1,0 +1,194 @@
+"""Other processes and pools: forked workers, DDP, spawned processes."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import twins
+
+torch = pytest.importorskip("torch")
+bridge = twins.bridge
+
+
+def start(tmp_path, script, **environment):
+    """Run a script in a process of its own, which has no other test's threads; return its words."""
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(script))
+    run = subprocess.run([sys.executable, str(path)], cwd=tmp_path, text=True, timeout=120,
+                         capture_output=True, check=False,
+                         env=os.environ | {"OMP_NUM_THREADS": "2"} | environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_workers_of_a_loader_that_fork(tmp_path, threads):
+    words = start(tmp_path, f"""
+        import torch
+        from fastrnn import torch as bridge
+        torch.set_num_threads({threads})
+        bridge.set_mode("always")
+        torch.manual_seed(0)
+        model = bridge.accelerate(torch.nn.GRU(8, 16, 2))
+        inputs = torch.randn(6, 10, 8)
+        with torch.no_grad():
+            before = [model(x)[0] for x in inputs]  # both pools have run before the fork
+
+        class Data(torch.utils.data.Dataset):
+            def __len__(self):
+                return len(inputs)
+
+            def __getitem__(self, k):
+                y, _ = model(inputs[k])
+                model.zero_grad()
+                y.sum().backward()
+                assert model.weight_hh_l0.grad.abs().sum() > 0
+                return y.detach()
+
+        loader = torch.utils.data.DataLoader(Data(), num_workers=2, batch_size=2,
+                                             multiprocessing_context="fork")
+        got = torch.cat(list(loader))
+        torch.testing.assert_close(got, torch.stack(before))
+        model(inputs[0])[0].sum().backward()  # the parent goes on
+        print("equal")
+    """)
+    assert words == ["equal"]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_that_share_a_model(tmp_path, method):
+    words = start(tmp_path, f"""
+        import torch
+        import torch.multiprocessing as multiprocessing
+        from fastrnn import torch as bridge
+
+        def work(model, x, expected, queue):
+            torch.set_num_threads(1)
+            bridge.set_mode("always")
+            with torch.no_grad():
+                torch.testing.assert_close(model(x)[0], expected)
+                model.bias_hh_l0.fill_(3)  # the other process sees it
+            queue.put("equal")
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context({method!r})
+            torch.manual_seed(0)
+            model = bridge.accelerate(torch.nn.LSTM(4, 5)).requires_grad_(False)
+            model.share_memory()
+            x, queue = torch.randn(3, 2, 4), context.Queue()
+            y = model(x)[0].clone()
+            process = context.Process(target=work, args=(model, x, y, queue))
+            process.start()
+            print(queue.get(timeout=100))
+            process.join()
+            assert not torch.equal(model(x)[0], y)
+            print(process.exitcode)
+    """)
+    assert words == ["equal", "0"]
+
+
+def test_one_process_of_ddp(tmp_path):
+    words = start(tmp_path, """
+        import os
+        import torch
+        import torch.distributed as distributed
+        from torch.nn.parallel import DistributedDataParallel
+        from fastrnn import torch as bridge
+
+        bridge.set_mode("always")
+        distributed.init_process_group("gloo", init_method=f"file://{os.getcwd()}/store",
+                                       rank=0, world_size=1)
+        seen = []
+        for accelerated in (False, True):
+            torch.manual_seed(0)
+            model = torch.nn.GRU(4, 5, 2, bidirectional=True).double()
+            if accelerated:
+                bridge.accelerate(model)
+            wrapped = DistributedDataParallel(model)
+            optimiser = torch.optim.SGD(wrapped.parameters(), 0.1)
+            x = torch.randn(3, 2, 4, dtype=torch.float64)
+            for _ in range(3):
+                optimiser.zero_grad()
+                wrapped(x)[0].square().sum().backward()
+                optimiser.step()
+            seen.append([p.detach() for p in model.parameters()])
+        torch.testing.assert_close(seen[1], seen[0])
+        assert sum(row.accelerated for row in bridge.report(model).rows) == 3
+        distributed.destroy_process_group()
+        print("equal")
+    """)
+    assert words == ["equal"]
+
+
+def test_a_default_device_and_daemon_threads_at_exit(tmp_path):
+    """The process ends while a thread still computes."""
+    words = start(tmp_path, """
+        import threading
+        import torch
+        from fastrnn import torch as bridge
+
+        torch.set_default_device("cpu")
+        bridge.set_mode("always")
+        model = bridge.LSTM(64, 64)
+        x = torch.randn(50, 8, 64)
+
+        def forever():
+            while True:
+                model(x)[0].sum().backward()
+
+        threading.Thread(target=forever, daemon=True).start()
+        for _ in range(5):
+            model(x)
+        print("done")
+    """)
+    assert words == ["done"]
+
+
+def test_two_threads_of_both_pools(tmp_path):
+    """The number of threads may change between calls; the values do not."""
+    words = start(tmp_path, """
+        import torch
+        from fastrnn import torch as bridge
+
+        bridge.set_mode("always")
+        torch.manual_seed(0)
+        model = bridge.GRU(32, 64, 2)
+        x = torch.randn(20, 16, 32)
+        weight = torch.randn(500, 500)
+        seen = []
+        for count in (1, 2, 4, 2, 1):
+            torch.set_num_threads(count)
+            assert torch.get_num_threads() == count
+            weight @ weight
+            model.zero_grad()
+            y = model(x)[0]
+            y.square().sum().backward()
+            seen.append([y.detach(), *(p.grad.clone() for p in model.parameters())])
+        for values in seen[1:]:
+            for a, b in zip(values, seen[0]):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        print("close")
+    """, FASTRNN_OVERSUBSCRIBE="1")
+    assert words == ["close"]
+
+
+def test_torch_from_another_thread_first(tmp_path):
+    """The first call of all, and its backward, in a thread that ends before the next."""
+    words = start(tmp_path, """
+        import threading
+        import torch
+        from fastrnn import torch as bridge
+
+        bridge.set_mode("always")
+        model = bridge.RNN(4, 5)
+        run = lambda: model(torch.randn(3, 2, 4))[0].sum().backward()
+        for _ in range(3):
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+        run()
+        print(sum(row.accelerated for row in bridge.report(model).rows))
+    """)
+    assert words == ["4"]

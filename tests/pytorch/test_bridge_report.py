@@ -1,0 +1,211 @@
+"""Which calls run accelerated: modes, reports and the log."""
+
+import logging
+import threading
+
+import pytest
+import twins
+
+torch = pytest.importorskip("torch")
+bridge = twins.bridge
+
+FIELDS = ("name", "cell", "shape", "accelerated", "fallback", "reason", "times")
+
+
+def model():
+    torch.manual_seed(0)
+    return bridge.accelerate(torch.nn.ModuleDict({
+        "one": torch.nn.GRU(3, 5), "two": torch.nn.LSTM(3, 5), "cell": torch.nn.LSTMCell(3, 5),
+        "head": torch.nn.Linear(5, 2)}))
+
+
+def test_rows_of_a_model():
+    made = model()
+    for _ in range(3):
+        made["one"](torch.randn(4, 2, 3))
+    made["one"](torch.randn(6, 2, 3))
+    made["cell"](torch.randn(2, 3))
+    rows = bridge.report(made).rows
+    for row in rows:
+        assert all(hasattr(row, field) for field in FIELDS), row
+    counted = {name: sum(row.accelerated for row in rows if row.name == name)
+               for name in ("one", "two", "cell")}
+    assert counted == {"one": 4, "two": 0, "cell": 1}
+    assert not sum(row.fallback for row in rows)
+    assert {str(row.cell) for row in rows if row.name == "one"} == {"GRU"}
+
+
+def test_reasons():
+    made = model()
+    with bridge.mode("never"):
+        made["one"](torch.randn(4, 2, 3))
+    made["two"].half()(torch.randn(4, 2, 3).half())
+    made["cell"](torch.randn(2, 3))
+    rows = {row.name: row for row in bridge.report(made).rows if row.accelerated + row.fallback}
+    assert [rows[name].fallback for name in ("one", "two", "cell")] == [1, 1, 0]
+    assert "never" in rows["one"].reason
+    assert "float16" in rows["two"].reason or "half" in rows["two"].reason.lower()
+    assert not rows["cell"].reason
+
+
+def test_text_is_a_table():
+    made = model()
+    made["one"](torch.randn(4, 2, 3))
+    made["two"].bfloat16()(torch.randn(4, 2, 3).bfloat16())
+    text = str(bridge.report(made))
+    lines = text.splitlines()
+    assert len(lines) >= 3
+    one = next(line for line in lines if "one" in line)
+    assert "GRU" in one
+    assert "bfloat16" in next(line for line in lines if "two" in line)
+    assert text in repr(bridge.report(made)) or repr(bridge.report(made))
+
+
+def test_reports_before_any_call_and_of_other_models():
+    assert str(bridge.report(model()))
+    assert str(bridge.report())
+    assert not sum(row.accelerated for row in bridge.report(torch.nn.Linear(2, 3)).rows)
+
+
+def test_a_report_is_of_its_model_only():
+    first, second = model(), model()
+    first["one"](torch.randn(4, 2, 3))
+    assert twins.counts(first)[0] == 1
+    assert twins.counts(second) == (0, 0)
+    del first
+    for _ in range(20):  # the next model may lie where a former one lay
+        other = model()
+        assert twins.counts(other) == (0, 0)
+        other["one"](torch.randn(4, 2, 3))
+        del other
+
+
+def test_a_report_of_the_process_counts_patched_calls():
+    before = twins.counts()
+    module = torch.nn.RNN(3, 5)
+    bridge.patch()
+    module(torch.randn(4, 2, 3))
+    with bridge.mode("never"):
+        module(torch.randn(4, 2, 3))
+    after = twins.counts()
+    assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
+
+
+@pytest.mark.parametrize("bad", [None, "", "fast", 1, True, ["auto"]])
+def test_bad_modes_are_refused(bad):
+    for call in (bridge.set_mode, lambda name: bridge.mode(name).__enter__()):
+        with pytest.raises((ValueError, TypeError), match="mode"):
+            call(bad)
+    assert bridge.get_mode() == "always"
+
+
+def test_modes_are_set_and_come_back():
+    for name in ("auto", "never", "always"):
+        bridge.set_mode(name)
+        assert bridge.get_mode() == name
+    with bridge.mode("never"):
+        with bridge.mode("auto"):
+            assert bridge.get_mode() == "auto"
+        assert bridge.get_mode() == "never"
+        with pytest.raises(KeyError), bridge.mode("auto"):
+            raise KeyError
+        assert bridge.get_mode() == "never"
+    assert bridge.get_mode() == "always"
+
+
+def test_a_mode_counts_in_other_threads():
+    _, ours = twins.twins("gru", 3, 5)
+    with bridge.mode("never"):
+        thread = threading.Thread(target=ours, args=(twins.normal(4, 2, 3),))
+        thread.start()
+        thread.join()
+    assert twins.counts(ours) == (0, 1)
+
+
+@twins.per_cell
+def test_mode_never_is_torchs_own_bits(cell):
+    theirs, ours = twins.twins(cell, 3, 5, dtype=torch.float32)
+    x = torch.randn(4, 2, 3)
+    with bridge.mode("never"):
+        for got, expected in zip(twins.flat(ours(x)), twins.flat(theirs(x)), strict=True):
+            assert torch.equal(got, expected)
+    twins.assert_fell_back(ours)
+
+
+@twins.per_cell
+def test_mode_always_gives_the_same_bits_again(cell):
+    _, ours = twins.twins(cell, 7, 33, 2, dtype=torch.float32)
+    x = twins.normal(9, 6, 7, dtype=torch.float32)
+    runs = [twins.results(ours, x) for _ in range(3)]
+    twins.cases.assert_same_bytes(runs[1], runs[0])
+    twins.cases.assert_same_bytes(runs[2], runs[0])
+    with torch.no_grad():
+        assert (ours(x)[0].numpy() == runs[0]["y"]).all()
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["layer", "cell"])
+@twins.per_cell
+def test_mode_auto_measures_and_computes_the_same(cell, single):
+    theirs, ours = twins.twins(cell, 3, 6, dtype=torch.float32, single=single)
+    lead = (3,) if single else (5, 3)
+    x, hx = twins.normal(*lead, 3, dtype=torch.float32), twins.state_of(theirs, 3)
+    with bridge.mode("auto"):
+        for _ in range(3):
+            twins.assert_same(twins.results(ours, x, hx), twins.results(theirs, x, hx), theirs,
+                              5, 3)
+    rows = bridge.report(ours).rows
+    assert sum(row.accelerated + row.fallback for row in rows) == 3
+    assert all(row.reason for row in rows if row.fallback)
+    assert any(row.times for row in rows)
+
+
+def test_measuring_leaves_no_trace():
+    """Timing a call must not move random numbers, gradients, hooks or version counters."""
+    _, ours = twins.twins("lstm", 3, 11, 2, dropout=0.5)
+    x, hx = twins.normal(4, 2, 3), twins.state_of(ours, 2)
+    leaves = [x, *hx, *ours.parameters()]
+    versions, seen = [leaf._version for leaf in leaves], []
+    for leaf in leaves:
+        leaf.register_hook(seen.append)
+    torch.manual_seed(3)
+    expected = torch.rand(5)
+    for training in (True, False):
+        ours.train(training)
+        torch.manual_seed(3)
+        with bridge.mode("auto"):
+            ours(x, hx) if not training else None
+        assert torch.equal(torch.rand(5), expected)
+    assert [leaf._version for leaf in leaves] == versions
+    assert not any(leaf.grad is not None for leaf in leaves)
+    assert not seen
+
+
+def test_measured_dropout_draws_once():
+    """In training a call moves the generator as far at its first sight as later."""
+    _, ours = twins.twins("gru", 3, 13, 2, dropout=0.5)
+    drawn = []
+    with bridge.mode("auto"):
+        for _ in range(2):
+            torch.manual_seed(3)
+            ours(twins.normal(4, 2, 3))
+            drawn.append(torch.rand(3))
+    assert torch.equal(drawn[0], drawn[1])
+
+
+def test_the_log_has_a_line_a_call(caplog):
+    made = model()
+    with caplog.at_level(logging.INFO, logger="fastrnn.torch"):
+        made["one"](torch.randn(4, 2, 3))
+        made["two"].half()(torch.randn(4, 2, 3).half())
+        with bridge.mode("never"):
+            made["cell"](torch.randn(2, 3))
+    lines = [record.getMessage() for record in caplog.records if record.name == "fastrnn.torch"]
+    assert len(lines) == 3
+    for line, cell in zip(lines, ("GRU", "LSTM", "LSTMCell"), strict=True):
+        assert cell in line
+
+
+def test_the_log_is_silent_by_default(caplog):
+    with caplog.at_level(logging.WARNING, logger="fastrnn.torch"):
+        model()["one"](torch.randn(4, 2, 3))
+    assert not [record for record in caplog.records if record.name == "fastrnn.torch"]
