@@ -59,7 +59,10 @@ cdef class Exchange:
         cdef int i, size, flags = cnp.NPY_ARRAY_WRITEABLE if writeable else 0
         if self.api == NULL:
             return self.convert(tensor)
-        self.api.from_object(<void *> tensor, &from_)
+        try:
+            self.api.from_object(<void *> tensor, &from_)
+        except (BufferError, RuntimeError, NotImplementedError):  # it has no memory, or not here
+            return None
         size = from_.dtype.bits // 8
         if (from_.device.device_type != CPU or from_.dtype.code != FLOAT or size not in (4, 8)
                 or from_.dtype.lanes != 1 or from_.ndim > MOST_AXES):

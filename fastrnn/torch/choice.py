@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,8 +59,13 @@ class Choice:
 
 @dataclasses.dataclass(slots=True)
 class Count:
-    """Calls of one module with one problem, and what happened to them."""
+    """Calls of one module with one problem, and what happened to them.
 
+    `owner` is a weak reference to the module's first weight, since a new object can have the
+    identity of one that is gone.
+    """
+
+    owner: Callable[[], object]
     choice: Choice
     accelerated: int = 0
     fallback: int = 0
@@ -160,24 +166,25 @@ def _timed(*ways: Way) -> tuple[float, float]:
     return best[0], best[1]
 
 
-def note(owner: int, key: tuple[Any, ...], choice: Choice, reason: str) -> None:
+def note(owner: object, key: tuple[Any, ...], choice: Choice, reason: str) -> None:
     """Count a call.
 
     Parameters
     ----------
-    owner : int
-        The identity of the first weight, which says to which module the call belongs.
+    owner : Tensor
+        The first weight, which says to which module the call belongs.
     key : tuple
         As of `chosen`.
     choice : Choice
     reason : str
         Why PyTorch computed it; empty: fastrnn did.
     """
-    count = counts.get((owner, key, reason))
-    if count is None:
+    place = (id(owner), key, reason)
+    count = counts.get(place)
+    if count is None or count.owner() is not owner:
         if len(counts) >= _MOST:  # weights that are made anew for each call
             counts.clear()
-        count = counts.setdefault((owner, key, reason), Count(choice, reason=reason))
+        count = counts[place] = Count(_reference(owner), choice, reason=reason)
     if reason:
         count.fallback += 1
     else:
@@ -185,3 +192,16 @@ def note(owner: int, key: tuple[Any, ...], choice: Choice, reason: str) -> None:
     if LOG.isEnabledFor(logging.INFO):
         LOG.info("%s %s: %s", choice.cell, choice.shape,
                  f"PyTorch ({reason})" if reason else "accelerated")
+
+
+def _reference(owner: object) -> Callable[[], object]:
+    try:
+        return weakref.ref(owner)
+    except TypeError:  # a call with something else in a tensor's place
+        return lambda: owner
+
+
+def rows_of(owner: object | None) -> list[Count]:
+    """Return the counts of the module with this first weight, or of all."""
+    return [count for count in list(counts.values())
+            if owner is None or count.owner() is owner]

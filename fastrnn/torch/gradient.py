@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +10,14 @@ from torch.autograd.function import Function
 
 from fastrnn.torch.door import Call
 
-__all__ = ["Recurrent", "original"]
+__all__ = ["ORIGINALS", "Recurrent", "original", "transforms"]
 
 Tensor = torch.Tensor
 # PyTorch's own operators: torch._VF finds its functions here if they are not patched.
 ORIGINALS: Any = torch._C._VariableFunctions
+# Says whether a transform of torch.func is in force. A PyTorch without it has no transforms.
+transforms: Callable[[], Any] = getattr(torch._C._functorch, "peek_interpreter_stack",
+                                        lambda: None)
 
 
 def original(
@@ -59,7 +63,7 @@ class Recurrent(Function):
         call: Call = ctx.call
         saved = ctx.saved_tensors  # PyTorch's error if one was changed in place
         needs = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or transforms() is not None:  # the latter: batched gradients
             return (None, *_differentiable(call, saved, doutputs, needs))
         tapes, ctx.tapes = ctx.tapes, None
         if tapes is None:
@@ -73,12 +77,14 @@ def _differentiable(
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """Return the gradients as differentiable functions of the inputs and of `doutputs`."""
-    x, h0, c0, *weights = saved
-    outputs = original(call, x, h0, c0, weights)
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs = original(call, saved[0], saved[1], saved[2], saved[3:])
     pairs = [(y, dy) for y, dy in zip(outputs, doutputs, strict=True) if dy is not None]
     wanted = [tensor for tensor, need in zip(saved, needs, strict=True) if need]
     found = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [dy for _, dy in pairs],
-                                     create_graph=True, allow_unused=True))
+                                     create_graph=create_graph,
+                                     allow_unused=True))
     return [next(found) if need else None for need in needs]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 from torch.nn.modules import rnn
 
 from fastrnn.torch.operators import FUNCTIONS
@@ -39,7 +41,19 @@ def _accelerated(base: type[nn.Module]) -> Callable[..., Any]:
                                  own.__defaults__, own.__closure__)
     forward.__doc__, forward.__qualname__ = own.__doc__, own.__qualname__
     forward.__kwdefaults__ = own.__kwdefaults__
-    return forward
+
+    def traced(self: Any, input: Any, hx: Any = None) -> Any:
+        if type(input) is Proxy:
+            return _leaf(self, input, hx)
+        return forward(self, input, hx)
+
+    return functools.update_wrapper(traced, own)
+
+
+def _leaf(module: Any, input: Proxy, hx: Any) -> Any:
+    """Enter a module into a graph of torch.fx as one node, as torch.fx does with PyTorch's own."""
+    tracer: Any = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})
 
 
 class _Accelerated:

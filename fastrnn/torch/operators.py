@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from fastrnn.cells.table import CELLS
 from fastrnn.torch import choice
 from fastrnn.torch.door import Call, Operator, read_cell, read_sequence
-from fastrnn.torch.gradient import ORIGINALS, Recurrent, original
+from fastrnn.torch.gradient import ORIGINALS, Recurrent, original, transforms
 
 __all__ = ["FUNCTIONS"]
 
@@ -25,8 +25,6 @@ Tensor = torch.Tensor
 
 # Functions of PyTorch that say in which mode the interpreter is. Some are private: a PyTorch
 # without one of them is treated as if the mode did not exist.
-_transforms: Callable[[], Any] = getattr(torch._C._functorch, "peek_interpreter_stack",
-                                         lambda: None)
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _tracing: Callable[[], Any] = torch._C._get_tracing_state
 _is_autocast = torch.is_autocast_enabled
@@ -38,7 +36,7 @@ def _refusal() -> str:
         return "mode never"
     if torch.compiler.is_compiling():
         return "torch.compile"
-    if _transforms() is not None:
+    if transforms() is not None:
         return "torch.func"
     if _dispatch_modes():
         return "dispatch mode"
@@ -113,7 +111,7 @@ def _theirs(operator: Operator, args: tuple[Any, ...], reason: str) -> Any:
                   args[2] if len(args) > 2 else None)
     shape = "x".join(map(str, getattr(args[0], "shape", ()))) if args else ""
     key = (operator.function, shape, "refused")
-    choice.note(id(weight), key, choice.refused(key, operator.name, shape), reason)
+    choice.note(weight, key, choice.refused(key, operator.name, shape), reason)
     return getattr(ORIGINALS, operator.function)(*args)
 
 
@@ -148,7 +146,7 @@ def _faster(call: Call, weight: Tensor) -> tuple[Tensor, ...]:
     """Compute a call the way that was measured to be faster."""
     known = choice.chosen(call.key, call.op.name, call, _ways)
     slower = not known.accelerated and choice.get_mode() == "auto"
-    choice.note(id(weight), call.key, known, "slower here" if slower else "")
+    choice.note(weight, call.key, known, "slower here" if slower else "")
     if slower:
         return original(call, call.x, call.h0, call.c0, call.weights)
     if call.keep:

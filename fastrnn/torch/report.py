@@ -24,8 +24,8 @@ class Row(NamedTuple):
         Calls that fastrnn and PyTorch computed.
     reason : str
         Why PyTorch did.
-    ours, theirs : float or None
-        Measured seconds of one call.
+    times : pair of float or None
+        Measured seconds of one call, fastrnn's and PyTorch's.
     """
 
     name: str
@@ -34,8 +34,7 @@ class Row(NamedTuple):
     accelerated: int
     fallback: int
     reason: str
-    ours: float | None
-    theirs: float | None
+    times: tuple[float | None, float | None]
 
 
 class Report(NamedTuple):
@@ -49,7 +48,7 @@ class Report(NamedTuple):
         head = ("module", "cell", "call", "accelerated", "PyTorch", "us", "PyTorch us", "reason")
         lines = [head, *((
             row.name, row.cell, row.shape, str(row.accelerated), str(row.fallback),
-            _microseconds(row.ours), _microseconds(row.theirs), row.reason) for row in self.rows)]
+            *map(_microseconds, row.times), row.reason) for row in self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         return "\n".join("  ".join(text.ljust(width) for text, width in zip(
             line, widths, strict=True)).rstrip() for line in lines)
@@ -71,18 +70,18 @@ def report(model: nn.Module | None = None) -> Report:
     Report
         ``str()`` of it is a table, ``rows`` has the numbers.
     """
-    names = None
-    if model is not None:
-        names = {}
-        for name, module in recurrent_modules(model):
-            first = next(module.parameters(recurse=False), None)
-            if first is not None:
-                names.setdefault(id(first), name or type(module).__name__)
+    if model is None:
+        return Report([_row("", count) for count in choice.rows_of(None)])
     rows = []
-    for (owner, *_), count in list(choice.counts.items()):
-        if names is None or owner in names:
-            known = count.choice
-            rows.append(Row(names[owner] if names else "", known.cell, known.shape,
-                            count.accelerated, count.fallback, count.reason, known.ours,
-                            known.theirs))
+    for name, module in recurrent_modules(model):
+        weight = next(module.parameters(recurse=False), None)
+        if weight is not None:
+            rows += [_row(name or type(module).__name__, count)
+                     for count in choice.rows_of(weight)]
     return Report(rows)
+
+
+def _row(name: str, count: choice.Count) -> Row:
+    known = count.choice
+    return Row(name, known.cell, known.shape, count.accelerated, count.fallback, count.reason,
+               (known.ours, known.theirs))
