@@ -11,7 +11,7 @@ import torch
 from nam.data import Dataset
 from nam.train.lightning_module import LightningModule
 
-RATE, BURN_IN, SAMPLES = 48_000, 1024, 8192
+RATE, BURN_IN, SAMPLES = 48_000, 4096, 8192
 
 CONFIG = {
     "net": {"name": "LSTM", "config": {"hidden_size": 24, "num_layers": 1,
