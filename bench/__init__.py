@@ -13,6 +13,8 @@ How it measures, and why the numbers can be trusted
 - The grid `cells` (equations.py) races cells from equations: definitions.py has their texts,
   layernorm.py what is right of one that fastrnn.reference does not know. Peers that compile have
   300 seconds for a case; their first call is reported and not part of any ratio.
+- The grid `programs` (programs/) races whole programs that train with PyTorch: as they are, and
+  through `fastrnn.torch.patch()`. Their losses are compared.
 - probe.py measures this machine in the same run, limits.py makes of it the least time that a case
   can take.
 """

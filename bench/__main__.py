@@ -19,6 +19,7 @@ from bench import (
     machine,
     memory,
     pressure,
+    programs,
     ragged,
     report,
     scale,
@@ -32,7 +33,8 @@ from bench.race import DiedError, Effort, Entry, Workers, race
 from bench.rows import row
 
 RACES = ("quick", "full", "real", "train", "ragged", "callers", "audio")
-GRIDS = (*RACES, "scale", "memory", "start", "lead", "loop", "pressure", "cells")
+GRIDS = (*RACES, "scale", "memory", "start", "lead", "loop", "pressure", "cells",
+         "programs")
 
 
 def _arguments() -> argparse.Namespace:
@@ -45,7 +47,8 @@ def _arguments() -> argparse.Namespace:
         "(what\n  training and the gradient flow add to the kernels), ragged (rows of different"
         "\n  lengths, resets), callers (a thousand in one stream), audio (sample by sample),\n"
         "  pressure (two threads beside busy processes), cells (cells from equations against the"
-        "\n  hand-fused ones, PyTorch's loops, compiled or not, and JAX's scan; their first use).",
+        "\n  hand-fused ones, PyTorch's loops, compiled or not, and JAX's scan; their first use),"
+        "\n  programs (programs that train with PyTorch, as they are and through fastrnn).",
     )
     parser.add_argument("--grid", nargs="+", default=["quick"], choices=GRIDS)
     parser.add_argument("--threads", nargs="+", type=int, metavar="N",
@@ -57,7 +60,8 @@ def _arguments() -> argparse.Namespace:
                         "grids know the rest")
     parser.add_argument("--against", type=Path, metavar="FOLDER",
                         help="race against another checkout of fastrnn, built in place there, "
-                        "alone: the ratio is its time over ours")
+                        "alone: the ratio is its time over ours; the grid programs knows `plain`, "
+                        "PyTorch on both sides")
     parser.add_argument("--cases", default="", metavar="TEXT",
                         help="only cases whose label has this text, like 'infer 32'")
     parser.add_argument("--rounds", type=int, default=7)
@@ -71,7 +75,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gate", action="store_true",
                         help="compare with bench/gate.json; exit code 1 if something got slower")
     parser.add_argument("--update", action="store_true", help="with --gate: write the file anew")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if "programs" in args.grid and args.against not in (None, Path("plain")):
+        parser.error("the grid programs knows --against plain only")
+    return args
 
 
 def main() -> int:
@@ -138,6 +145,13 @@ def _measure(workers: Workers, cells: list[str], args: argparse.Namespace, effor
                 result = loop.run(n, effort.rounds, short=args.quickly)
             elif grid == "pressure":
                 result = pressure.run(0.2 if args.quickly else 2.0)
+            elif grid == "programs":
+                plain = args.against == Path("plain")
+                result = []
+                for each in programs.run(n, effort.rounds, args.cases,
+                                         plain=plain, short=args.quickly):
+                    result.append(each)
+                    _save(found | {grid: found.get(grid, []) + result}, args.json)
             elif grid == "cells":
                 result = equations.run(workers, cells, args.peers, n, args.cases, effort,
                                        short=args.quickly)

@@ -35,15 +35,17 @@ class DiedError(Exception):
 class Worker:
     """A peer's process, stopped except while it answers."""
 
-    def __init__(self, peer: str, threads: int) -> None:
+    def __init__(self, peer: str, threads: int, command: list[str] | None = None,
+                 folder: str | None = None) -> None:
         self.peer, self.threads = peer, threads
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
         cpus = machine.cores(threads)
         # another checkout, built in place, measures itself with its own bench
-        folder = os.environ.get("FASTRNN_BEFORE", "") if peer == "before" else machine.ROOT
+        if folder is None:
+            folder = os.environ.get("FASTRNN_BEFORE", "") if peer == "before" else str(machine.ROOT)
         name = "fastrnn" if peer == "before" else peer
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", name, str(threads)],
+            command or [sys.executable, "-m", "bench.worker", name, str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
             env=machine.environment(threads), cwd=folder or None,
             # before exec: libraries count the CPUs they may use while they are imported
