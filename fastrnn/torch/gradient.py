@@ -18,6 +18,9 @@ ORIGINALS: Any = torch._C._VariableFunctions
 # Says whether a transform of torch.func is in force. A PyTorch without it has no transforms.
 transforms: Callable[[], Any] = getattr(torch._C._functorch, "peek_interpreter_stack",
                                         lambda: None)
+# Says whether a tensor is one of several that a transform computes at once.
+_is_batched: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor",
+                                                lambda tensor: False)
 
 
 def original(
@@ -63,7 +66,8 @@ class Recurrent(Function):
         call: Call = ctx.call
         saved = ctx.saved_tensors  # PyTorch's error if one was changed in place
         needs = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or transforms() is not None:  # the latter: batched gradients
+        if (torch.is_grad_enabled() or transforms() is not None
+                or any(dy is not None and _is_batched(dy) for dy in doutputs)):
             return (None, *_differentiable(call, saved, doutputs, needs))
         tapes, ctx.tapes = ctx.tapes, None
         if tapes is None:

@@ -68,12 +68,10 @@ def _run_sequence(operator: Operator, args: tuple[Any, ...]) -> Any:
         x, batch_sizes, hx, params, bias, L, dropout, train, bidirectional = args
     else:
         x, hx, params, bias, L, dropout, train, bidirectional, batch_first = args
-    if operator.has_c:
-        if not isinstance(hx, (list, tuple)) or len(hx) != 2:
-            return _theirs(operator, args, "hx is no pair")
-        h0, c0 = hx
-    else:
-        h0, c0 = hx, None
+    pair = _pair(operator, hx)
+    if pair is None:
+        return _theirs(operator, args, "hx is no pair")
+    h0, c0 = pair
     D = 2 if bidirectional else 1
     if dropout and train and L > 1:
         return _with_dropout(operator, args, (x, batch_sizes, h0, c0, params, bias, L, D,
@@ -97,12 +95,21 @@ def _run_cell(operator: Operator, args: tuple[Any, ...]) -> Any:
     if reason or len(args) != 6 or (args[4] is None) != (args[5] is None):
         return _theirs(operator, args, reason or "the arguments")
     x, hx, *weights = args
-    h0, c0 = hx if operator.has_c else (hx, None)
-    call = read_cell(operator, x, h0, c0, weights if weights[2] is not None else weights[:2])
+    pair = _pair(operator, hx)
+    if pair is None:
+        return _theirs(operator, args, "hx is no pair")
+    call = read_cell(operator, x, *pair, weights if weights[2] is not None else weights[:2])
     if type(call) is str:
         return _theirs(operator, args, call)
     result = _faster(call, weights[0])
     return result if operator.has_c else result[0]
+
+
+def _pair(operator: Operator, hx: Any) -> tuple[Any, Any] | None:
+    """Return (h0, c0), where c0 is None for cells without it; None if it is something else."""
+    if not operator.has_c:
+        return hx, None
+    return tuple(hx) if isinstance(hx, (list, tuple)) and len(hx) == 2 else None
 
 
 def _theirs(operator: Operator, args: tuple[Any, ...], reason: str) -> Any:
