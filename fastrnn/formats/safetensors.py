@@ -335,11 +335,11 @@ def refusing(path: Path, what: str) -> Iterator[None]:
     """Turn whatever fails inside into an error that names the file.
 
     A file can be anything, so anything can fail: a RecursionError of JSON, an OverflowError of a
-    size. Only lack of memory and the system's errors keep their kind.
+    size. Only lack of memory or of a package, and the system's errors, keep their kind.
     """
     try:
         yield
-    except (OSError, NamedError):
+    except (OSError, NamedError, ImportError):  # a package that reads the file is not installed
         raise
     except MemoryError as error:
         raise MemoryError(f"not enough memory to load {str(path)!r}") from error
