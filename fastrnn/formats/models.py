@@ -8,6 +8,7 @@ vector, V symbols, N outputs.
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -240,22 +241,32 @@ def _kind(path: Path) -> str:
     safetensors.check_ordinary(path)
     with open(path, "rb") as file:
         start = file.read(64)
+    if path.suffix == ".onnx":
+        return "onnx"
     if start[8:9] == b"{":  # 8 bytes of a length, and JSON
         return "safetensors"
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return "keras"
     if start.startswith(b"PK\x03\x04"):
-        return "keras" if path.suffix == ".keras" else "torch"
+        return "keras" if _is_keras(path) else "torch"
     if start.lstrip().startswith(b"{"):
         return "rtneural"
     # a protobuf whose first field is the version of the format, or a pickle
-    if path.suffix == ".onnx" or (start[:1] == b"\x08" and start[2:3] in b"\x12\x1a\x22\x3a\x42"
-                                  and len(start) > 8):
+    if start[:1] == b"\x08" and len(start) > 8 and start[2] in b"\x12\x1a\x22\x3a\x42":
         return "onnx"
     if path.suffix in _TORCH and start[:1] == b"\x80":
         return "torch"
     return {".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".json": "rtneural"}.get(
         path.suffix, "safetensors")
+
+
+def _is_keras(path: Path) -> bool:
+    """Whether a zip archive has the weights of a Keras model."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "model.weights.h5" in archive.namelist()
+    except zipfile.BadZipFile:
+        return path.suffix == ".keras"
 
 
 def _check_without(path: Path, options: pytorch.Options, kind: str) -> None:

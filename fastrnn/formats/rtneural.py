@@ -9,9 +9,11 @@ dense layer.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from json.decoder import JSONArray  # type: ignore[attr-defined]
+from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,9 @@ from fastrnn.models.linear import Linear
 __all__ = ["RTNeuralModel", "encoded", "load", "save"]
 
 _LONGEST = 100_000_000  # bytes of a file
+_ROW = re.compile(r"\s*+(?:-?\d++(?:\.\d++)?+(?:[eE][+-]?\d++)?+\s*+(?:,\s*+(?=[-\d]))?+)++\]")
+_FREE = 10_000  # brackets, braces and quotes that a file of any length may have, each
+_BETWEEN = 64  # bytes for each one more
 _GATES = {"lstm": (0, 1, 2, 3), "gru": (1, 0, 2)}  # where a gate of theirs is in ours
 _DENSE = ("dense", "time-distributed-dense")
 _KEYS = ("in_shape", "layers")  # of a file
@@ -137,13 +142,14 @@ def load(path: Path, make: Make) -> Any:
         if (size := path.stat().st_size) > _LONGEST:
             raise RefusedValue(f"it has {size} bytes, expected at most {_LONGEST}")
         try:
-            file = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
+            file = _parsed(path.read_text("utf-8"))
         except ValueError as error:
             raise safetensors.NamedError(f"{str(path)!r} is not JSON: {error}") from None
-        if not isinstance(file, dict) or not all(isinstance(file.get(k), list) for k in _KEYS):
+        if not isinstance(file, dict) or not all(
+                isinstance(file.get(key), (list, np.ndarray)) for key in _KEYS):
             raise RefusedValue("it is JSON without the lists in_shape and layers, which RTNeural's "
                                "files have")
-        if not file["layers"]:
+        if not len(file["layers"]):
             raise RefusedValue("it has no layers")
         width = input_size = _last("in_shape", file["in_shape"])
         read = []
@@ -156,6 +162,37 @@ def load(path: Path, make: Make) -> Any:
                         *(f"layers[{number}].{key}" for number, layer in enumerate(file["layers"])
                           for key in layer if key not in _LAYER_KEYS))
         return model
+
+
+def _parsed(text: str) -> Any:
+    """Return JSON whose lists of numbers are arrays of float32, which take less than the text.
+
+    What takes much more memory than its text, lists and names, is counted first.
+    """
+    for mark in '[{"':
+        if text.count(mark) > _FREE + len(text) // _BETWEEN:
+            raise ValueError(f"it has {text.count(mark)} of {mark}, too many for its length")
+    return _Decoder().decode(text)
+
+
+class _Decoder(json.JSONDecoder):
+    """Reads a list of numbers at once."""
+
+    def __init__(self) -> None:
+        super().__init__(parse_constant=_no_number)
+        self.parse_array = _row_or_list
+        self.scan_once = py_make_scanner(self)  # the one in C has lists of its own
+
+
+def _row_or_list(place: tuple[str, int], scan: Any, **more: Any) -> tuple[Any, int]:
+    """Return the list that begins at a place of a text, and where it ends."""
+    text, start = place
+    found = _ROW.match(text, start)
+    if found is None:
+        values, end = JSONArray(place, scan, **more)
+        return values, end
+    with np.errstate(over="ignore"):
+        return np.fromstring(text[start:found.end() - 1], np.float32, sep=","), found.end()
 
 
 def _no_number(text: str) -> Any:
@@ -173,9 +210,12 @@ class _Read(NamedTuple):
 
 def _last(name: str, shape: Any) -> int:
     """Return the features of a shape such as [null, null, 8]."""
-    if not isinstance(shape, list) or not 1 <= len(shape) <= 3:
+    if not isinstance(shape, (list, np.ndarray)) or not 1 <= len(shape) <= 3:
         raise RefusedValue(f"{name} is {_checks.show(shape)}, expected [null, null, features]")
-    return _checks.positive(f"the last of {name}", shape[-1])
+    last = shape[-1]
+    if isinstance(last, np.float32) and last < _LONGEST and last == int(last):
+        last = int(last)
+    return _checks.positive(f"the last of {name}", last)
 
 
 def _read_layer(name: str, layer: Any, K: int) -> _Read:
@@ -217,29 +257,20 @@ def _read_layer(name: str, layer: Any, K: int) -> _Read:
 
 
 def _array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Return nested lists of numbers as an array, if they have this shape."""
-    _check_lists(name, value, shape)
-    flat = value
-    for _ in shape[1:]:
-        flat = list(itertools.chain.from_iterable(flat))
-    if not all(type(number) in (int, float) for number in flat):
-        raise RefusedValue(f"{name} has values that are no numbers")
-    try:
-        wide = np.array(flat, np.float64)
-    except OverflowError:
-        raise RefusedValue(f"{name} has a number that float64 cannot hold") from None
-    return _checks.held(name, wide, np.dtype(np.float32)).reshape(shape)
-
-
-def _check_lists(name: str, value: Any, shape: tuple[int, ...]) -> None:
-    if not isinstance(value, list) or len(value) != shape[0]:
-        came = f"{len(value)} entries" if isinstance(value, list) else _checks.show(value)
+    """Return rows of numbers as an array, if they have this shape."""
+    rows = [value] if len(shape) == 1 else value
+    if not isinstance(rows, list) or len(rows) != (1, *shape)[-2]:
+        came = f"{len(rows)} entries" if isinstance(rows, list) else _checks.show(value)
         raise RefusedValue(f"{name} has {came}, expected the shape {shape}")
-    if len(shape) > 1:
-        for row in value:
-            if not isinstance(row, list) or len(row) != shape[1]:
-                raise RefusedValue(f"{name} has the row {_checks.show(row)}, expected the shape "
-                                   f"{shape}")
+    for row in rows:
+        if not isinstance(row, np.ndarray):
+            raise RefusedValue(f"{name} has {_checks.show(row)}, expected rows of numbers")
+        if len(row) != shape[-1]:
+            raise RefusedValue(f"{name} has a row of {len(row)} numbers, expected the shape "
+                               f"{shape}")
+        if not np.isfinite(row).all():
+            raise RefusedValue(f"{name} has a number that float32 cannot hold")
+    return np.stack(rows).reshape(shape)
 
 
 def _blocks(array: np.ndarray, order: Sequence[int]) -> np.ndarray:

@@ -174,7 +174,8 @@ def test_what_a_file_has_beside_the_model_is_said(tmp_path):
     (lambda: SequenceModel(GRU(1, 2), 1, readout="last"), "readout 'last'"),
     (lambda: SequenceModel(GRU(1, 2), 1, context_size=2), "context_size"),
     (lambda: LanguageModel(5, 2, 3), "no embedding"),
-    (lambda: RNN(1, 2), "RTNeural runs no others"), (dict, "of type dict"), (lambda: infinite(GRU(1, 2)), "infinite or not a number"),
+    (lambda: RNN(1, 2), "RTNeural runs no others"), (dict, "of type dict"),
+    (lambda: infinite(GRU(1, 2)), "infinite or not a number"),
 ])
 def test_what_rtneural_cannot_run_is_not_written(tmp_path, make, match):
     for call in (fastrnn.save, fastrnn.formats.models.try_save):
@@ -197,16 +198,18 @@ def with_layer(**changes):
 @pytest.mark.parametrize(("file", "match"), [
     (with_layer(type="conv1d"), r"the type of layers\[0\] is 'conv1d', expected one of"),
     (with_layer(activation="relu"), r"the activation of layers\[0\] is 'relu'"),
-    (with_layer(shape=[None, None, 3]), r"kernel of layers\[0\] has the row .*\(1, 12\)"),
-    (with_layer(shape=[None, None, 10**9]), r"kernel of layers\[0\] has the row"),
-    (with_layer(shape=[10**30]), r"kernel of layers\[0\] has the row"),
+    (with_layer(shape=[None, None, 3]),
+     r"kernel of layers\[0\] has a row of 8 numbers, .*\(1, 12\)"),
+    (with_layer(shape=[None, None, 10**9]), r"kernel of layers\[0\] has a row"),
+    (with_layer(shape=[10**30]), "expected a whole number"),
+    (with_layer(shape=[10**60]), "expected a whole number"),
     (with_layer(shape=[]), "expected .null, null, features"),
-    (with_layer(shape=[2.0]), "is 2.0, expected a whole number"),
+    (with_layer(shape=[2.5]), "2.5.*, expected a whole number"),
     (with_layer(weights=[]), r"the weights of layers\[0\] are \[\], expected 3 arrays"),
     (with_layer(weights=[[[1] * 8], [[1] * 8], [1] * 8]), r"recurrent of layers\[0\] has 1 ent"),
-    (with_layer(weights=[[["x"] * 8], [[1] * 8] * 2, [1] * 8]), "values that are no numbers"),
+    (with_layer(weights=[[["x"] * 8], [[1] * 8] * 2, [1] * 8]), "expected rows of numbers"),
     (with_layer(weights=[[[1e300] * 8], [[1] * 8] * 2, [1] * 8]), "float32 cannot hold"),
-    (with_layer(weights=[[[10**400] * 8], [[1] * 8] * 2, [1] * 8]), "float64 cannot hold"),
+    (with_layer(weights=[[[10**400] * 8], [[1] * 8] * 2, [1] * 8]), "float32 cannot hold"),
     (with_layer(weights=[[[float("nan")] * 8], [[1] * 8] * 2, [1] * 8]), "NaN is no number"),
     (file_of(of("dense", 1, 2, "gelu")), "the activation of layers.0. is 'gelu'"),
     (file_of(of("dense", 1, 2), of("prelu", 3, 3)), "has 3 features, expected 2"),
@@ -214,6 +217,9 @@ def with_layer(**changes):
     (file_of(), "it has no layers"), ({}, "without the lists in_shape and layers"),
     ({"in_shape": [1], "layers": {}}, "without the lists"), (file_of(3), "expected an object"),
     ({"in_shape": [0], "layers": [3]}, "is 0, expected a whole"),
+    (file_of(*[[]] * 20_000), r"of \[, too many for its length"),
+    (file_of(*[{}] * 20_000), r"of \{, too many for its length"),
+    (file_of(*["ab"] * 9_000), r"of \", too many for its length"),
 ])
 def test_a_file_that_does_not_fit(tmp_path, file, match):
     path = write(tmp_path / "m.json", file)
