@@ -1,4 +1,4 @@
-"""The command `fastrnn`: train, sample, gradflow, cells, info.
+"""The command `fastrnn`: train, sample, gradflow, convert, cells, info.
 
 Nothing but the standard library is imported with this module, so that `main` can end quietly when
 Ctrl-C comes while NumPy is loaded.

@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_train, _add_sample, _add_gradflow):
         add(commands)
+    _add_convert(commands)
     _add_cells(commands)
     info = commands.add_parser("info", help="show instruction set, threads and versions")
     info.set_defaults(run=lambda _: fastrnn.show_config())
@@ -112,6 +113,32 @@ def _add_gradflow(commands: Any) -> None:
     flow.set_defaults(run=_gradflow)
 
 
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert", help="convert a model's file: from PyTorch, Keras, ONNX or RTNeural, and back",
+        description="Load a model and save it in another format. The content of IN decides what it "
+        "is. The suffix of OUT decides what is written: .safetensors (fastrnn's, with the "
+        "configuration), .pt, .onnx, .json (RTNeural).")
+    convert.add_argument("source", type=_path, metavar="IN")
+    convert.add_argument("target", type=_path, metavar="OUT")
+    convert.add_argument("--map", action="append", default=[], metavar="THEIRS=OURS",
+                         help="of PyTorch's names: rename modules of IN to embedding, layers.0, "
+                         "layers.1, ... and head; an empty OURS leaves one out")
+    convert.add_argument("--prefix", default="", help="only tensors below this name")
+    convert.add_argument("--not-strict", action="store_true",
+                         help="leave out tensors that no part of the model needs")
+    convert.add_argument("--nonlinearity", default="tanh", metavar="PHI",
+                         help="of an RNN: tanh, relu or sigmoid (default: tanh)")
+    convert.add_argument("--loss", default="softmax", help="of a model with a head: softmax, mse "
+                         "or bce (default: softmax)")
+    convert.add_argument("--readout", default="every", help="whether the head reads every step, "
+                         "or the last (default: every)")
+    convert.add_argument("--names", action="append", default=[], metavar="OURS=THEIRS",
+                         help="write a state_dict for PyTorch with its module's names of parts; "
+                         "--names torch keeps fastrnn's")
+    convert.set_defaults(run=_convert)
+
+
 def _add_cells(commands: Any) -> None:
     cells = commands.add_parser(
         "cells", help="show the zoo of cells, or check equations of your own",
@@ -145,6 +172,12 @@ def _gradflow(args: argparse.Namespace) -> None:
 
     _set_threads(args)
     gradflow.run(args)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from fastrnn.cli import convert
+
+    convert.run(args)
 
 
 def _cells(args: argparse.Namespace) -> int:

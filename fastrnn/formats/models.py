@@ -8,14 +8,16 @@ vector, V symbols, N outputs.
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn.formats import safetensors
+from fastrnn.formats import pytorch, rtneural, safetensors
 from fastrnn.formats.definitions import check_definition, read_cell
 from fastrnn.layers.kinds import KINDS
 from fastrnn.layers.layer import Layer
@@ -34,6 +36,8 @@ MODELS = {known.__name__: known for known in _CLASSES}
 
 # Stacked layers that have no parameters, so that no array of a file shows how many there are.
 _UNHELD = 16
+
+_TORCH = (".pt", ".pth", ".bin")
 
 # With these begin the names of what a checkpoint has beside the model.
 BESIDE = ("optimizer.", "state.", "history.")
@@ -76,8 +80,20 @@ def _check_class(name: str, of: Any) -> None:
 
 
 @public
-def save(model: Any, path: Any, notes: dict[str, Any] | None = None) -> None:
-    """Write a model or a layer to a safetensors file, whole or not at all.
+def save(
+    model: Any, path: Any, notes: dict[str, Any] | None = None, *, names: Any = None
+) -> None:
+    """Write a model or a layer to a file, whole or not at all.
+
+    =====================  =====================================================================
+    suffix                 file
+    =====================  =====================================================================
+    .pt, .pth, .bin        a state_dict with PyTorch's names, written by torch
+    .onnx                  an ONNX graph
+    .json                  RTNeural's JSON: LSTM or GRU, and a head
+    any other              safetensors, from which `load` makes this model again; with `names` a
+                           plain file of tensors, for PyTorch
+    =====================  =====================================================================
 
     Parameters
     ----------
@@ -85,13 +101,16 @@ def save(model: Any, path: Any, notes: dict[str, Any] | None = None) -> None:
     path : path
         A file that is there is replaced.
     notes : dict, optional
-        Kept in the file's metadata: how the model came about. JSON values.
+        Kept in the metadata of a safetensors file: how the model came about. JSON values.
+    names : "torch" or mapping, optional
+        Write a state_dict that a torch module loads: with the model's own names, which are torch's
+        inside each part, or with other names of parts: {"layers.0": "rnn", "head": "fc"}.
 
     Raises
     ------
     TypeError, ValueError
-        If the model is of another kind, the notes are not JSON values, or the equations of a layer
-        are larger than those of a file may be.
+        If the model is of another kind, or the file's format has no place for it; if the notes are
+        not JSON values, or the equations of a layer are larger than those of a file may be.
     OSError
         If the file cannot be written; it names the file.
 
@@ -99,8 +118,24 @@ def save(model: Any, path: Any, notes: dict[str, Any] | None = None) -> None:
     --------
     load : Make the model again.
     """
-    about = describe(model) | {"notes": notes or {}}
-    safetensors.write(path, model.parameters(), about)
+    place = safetensors.as_path(path)
+    if names is None and place.suffix not in (*_TORCH, ".json", ".onnx"):
+        about = describe(model) | {"notes": notes or {}}
+        safetensors.write(place, model.parameters(), about)
+        return
+    if notes:
+        raise RefusedValue(f"notes is given for {place.name!r}, expected none: only files from "
+                           "which fastrnn makes the model again keep them")
+    if names is None and place.suffix == ".onnx":
+        from fastrnn.formats import onnx
+
+        onnx.save(model, place)
+    elif names is None and place.suffix == ".json":
+        rtneural.save(model, place)
+    else:
+        if place.suffix in (".json", ".onnx"):
+            raise RefusedValue(f"names is given for {place.name!r}, expected None")
+        pytorch.save(model, place, "torch" if names is None else names)
 
 
 @public
@@ -109,31 +144,71 @@ def try_save(model: Any, path: Any) -> None:
 
     Raises
     ------
-    TypeError, OSError
-        As of `save`.
+    TypeError, ValueError, OSError
+        As of `save`; of a file that is not safetensors, it is not tried whether it can be written.
     """
-    safetensors.try_write(path, model.parameters(), describe(model))
+    place = safetensors.as_path(path)
+    if place.suffix in _TORCH:
+        pytorch.state_dict(model)
+    elif place.suffix == ".json":
+        rtneural.encoded(model)
+    elif place.suffix == ".onnx":
+        raise RefusedValue(f"path is {place.name!r}, expected a safetensors file, which can be "
+                           "converted to ONNX afterwards")
+    else:
+        about = describe(model)
+        safetensors.try_write(place, model.parameters(), about)
 
 
 @public
-def load(path: Any) -> Any:
-    """Make the model or layer that `save`, or training as a checkpoint, wrote.
+def load(
+    path: Any, *, mapping: Mapping[str, Any] | None = None, prefix: str = "", strict: bool = True,
+    nonlinearity: str = "tanh", loss: str = "softmax", readout: str = "every",
+) -> Any:
+    """Make the model or layer of a file: of fastrnn, PyTorch, Keras, ONNX or RTNeural.
+
+    The content decides what the file is. A file that `save`, or training as a checkpoint, wrote
+    gives the same model again, with outputs of the same bits. In safetensors files without
+    fastrnn's configuration, and in PyTorch's own files (.pt, .pth, .bin; they need torch, and are
+    read with weights_only), the recurrent layers, an embedding and a head are found by names and
+    shapes:
+
+    - one recurrent module alone gives a layer or a single cell;
+    - several whose widths fit, or an embedding without a head, give a Stack;
+    - with a head it is a SequenceModel, or a LanguageModel if it has all that of one.
 
     Parameters
     ----------
     path : path
+    mapping : mapping, optional
+        Roles of modules of the file, ``{"embedding": "emb", "layers": ["rnn"], "head": "fc"}``,
+        None for a role that no module has; or new names for those of the file, ``{"emb":
+        "embedding", "rnn": "layers.0", "fc": "head"}``, None to leave tensors out. What a mapping
+        does not say is found.
+    prefix : str
+        Only tensors below it count: "model.encoder".
+    strict : bool
+        Whether a tensor that no part needs is an error.
+    nonlinearity : {"tanh", "relu", "sigmoid"}
+        Of an RNN.
+    loss, readout : str
+        As of a SequenceModel.
 
     Returns
     -------
     model or layer
-        In evaluation mode; its outputs are the same bits as those of what was saved.
+        In evaluation mode. Its attribute `unused` has the names of what is in the file but not in
+        the model. A Keras or ONNX file, or RTNeural JSON, that none of fastrnn's classes fits gives
+        an object of its own that is called in the same way.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If it is not a safetensors file, or not a model of fastrnn.
+        If it is none of these files, or does not fit what it says; it names the file.
+    ModuleNotFoundError
+        If the file needs a package that is not installed: torch, h5py or onnx.
     MemoryError
         If there is not enough memory for it.
 
@@ -141,7 +216,73 @@ def load(path: Any) -> Any:
     --------
     save : Write the file.
     """
-    with safetensors.opened(path, "model") as file:
+    options = pytorch.Options(mapping, prefix, strict, nonlinearity, loss, readout)
+    place = safetensors.as_path(path)
+    with safetensors.refusing(place, "model"):
+        kind = _kind(place)
+        if kind == "torch":
+            return pytorch.load_torch(place, options, model_from)
+        if kind == "safetensors":
+            return _load_safetensors(place, options)
+        _check_without(place, options, kind)
+        if kind == "rtneural":
+            return rtneural.load(place, model_from)
+    if kind == "keras":
+        from fastrnn.formats import keras
+
+        return keras.load(place)
+    from fastrnn.formats import onnx
+
+    return onnx.load(place)
+
+
+def _kind(path: Path) -> str:
+    """Return what a file is, by its first bytes; by its name where these do not say."""
+    safetensors.check_ordinary(path)
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if path.suffix == ".onnx":
+        return "onnx"
+    if start[8:9] == b"{":  # 8 bytes of a length, and JSON
+        return "safetensors"
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "keras"
+    if start.startswith(b"PK\x03\x04"):
+        return "keras" if _is_keras(path) else "torch"
+    if start.lstrip().startswith(b"{"):
+        return "rtneural"
+    # a protobuf whose first field is the version of the format, or a pickle
+    if start[:1] == b"\x08" and len(start) > 8 and start[2] in b"\x12\x1a\x22\x3a\x42":
+        return "onnx"
+    if path.suffix in _TORCH and start[:1] == b"\x80":
+        return "torch"
+    return {".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".json": "rtneural"}.get(
+        path.suffix, "safetensors")
+
+
+def _is_keras(path: Path) -> bool:
+    """Whether a zip archive has the weights of a Keras model."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "model.weights.h5" in archive.namelist()
+    except zipfile.BadZipFile:
+        return path.suffix == ".keras"
+
+
+def _check_without(path: Path, options: pytorch.Options, kind: str) -> None:
+    """Refuse options for files with PyTorch's names where they have no meaning."""
+    for name, default in pytorch.Options._field_defaults.items():
+        if (value := getattr(options, name)) != default:
+            raise safetensors.NamedError(
+                f"{name} is {_checks.show(value)}, expected {default!r}: {str(path)!r} is a file "
+                f"of {kind}, without PyTorch's names")
+
+
+def _load_safetensors(path: Path, options: pytorch.Options) -> Any:
+    with safetensors.opened(path, "model", plain=True) as file:
+        if not file.about:
+            return pytorch.load_safetensors(file, options, model_from)
+        _check_without(path, options, "fastrnn")
         names = file.names(*BESIDE)
         numbers = sum(math.prod(file.entries[name].shape) for name in names)
         name, config = file.about["model"], file.about["config"]
@@ -151,7 +292,9 @@ def load(path: Any) -> Any:
         check_entries(file, params)
         for name, param in params.items():
             file.read_into(name, param)
-        return model.eval()
+        model.eval()
+        model.unused = tuple(name for name in file.entries if name.startswith(BESIDE))
+        return model
 
 
 def check_entries(file: safetensors.File, params: Mapping[str, np.ndarray]) -> None:

@@ -26,7 +26,8 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 
-__all__ = ["File", "NamedError", "as_path", "opened", "refusing", "try_write", "write"]
+__all__ = ["File", "NamedError", "as_path", "check_ordinary", "opened", "refusing", "try_write",
+           "write", "write_bytes"]
 
 FORMAT = 3  # of what fastrnn keeps in the metadata
 _KEY = "fastrnn"  # of the metadata
@@ -35,6 +36,7 @@ _MOST_AXES = 32  # of an array
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
            "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_BFLOAT16 = "BF16"  # the upper halves of float32; NumPy has no dtype for it
 
 
 def as_path(path: Any, name: str = "path", of: str = "the name of a file") -> Path:
@@ -55,7 +57,9 @@ def as_path(path: Any, name: str = "path", of: str = "the name of a file") -> Pa
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def write(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> None:
+def write(
+    path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any] | None
+) -> None:
     """Write arrays and JSON values to a file.
 
     The file is written beside its place and then put there, so that at any moment the old file or
@@ -66,8 +70,8 @@ def write(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) ->
     path : path
     arrays : mapping of names to arrays
         Arrays of numbers; they are not copied.
-    about : dict
-        What JSON can hold.
+    about : dict or None
+        What JSON can hold; None for a plain file of tensors, as other programs write them.
 
     Raises
     ------
@@ -76,8 +80,17 @@ def write(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) ->
     TypeError
         If JSON cannot hold `about`.
     """
-    path = as_path(path)
-    with _naming(path), _beside(path, arrays, about) as (beside, place):
+    _put(as_path(path), *_encoded(arrays, about))
+
+
+def write_bytes(path: Any, data: bytes | memoryview) -> None:
+    """Write any file in the same way: whole or not at all."""
+    _put(as_path(path), b"", iter([memoryview(data)]))
+
+
+def _put(path: Path, header: bytes, chunks: Iterator[memoryview]) -> None:
+    """Write a file beside its place, and then put it there."""
+    with _naming(path), _beside(path, header, chunks) as (beside, place):
         os.replace(beside, place)
         _sync_folder(place.parent)
 
@@ -93,19 +106,18 @@ def try_write(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]
         As of `write`.
     """
     path = as_path(path)
-    with _naming(path), _beside(path, arrays, about) as (beside, _):
+    with _naming(path), _beside(path, *_encoded(arrays, about)) as (beside, _):
         os.unlink(beside)
 
 
 @contextlib.contextmanager
 def _beside(
-    path: Path, arrays: Mapping[str, np.ndarray], about: dict[str, Any]
+    path: Path, header: bytes, chunks: Iterator[memoryview]
 ) -> Iterator[tuple[Path, Path]]:
     """Give a new file with this content, and the place that it is for; it is gone after an error.
 
     The process's umask is not touched: the system applies it when the file is made.
     """
-    header, chunks = _encoded(arrays, about)
     place = Path(os.path.realpath(path))
     _check_place(place)
     beside = place.parent / f".fastrnn-{secrets.token_hex(8)}"
@@ -164,14 +176,17 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _encoded(
-    arrays: Mapping[str, np.ndarray], about: dict[str, Any]
+    arrays: Mapping[str, np.ndarray], about: dict[str, Any] | None
 ) -> tuple[bytes, Iterator[memoryview]]:
     """Return a file's bytes before the arrays, and then those of the arrays, one by one."""
-    try:
-        text = json.dumps({"format": FORMAT} | about, default=_plain)
-    except (TypeError, ValueError) as error:
-        raise RefusedType(f"what is to be kept beside the arrays is not JSON: {error}") from error
-    header: dict[str, Any] = {"__metadata__": {_KEY: text}}
+    metadata = {"format": "pt"}  # readers of files with PyTorch's names ask for it
+    if about is not None:
+        try:
+            metadata = {_KEY: json.dumps({"format": FORMAT} | about, default=_plain)}
+        except (TypeError, ValueError) as error:
+            raise RefusedType(f"what is to be kept beside the arrays is not JSON: {error}"
+                              ) from error
+    header: dict[str, Any] = {"__metadata__": metadata}
     at, ordered = 0, []
     # wide numbers first: then every array is aligned to its numbers' size
     for name, array in sorted(arrays.items(), key=lambda item: -item[1].itemsize):
@@ -204,11 +219,15 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 
 class Entry(NamedTuple):
-    """An array of a file: its dtype as NumPy names it, its shape, and where its bytes begin."""
+    """An array of a file: its dtype as NumPy names it, its shape, and where its bytes begin.
+
+    The numbers of a bfloat16 array are whole numbers of 16 bits here.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     start: int
+    bfloat16: bool = False
 
 
 class File:
@@ -218,7 +237,7 @@ class File:
     ----------
     path : Path
     about : dict
-        The JSON values that `write` was given.
+        The JSON values that `write` was given; {} of a plain file.
     entries : dict of name to Entry
     """
 
@@ -237,6 +256,16 @@ class File:
         array = np.empty(entry.shape, np.dtype(entry.dtype).newbyteorder("="))
         self.read_into(name, array)
         return array
+
+    def read_float(self, name: str, array: np.ndarray) -> None:
+        """Read floats into an array of the same shape, whose dtype holds each of them."""
+        entry = self.entries[name]
+        if entry.bfloat16:
+            array[...] = (self.array(name).astype(np.uint32) << 16).view(np.float32)
+        elif np.dtype(entry.dtype).newbyteorder("=") == array.dtype:
+            self.read_into(name, array)
+        else:
+            array[...] = self.array(name)
 
     def read_into(self, name: str, array: np.ndarray) -> None:
         """Read values into a C-contiguous array of the same dtype and shape."""
@@ -258,7 +287,7 @@ class File:
 
 
 @contextlib.contextmanager
-def opened(path: Any, what: str = "file") -> Iterator[File]:
+def opened(path: Any, what: str = "file", plain: bool = False) -> Iterator[File]:
     """Give a file of fastrnn, its header read and checked.
 
     Whatever does not fit while it is open is a ValueError that names it.
@@ -268,6 +297,8 @@ def opened(path: Any, what: str = "file") -> Iterator[File]:
     path : path
     what : str
         What the file should be, for the error's sentence: "model", "checkpoint".
+    plain : bool
+        Whether it may be a file that has nothing of fastrnn beside the arrays.
 
     Raises
     ------
@@ -280,16 +311,23 @@ def opened(path: Any, what: str = "file") -> Iterator[File]:
     """
     path = as_path(path)
     with refusing(path, what):
-        if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
-            raise RefusedValue("it is not an ordinary file")  # opening a pipe would wait
+        check_ordinary(path)
         with open(path, "rb", buffering=0) as file:
             with refusing(path, ""):
                 entries, metadata = _read_header(file)
-            about = json.loads(metadata[_KEY])
-            if about["format"] != FORMAT:
-                raise RefusedValue(f"its format is {_checks.show(about['format'])}, expected "
-                                   f"{FORMAT}")
+            about = {}
+            if _KEY in metadata or not plain:
+                about = json.loads(metadata[_KEY])
+                if about["format"] != FORMAT:
+                    raise RefusedValue(f"its format is {_checks.show(about['format'])}, expected "
+                                       f"{FORMAT}")
             yield File(path, file, entries, about)
+
+
+def check_ordinary(path: Path) -> None:
+    """Refuse what is no file: opening a pipe would wait."""
+    if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
+        raise RefusedValue("it is not an ordinary file")
 
 
 @contextlib.contextmanager
@@ -297,11 +335,11 @@ def refusing(path: Path, what: str) -> Iterator[None]:
     """Turn whatever fails inside into an error that names the file.
 
     A file can be anything, so anything can fail: a RecursionError of JSON, an OverflowError of a
-    size. Only lack of memory and the system's errors keep their kind.
+    size. Only lack of memory or of a package, and the system's errors, keep their kind.
     """
     try:
         yield
-    except (OSError, NamedError):
+    except (OSError, NamedError, ImportError):  # a package that reads the file is not installed
         raise
     except MemoryError as error:
         raise MemoryError(f"not enough memory to load {str(path)!r}") from error
@@ -335,13 +373,14 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str]]:
         if not isinstance(shape, list) or len(shape) > _MOST_AXES or not all(
                 type(n) is int and n >= 0 for n in shape):
             raise RefusedValue(f"the shape of {name!r} is {_checks.show(shape)}")
-        dtype = _DTYPES.get(described["dtype"])
+        bfloat16 = described["dtype"] == _BFLOAT16
+        dtype = "<u2" if bfloat16 else _DTYPES.get(described["dtype"])
         if dtype is None:
             raise RefusedValue(f"{name!r} is {_checks.show(described['dtype'])}, expected one of "
-                               f"{list(_DTYPES)}")
+                               f"{[*_DTYPES, _BFLOAT16]}")
         if 8 + length + begin != at or end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
             raise RefusedValue(f"the bytes of {name!r} are not where they should be")
-        entries[name] = Entry(dtype, tuple(shape), at)
+        entries[name] = Entry(dtype, tuple(shape), at, bfloat16)
         at += end - begin
     if at != size:
         raise RefusedValue(f"it has {size} bytes, its header says {at}")

@@ -209,14 +209,15 @@ def test_layers_that_do_not_fit_their_file(tmp_path, layers, match):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda h, a: h.pop("__metadata__"), "its metadata lacks 'fastrnn'"),
+        (lambda h, a: a.pop("format"), "its metadata lacks 'format'"),
         (lambda h, a: a.update(format=2), "its format is 2, expected 3"),
         (lambda h, a: a.update(model="Elman"), "model is 'Elman', expected one of"),
         (lambda h, a: a.pop("config"), "its metadata lacks 'config'"),
         (lambda h, a: h.update({"head.bios": h.pop("head.bias")}),
          r"missing \['head.bias'\]; unexpected \['head.bios'\]"),
         (lambda h, a: h["head.bias"].update(dtype="I32"), "is int32 .*, expected float32"),
-        (lambda h, a: h["head.bias"].update(dtype="BF16"), "'head.bias' is 'BF16', expected"),
+        (lambda h, a: h["head.bias"].update(dtype="BF16"), "'head.bias' are not where"),
+        (lambda h, a: h["head.bias"].update(dtype="F8_E4M3"), "'head.bias' is 'F8_E4M3', expected"),
         (lambda h, a: h["head.bias"].update(shape=[1, 5]), r"\(1, 5\), expected float32 \(5,\)"),
         (lambda h, a: h["head.bias"].update(data_offsets=[0, 20]), "not where they should be"),
     ],

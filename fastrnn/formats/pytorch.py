@@ -1,0 +1,379 @@
+"""Weights under PyTorch's names: safetensors files of any program, and PyTorch's own files.
+
+PyTorch's own files are pickles in a zip archive. They are read by torch.load(weights_only=True),
+which makes tensors and containers of them only; without torch they are refused. Letters: V symbols,
+N outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn._checks import RefusedType, RefusedValue
+from fastrnn.formats import safetensors
+from fastrnn.formats.safetensors import NamedError
+from fastrnn.formats.structure import ROLES, Choices, Found, find
+from fastrnn.layers.layer import Layer
+from fastrnn.layers.parameters import Parametrized
+from fastrnn.layers.recurrent import Recurrent
+from fastrnn.layers.single import SINGLE, SingleCell
+from fastrnn.layers.standard import GRU, RNN
+from fastrnn.models.model import Model
+
+__all__ = ["Options", "load_arrays", "load_safetensors", "load_torch", "save", "state_dict"]
+
+_WRAPPERS = ("state_dict", "model_state_dict")
+_FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+_PICKLED = 2**20  # bytes that a file's pickle may hold beside the numbers of its tensors
+
+
+class Options(NamedTuple):
+    """How a file with PyTorch's names is read; see fastrnn.load."""
+
+    mapping: Mapping[str, Any] | None = None
+    prefix: str = ""
+    strict: bool = True
+    nonlinearity: str = "tanh"
+    loss: str = "softmax"
+    readout: str = "every"
+
+
+class _Tensor(NamedTuple):
+    """A tensor of a file: `fill` writes its values into an array of its shape.
+
+    `dtype` is that of an array which holds all its values; None if it is none of floats.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype | None
+    fill: Callable[[np.ndarray], None]
+
+
+Make = Callable[[str, dict[str, Any]], Any]
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def load_safetensors(file: safetensors.File, options: Options, make: Make) -> Any:
+    """Return the model of an open safetensors file without anything of fastrnn."""
+    tensors = {}
+    for name, entry in file.entries.items():
+        dtype: np.dtype | None = np.dtype(entry.dtype).newbyteorder("=")
+        if entry.bfloat16:
+            dtype = np.dtype(np.float32)
+        tensors[name] = _Tensor(entry.shape, dtype if dtype in _FLOATS else None,
+                                functools.partial(file.read_float, name))
+    with _explaining(file.path):
+        return _load(tensors, options, make)
+
+
+def load_torch(path: Path, options: Options, make: Make) -> Any:
+    """Return the model of a file that torch.save wrote, read by torch with weights_only."""
+    with _explaining(path):
+        return _load(_read_torch(path), options, make)
+
+
+def load_arrays(arrays: Mapping[str, np.ndarray], options: Options, make: Make) -> Any:
+    """Return the model of arrays with PyTorch's names."""
+    return _load({name: _Tensor(a.shape, a.dtype if a.dtype in _FLOATS else None,
+                                functools.partial(_copy, a))
+                  for name, a in arrays.items()}, options, make)
+
+
+def _copy(a: np.ndarray, into: np.ndarray) -> None:
+    into[...] = a
+
+
+@contextlib.contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Name the file in what is refused."""
+    try:
+        yield
+    except NamedError:
+        raise
+    except _checks.Refused as error:
+        raise NamedError(f"{str(path)!r} gives no model: {error}") from error
+
+
+def _load(tensors: dict[str, _Tensor], options: Options, make: Make) -> Any:
+    """Find the model, make it once everything fits, and fill it."""
+    below = _below(tensors, options.prefix)
+    names, choices = _chosen(below, options)
+    renamed = {new: below[old] for new, old in names.items()}
+    found = find({name: tensor.shape for name, tensor in renamed.items()}, choices)
+    dtype = _common_dtype(found, renamed, names)
+    model = _made(found, dtype, make)
+    params = model.parameters()
+    for ours, theirs in found.names.items():
+        array, tensor = params[ours], renamed[theirs]
+        if array.shape != tensor.shape:
+            raise RefusedValue(f"{names[theirs]} is {tensor.shape}, expected {array.shape}")
+        tensor.fill(array)
+    for ours in params:
+        if ours not in found.names:  # the bias of a head that has none
+            params[ours][...] = 0
+    model.eval()
+    used = {_dotted(options.prefix) + names[theirs] for theirs in found.names.values()}
+    model.unused = tuple(name for name in tensors if name not in used)
+    return model
+
+
+def _dotted(prefix: str) -> str:
+    return f"{prefix}." if prefix and not prefix.endswith(".") else prefix
+
+
+def _below(tensors: dict[str, _Tensor], prefix: Any) -> dict[str, _Tensor]:
+    """Return the tensors below a prefix by names without it."""
+    if not isinstance(prefix, str):
+        raise RefusedType(f"prefix is {_checks.show(prefix)}, expected the beginning of names")
+    dotted = _dotted(prefix)
+    below = {name[len(dotted):]: tensor for name, tensor in tensors.items()
+             if name.startswith(dotted)}
+    if tensors and not below:
+        raise RefusedValue(f"no tensor is below the prefix {prefix!r}, it has "
+                           f"{_checks.show(list(tensors))}")
+    return below
+
+
+def _chosen(
+    tensors: Mapping[str, _Tensor], options: Options
+) -> tuple[dict[str, str], Choices]:
+    """Return the file's names by those that count, and what the mapping chooses.
+
+    A mapping has roles ({"head": "fc"}) or renames ({"fc": "head"}): then what it calls embedding,
+    layers.0, layers.1, ... and head has these roles.
+    """
+    mapping = {} if options.mapping is None else options.mapping
+    if not isinstance(mapping, Mapping) or not all(isinstance(key, str) for key in mapping):
+        raise RefusedType(f"mapping is {_checks.show(mapping)}, expected a dictionary of names")
+    roles: dict[str, Any] = {}
+    names = {name: name for name in tensors}
+    if mapping and all(key in ROLES for key in mapping):
+        roles = dict(mapping)
+    elif mapping:
+        names = _renamed(tensors, mapping)
+        new = {name.rpartition(".")[0] for name, old in names.items() if name != old}
+        for role in ("embedding", "head"):
+            if role in new:
+                roles[role] = role
+        layers = [name for name in new if name.startswith("layers.")]
+        if layers:
+            roles["layers"] = sorted(layers, key=_number)
+    return names, Choices(roles, _checks.flag("strict", options.strict), options.nonlinearity,
+                          options.loss, options.readout)
+
+
+def _number(layer: str) -> int:
+    number = layer.removeprefix("layers.")
+    if not number.isdecimal() or len(number) > 6:
+        raise RefusedValue(f"mapping has the layer {layer!r}, expected layers.0, layers.1, ...")
+    return int(number)
+
+
+def _renamed(tensors: Mapping[str, Any], mapping: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of tensors by new ones, without those that are mapped to None."""
+    names: dict[str, str] = {}
+    met = set()
+    for name in tensors:
+        old = max((key for key in mapping if name == key or name.startswith(f"{key}.")),
+                  key=len, default=None)
+        new = name
+        if old is not None:
+            met.add(old)
+            to = mapping[old]
+            if to is None:
+                continue
+            if not isinstance(to, str):
+                raise RefusedType(f"mapping[{old!r}] is {_checks.show(to)}, expected a name")
+            new = to + name[len(old):]
+        if new in names:
+            raise RefusedValue(f"mapping calls both {names[new]} and {name} {new!r}")
+        names[new] = name
+    if unmet := [key for key in mapping if key not in met]:
+        raise RefusedValue(f"mapping has {unmet[0]!r}, expected names of tensors or modules: it "
+                           f"has {_checks.show(list(tensors))}")
+    return names
+
+
+def _common_dtype(
+    found: Found, tensors: Mapping[str, _Tensor], names: Mapping[str, str]
+) -> np.dtype:
+    """Return float64 if a tensor of the model has it, else float32, which holds all others."""
+    wide = False
+    for theirs in found.names.values():
+        dtype = tensors[theirs].dtype
+        if dtype is None:
+            raise RefusedType(f"{names[theirs]} has no floats, expected float16, bfloat16, "
+                              "float32 or float64")
+        wide |= dtype == np.float64
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def _made(found: Found, dtype: np.dtype, make: Make) -> Any:
+    config = dict(found.config)
+    if "layers" in config:
+        config["layers"] = [layer | {"dtype": dtype.name} for layer in config["layers"]]
+    else:
+        config["dtype"] = dtype.name
+    return make(found.kind, config)
+
+
+# ---- PyTorch's own files -------------------------------------------------------------------------
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "a file of PyTorch is read and written by torch, expected it to be installed: pip "
+            "install 'fastrnn[torch]', or, where torch is, convert the file: "
+            "safetensors.torch.save_file(state_dict, 'model.safetensors')", name="torch"
+        ) from error
+    return torch
+
+
+def _read_torch(path: Path) -> dict[str, _Tensor]:
+    torch = _torch()
+    size = os.path.getsize(path)
+    archive = zipfile.is_zipfile(path)
+    try:
+        if archive:
+            _check_archive(path, size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old files; what matters is checked here
+            read = torch.load(path, map_location="cpu", weights_only=True,
+                              mmap=True if archive else None)
+    except (OSError, MemoryError, _checks.Refused):
+        raise
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise NamedError(f"{str(path)!r} is not a file that torch.load(weights_only=True) reads: "
+                         f"{type(error).__name__}: {first}") from error
+    for key in _WRAPPERS:
+        if isinstance(read, Mapping) and isinstance(read.get(key), Mapping):
+            read = read[key]
+            break
+    if not isinstance(read, Mapping):
+        raise RefusedValue(f"it is {_checks.kind(read)}, expected a state_dict")
+    tensors, total = {}, 0
+    for name, value in read.items():
+        if not isinstance(name, str):
+            raise RefusedValue(f"a name in it is {_checks.show(name)}, expected a text")
+        if not isinstance(value, torch.Tensor):  # such as a version
+            tensors[name] = _Tensor((), None, lambda _: None)
+            continue
+        tensors[name] = tensor = _torch_tensor(torch, name, value.detach())
+        total += math.prod(tensor.shape) * value.element_size()
+    if total > 2 * size + _PICKLED:  # tensors may share numbers, as an embedding and a head do
+        raise RefusedValue(f"its tensors have {_checks.show(total)} bytes, the file {size}")
+    return tensors
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """Refuse an archive that is larger unpacked than packed; torch does not pack its files."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(info.file_size for info in archive.infolist())
+    if unpacked > size:
+        raise RefusedValue(f"it unpacks to {_checks.show(unpacked)} bytes, expected at most its "
+                           f"own {size}")
+
+
+def _torch_tensor(torch: Any, name: str, value: Any) -> _Tensor:
+    shape = tuple(value.shape)
+    if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+        return _Tensor(shape, None, lambda _: None)
+    dtypes: dict[Any, np.dtype] = {
+        torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32),
+        torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(np.float32),
+    }
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise RefusedValue(f"{name} is {shape}, expected as many numbers as it holds")
+
+    def fill(array: np.ndarray) -> None:
+        wide = value.float() if value.dtype == torch.bfloat16 else value
+        np.copyto(array, wide.numpy())
+
+    return _Tensor(shape, dtypes.get(value.dtype), fill)
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def state_dict(model: Any, names: Any = "torch") -> dict[str, np.ndarray]:
+    """Return a model's parameters as load_state_dict of a torch module takes them.
+
+    Parameters
+    ----------
+    model : SequenceModel, LanguageModel, Stack, RNN, LSTM, GRU, single cell
+    names : "torch" or mapping
+        The module's names of parts or parameters: {"layers.0": "rnn", "head": "fc"}. What it has
+        no name for keeps its own; so "torch" changes none. None leaves a bias of zeros out.
+
+    Returns
+    -------
+    dict of arrays
+        The live parameters, not copies.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a layer is none of torch.nn's, or the names do not fit.
+    """
+    if not isinstance(model, Parametrized):
+        raise RefusedType(f"model is {_checks.kind(model)}, expected a model or layer of fastrnn")
+    for layer in model.recurrent if isinstance(model, Model) else [model]:
+        _check_of_torch(layer)
+    params = dict(model.parameters())
+    if names == "torch":
+        return params
+    if not isinstance(names, Mapping) or not all(isinstance(key, str) for key in names):
+        raise RefusedType(f"names is {_checks.show(names)}, expected 'torch', or a dictionary of "
+                          "names")
+    renamed = _renamed(params, names)
+    kept = set(renamed.values())
+    for name, array in params.items():
+        if name not in kept and array.any():
+            raise RefusedValue(f"{name} is to be left out, but it is not zero")
+    return {new: params[old] for new, old in renamed.items()}
+
+
+def _check_of_torch(layer: Any) -> None:
+    """Refuse a layer whose equations no module of torch.nn has."""
+    why = ""
+    if isinstance(layer, Layer):
+        why = f"its cell {layer.definition.name} is from equations"
+    elif isinstance(layer, GRU) and not layer.reset_after:
+        why = "it has reset_after=False"
+    elif isinstance(layer, (RNN, SINGLE["RNNCell"])) and layer.nonlinearity == "sigmoid":
+        why = "its nonlinearity is sigmoid"
+    elif not isinstance(layer, (Recurrent, SingleCell)):
+        why = "it is no recurrent layer"
+    if why:
+        raise RefusedValue(f"{layer!r} is no module of torch.nn: {why}")
+
+
+def save(model: Any, path: Any, names: Any = "torch") -> None:
+    """Write a state_dict: with torch to .pt, .pth and .bin, and else as safetensors."""
+    arrays = state_dict(model, names)
+    path = safetensors.as_path(path)
+    if path.suffix not in (".pt", ".pth", ".bin"):
+        safetensors.write(path, arrays, None)
+        return
+    torch = _torch()
+    buffer = io.BytesIO()
+    torch.save({name: torch.from_numpy(a.copy()) for name, a in arrays.items()}, buffer)
+    safetensors.write_bytes(path, buffer.getbuffer())

@@ -1,0 +1,80 @@
+"""`fastrnn convert`: files in, files out, what was not used, and errors of one line."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import GRU, SequenceModel, cli
+from fastrnn.formats import safetensors
+
+rng = np.random.default_rng(1)
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """Return a file with PyTorch's names, and something that no part needs."""
+    model = SequenceModel(GRU(1, 5, seed=1), 2, seed=0)
+    names = {"layers.0": "net.rnn", "head": "net.out"}
+    arrays = fastrnn.formats.pytorch.state_dict(model, names)
+    path = tmp_path / "in.safetensors"
+    safetensors.write(path, arrays | {"net.norm.weight": np.zeros(3, "f")}, None)
+    return path
+
+
+def test_it_converts_and_says_what_was_not_used(plain, tmp_path, capsys):
+    out = tmp_path / "out.safetensors"
+    assert cli.main(["convert", str(plain), str(out), "--not-strict", "--loss", "mse"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("model: SequenceModel: GRU(1, 5), 2 outputs, loss 'mse'")
+    assert "parameters: 132 of float32" in said
+    assert "not used, 1:\n  net.norm.weight\n" in said
+    assert f"wrote {out} ({out.stat().st_size:,} bytes)" in said
+    other = tmp_path / "out.json"
+    assert cli.main(["convert", str(out), str(other)]) == 0
+    assert "not used: nothing" in capsys.readouterr().out
+    x = rng.standard_normal((4, 3, 1)).astype("f")
+    np.testing.assert_allclose(fastrnn.load(other)(x)[0], fastrnn.load(out)(x)[0], rtol=1e-5)
+
+
+def test_names_in_both_directions(plain, tmp_path):
+    out = tmp_path / "out.safetensors"
+    assert cli.main(["convert", str(plain), str(out), "--prefix", "net", "--map", "rnn=layers.0",
+                     "--map", "norm=", "--names", "layers.0=r", "--names", "head=h"]) == 0
+    with safetensors.opened(out, plain=True) as file:
+        assert {name.split(".")[0] for name in file.entries} == {"r", "h"}
+    assert cli.main(["convert", str(out), str(tmp_path / "t"), "--names", "torch"]) == 0
+    with safetensors.opened(tmp_path / "t", plain=True) as file:
+        assert "layers.0.weight_ih_l0" in file.entries
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ([], "no part of a SequenceModel needs ['net.norm.weight']"),
+    (["--map", "x"], "--map is 'x', expected two names with = between them"),
+    (["--names", "=x"], "--names is '=x', expected two names"),
+    (["--prefix", "x"], "no tensor is below the prefix 'x'"),
+    (["--not-strict", "--readout", "first"], "readout is 'first'"),
+])
+def test_an_error_is_one_line_and_nothing_is_written(plain, tmp_path, capsys, options, said):
+    out = tmp_path / "out.safetensors"
+    assert cli.main(["convert", str(plain), str(out), *options]) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("fastrnn convert: ")
+    assert said in errors
+    assert errors.count("\n") == 1
+    assert not out.exists()
+
+
+def test_files_that_cannot_be(plain, tmp_path, capsys, monkeypatch):
+    assert cli.main(["convert", str(tmp_path / "no"), str(tmp_path / "out")]) == 1
+    assert "No such file" in capsys.readouterr().err
+    assert cli.main(["convert", str(plain), str(plain)]) == 1
+    assert "is IN and OUT, expected two files" in capsys.readouterr().err
+    (tmp_path / "m.json").write_text(json.dumps({"a": 1}))
+    assert cli.main(["convert", str(tmp_path / "m.json"), str(tmp_path / "out")]) == 1
+    assert "without the lists in_shape and layers" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert cli.main(["convert", str(plain), str(tmp_path / "m.pt"), "--not-strict"]) == 1
+    assert "pip install 'fastrnn[torch]'" in capsys.readouterr().err

@@ -1,0 +1,573 @@
+"""Files with PyTorch's names: models are found in them, compute as torch's, and are written."""
+
+import functools
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+import warnings
+import zipfile
+
+import cases
+import numpy as np
+import pytest
+from damage import check
+from safetensors.numpy import save_file
+
+import fastrnn
+from fastrnn import GRU, LSTM, RNN, LanguageModel, SequenceModel, Stack
+from fastrnn.formats import pytorch
+
+T, B = 7, 3
+rng = np.random.default_rng(5)
+
+with_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+
+
+def random(*shape, dtype=np.float32):
+    return (rng.standard_normal(shape) / 2).astype(dtype)
+
+
+def layer(name, kind, I, H, L=1, *, D=1, P=0, bias=True):
+    """Return the tensors of a recurrent module, of asymmetric values."""
+    G, tensors = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind], {}
+    for number in range(L):
+        for direction in ("", "_reverse")[:D]:
+            end = f"_l{number}{direction}"
+            tensors[f"{name}weight_ih{end}"] = random(G * H, I if number == 0 else D * (P or H))
+            tensors[f"{name}weight_hh{end}"] = random(G * H, P or H)
+            if bias:
+                tensors[f"{name}bias_ih{end}"] = random(G * H)
+                tensors[f"{name}bias_hh{end}"] = random(G * H)
+            if P:
+                tensors[f"{name}weight_hr{end}"] = random(P, H)
+    return tensors
+
+
+def linear(name, N, K):
+    return {f"{name}.weight": random(N, K), f"{name}.bias": random(N)}
+
+
+def load(tmp_path, tensors, **options):
+    path = tmp_path / "m.safetensors"
+    save_file(tensors, path)
+    return fastrnn.load(path, **options)
+
+
+def refused(tmp_path, tensors, match, **options):
+    with pytest.raises((ValueError, TypeError), match=match) as raised:
+        load(tmp_path, tensors, **options)
+    assert repr(str(tmp_path / "m.safetensors")) in str(raised.value)
+
+
+def same(part, tensors, prefix=""):
+    """Check that a part has just these values."""
+    params = dict(part.parameters())
+    assert params.keys() == {name.removeprefix(prefix) for name in tensors}
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(params[name.removeprefix(prefix)], array)
+
+
+# ---- what is found -------------------------------------------------------------------------------
+
+KINDS = [("RNN", 4, 5, 1, 1, 0, True), ("RNN", 1, 6, 3, 2, 0, False), ("GRU", 5, 4, 2, 2, 0, True),
+         ("GRU", 3, 1, 1, 1, 0, False), ("LSTM", 4, 7, 2, 1, 0, True),
+         ("LSTM", 3, 5, 2, 2, 2, True), ("LSTM", 3, 5, 1, 1, 4, False)]
+
+
+@pytest.mark.parametrize(("kind", "I", "H", "L", "D", "P", "bias"), KINDS)
+@pytest.mark.parametrize("prefix", ["", "model.rnn."])
+def test_a_recurrent_module_alone_is_a_layer(tmp_path, kind, I, H, L, D, P, bias, prefix):
+    tensors = layer(prefix, kind, I, H, L, D=D, P=P, bias=bias)
+    found = load(tmp_path, tensors)
+    assert type(found).__name__ == kind
+    assert (found.input_size, found.hidden_size, found.num_layers) == (I, H, L)
+    assert (found.directions, found.bias) == (D, bias)
+    assert getattr(found, "proj_size", 0) == P
+    assert found.unused == ()
+    assert not found.training
+    same(found, tensors, prefix)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_a_single_cell(tmp_path, kind):
+    tensors = {name.removesuffix("_l0"): a for name, a in layer("c.", kind, 3, 5).items()}
+    found = load(tmp_path, tensors)
+    assert type(found).__name__ == f"{kind}Cell"
+    same(found, tensors, "c.")
+    model = load(tmp_path, tensors | linear("out", 2, 5))  # a cell in a model is a layer
+    assert type(model.layers[0]).__name__ == kind
+    np.testing.assert_array_equal(model.layers[0].weight_hh_l0, tensors["c.weight_hh"])
+
+
+def test_a_nonlinearity_is_an_argument(tmp_path):
+    tensors = layer("", "RNN", 3, 5)
+    assert load(tmp_path, tensors).nonlinearity == "tanh"
+    assert load(tmp_path, tensors, nonlinearity="relu").nonlinearity == "relu"
+    refused(tmp_path, tensors, "nonlinearity is 'step'", nonlinearity="step")
+
+
+def test_a_model_with_embedding_and_head(tmp_path):
+    tensors = {"emb.weight": random(11, 4)} | layer("rnn.", "GRU", 4, 6, 2, D=2) | linear(
+        "fc", 3, 12)
+    model = load(tmp_path, tensors, loss="bce", readout="last")
+    assert type(model) is SequenceModel
+    assert (model.vocab_size, model.output_size) == (11, 3)
+    assert (model.loss_name, model.readout) == ("bce", "last")
+    np.testing.assert_array_equal(model.embedding.weight, tensors["emb.weight"])
+    np.testing.assert_array_equal(model.head.weight, tensors["fc.weight"])
+    np.testing.assert_array_equal(model.head.bias, tensors["fc.bias"])
+    assert model.train().training
+    model.loss(rng.integers(0, 11, (T, B)), rng.integers(0, 2, (B, 3)).astype("f")).backward()
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_a_language_model(tmp_path, kind):
+    tensors = {"encoder.weight": random(9, 5)} | layer("rnn.", kind, 5, 5, 2) | linear(
+        "decoder", 9, 5)
+    model = load(tmp_path, tensors)
+    assert type(model) is LanguageModel
+    assert model.cell == kind.lower()
+    assert len(model.sample([1, 2], 5, seed=0)) == 5
+    assert type(load(tmp_path, tensors, readout="last")) is SequenceModel
+    if kind == "RNN":
+        assert type(load(tmp_path, tensors, nonlinearity="relu")) is SequenceModel
+
+
+@pytest.mark.parametrize("more", [{"bias": False}, {"D": 2}, {"P": 2}])
+def test_no_language_model_of_what_it_cannot_have(tmp_path, more):
+    width = more.get("P", 5) * more.get("D", 1)
+    tensors = {"emb.weight": random(9, 5)} | layer("rnn.", "LSTM", 5, 5, **more) | linear(
+        "out", 9, width)
+    assert type(load(tmp_path, tensors)) is SequenceModel
+
+
+def test_a_head_without_a_bias_has_one_of_zeros(tmp_path):
+    tensors = {"emb.weight": random(9, 4), "out.weight": random(9, 5)} | layer(
+        "rnn.", "GRU", 4, 5)
+    model = load(tmp_path, tensors)
+    np.testing.assert_array_equal(model.head.weight, tensors["out.weight"])
+    assert not model.head.bias.any()
+    back = pytorch.state_dict(model, {"embedding": "emb", "layers.0": "rnn", "head": "out",
+                                      "head.bias": None})
+    assert back.keys() == tensors.keys()
+
+
+def test_modules_in_a_chain_are_in_the_order_of_their_widths(tmp_path):
+    tensors = layer("a.", "LSTM", 6, 2) | layer("b.", "GRU", 3, 4) | layer("c.", "RNN", 4, 3, D=2)
+    model = load(tmp_path, tensors)  # b: 3 to 4, c: 4 to 6, a: 6 to 2
+    assert type(model) is Stack
+    assert [type(one) for one in model.layers] == [GRU, RNN, LSTM]
+    same(model.layers[0], {n: a for n, a in tensors.items() if n.startswith("b.")}, "b.")
+
+
+def test_numbered_modules_are_in_the_order_of_their_numbers(tmp_path):
+    tensors = {}
+    for number in (10, 2, 9):
+        tensors |= layer(f"encoder.lstm{number}.", "LSTM", 4, 4)
+    model = load(tmp_path, tensors)
+    for one, number in zip(model.layers, (2, 9, 10), strict=True):
+        np.testing.assert_array_equal(one.weight_hh_l0,
+                                      tensors[f"encoder.lstm{number}.weight_hh_l0"])
+
+
+def test_what_is_ambiguous_is_refused_with_the_candidates(tmp_path):
+    rnn = layer("rnn.", "GRU", 4, 5)
+    heads = linear("fc", 3, 5) | linear("aux", 2, 5)
+    refused(tmp_path, rnn | heads, r"head: \['aux.weight', 'fc.weight'\].*mapping=\{'head'")
+    refused(tmp_path, rnn | heads, "no part of a SequenceModel needs .*'aux.weight'",
+            mapping={"head": "fc"})
+    model = load(tmp_path, rnn | heads, mapping={"head": "fc.weight"}, strict=False)
+    np.testing.assert_array_equal(model.head.weight, heads["fc.weight"])
+    assert sorted(model.unused) == ["aux.bias", "aux.weight"]
+    model = load(tmp_path, rnn | heads, mapping={"aux": None})
+    assert (model.output_size, sorted(model.unused)) == (3, ["aux.bias", "aux.weight"])
+    tables = {"a.weight": random(7, 4), "b.weight": random(8, 4)}
+    refused(tmp_path, rnn | tables, r"embedding: \['a.weight', 'b.weight'\]")
+    square = layer("rnn.", "GRU", 4, 4)
+    refused(tmp_path, square | {"a.weight": random(7, 4)}, "'?a.weight'? could be the embedding or")
+    assert load(tmp_path, square | {"a.weight": random(7, 4)},
+                mapping={"embedding": "a"}).vocab_size == 7
+    assert load(tmp_path, square | {"a.weight": random(7, 4)},
+                mapping={"head": "a"}).vocab_size is None
+    equal = layer("encoder.", "GRU", 4, 4) | layer("decoder.", "GRU", 4, 4)
+    refused(tmp_path, equal, "fit each other in several orders.*mapping")
+    chosen = load(tmp_path, equal, mapping={"layers": ["encoder", "decoder"]})
+    np.testing.assert_array_equal(chosen.layers[0].weight_ih_l0, equal["encoder.weight_ih_l0"])
+    refused(tmp_path, layer("a.", "GRU", 4, 5) | layer("b.", "GRU", 4, 5), "not found to make a")
+    one = load(tmp_path, equal, mapping={"layers": "decoder"}, strict=False)
+    assert type(one) is GRU
+    assert len(one.unused) == 4
+
+
+def test_a_mapping_renames(tmp_path):
+    tensors = {"a": random(7, 4)} | layer("x.one.", "GRU", 4, 4) | layer(
+        "x.two.", "LSTM", 4, 4) | linear("p.q", 7, 4)
+    model = load(tmp_path, tensors, mapping={
+        "a": "embedding.weight", "x.two": "layers.0", "x.one": "layers.1", "p.q": "head"})
+    assert [type(one) for one in model.layers] == [LSTM, GRU]
+    np.testing.assert_array_equal(model.embedding.weight, tensors["a"])
+
+
+@pytest.mark.parametrize(("mapping", "match"), [
+    ({"head": "nothing"}, r"mapping\['head'\] is 'nothing', expected one of \['fc'\]"),
+    ({"layers": []}, "expected names of recurrent modules"), ({"layers": ["fc"]}, "'fc'"),
+    ({"layers": ["rnn", "rnn"]}, "each name once"), ({"layers": 3}, "expected names"),
+    ({"nothing": "head"}, "mapping has 'nothing'"), ({"fc": 3}, "expected a name"), (3, "mapping"),
+    ({"fc": "layers.x"}, "layers.x"), ({"fc.weight": "x", "fc.bias": "x"}, "calls both"),
+    ({3: "x"}, "expected a dictionary of names"), ({"embedding": "fc"}, "'fc'"),
+    ({"fc": "embedding"}, "'embedding'"), ({"rnn": "head"}, "head"),
+])
+def test_a_mapping_that_does_not_fit(tmp_path, mapping, match):
+    refused(tmp_path, layer("rnn.", "GRU", 4, 5) | linear("fc", 3, 5), match, mapping=mapping)
+
+
+def test_a_prefix(tmp_path):
+    tensors = layer("net.encoder.rnn.", "GRU", 4, 5) | linear("net.fc", 3, 5) | linear("net2", 2, 2)
+    model = load(tmp_path, tensors, prefix="net")
+    assert type(model) is SequenceModel
+    assert sorted(model.unused) == ["net2.bias", "net2.weight"]
+    assert type(load(tmp_path, tensors, prefix="net.encoder.rnn.")) is GRU
+    refused(tmp_path, tensors, "no tensor is below the prefix 'other'", prefix="other")
+
+
+def test_surplus_is_named_or_reported(tmp_path):
+    tensors = layer("rnn.", "GRU", 4, 5) | {"norm.running_mean": random(3),
+                                            "version": np.zeros((), np.int64)}
+    refused(tmp_path, tensors, r"no part of a GRU needs \['norm.running_mean', 'version'\]|"
+                               r"no part of a GRU needs \['version', 'norm.running_mean'\]")
+    found = load(tmp_path, tensors, strict=False)
+    assert type(found) is GRU
+    assert sorted(found.unused) == ["norm.running_mean", "version"]
+
+
+def test_a_checkpoint_says_what_the_model_does_not_have(tmp_path):
+    model = SequenceModel(GRU(2, 3, seed=0), 1, loss="mse", seed=0)
+    fastrnn.save(model, tmp_path / "m")
+    assert fastrnn.load(tmp_path / "m").unused == ()
+    with pytest.raises(ValueError, match=r"prefix is 'a', .* a file of fastrnn"):
+        fastrnn.load(tmp_path / "m", prefix="a")
+
+
+# ---- dtypes --------------------------------------------------------------------------------------
+
+
+def by_hand(path, tensors, dtype):
+    """Write a file of 16-bit tensors."""
+    header, at, data = {}, 0, b""
+    for name, bits in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(bits.shape),
+                        "data_offsets": [at, at + bits.nbytes]}
+        at, data = at + bits.nbytes, data + bits.tobytes()
+    raw = json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+
+
+def test_dtypes(tmp_path):
+    tensors = layer("", "GRU", 3, 5)
+    half = {name: a.astype(np.float16) for name, a in tensors.items()}
+    found = load(tmp_path, half)
+    assert found.dtype == np.float32
+    same(found, {name: a.astype(np.float32) for name, a in half.items()})
+    mixed = load(tmp_path, tensors | {"bias_hh_l0": random(15, dtype=np.float64)})
+    assert mixed.dtype == np.float64
+    bits = {name: (a.view(np.uint32) >> 16).astype(np.uint16) for name, a in tensors.items()}
+    bits["bias_hh_l0"][:3] = 0x0001, 0x7F7F, 0x8000  # the smallest, the largest, -0
+    by_hand(tmp_path / "b", bits, "BF16")
+    found = fastrnn.load(tmp_path / "b")
+    assert found.dtype == np.float32
+    same(found, {name: (b.astype(np.uint32) << 16).view(np.float32) for name, b in bits.items()})
+    refused(tmp_path, tensors | {"bias_hh_l0": np.zeros(15, np.int8)}, "bias_hh_l0 has no floats")
+
+
+# ---- against torch, and back ---------------------------------------------------------------------
+
+
+def modules():
+    """Return torch's modules with a name for each."""
+    import torch
+    from torch import nn
+
+    class Tagger(nn.Module):
+        def __init__(self, kind, V=11, E=5, H=6, N=4, **options):
+            super().__init__()
+            self.emb = nn.Embedding(V, E) if V else None
+            self.rnn = getattr(nn, kind)(E, H, **options)
+            width = options.get("proj_size") or H
+            self.out = nn.Linear(width * (1 + options.get("bidirectional", False)), N)
+
+        def forward(self, x):
+            return self.out(self.rnn(self.emb(x) if self.emb else x)[0])
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm1, self.gru2 = nn.LSTM(5, 4, 2), nn.GRU(4, 4)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.gru2(self.lstm1(x)[0])[0])
+
+    torch.manual_seed(1)
+    return {
+        "lstm": Tagger("LSTM", num_layers=2, bidirectional=True), "gru": Tagger("GRU", V=0),
+        "rnn": Tagger("RNN", V=7, N=7), "no bias": Tagger("GRU", bias=False),
+        "projected": Tagger("LSTM", proj_size=3, num_layers=2, bidirectional=True), "two": Two(),
+        "float64": Tagger("GRU", num_layers=3).double()}
+
+
+NAMES = {"embedding": "emb", "layers.0": "rnn", "head": "out"}
+
+
+def close(ours, theirs, x):
+    """Check outputs; with a symbol's embedding or real vectors."""
+    import torch
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # oneDNN has no projections
+        expected = theirs(torch.from_numpy(x)).numpy()
+    y, _ = ours(x)
+    cases.assert_close("y", y, expected, cases.tolerance(y.dtype, 24, 3 * T, bidirectional=True))
+
+
+@with_torch
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "no bias", "projected", "two", "float64"])
+@pytest.mark.parametrize("wrapper", ["safetensors", "pt", "state_dict", "old"])
+def test_models_of_torch_compute_the_same(tmp_path, kind, wrapper):
+    import torch
+    from safetensors import torch as safe
+
+    theirs, path = modules()[kind].eval(), tmp_path / f"m.{wrapper}"
+    state, mapping = theirs.state_dict(), None
+    if wrapper == "safetensors":
+        safe.save_file(state, path)
+    elif wrapper == "pt":
+        torch.save(state, path)
+    elif wrapper == "state_dict":
+        torch.save({"epoch": 3, "model_state_dict": state}, path)
+    else:
+        path = tmp_path / "m.pth"
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+    if kind == "two":
+        mapping = {"layers": ["lstm1", "gru2"]}
+    ours = fastrnn.load(path, mapping=mapping)
+    assert type(ours) is (LanguageModel if kind == "rnn" else SequenceModel)
+    V = ours.vocab_size
+    x = random(T, B, 5) if V is None else rng.integers(0, V, (T, B))
+    close(ours, theirs, x.astype(ours.dtype) if V is None else x)
+    if kind == "two":
+        return
+    other = modules()[kind]
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    names = {key: to for key, to in NAMES.items() if V is not None or key != "embedding"}
+    fastrnn.save(ours, tmp_path / "back.safetensors", names=names)
+    other.load_state_dict(safe.load_file(tmp_path / "back.safetensors"))
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    fastrnn.save(ours, tmp_path / "back.pt", names=names)
+    other.load_state_dict(torch.load(tmp_path / "back.pt", weights_only=True))
+
+
+@with_torch
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_cells_and_layers_go_back_to_torch(tmp_path, kind):
+    import torch
+
+    for ours, theirs in ((getattr(fastrnn, kind)(3, 5, 2, bidirectional=True, seed=1),
+                          getattr(torch.nn, kind)(3, 5, 2, bidirectional=True)),
+                         (getattr(fastrnn, kind + "Cell")(3, 5, seed=1),
+                          getattr(torch.nn, kind + "Cell")(3, 5))):
+        fastrnn.save(ours, tmp_path / "m.pt")
+        theirs.load_state_dict(torch.load(tmp_path / "m.pt", weights_only=True))
+        for name, value in theirs.state_dict().items():
+            np.testing.assert_array_equal(value.numpy(), ours.parameters()[name])
+        again = fastrnn.load(tmp_path / "m.pt")
+        assert type(again) is type(ours)
+
+
+@with_torch
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_tensors_of_torch(tmp_path, dtype):
+    import torch
+
+    theirs = torch.nn.LSTM(3, 5).to(getattr(torch, dtype))
+    torch.save(theirs.state_dict(), tmp_path / "m.pt")
+    found = fastrnn.load(tmp_path / "m.pt")
+    assert found.dtype == np.float32
+    same(found, {name: a.float().numpy() for name, a in theirs.state_dict().items()})
+
+
+@with_torch
+def test_tied_weights_and_views(tmp_path):
+    import torch
+
+    emb = torch.nn.Embedding(300, 40)
+    state = {"emb.weight": emb.weight, "out.weight": emb.weight, "out.bias": torch.ones(300)}
+    state |= {f"rnn.{name}": a for name, a in torch.nn.GRU(40, 40).state_dict().items()}
+    torch.save(state, tmp_path / "m.pt")
+    model = fastrnn.load(tmp_path / "m.pt")
+    np.testing.assert_array_equal(model.head.weight, emb.weight.detach().numpy())
+    huge = torch.zeros(1).expand(4096, 4096, 4096)
+    torch.save(state | {"huge": huge}, tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=r"m.pt' gives no model: huge is \(4096, 4096, 4096\)"):
+        fastrnn.load(tmp_path / "m.pt", strict=False)
+    shared = torch.zeros(2**20)
+    torch.save(state | {f"x{i}": shared for i in range(9)}, tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=r"its tensors have .* bytes, the file"):
+        fastrnn.load(tmp_path / "m.pt", strict=False)
+
+
+class Evil:
+    """What unpickling would call."""
+
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+@with_torch
+def test_pickles_are_not_run(tmp_path, capsys):
+    import torch
+
+    for old in (True, False):
+        torch.save({"weight_ih_l0": Evil()}, tmp_path / "m.pt",
+                   _use_new_zipfile_serialization=not old)
+        with pytest.raises(ValueError, match=r"m.pt' is not a file that torch.load\(weights_only"):
+            fastrnn.load(tmp_path / "m.pt")
+    assert capsys.readouterr().out == ""
+
+
+@with_torch
+def test_an_archive_that_is_packed_is_refused(tmp_path):
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save({"weight_ih_l0": torch.zeros(2**20)}, buffer)
+    with zipfile.ZipFile(buffer) as read, zipfile.ZipFile(
+            tmp_path / "m.pt", "w", zipfile.ZIP_DEFLATED) as write:
+        for info in read.infolist():
+            write.writestr(info.filename, read.read(info))
+    with pytest.raises(ValueError, match=r"m.pt' gives no model: it unpacks to \d+ bytes"):
+        fastrnn.load(tmp_path / "m.pt")
+
+
+def test_without_torch_it_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", b"\x80\x02}.")
+    for call in (functools.partial(fastrnn.load, tmp_path / "m.pt"),
+                 functools.partial(fastrnn.save, GRU(2, 3, seed=0), tmp_path / "n.pt")):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'fastrnn\[torch\]'.*convert"):
+            call()
+    assert not (tmp_path / "n.pt").exists()
+
+
+# ---- what torch has no module for ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make", "names", "match"), [
+    (lambda: GRU(2, 3, reset_after=False), "torch", "reset_after=False"),
+    (lambda: RNN(2, 3, nonlinearity="sigmoid"), "torch", "sigmoid"),
+    (lambda: fastrnn.RNNCell(2, 3, nonlinearity="sigmoid"), "torch", "sigmoid"),
+    (lambda: fastrnn.Layer(fastrnn.cells.MGU, 2, 3), "torch", "from equations"),
+    (lambda: SequenceModel(GRU(2, 3), 1), {"rnn": "layers.0"}, "mapping has 'rnn'"),
+    (lambda: SequenceModel(GRU(2, 3), 1), {"head": None}, "head.weight is to be left out"),
+    (lambda: SequenceModel(GRU(2, 3), 1), {"head": 3}, "is 3, expected a name"),
+    (lambda: SequenceModel(GRU(2, 3), 1), "pytorch", "names is 'pytorch', expected 'torch'"),
+    (dict, "torch", "model is of type dict"),
+])
+def test_what_torch_cannot_load_is_not_written(tmp_path, make, names, match):
+    with pytest.raises((ValueError, TypeError), match=match):
+        fastrnn.save(make(), tmp_path / "m", names=names)
+    assert not (tmp_path / "m").exists()
+
+
+def test_notes_have_no_place_in_a_plain_file(tmp_path):
+    with pytest.raises(ValueError, match="notes is given"):
+        fastrnn.save(GRU(2, 3), tmp_path / "m", {"a": 1}, names="torch")
+
+
+# ---- files that do not fit -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    (lambda t: t.pop("rnn.weight_hh_l0"), r"missing \['rnn.weight_hh_l0'\]"),
+    (lambda t: t.pop("rnn.bias_hh_l1"), r"missing \['rnn.bias_hh_l1'\]"),
+    (lambda t: t.update({"rnn.weight_ih_l1": random(15, 4)}),
+     r"rnn.weight_ih_l1 is \(15, 4\), expected \(15, 5\)"),
+    (lambda t: t.update({"rnn.weight_ih_l7": random(15, 5)}), r"missing \[.*l2.* and \d+ more"),
+    (lambda t: t.update({"rnn.weight_ih_l99999": random(15, 5)}), "too few for 100000 layers"),
+    (lambda t: t.update({"rnn.weight_hh_l0": random(16, 5)}), "expected G times H = 5 rows"),
+    (lambda t: t.update({"rnn.weight_hh_l0": random(10, 5)}), "expected G times H = 5 rows"),
+    (lambda t: t.update({"rnn.weight_hh_l0": random(15)}), "expected a matrix"),
+    (lambda t: t.update({"rnn.weight_hh_l0": random(0, 0)}), "expected a matrix"),
+    (lambda t: t.update({"rnn.weight_hh_l1": random(20, 5)}), r"\(20, 5\), expected \(15, 5\)"),
+    (lambda t: t.update({"rnn.weight_hr_l0": random(2, 5)}), "G = 4 of a projected LSTM"),
+    (lambda t: t.update({"rnn.weight_hr_l0": random(5, 5)}), r"expected \(P, H\)"),
+    (lambda t: t.update({"rnn.weight_hh": random(15, 5)}), r"missing \['rnn.weight_ih'\]"),
+    (lambda t: t.update({"fc.bias": random(4)}), r"fc.bias is \(4,\), expected \(3,\)"),
+    (lambda t: t.update({"fc.bias": np.zeros(3, np.int32)}), "fc.bias has no floats"),
+    (dict.clear, "has no recurrent layer"),
+])
+def test_tensors_that_do_not_fit(tmp_path, change, match):
+    tensors = layer("rnn.", "GRU", 4, 5, 2) | linear("fc", 3, 5)
+    change(tensors)
+    refused(tmp_path, tensors, match)
+
+
+def test_a_file_that_is_cut_off_or_changed_anywhere(tmp_path):
+    path = tmp_path / "m"
+    save_file(layer("r.", "GRU", 1, 2) | linear("f", 1, 2), path)
+    data = path.read_bytes()
+    read = {"load": lambda: fastrnn.load(path), "some": lambda: fastrnn.load(path, strict=False)}
+    for n in range(len(data)):
+        check(path, data[:n], read, refused=True)
+    check(path, data + b"\0", read, refused=True)
+    end = 8 + int.from_bytes(data[:8], "little")
+    for n in range(8, end):
+        for byte in (b"\0", b"9", b"x", b'"'):
+            check(path, data[:n] + byte + data[n + 1:], read)
+
+
+@with_torch
+@pytest.mark.parametrize("old", [False, True])
+def test_a_file_of_torch_that_is_cut_off(tmp_path, old):
+    import torch
+
+    path = tmp_path / "m.pt"
+    torch.save(torch.nn.GRU(1, 2).state_dict(), path, _use_new_zipfile_serialization=not old)
+    data = path.read_bytes()
+    for n in range(0, len(data), 7):
+        check(path, data[:n], {"load": lambda: fastrnn.load(path)}, refused=True)
+
+
+PROGRAM = """
+import sys, fastrnn
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+path = sys.argv[1]
+fastrnn.load(path + ".small")  # what is imported at first use
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before = status("VmHWM")
+model = fastrnn.load(path)
+print(status("VmHWM") - before, model.num_parameters * 4)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status")
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_loading_peaks_at_twice_the_model(tmp_path, dtype):
+    for name, H in (("m", 1100), ("m.small", 3)):
+        tensors = {key: a.astype(dtype) for key, a in layer("rnn.", "LSTM", 20, H).items()}
+        save_file(tensors, tmp_path / name)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "m")], text=True,
+                          capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    peak, size = map(int, done.stdout.split())
+    assert peak <= 2.05 * size  # parameters and packed weights
