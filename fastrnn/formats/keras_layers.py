@@ -94,6 +94,7 @@ def step_of(entry: Entry, owner: Owner, keras_2: bool) -> Step:
     if entry.kind not in _BUILDERS:
         raise RefusedValue(f"it is a {_checks.show(entry.kind)}, expected one of "
                            f"{', '.join(SUPPORTED)}")
+    dtype_of(entry.config)
     step = _BUILDERS[entry.kind](Given(entry, owner, keras_2))
     owner.finish()
     return step

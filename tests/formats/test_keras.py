@@ -9,6 +9,7 @@ import pytest
 from cases import assert_close, tolerance
 
 from fastrnn.formats.keras import load
+from fastrnn.reference import lstm_forward
 
 os.environ.setdefault("KERAS_BACKEND", "numpy")  # the reference needs no speed
 pytest.importorskip("h5py")
@@ -38,7 +39,7 @@ def theirs_of(model, x, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         y = model(x, **options)
-    return [np.asarray(a) for a in (y if isinstance(y, (list, tuple)) else [y])]
+    return [keras.ops.convert_to_numpy(a) for a in (y if isinstance(y, (list, tuple)) else [y])]
 
 
 def compare(got, expected, depth=1, K=4 * (I + H), steps=T):
@@ -248,19 +249,18 @@ def test_a_generic_rnn_and_nested_models(tmp_path):
 
 
 def test_float64(tmp_path):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float64")
-    try:
-        model = redraw(Sequential([Input((None, I), dtype="float64"), L.Masking(0.5), L.LSTM(
-            H, return_sequences=True), L.GRU(H, reset_after=False)]))
-        model.save(tmp_path / "m.keras")
-        x = x_of(N, T, I).astype(np.float64)
-        expected = theirs_of(model, x)[0]
-    finally:
-        keras.config.set_dtype_policy(before)
+    # Keras's NumPy backend multiplies in float32, so the values are those of fastrnn.reference
+    model = redraw(Sequential([Input((None, I), dtype="float64"), L.LSTM(
+        H, return_sequences=True, dtype="float64")]))
+    model.save(tmp_path / "m.keras")
+    x = x_of(N, T, I).astype(np.float64)
     y = load(tmp_path / "m.keras")(x)
+    zeros = np.zeros((N, H))
+    kernel, recurrent, bias = model.get_weights()
+    expected, _, _ = lstm_forward(x.swapaxes(0, 1), (zeros, zeros), kernel.T, recurrent.T, bias,
+                                  np.zeros_like(bias))
     assert y.dtype == np.float64
-    assert_close("y", y, expected, 3 * tolerance(np.float64, 4 * (I + H), T))
+    assert_close("y", y, expected.swapaxes(0, 1), tolerance(np.float64, I + H, T))
 
 
 def test_odd_sizes(tmp_path):
@@ -271,3 +271,189 @@ def test_odd_sizes(tmp_path):
     model.save(tmp_path / "m.keras")
     x = x_of(2, 23, 17)
     compare(load(tmp_path / "m.keras")(x), theirs_of(model, x), 4, K=4 * (66 + 65), steps=23)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def chain(**options):
+    return redraw(Sequential([
+        Input((None,)), L.Embedding(11, I), L.Bidirectional(L.LSTM(H, return_sequences=True)),
+        L.Dropout(0.2), L.GRU(6, return_sequences=True, recurrent_dropout=0.1),
+        L.SimpleRNN(3, **options), L.Dense(2, activation="softmax")]))
+
+
+X = np.random.default_rng(5).integers(0, 11, (N, T))
+
+
+def test_what_is_unused_is_named(tmp_path):
+    model = chain()
+    model.compile("adam", "mse", metrics=["mae"])
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "m.keras")
+    ours = load(tmp_path / "m.keras")
+    compare(ours(X), theirs_of(model, X), 4)
+    assert "optimizer/vars/0" in ours.unused
+    assert not any(name.startswith("layers/") and "seed_generator" not in name
+                   for name in ours.unused)
+
+
+def test_weights_alone_with_a_configuration(tmp_path):
+    model = chain()
+    path = tmp_path / "m.weights.h5"
+    model.save_weights(path)
+    expected = theirs_of(model, X)
+    for config in (model.to_json(), {"class_name": "Sequential", "config": model.get_config()}):
+        compare(load(path, config=config)(X), expected, 4)
+    layers = [("Embedding", {}), ("Bidirectional", {"layer": ("LSTM", {"return_sequences": True})}),
+              ("GRU", {"return_sequences": True}), ("SimpleRNN", {}),
+              ("Dense", {"activation": "softmax"})]
+    compare(load(path, layers=layers)(X), expected, 4)
+    with pytest.raises(ValueError, match=r"expected config=.*'embedding': \[\(11, 5\)\]"):
+        load(path)
+    with pytest.raises(ValueError, match="one of them"):
+        load(path, config=model.to_json(), layers=layers)
+    for wrong in ([], "LSTM", [("LSTM",)], [("LSTM", 3)]):
+        with pytest.raises(ValueError, match="pair"):
+            load(path, layers=wrong)
+    with pytest.raises(ValueError, match="not JSON"):
+        load(path, config="{")
+    with pytest.raises(TypeError, match="dictionary or JSON"):
+        load(path, config=3)
+    with pytest.raises(ValueError, match="unexpected variables"):
+        load(path, layers=layers[:-1])
+    with pytest.raises(ValueError, match=r"layer 5.*has 0 variables, expected 2"):
+        load(path, layers=[*layers, ("Dense", {"units": 2})])
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match="neither config nor layers"):
+        load(tmp_path / "m.keras", config=model.to_json())
+
+
+@pytest.mark.parametrize("functional", [True, False])
+def test_the_older_whole_model_file(tmp_path, functional):
+    model = chain()
+    if functional:
+        i = Input((None, I))
+        x = L.TimeDistributed(L.Dense(H))(L.GRU(H, reset_after=False, return_sequences=True)(i))
+        model = redraw(keras.Model(i, L.BatchNormalization()(x)))
+    x = x_of(N, T, I) if functional else X
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save(tmp_path / "m.h5")
+    ours = load(tmp_path / "m.h5")
+    compare(ours(x), theirs_of(model, x), 4)
+
+
+def branches():
+    i = Input((None, I))
+    a, b = L.GRU(H, name="left")(i), L.GRU(H, name="right")(i)
+    yield "read by two", keras.Model(i, L.Dense(2)(L.Add(name="join")([a, b])))
+    yield "'join'.*2 inputs", keras.Model([i, j := Input((None, I))], L.Add(name="join")([i, j]))
+    yield "one of each", keras.Model(i, [a, L.Dense(2)(a)])
+    shared = L.Dense(I, name="shared")
+    yield "'shared' is used 2 times", keras.Model(i, shared(L.Activation("relu")(shared(i))))
+    h = Input((H,))
+    yield "3 inputs|2 inputs", keras.Model([i, h], L.GRU(H, name="g")(i, initial_state=h))
+    yield "training=True", keras.Model(i, L.Dropout(0.5)(i, training=True))
+
+
+def test_a_graph_that_branches_is_refused(tmp_path):
+    for message, model in branches():
+        model.save(tmp_path / "m.keras")
+        with pytest.raises(ValueError, match=message) as error:
+            load(tmp_path / "m.keras")
+        assert str(tmp_path / "m.keras") in str(error.value)
+
+
+def refused():
+    yield "Lambda", [L.Lambda(lambda x: x + 1, name="odd")]
+    yield "'odd'.*Conv1D", [L.Conv1D(3, 2, name="odd")]
+    yield "'odd'.*gelu", [L.GRU(H, activation="gelu", name="odd")]
+    yield "'odd'.*sparsemax", [L.Dense(3, activation="sparsemax", name="odd")]
+    yield "'odd'.*StackedRNN", [L.RNN([L.GRUCell(3), L.LSTMCell(2)], name="odd")]
+    yield "'odd'.*'GRU' inside", [L.Reshape((T, I, 1)), L.TimeDistributed(L.GRU(3), name="odd")]
+    yield "'odd'.*dtype", [L.Dense(3, dtype="bfloat16", name="odd")]
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_a_layer_without_a_counterpart_is_refused(tmp_path, number):
+    message, layers = list(refused())[number]
+    Sequential([Input((T, I)), *layers]).save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "m.keras")
+
+
+def test_a_class_that_is_not_of_keras_is_refused(tmp_path):
+    class Odd(L.GRU):
+        pass
+
+    Sequential([Input((T, I)), Odd(H, name="odd")]).save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match=r"'odd' is a 'Odd' of .*not run"):
+        load(tmp_path / "m.keras")
+
+
+# ---- the trainable model -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sequences", [True, False])
+def test_to_model(tmp_path, sequences):
+    model = chain(return_sequences=sequences)
+    model.save(tmp_path / "m.keras")
+    ours = load(tmp_path / "m.keras")
+    trainable = ours.to_model()
+    assert trainable.training
+    assert trainable.readout == ("every" if sequences else "last")
+    logits, _ = trainable.eval()(X.T)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    compare(p.swapaxes(0, 1) if sequences else p, [ours(X)], 2)
+    before = ours(X)
+    targets = np.zeros((T, N) if sequences else N, int)
+    trainable.train().loss(X.T, targets).backward()
+    assert all(g.any() for name, g in trainable.grads.items() if "bias_hh" not in name)
+    trainable.parameters()["head.bias"][...] = 9
+    assert (ours(X) == before).all()  # it has copies
+
+
+def test_to_model_of_a_stack_and_of_equations(tmp_path):
+    Sequential([Input((None, I)), L.LSTM(H, return_sequences=True), L.Dropout(0.5), L.GRU(
+        3, recurrent_activation="hard_sigmoid", return_sequences=True)]).save(tmp_path / "m.keras")
+    ours, x = load(tmp_path / "m.keras"), x_of(N, T, I)
+    y, _ = ours.to_model().eval()(x.swapaxes(0, 1))
+    compare(np.ascontiguousarray(y.swapaxes(0, 1)), [ours(x)], 1)
+
+
+@pytest.mark.parametrize("layers", [
+    [L.GRU(H)], [L.Dense(2)], [L.GRU(H), L.Dense(3, activation="relu")],
+    [L.GRU(H, return_sequences=True), L.LayerNormalization(), L.Dense(2)],
+    [L.GRU(H, go_backwards=True), L.Dense(2)],
+    [L.Bidirectional(L.GRU(H), merge_mode="sum"), L.Dense(2)]], ids=range(6))
+def test_another_chain_is_no_model(tmp_path, layers):
+    Sequential([Input((None, I)), *layers]).save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match="KerasModel.to_model"):
+        load(tmp_path / "m.keras").to_model()
+
+
+# ---- calls ---------------------------------------------------------------------------------------
+
+
+def test_calls_that_do_not_fit(tmp_path):
+    model = chain()
+    model.save(tmp_path / "m.keras")
+    ours = load(tmp_path / "m.keras")
+    with pytest.raises(IndexError, match="expected 0 to 10"):
+        ours(X + 5)
+    with pytest.raises(TypeError, match="whole numbers"):
+        ours(X.astype(np.float32))
+    with pytest.raises(ValueError, match="'?bidirectional.*3 dimensions"):
+        ours(X[0])
+    with pytest.raises(ValueError, match="no layer of the model is stateful"):
+        ours(X, ())
+    check(Sequential([Input((None, I)), L.GRU(H)]), x_of(N, T, I), tmp_path)
+    ours = load(tmp_path / "m.keras")
+    for wrong in (x_of(N, T, I + 1), x_of(T, I), x_of(2, N, T, I)):
+        with pytest.raises(ValueError, match="KerasModel: gru.* has an input of shape"):
+            ours(wrong)
+    x = x_of(N, T, I)
+    assert (ours(x.astype(np.float64)) == ours(x)).all()
+    assert (ours(x[:, ::-1][:, ::-1]) == ours(x)).all()
