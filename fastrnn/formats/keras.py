@@ -113,7 +113,7 @@ def _steps(chain: Chain, file: File, keras_2: bool) -> tuple[list[Step], list[in
             _check_place(step, steps, entry.reads, chain)
         except KeyError as error:
             raise RefusedValue(f"layer {_checks.show(entry.name)} has no {error}") from error
-        except (RefusedValue, RefusedType) as error:
+        except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
             raise RefusedValue(f"layer {_checks.show(entry.name)}: {error}") from error
         steps.append(step)
         takes.append(entry.reads)

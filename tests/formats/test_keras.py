@@ -445,14 +445,14 @@ def test_calls_that_do_not_fit(tmp_path):
         ours(X + 5)
     with pytest.raises(TypeError, match="whole numbers"):
         ours(X.astype(np.float32))
-    with pytest.raises(ValueError, match="'?bidirectional.*3 dimensions"):
+    with pytest.raises(ValueError, match=r"'?bidirectional.*3 dimensions"):
         ours(X[0])
     with pytest.raises(ValueError, match="no layer of the model is stateful"):
         ours(X, ())
     check(Sequential([Input((None, I)), L.GRU(H)]), x_of(N, T, I), tmp_path)
     ours = load(tmp_path / "m.keras")
     for wrong in (x_of(N, T, I + 1), x_of(T, I), x_of(2, N, T, I)):
-        with pytest.raises(ValueError, match="KerasModel: gru.* has an input of shape"):
+        with pytest.raises(ValueError, match=r"KerasModel: gru.* has an input of shape"):
             ours(wrong)
     x = x_of(N, T, I)
     assert (ours(x.astype(np.float64)) == ours(x)).all()
