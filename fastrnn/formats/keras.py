@@ -256,8 +256,9 @@ class KerasModel:
             If x or the state do not fit, or a symbol is not below V.
         """
         symbols = isinstance(self.steps[0], Embedding)
-        x = _checks.whole_numbers(x, np.shape(x)) if symbols else _checks.numbers("x", x).astype(
-            self.dtype, copy=False)
+        x = _checks.numbers("x", x)
+        if not symbols:
+            x = x.astype(self.dtype, copy=False)
         if x.ndim < (1 if symbols else 2):
             raise RefusedValue(f"x has shape {x.shape}, expected (N, T{'' if symbols else ', I'})")
         states = self._states(state, len(x))

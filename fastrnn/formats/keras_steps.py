@@ -228,6 +228,8 @@ class Recurrence(Step):
         if x.shape[2] != first.input_size:
             raise RefusedValue(f"{self.name} has an input of shape {x.shape}, expected "
                                f"{first.input_size} features")
+        if not x.shape[1]:
+            raise RefusedValue(f"the input of {self.name} has no steps, expected at least 1")
         per = len(first.cell.states)
         if self.fused:
             outputs, final = self._both(x, value.mask, state)

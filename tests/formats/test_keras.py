@@ -430,7 +430,7 @@ def test_to_model_of_a_stack_and_of_equations(tmp_path):
     [L.Bidirectional(L.GRU(H), merge_mode="sum"), L.Dense(2)]], ids=range(6))
 def test_another_chain_is_no_model(tmp_path, layers):
     Sequential([Input((None, I)), *layers]).save(tmp_path / "m.keras")
-    with pytest.raises(ValueError, match="KerasModel.to_model"):
+    with pytest.raises(ValueError, match=r"KerasModel\.to_model"):
         load(tmp_path / "m.keras").to_model()
 
 
@@ -454,6 +454,10 @@ def test_calls_that_do_not_fit(tmp_path):
     for wrong in (x_of(N, T, I + 1), x_of(T, I), x_of(2, N, T, I)):
         with pytest.raises(ValueError, match=r"KerasModel: gru.* has an input of shape"):
             ours(wrong)
+    with pytest.raises(ValueError, match=r"gru.* has no steps"):
+        ours(x_of(N, 0, I))
+    with pytest.raises(ValueError, match="x is a ragged"):
+        ours([[[1.0] * I], [[1.0] * I] * 2])
     x = x_of(N, T, I)
     assert (ours(x.astype(np.float64)) == ours(x)).all()
     assert (ours(x[:, ::-1][:, ::-1]) == ours(x)).all()

@@ -21,7 +21,7 @@ from fastrnn.formats.keras import load
 h5py = pytest.importorskip("h5py")
 
 SMALL = Path(__file__).parents[1] / "data" / "small.keras"
-MUTATIONS = 800
+MUTATIONS = 400
 
 
 def parts():
@@ -294,6 +294,51 @@ def test_keras_2_has_another_hard_sigmoid(tmp_path):
     b = load(tmp_path / "b.keras")
     assert "0.2 * az + 0.5" in b.layers[1].definition.text
     assert "az / 6 + 0.5" in a.layers[1].definition.text
+
+
+def of_keras_2(path):
+    """Write the stored model as Keras 2 does: other names, and nodes that are lists."""
+    told = config()["config"]["layers"]
+    for number, layer in enumerate(told):
+        for key in ("module", "registered_name", "build_config"):
+            layer.pop(key, None)
+        before = told[number - 1]["config"]["name"]
+        layer |= {"name": layer["config"]["name"],
+                  "inbound_nodes": [[[before, 0, 0, {}]]] if number else []}
+    told[0]["config"]["batch_input_shape"] = told[0]["config"].pop("batch_shape")
+    del told[3]["config"]["zero_output_for_mask"]
+    del told[2]["config"]["backward_layer"]
+    model = {"class_name": "Functional", "config": {
+        "name": "small", "layers": told, "input_layers": [[told[0]["name"], 0, 0]],
+        "output_layers": [["out", 0, 0]]}}
+    groups = {
+        "symbols": ["embedding/vars"], "gru": ["gru/cell/vars"], "out": ["dense/vars"],
+        "both": [f"bidirectional/{d}_layer/cell/vars" for d in ("forward", "backward")]}
+    with h5py.File(io.BytesIO(parts()["model.weights.h5"])) as old, h5py.File(path, "w") as new:
+        new.attrs["model_config"] = json.dumps(model).encode()
+        new.attrs["keras_version"] = b"3.0"  # the activations are those of the stored model
+        new["optimizer_weights/step"] = np.zeros(())
+        for name, places_of in groups.items():
+            group, names = new.create_group(f"model_weights/{name}"), []
+            for place in places_of:
+                for number in range(len(old[f"layers/{place}"])):
+                    names.append(f"{name}/{place.split('/')[1]}/weight_{number}:0")
+                    group[names[-1]] = old[f"layers/{place}/{number}"][()]
+            group.attrs["weight_names"] = [of.encode() for of in names]
+    return path
+
+
+def test_names_and_nodes_of_keras_2(tmp_path):
+    x, y = expected()
+    model = load(of_keras_2(tmp_path / "m.h5"))
+    assert_close("y", model(x), y, 4 * tolerance(np.float32, 20, 5))
+    assert model.unused == ("optimizer_weights/step",)
+    with h5py.File(tmp_path / "m.h5", "r+") as root:
+        group = root["model_weights/out"]
+        group["more"] = np.ones(3, np.float32)
+        group.attrs["weight_names"] = [*group.attrs["weight_names"], b"more"]
+    with pytest.raises(ValueError, match=r"'out'.*unexpected variables.*more"):
+        load(tmp_path / "m.h5")
 
 
 PROGRAM = """
