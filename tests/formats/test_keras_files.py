@@ -324,7 +324,7 @@ def of_keras_2(path):
                 for number in range(len(old[f"layers/{place}"])):
                     names.append(f"{name}/{place.split('/')[1]}/weight_{number}:0")
                     group[names[-1]] = old[f"layers/{place}/{number}"][()]
-            group.attrs["weight_names"] = [of.encode() for of in names]
+            group.attrs["weight_names"] = np.array(names, "S")
     return path
 
 
@@ -336,7 +336,7 @@ def test_names_and_nodes_of_keras_2(tmp_path):
     with h5py.File(tmp_path / "m.h5", "r+") as root:
         group = root["model_weights/out"]
         group["more"] = np.ones(3, np.float32)
-        group.attrs["weight_names"] = [*group.attrs["weight_names"], b"more"]
+        group.attrs["weight_names"] = np.array([*group.attrs["weight_names"], "more"], "S")
     with pytest.raises(ValueError, match=r"'out'.*unexpected variables.*more"):
         load(tmp_path / "m.h5")
 
