@@ -1,14 +1,18 @@
 """The pages of docs/howto are programs: their blocks run, and assert what they show."""
 
+import os
 import re
 
 import pytest
 from pages import DOCS, blocks, run
 
+os.environ.setdefault("KERAS_BACKEND", "numpy")  # the default is not installed
 PAGES = sorted(path for path in (DOCS / "howto").glob("*.md") if path.name != "README.md")
-NEEDS = {"classify": "sklearn", "learns-not": "matplotlib"}
+NEEDS = {"classify": "sklearn", "keras": "keras", "learns-not": "matplotlib"}
 
 
+# of Keras: its variables as arrays
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_runs(page, tmp_path, monkeypatch):
     needed = pytest.importorskip(NEEDS[page.stem]) if page.stem in NEEDS else None

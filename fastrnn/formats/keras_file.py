@@ -1,0 +1,392 @@
+"""Keras's files: a configuration, and variables under their names in an HDF5 file.
+
+A `.keras` file is a zip archive with config.json, metadata.json and model.weights.h5. A
+`.weights.h5` file has the variables alone. A whole-model `.h5` file has the configuration as an
+attribute, and other names. Nothing here runs code of a file. A variable's shape and place are
+checked before it is read: it must lie in the file itself, contiguous and as large as its shape
+says. So what is read is never more than the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import math
+import os
+import stat
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fastrnn import _checks
+from fastrnn._checks import RefusedValue
+from fastrnn.formats.safetensors import NamedError, as_path
+
+__all__ = ["File", "Owner", "Variable", "opened"]
+
+Shape = tuple[int | None, ...]
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_ZIP = b"PK\x03\x04"
+_WEIGHTS = "model.weights.h5"
+_LONGEST = 10_000_000  # bytes of a configuration
+_DEEPEST = 12  # groups inside groups
+_BLOCK = 1 << 20  # bytes that are read at once
+_ROOTS = ("layers", "_layer_checkpoint_dependencies")  # the second in files of Keras 2.12 to 2.15
+
+
+class Variable:
+    """An array of a file: its name and shape were checked, its values were not read yet."""
+
+    def __init__(self, name: str, dataset: Any) -> None:
+        self.name, self._dataset = name, dataset
+        self.shape: tuple[int, ...] = dataset.shape
+
+    def blocks(self, dtype: np.dtype) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield the values for a layer of this dtype: some rows at a time, and which they are."""
+        own = self._dataset.dtype
+        if own.itemsize > dtype.itemsize:
+            raise RefusedValue(f"{self.name} is {own}, expected {dtype}: the dtype of its layer")
+        step = max(1, _BLOCK // max(1, own.itemsize * math.prod(self.shape[1:])))
+        for start in range(0, self.shape[0], step):
+            rows = slice(start, start + step)
+            yield rows, self._dataset[rows]
+
+    def values(self, dtype: np.dtype) -> np.ndarray:
+        """Return the values as a new array."""
+        array = np.empty(self.shape, dtype)
+        for rows, block in self.blocks(dtype):
+            array[rows] = block
+        return array
+
+
+class Owner:
+    """The variables of one layer.
+
+    Parameters
+    ----------
+    file : File
+    names : list of str or None
+        The names in the layer's order; None: they are found by `prefix`.
+    prefix : str
+        The group of the layer.
+    """
+
+    def __init__(self, file: File, names: list[str] | None, prefix: str) -> None:
+        self._file, self._names, self._prefix = file, names, prefix
+        self._next = 0
+
+    def take(self, part: str, **shapes: Shape) -> dict[str, Variable]:
+        """Return variables by the names of `shapes`, whose order is that of the file.
+
+        Parameters
+        ----------
+        part : str
+            Which object inside the layer has them: "", "cell", "forward_layer/cell".
+        **shapes : shapes
+            None in a shape fits any size.
+        """
+        if self._names is None:
+            group = "/".join(filter(None, (self._prefix, part, "vars")))
+            found = self._file.inside(group)
+        else:
+            group = self._prefix
+            found = self._names[self._next : self._next + len(shapes)]
+            self._next += len(found)
+        if len(found) != len(shapes):
+            raise RefusedValue(f"{group} has {len(found)} variables, expected {len(shapes)}: "
+                               f"{', '.join(shapes)}")
+        return {of: self._file.variable(name, of, shape)
+                for name, (of, shape) in zip(found, shapes.items(), strict=True)}
+
+    def shape(self, part: str, number: int) -> tuple[int, ...] | None:
+        """Return the shape of one variable that `take` would return next; None: there is none."""
+        if self._names is None:
+            found = self._file.inside("/".join(filter(None, (self._prefix, part, "vars"))))
+        else:
+            found = self._names[self._next :]
+        return self._file.shape(found[number]) if number < len(found) else None
+
+    def finish(self) -> None:
+        """Refuse a layer of the older format that has more variables than were taken."""
+        if self._names is not None and self._next < len(self._names):
+            raise RefusedValue(f"unexpected variables {self._names[self._next:]}")
+
+
+class File:
+    """The HDF5 part of an open file.
+
+    Attributes
+    ----------
+    config : dict or None
+        The configuration of the model.
+    version : str
+        The version of Keras that wrote it, "" if unknown.
+    legacy : bool
+        Whether the names are those of the whole-model format of Keras 1 and 2.
+    """
+
+    def __init__(self, root: Any, size: int, config: Any, version: str) -> None:
+        self.config, self.version, self._size = config, version, size
+        self._taken: set[str] = set()
+        self._bytes = 0
+        self._datasets: dict[str, Any] = {}
+        self._left = 1000 + size // 64  # objects that a file of this size can have
+        self._walk(root, "", 0)
+        attributes = root.attrs
+        self.legacy = "layer_names" in attributes or "model_weights" in root
+        if self.legacy:
+            if config is None and "model_config" in attributes:
+                self.config = _json(attributes["model_config"])
+            self._group = root.get("model_weights", root)
+            self.version = version or _text(attributes.get("keras_version", "")) or _text(
+                self._group.attrs.get("keras_version", ""))
+        self._root = next((name for name in _ROOTS if name in root), _ROOTS[0])
+
+    def _walk(self, group: Any, prefix: str, depth: int) -> None:
+        """Find the datasets; only those that the file itself has."""
+        h5py = _h5py()
+        if depth > _DEEPEST:
+            raise RefusedValue(f"its groups are deeper than {_DEEPEST}: {prefix[:100]}...")
+        for key in group:
+            name = f"{prefix}{key}"
+            self._left -= 1
+            if self._left < 0:
+                raise RefusedValue("it has more objects than its size allows")
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                raise RefusedValue(f"{name} is a link to another place, expected a variable")
+            item = group[key]
+            if isinstance(item, h5py.Group):
+                self._walk(item, f"{name}/", depth + 1)
+            elif isinstance(item, h5py.Dataset):
+                self._datasets[name] = item
+
+    def owner(self, path: str, name: str) -> Owner:
+        """Return the variables of a layer, by its group's path or, in older files, its name."""
+        if not self.legacy:
+            return Owner(self, None, f"{self._root}/{path}")
+        if name not in self._group:
+            return Owner(self, [], name)
+        names = _names(self._group[name], "weight_names")
+        prefix = "model_weights/" if "model_weights/" in self._group.name + "/" else ""
+        return Owner(self, [f"{prefix}{name}/{of}" for of in names], name)
+
+    def inside(self, group: str) -> list[str]:
+        """Return the names of the variables 0, 1, ... of a group."""
+        found = [name for name in self._datasets if name.rpartition("/")[0] == group]
+        return sorted(found, key=lambda name: (len(name), name))
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape of a variable, None if there is no such."""
+        dataset = self._datasets.get(name)
+        return None if dataset is None else dataset.shape
+
+    def variable(self, name: str, of: str, shape: Shape) -> Variable:
+        """Return a variable that has this shape and lies in the file."""
+        dataset = self._datasets.get(name)
+        if dataset is None:
+            raise RefusedValue(f"{name} ({of}) is missing")
+        if dataset.shape is None or len(dataset.shape) != len(shape) or any(
+                b is not None and a != b for a, b in zip(dataset.shape, shape, strict=True)):
+            expected = tuple("any" if n is None else n for n in shape)
+            raise RefusedValue(f"{name} ({of}) has shape {dataset.shape}, expected {expected}")
+        if dataset.dtype.kind != "f":
+            raise RefusedValue(f"{name} ({of}) is {dataset.dtype}, expected floating point")
+        size = dataset.size * dataset.dtype.itemsize
+        if (dataset.is_virtual or dataset.external or dataset.chunks is not None
+                or dataset.id.get_storage_size() != size):
+            raise RefusedValue(f"{name} ({of}) is not stored contiguously in the file itself")
+        self._bytes += size
+        if name in self._taken or self._bytes > self._size:
+            raise RefusedValue(f"{name} ({of}) needs more bytes than the file has")
+        self._taken.add(name)
+        return Variable(name, dataset)
+
+    def unused(self) -> tuple[str, ...]:
+        """Return the names that no layer took; refuse variables that a layer should have taken.
+
+        Layers have generators of random numbers for dropout, and a stateful layer its state. They
+        are not needed.
+        """
+        left = [name for name in self._datasets if name not in self._taken]
+        if not self.legacy:
+            more = [name for name in left if name.startswith(f"{self._root}/")
+                    and "seed_generator" not in name]
+            if more:
+                raise RefusedValue(f"unexpected variables {more[:5]}: no layer of the "
+                                   "configuration has them")
+        return tuple(left)
+
+    def found(self) -> dict[str, list[tuple[int, ...]]]:
+        """Return the shapes of the variables by the first group, for a sentence."""
+        shapes: dict[str, list[tuple[int, ...]]] = {}
+        for name, dataset in self._datasets.items():
+            parts = name.split("/")
+            if parts[0] == self._root and "seed_generator" not in parts and dataset.shape:
+                shapes.setdefault(parts[1], []).append(dataset.shape)
+        return shapes
+
+
+def _names(group: Any, attribute: str) -> list[str]:
+    """Return a list of names that is an attribute, or several if it is long."""
+    attributes, found = group.attrs, []
+    if attribute in attributes:
+        found = list(attributes[attribute])
+    else:
+        number = 0
+        while f"{attribute}{number}" in attributes:
+            found += list(attributes[f"{attribute}{number}"])
+            number += 1
+    return [_text(name) for name in found]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _json(text: Any) -> Any:
+    if len(text) > _LONGEST:
+        raise RefusedValue(f"its configuration has {len(text)} bytes, expected at most {_LONGEST}")
+    return json.loads(_text(text))
+
+
+# ---- opening -------------------------------------------------------------------------------------
+
+
+class _Part(io.RawIOBase):
+    """The bytes of a file from one place on, as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._at = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._size - self._at))
+        self._file.seek(self._start + self._at)
+        data = self._file.read(count)
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+@contextlib.contextmanager
+def opened(path: Any) -> Iterator[File]:
+    """Give a file of Keras, the places of its variables found.
+
+    Whatever does not fit while it is open is a ValueError that names it.
+
+    Parameters
+    ----------
+    path : path
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ModuleNotFoundError
+        If h5py is not installed.
+    ValueError
+        If it is not a file of Keras, or one that cannot be loaded.
+    """
+    path = as_path(path)
+    if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
+        raise NamedError(f"{str(path)!r} is not a model of Keras: it is not an ordinary file")
+    with open(path, "rb") as file:
+        start = file.read(8)
+        size = os.fstat(file.fileno()).st_size
+        with _refusing(path):
+            if start.startswith(_ZIP):
+                with zipfile.ZipFile(file) as archive:
+                    config = _json(_member(archive, "config.json", size).read(_LONGEST + 1))
+                    version = ""
+                    if "metadata.json" in archive.namelist():
+                        about = _json(_member(archive, "metadata.json", size).read(_LONGEST + 1))
+                        version = _checks.show(about["keras_version"]).strip("'")
+                    with _h5(_weights(archive, file, size)) as root:
+                        yield File(root, size, config, version)
+            elif start == _HDF5:
+                file.seek(0)
+                with _h5(file) as root:
+                    yield File(root, size, None, "")
+            else:
+                raise RefusedValue("it is neither a zip archive nor an HDF5 file")
+
+
+def _member(archive: zipfile.ZipFile, name: str, size: int) -> Any:
+    """Return a member of the archive, opened, if it is not much larger than the archive."""
+    names = archive.namelist()
+    if names.count(name) != 1:
+        of = "is missing" if name not in names else "is there twice"
+        raise RefusedValue(f"{name} {of} in the archive")
+    info = archive.getinfo(name)
+    limit = max(2 * size, _BLOCK)
+    if info.file_size > limit:
+        raise RefusedValue(f"{name} has {info.file_size} bytes when it is unpacked, expected at "
+                           f"most {limit} in an archive of {size}")
+    return archive.open(name)
+
+
+def _weights(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> Any:
+    """Return the HDF5 member as a file: in its place if it is not compressed, as Keras has it."""
+    with _member(archive, _WEIGHTS, size) as member:
+        info = archive.getinfo(_WEIGHTS)
+        if info.compress_type != zipfile.ZIP_STORED:
+            return io.BytesIO(member.read(info.file_size))
+        while member.read(_BLOCK):  # compares the checksum
+            pass
+    file.seek(info.header_offset)
+    header = file.read(30)
+    name, extra = struct.unpack("<HH", header[26:30])
+    return _Part(file, info.header_offset + 30 + name + extra, info.file_size)
+
+
+def _h5py() -> Any:
+    try:
+        return importlib.import_module("h5py")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("files of Keras need h5py: pip install 'fastrnn[keras]'",
+                                  name="h5py") from error
+
+
+@contextlib.contextmanager
+def _h5(file: Any) -> Iterator[Any]:
+    with _h5py().File(file, "r") as root:
+        yield root
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn whatever fails inside into an error that names the file.
+
+    The file is open already, so an OSError is one of h5py: the bytes are not what it expects.
+    """
+    try:
+        yield
+    except (NamedError, ModuleNotFoundError):
+        raise
+    except MemoryError as error:
+        raise MemoryError(f"not enough memory to load {str(path)!r}") from error
+    except Exception as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        why = " ".join(why.split()) or type(error).__name__
+        raise NamedError(f"{str(path)!r} is not a model of Keras that can be loaded: {why}"
+                         ) from error
