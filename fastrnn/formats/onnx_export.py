@@ -120,7 +120,8 @@ def _weights(graph: _Graph, name: str, layer: Recurrent, number: int, op: str) -
 
 
 def _add_layer(
-    graph: _Graph, name: str, layer: Recurrent, x: str, states: list[str], lengths: str
+    graph: _Graph, name: str, layer: Recurrent, x: str, states: list[str], lengths: str,
+    steps: bool = True,
 ) -> tuple[str, list[list[str]]]:
     """Add the nodes of a layer.
 
@@ -132,11 +133,13 @@ def _add_layer(
         The names of initial states (L*D, B, H), or empty: zero.
     lengths : str
         The name of the rows' lengths, or "".
+    steps : bool
+        Whether the output of every step is wanted.
 
     Returns
     -------
     y : str
-        The name of (T, B, D*H).
+        The name of (T, B, D*H); "" if it is not wanted.
     finals : list of lists of str
         For each state the names of (D, B, H), one for each stacked layer.
     """
@@ -159,6 +162,8 @@ def _add_layer(
         y, *after = graph.add(op, *inputs, name=own, outputs=1 + len(finals), **attributes)
         for of, final in zip(finals, after, strict=True):
             of.append(final)
+        if number == layer.num_layers - 1 and not steps:
+            return "", finals
         y = graph.add("Transpose", y, perm=[0, 2, 1, 3])  # (T, D, B, H) becomes (T, B, D, H)
         x = graph.add("Reshape", y, graph.axes(0, 0, -1))
     return x, finals
@@ -213,24 +218,25 @@ def _export_model(graph: _Graph, model: Stack, states: bool, lengths: bool) -> N
     x = _vectors(graph, model)
     n = graph.input("lengths", ("B",), np.int32) if lengths else ""
     after, finals = [], []
+    last = model.layers[-1]
+    of_steps = not isinstance(model, SequenceModel) or model.readout == "every"
     for i, layer in enumerate(model.layers):
         prefix = f"layers.{i}."
         initial, names = _add_states(graph, prefix, layer) if states else ([], [])
-        x, of = _add_layer(graph, f"layers.{i}", layer, x, initial, n)
+        x, of = _add_layer(graph, f"layers.{i}", layer, x, initial, n,
+                           of_steps or layer is not last)
         after += names
         finals += of
     width: tuple[Any, ...] = ("T", "B", model.width)
     if isinstance(model, SequenceModel):
-        last = model.layers[-1]
-        if model.readout == "last":
+        if not of_steps:
             hidden = finals[-len(last.cell.states)][-1]  # (D, B, H) of the topmost layer
             x = graph.add("Reshape", graph.add("Transpose", hidden, perm=[1, 0, 2]),
                           graph.axes(0, -1))
         x = graph.add("MatMul", x, graph.tensor("head.weight", model.head.weight.T))
         x = graph.add("Add", x, graph.tensor("head.bias", model.head.bias))
-        width = ("B", model.output_size) if model.readout == "last" else (
-            "T", "B", model.output_size)
-        if lengths and model.readout == "every":
+        width = ("T", "B", model.output_size) if of_steps else ("B", model.output_size)
+        if lengths and of_steps:
             x = _without_padding(graph, x, n)
     graph.output("outputs" if isinstance(model, SequenceModel) else "y", x, width)
     for (name, shape), each in zip(after, finals, strict=False):
