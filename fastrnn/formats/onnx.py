@@ -147,6 +147,8 @@ def _checked(value: Value, given: Any) -> np.ndarray:
         a = a.astype(value.dtype, copy=False)
     else:
         try:
+            if given is None:
+                raise TypeError  # NumPy makes NaN of it
             a = np.array(given, value.dtype)
         except (TypeError, ValueError, OverflowError) as error:
             raise RefusedType(f"{value.name} is {_checks.show(given)}, expected an array of "

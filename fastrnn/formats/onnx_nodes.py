@@ -99,10 +99,10 @@ class Tensors:
             raise RefusedValue(f"{name} is in the file {_checks.show(location)}, expected it here: "
                                "bytes have no folder")
         parts = PurePosixPath(location).parts
-        folder = Path(os.path.realpath(self._folder))
-        place = Path(os.path.realpath(folder.joinpath(*parts))) if parts else folder
-        if (not parts or location.startswith("/") or ".." in parts or "\\" in location
-                or "\0" in location or folder not in place.parents):
+        folder = place = Path(os.path.realpath(self._folder))
+        if parts and not set("\\\0") & set(location):
+            place = Path(os.path.realpath(folder.joinpath(*parts)))  # where links lead
+        if place == folder or parts[0] == "/" or ".." in parts or folder not in place.parents:
             raise RefusedValue(f"{name} is in the file {_checks.show(location)}, expected a file "
                                "in the folder of the model")
         size = math.prod(shape) * dtype.itemsize
