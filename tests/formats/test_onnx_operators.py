@@ -1,0 +1,209 @@
+"""The operators around recurrent nodes against ONNX Runtime, in the forms of several opsets."""
+
+import numpy as np
+import pytest
+from onnx_models import load, model, node, runtime
+
+pytest.importorskip("onnx")
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def whole(*numbers):
+    return np.array(numbers, np.int64)
+
+
+A, B, ROW, CUBE = normal(3, 4), normal(3, 4), normal(4), normal(2, 3, 4)
+YES = np.array([[True], [False], [True]])
+
+# operator, inputs, attributes, and the opsets of the form
+FORMS = [
+    *[(op, [A, B], {}, (7, 13, 17)) for op in ("Add", "Sub", "Mul", "Div")],
+    *[(op, [CUBE, ROW], {}, (14,)) for op in ("Add", "Sub", "Mul", "Div", "Less", "Greater")],
+    ("Div", [whole(7, -7, 7, -7, 6), whole(2, 2, -2, -2, -3)], {}, (14,)),
+    ("Add", [whole(1, 2), whole(3)], {}, (14,)),
+    *[(op, [3 * CUBE], {}, (6, 13)) for op in ("Relu", "Tanh", "Sigmoid", "Neg", "Identity")],
+    ("Sigmoid", [np.array([-200, -90, 0, 90, 200], np.float32)], {}, (13,)),
+    ("Equal", [whole(1, 2, 3), whole(1, 5, 3)], {}, (13,)),
+    ("Equal", [A, A], {}, (13,)), ("Equal", [YES, YES], {}, (13,)),
+    ("Not", [YES], {}, (13,)), ("And", [YES, ~YES], {}, (13,)), ("Or", [YES, ~YES], {}, (13,)),
+    ("Where", [YES, A, B], {}, (13,)), ("Where", [YES, CUBE, ROW], {}, (13,)),
+    *[(op, [CUBE], {"axis": axis}, (11, 13)) for op in ("Softmax", "LogSoftmax")
+      for axis in (0, 1, 2, -1)],
+    *[(op, [100 * CUBE], {}, (11, 13)) for op in ("Softmax", "LogSoftmax")],
+    *[("MatMul", pair, {}, (13,)) for pair in (
+        [A, normal(4, 5)], [CUBE, normal(4, 5)], [CUBE, normal(2, 4, 5)], [A, ROW],
+        [ROW, normal(4, 5)], [ROW, ROW], [normal(5, 1, 3, 4), normal(2, 4, 2)])],
+    ("Gemm", [A, normal(4, 5)], {}, (13,)),
+    ("Gemm", [A, normal(4, 5), normal(5)], {}, (7, 13)),
+    ("Gemm", [A, normal(3, 5), normal(4, 1)], {"transA": 1, "alpha": 0.5, "beta": 2.0}, (13,)),
+    ("Gemm", [A, normal(5, 4), normal(3, 5)], {"transB": 1}, (13,)),
+    ("Transpose", [CUBE], {}, (13,)), ("Transpose", [CUBE], {"perm": [1, 2, 0]}, (13,)),
+    ("Squeeze", [normal(1, 3, 1)], {}, (11, 13)),
+    ("Squeeze", [normal(1, 3, 1)], {"axes": [2]}, (11,)),
+    ("Squeeze", [normal(1, 3, 1), whole(-1, 0)], {}, (13,)),
+    ("Unsqueeze", [A], {"axes": [0, 3]}, (9, 11)), ("Unsqueeze", [A, whole(3, 0)], {}, (13,)),
+    ("Unsqueeze", [A, whole(-1)], {}, (13,)),
+    ("Reshape", [CUBE, whole(6, 4)], {}, (13,)), ("Reshape", [CUBE, whole(0, -1)], {}, (5, 14)),
+    ("Reshape", [CUBE, whole(-1, 0, 2)], {}, (14,)),
+    ("Reshape", [normal(0, 3), whole(3, 0)], {"allowzero": 1}, (14,)),
+    ("Flatten", [CUBE], {}, (13,)), ("Flatten", [CUBE], {"axis": 2}, (13,)),
+    ("Flatten", [CUBE], {"axis": 0}, (13,)), ("Flatten", [CUBE], {"axis": -1}, (13,)),
+    ("Concat", [A, B], {"axis": 0}, (13,)), ("Concat", [A, B, B], {"axis": -1}, (13,)),
+    ("Slice", [CUBE], {"starts": [0, -2], "ends": [1, 99], "axes": [0, 2]}, (9,)),
+    ("Slice", [CUBE], {"starts": [1], "ends": [-1]}, (9,)),
+    ("Slice", [CUBE, whole(1), whole(3)], {}, (10, 13)),
+    ("Slice", [CUBE, whole(-1, 0), whole(-(2**63), 2**63 - 1), whole(2, 1), whole(-1, 2)],
+     {}, (13,)),
+    ("Slice", [CUBE, whole(99), whole(-99), whole(-2), whole(-2)], {}, (13,)),
+    ("Slice", [CUBE, np.array([1], np.int32), np.array([2], np.int32),
+               np.array([0], np.int32)], {}, (13,)),
+    ("Gather", [A, whole(2, 0, -1)], {}, (11, 13)),
+    ("Gather", [A, whole(2)[0]], {"axis": 1}, (13,)),
+    ("Gather", [CUBE, np.array([[0, 1], [2, -3]], np.int32)], {"axis": 1}, (13,)),
+    ("Split", [CUBE], {"axis": 1, "split": [1, 2]}, (11,)),
+    ("Split", [CUBE, whole(3, 1)], {"axis": -1}, (13,)), ("Split", [CUBE], {"axis": 2}, (11, 13)),
+    ("Split", [CUBE], {"axis": 1, "num_outputs": 2}, (18,)),
+    ("Shape", [CUBE], {}, (13,)), ("Shape", [CUBE], {"start": 1}, (15,)),
+    ("Shape", [CUBE], {"start": -1, "end": 9}, (15,)),
+    *[("Cast", [np.array([0, 1.7, -2.3, 3], np.float32)], {"to": to}, (13,))
+      for to in (1, 6, 7, 9, 10, 11)],
+    ("Cast", [YES], {"to": 1}, (9, 13)), ("Cast", [whole(3, 0)], {"to": 9}, (13,)),
+    ("ConstantOfShape", [whole(2, 3)], {}, (13,)),
+    ("ConstantOfShape", [np.zeros(0, np.int64)], {}, (9,)),
+    ("ConstantOfShape", [whole(2, 0)], {"value": whole(5)}, (13,)),
+    ("ConstantOfShape", [whole(2, 1)], {"value": whole(5)}, (13,)),
+    ("Expand", [ROW, whole(2, 1, 4)], {}, (8, 13)), ("Expand", [CUBE, whole(3, 1)], {}, (13,)),
+    ("Range", [np.array(1), np.array(9), np.array(3)], {}, (11,)),
+    ("Range", [np.array(5), np.array(-2), np.array(-3)], {}, (11,)),
+    ("Range", [np.array(5), np.array(5), np.array(1)], {}, (11,)),
+    ("Range", [np.float32(0), np.float32(1), np.float32(0.3)], {}, (11,)),
+    ("Pad", [A], {"pads": [1, 0, 0, 2], "value": 1.5}, (9,)),
+    ("Pad", [A, whole(1, 0, 0, 2), np.float32(2.5)], {}, (13,)),
+    ("Pad", [A, whole(-1, 0, 2, -3)], {}, (13,)),
+    ("Pad", [A, whole(0, 2, 1, 1)], {"mode": "reflect"}, (13,)),
+    ("Pad", [A, whole(0, 2, 1, 1)], {"mode": "edge"}, (13,)),
+    ("Pad", [A, whole(2, 1), np.float32(1), whole(-1)], {}, (18,)),
+    ("Dropout", [A], {}, (12,)),
+]
+
+
+def of_form(op, arrays, attributes, opset, fixed=()):
+    """Return the bytes of a model with one node, and its inputs; some are tensors of the file."""
+    from onnx import numpy_helper
+
+    attributes = {name: numpy_helper.from_array(a) if isinstance(a, np.ndarray) else a
+                  for name, a in attributes.items()}
+    named = {f"x{i}": np.asarray(a) for i, a in enumerate(arrays)}
+    outputs = [f"y{i}" for i in range(2 if op == "Split" else 1)]
+    feeds = {name: a for i, (name, a) in enumerate(named.items()) if i not in fixed}
+    tensors = {name: a for name, a in named.items() if name not in feeds}
+    dtype = {"Equal": bool, "Less": bool, "Greater": bool, "Shape": np.int64}.get(
+        op, named[next(iter(named))].dtype if named else np.float32)
+    if op == "Cast":
+        dtype = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}[
+            attributes["to"]]
+    if op == "ConstantOfShape":
+        dtype = np.int64 if attributes else np.float32
+    if op == "Where":
+        dtype = np.float32
+    return model([node(op, list(named), outputs, **attributes)], feeds,
+                 [(name, dtype) for name in outputs], tensors, opset), feeds
+
+
+@pytest.mark.parametrize(
+    ("op", "arrays", "attributes", "opset"),
+    [pytest.param(op, arrays, attributes, opset, id=f"{op}-{i}-{opset}")
+     for i, (op, arrays, attributes, opsets) in enumerate(FORMS) for opset in opsets])
+def test_an_operator_is_onnx_runtimes(op, arrays, attributes, opset):
+    data, feeds = of_form(op, arrays, attributes, opset)
+    expected = runtime(data, feeds)
+    n = len(arrays)
+    for fixed in ((), range(1, n), range(n)):  # at run time, the shapes known, all computed at load
+        data, feeds = of_form(op, arrays, attributes, opset, fixed)
+        got = load(data)(feeds)
+        for mine, theirs in zip(got, expected, strict=True):
+            assert mine.dtype == theirs.dtype
+            assert mine.shape == theirs.shape
+            np.testing.assert_allclose(mine, theirs, 2e-6, 1e-6)
+
+
+@pytest.mark.parametrize(("attributes", "expected"), [
+    ({"value_float": 2.5}, np.float32(2.5)), ({"value_int": 3}, np.int64(3)),
+    ({"value_floats": [1.5, 2]}, np.array([1.5, 2], np.float32)),
+    ({"value_ints": [1, 2]}, np.array([1, 2])), ({"value": A}, A)], ids=str)
+def test_a_constant(attributes, expected):
+    from onnx import numpy_helper
+
+    attributes = {name: numpy_helper.from_array(a) if isinstance(a, np.ndarray) else a
+                  for name, a in attributes.items()}
+    (got,) = load(model([node("Constant", [], ["y"], **attributes)], {},
+                        [("y", expected.dtype)]))()
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(("op", "arrays", "attributes", "error"), [
+    ("Add", [A, normal(5)], {}, "do not broadcast"),
+    ("Add", [A, B.astype(float)], {}, "float32 and float64, expected one dtype"),
+    ("Add", [YES, YES], {}, "its inputs are bool"),
+    ("Div", [whole(1), whole(0)], {}, "divides whole numbers by 0"),
+    ("Tanh", [whole(1)], {}, "is int64, expected floating"),
+    ("Where", [whole(1), A, B], {}, "is int64, expected booleans"),
+    ("MatMul", [A, B], {}, "have no product"), ("MatMul", [A, A[0, 0]], {}, "have no product"),
+    ("MatMul", [normal(2, 3, 4), normal(3, 4, 5)], {}, "have no product"),
+    ("Gemm", [A, B], {}, "have no product"), ("Gemm", [CUBE, B], {}, "expected two axes"),
+    ("Gemm", [A, normal(4, 5), normal(3)], {}, "broadcast"),
+    ("Transpose", [A], {"perm": [0, 0]}, "its perm is"),
+    ("Softmax", [A], {"axis": 2}, "the axis 2"),
+    ("Squeeze", [A, whole(0)], {}, "expected size 1"),
+    ("Unsqueeze", [A, whole(5)], {}, "the axis 5"),
+    ("Unsqueeze", [A, whole(0, 0)], {}, "an axis twice"),
+    ("Reshape", [A, whole(5, -1)], {}, "cannot become"),
+    ("Reshape", [A, whole(-1, -1)], {}, "become"),
+    ("Reshape", [A, whole(0, 0, 0)], {}, "copies an axis"), ("Reshape", [A, ROW], {}, "is float32"),
+    ("Concat", [A, CUBE], {"axis": 0}, "expected the same"),
+    ("Concat", [A, ROW[None][:, :3]], {"axis": 0}, "expected the same"),
+    ("Concat", [A], {}, "no attribute 'axis'"), ("Flatten", [A], {"axis": 3}, "the axis 3"),
+    ("Gather", [A, whole(3)], {}, "its indices are 3 to 3"), ("Gather", [A, A], {}, "are float32"),
+    ("Slice", [A, whole(0), whole(1), whole(0), whole(0)], {}, "steps"),
+    ("Slice", [A, whole(0, 1), whole(1)], {}, "it has the starts"),
+    ("Split", [A, whole(9, 1)], {}, "it splits 3 into"), ("Cast", [A], {"to": 8}, "data type 8"),
+    ("Cast", [A], {}, "no attribute 'to'"), ("Cast", [A], {"to": 1, "other": 1}, "'other'"),
+    ("ConstantOfShape", [whole(-1)], {}, "the shape"),
+    ("ConstantOfShape", [whole(10**6, 10**6)], {}, "expected at most"),
+    ("Expand", [ROW, whole(10**12, 4)], {}, "expected at most"),
+    ("Expand", [ROW, whole(3)], {}, "does not broadcast"),
+    ("Range", [whole(0), whole(10**12), whole(1)], {}, "expected at most"),
+    ("Range", [whole(0), whole(1), whole(0)], {}, "in steps of 0"),
+    ("Range", [np.float32(0), np.float32(np.inf), np.float32(1)], {}, "from 0.0 to inf"),
+    ("Pad", [A, whole(0, 0, 0, 10**12)], {}, "expected at most"),
+    ("Pad", [A, whole(0, 0, 0, -9)], {}, "its pads are"),
+    ("Pad", [A, whole(1)], {}, "its pads are"),
+    ("Add", [A], {}, "it has 1 inputs, expected 2"), ("Relu", [A, B], {}, "it has 2 inputs"),
+    ("Conv", [CUBE, CUBE], {}, "does not have the operator 'Conv'"),
+])
+def test_what_an_operator_refuses(op, arrays, attributes, error):
+    for fixed in ((), range(len(arrays))):
+        named = {f"x{i}": np.asarray(a) for i, a in enumerate(arrays)}
+        feeds = {name: a for i, (name, a) in enumerate(named.items()) if i not in fixed}
+        tensors = {name: a for name, a in named.items() if name not in feeds}
+        data = model([node(op, list(named), [f"y{i}" for i in range(2 if op == "Split" else 1)],
+                           **attributes)], feeds, ["y0"], tensors)
+        with pytest.raises((ValueError, TypeError), match=rf"the model.*node 'the {op}' \({op}\): "
+                                                          rf".*{error}"):
+            load(data)(feeds)
+
+
+def test_an_array_that_grows_in_every_node_is_refused():
+    nodes = [node("Concat", [f"x{i}", f"x{i}"], [f"x{i + 1}"], name=f"n{i}", axis=0)
+             for i in range(60)]
+    for constant in (False, True):
+        tensors = {"x0": np.zeros((8, 0, 3), np.float32)} if constant else {}
+        feeds = {} if constant else {"x0": np.zeros((8, 0, 3), np.float32)}
+        with pytest.raises(ValueError, match=r"node 'n\d+' .Concat.: its result has the shape"):
+            load(model(nodes, feeds, ["x60"], tensors))(feeds)
