@@ -4,6 +4,8 @@ import contextlib
 
 import pytest
 
+pytest.register_assert_rewrite("twins")
+
 
 @pytest.fixture(autouse=True)
 def deterministic():

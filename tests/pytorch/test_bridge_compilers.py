@@ -90,13 +90,24 @@ def test_trace(models):
     assert "gru" in str(traced.inlined_graph)  # PyTorch's operators, which any program can load
 
 
+class Holder(nn.Module):
+    """TorchScript takes a recurrent layer in a model only."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
 @twins.per_kind
 def test_script_of_each_class(kind):
     torch.manual_seed(0)
     module = getattr(bridge, kind)(3, 5)
     x = torch.randn(2, 3) if "Cell" in kind else torch.randn(4, 2, 3)
     expected = module(x)
-    for got, right in zip(twins.flat(torch.jit.script(module)(x)), twins.flat(expected),
+    for got, right in zip(twins.flat(torch.jit.script(Holder(module))(x)), twins.flat(expected),
                           strict=True):
         close(got, right)
 
@@ -382,9 +393,28 @@ def test_meta_device(kind):
 
 @twins.per_cell
 def test_skip_init_and_default_dtype(cell):
-    kind, extra = twins.LAYERS[cell]
     torch.set_default_dtype(torch.float64)
-    module = torch.nn.utils.skip_init(getattr(bridge, kind), 3, 5, **extra)
-    module.reset_parameters()
-    assert module(torch.randn(4, 2, 3))[0].dtype is torch.float64
-    twins.assert_accelerated(module)
+    kind, extra = twins.LAYERS[cell]
+    layer = getattr(bridge, kind)(3, 5, **extra)
+    kind, extra = twins.SINGLE_CELLS[cell]
+    single = torch.nn.utils.skip_init(getattr(bridge, kind), 3, 5, **extra)
+    single.reset_parameters()
+    for module, x in ((layer, torch.randn(4, 2, 3)), (single, torch.randn(2, 3))):
+        assert twins.flat(module(x))[0].dtype is torch.float64
+        twins.assert_accelerated(module)
+
+
+def test_parametrised_after_it_is_accelerated():
+    theirs, ours = twins.twins("lstm", 3, 5)
+    bridge.restore(ours)
+    bridge.accelerate(ours)
+    x = twins.normal(4, 2, 3)
+    for module in (theirs, ours):
+        parametrize.register_parametrization(module, "weight_hh_l0", Doubled())
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+    bridge.restore(ours)
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+    bridge.accelerate(ours)
+    for module in (theirs, ours):
+        parametrize.remove_parametrizations(module, "weight_hh_l0")
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])

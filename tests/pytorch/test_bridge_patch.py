@@ -1,6 +1,7 @@
 """`patch`: every recurrent module of a process, and programs run by `python -m fastrnn.torch`."""
 
 import os
+import runpy
 import subprocess
 import sys
 
@@ -185,17 +186,25 @@ def test_a_script_imports_its_neighbours(tmp_path):
     assert run.stdout.split() == ["7"], run.stderr
 
 
-def test_a_script_that_raises_and_one_that_is_missing(tmp_path):
+def test_a_script_that_raises(tmp_path):
     (tmp_path / "script.py").write_text("raise KeyError('mine')")
     run = start("-m", "fastrnn.torch", "script.py", folder=tmp_path)
     assert run.returncode == 1
     assert "KeyError: 'mine'" in run.stderr
-    run = start("-m", "fastrnn.torch", "absent.py", folder=tmp_path)
-    assert run.returncode
-    assert "absent.py" in run.stderr
-    run = start("-m", "fastrnn.torch", folder=tmp_path)
-    assert run.returncode
-    assert "script" in run.stderr.lower()
+
+
+@pytest.mark.parametrize("arguments", [[], ["absent.py"]], ids=["none", "absent"])
+def test_no_script(arguments, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fastrnn.torch", *arguments])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = functions()
+    with pytest.raises((SystemExit, OSError)) as caught:
+        runpy.run_module("fastrnn.torch", run_name="__main__")
+    said = f"{caught.value} {capsys.readouterr()}".lower()
+    assert (arguments or ["script"])[0] in said
+    bridge.unpatch()
+    assert functions() == before
 
 
 def test_importing_patches_nothing(tmp_path):

@@ -122,30 +122,6 @@ def test_one_process_of_ddp(tmp_path):
     assert words == ["equal"]
 
 
-def test_a_default_device_and_daemon_threads_at_exit(tmp_path):
-    """The process ends while a thread still computes."""
-    words = start(tmp_path, """
-        import threading
-        import torch
-        from fastrnn import torch as bridge
-
-        torch.set_default_device("cpu")
-        bridge.set_mode("always")
-        model = bridge.LSTM(64, 64)
-        x = torch.randn(50, 8, 64)
-
-        def forever():
-            while True:
-                model(x)[0].sum().backward()
-
-        threading.Thread(target=forever, daemon=True).start()
-        for _ in range(5):
-            model(x)
-        print("done")
-    """)
-    assert words == ["done"]
-
-
 def test_two_threads_of_both_pools(tmp_path):
     """The number of threads may change between calls; the values do not."""
     words = start(tmp_path, """

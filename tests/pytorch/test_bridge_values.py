@@ -208,7 +208,8 @@ def errors_to_try(cell):
     yield ([[1.0]],)
     state = torch.zeros(1, 2, 5, **double)
     states = [state[0], state[:, :1], state[..., :4], state.float(), torch.zeros(2, 2, 5, **double),
-              (state,), (state, state), (state, state, state), (state, state[..., :4]), "state"]
+              (state,), (state, state), (state, state, state), (state, state[..., :4]), "state",
+              torch.stack((state, state)), [state], [state, state]]
     for hx in states:
         yield torch.zeros(4, 2, 3, **double), hx
     yield torch.zeros(4, 3, **double), state
@@ -233,7 +234,8 @@ def test_bad_calls_of_cells_are_torchs_errors(cell):
                       (torch.zeros(2, 3, **double), h[:, :4]), (torch.zeros(2, 3, **double), h[:1]),
                       (torch.zeros(2, 3, **double), h.float()), (torch.zeros(3, **double), h),
                       (torch.zeros(2, 3, **double), (h, h[:, :4])),
-                      (torch.zeros(2, 3, **double), (h,)), (torch.zeros(2, 3, **double), None),
+                      (torch.zeros(2, 3, **double), (h,)), (torch.zeros(2, 3, **double), [h, h]),
+                      (torch.zeros(2, 3, **double), torch.stack((h, h))), (torch.zeros(2, 3, **double), None),
                       ("x",)]:
         twins.assert_same_outcome(theirs, ours, *arguments)
 
