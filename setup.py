@@ -48,7 +48,8 @@ kernels = sorted(glob("src_c/*.c") + glob("src_c/isa/*.c"))
 names = ("check", "timeline", "project", "walk", "packed", "tape", "state", "sequence",
          "layout", "machine", "machine_packs", "machine_gradients",
          "packed_program", "program_tape", "program",
-         "exchange", "stack", "stream_program", "stream_states", "block", "stream", "linear", "loss", "update")
+         "stack", "stream_program", "stream_states", "block", "stream", "linear", "loss", "update",
+         "exchange")
 modules = [module("runtime", kernels), *map(module, names), module("door", package="torch")]
 
 setup(

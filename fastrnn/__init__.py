@@ -19,10 +19,12 @@ if TYPE_CHECKING:
         gradflow,
         init,
         losses,
+        onnx,
         optim,
         plot,
         reference,
         schedules,
+        torch,
         training,
     )
     from fastrnn._config import (
@@ -50,14 +52,14 @@ _HOMES = {
                         "set_num_threads", "show_config"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("cells", "functional", "gradflow", "init", "losses", "optim", "plot", "reference",
-            "schedules", "training")
+_MODULES = ("cells", "functional", "gradflow", "init", "losses", "onnx", "optim", "plot",
+            "reference", "schedules", "torch", "training")
 
 __all__ = [
     "GRU", "LSTM", "RNN", "EncoderDecoder", "GRUCell", "LSTMCell", "LanguageModel", "Layer",
     "RNNCell", "SequenceModel", "Stack", "cell", "cells", "fit", "functional",
-    "get_flush_denormals", "get_num_threads", "gradflow", "init", "load", "losses", "optim",
-    "plot", "reference", "save", "schedules", "set_flush_denormals", "set_num_threads",
+    "get_flush_denormals", "get_num_threads", "gradflow", "init", "load", "losses", "onnx",
+    "optim", "plot", "reference", "save", "schedules", "set_flush_denormals", "set_num_threads",
     "show_config", "training",
 ]
 

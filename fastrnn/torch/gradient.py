@@ -50,9 +50,10 @@ class Recurrent(Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, call: Call, x: Tensor, h0: Tensor, c0: Tensor | None, *weights: Tensor,
     ) -> tuple[Tensor, ...]:
+        """Compute the outputs of a call."""
         # Under hooks on saved tensors (activation checkpointing, offloading) the user wants the
         # memory of intermediate values back: backward computes forward again.
         outputs, ctx.tapes = call.forward(not _hooks_on_saved_tensors())
@@ -62,7 +63,8 @@ class Recurrent(Function):
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *doutputs: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *doutputs: Tensor | None) -> tuple[Any, ...]:
+        """Compute the gradients of the inputs."""
         call: Call = ctx.call
         saved = ctx.saved_tensors  # PyTorch's error if one was changed in place
         needs = ctx.needs_input_grad[1:]

@@ -112,7 +112,7 @@ CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     nn.GRUCell: GRUCell}
 
 
-# ---- models ---------------------------------------------------------------------------------------
+# ---- models --------------------------------------------------------------------------------------
 
 
 class _Derived:
@@ -131,7 +131,9 @@ class _Derived:
 
 def _revived(base: type[nn.Module]) -> Any:
     """Return an empty module of the class that is derived from a user's; for pickle and copy."""
-    return object.__new__(accelerated_class(base))
+    ours = accelerated_class(base)
+    assert ours is not None
+    return object.__new__(ours)
 
 
 _derived: dict[type[nn.Module], type[nn.Module]] = {}
@@ -162,7 +164,8 @@ def plain_class(ours: type[nn.Module]) -> type[nn.Module]:
 
 def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the names and modules of a model that are recurrent, each module once."""
-    for name, module in model.named_modules():
+    found: Iterator[tuple[str, nn.Module]] = model.named_modules()
+    for name, module in found:
         if isinstance(module, tuple(CLASSES)):
             yield name, module
 

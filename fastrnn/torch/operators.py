@@ -77,7 +77,7 @@ def _run_sequence(operator: Operator, args: tuple[Any, ...]) -> Any:
         return _with_dropout(operator, args, (x, batch_sizes, h0, c0, params, bias, L, D,
                                               batch_first), dropout)
     call = read_sequence(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
-    if type(call) is str:
+    if isinstance(call, str):
         return _theirs(operator, args, call)
     return _faster(call, params[0])
 
@@ -99,7 +99,7 @@ def _run_cell(operator: Operator, args: tuple[Any, ...]) -> Any:
     if pair is None:
         return _theirs(operator, args, "hx is no pair")
     call = read_cell(operator, x, *pair, weights if weights[2] is not None else weights[:2])
-    if type(call) is str:
+    if isinstance(call, str):
         return _theirs(operator, args, call)
     result = _faster(call, weights[0])
     return result if operator.has_c else result[0]
@@ -132,7 +132,7 @@ def _with_dropout(
     """
     x, batch_sizes, h0, c0, params, bias, L, D, batch_first = parts
     known = read_sequence(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
-    if type(known) is str:
+    if isinstance(known, str):
         return _theirs(operator, args, known)
     count = len(params) // L
     y, finals = x.transpose(0, 1) if batch_first else x, []
@@ -157,20 +157,23 @@ def _faster(call: Call, weight: Tensor) -> tuple[Tensor, ...]:
     if slower:
         return original(call, call.x, call.h0, call.c0, call.weights)
     if call.keep:
-        made: tuple[Tensor, ...] = Recurrent.apply(call, call.x, call.h0, call.c0, *call.weights)
-        return made
+        return _apply(call, call.x, call.h0, call.c0, *call.weights)
     return call.forward(False)[0]
+
+
+_apply: Callable[..., tuple[Tensor, ...]] = Recurrent.apply
 
 
 def _ways(call: Call) -> tuple[Callable[[], object], Callable[[], object]]:
     """Return functions that compute a call, ours and PyTorch's, on tensors of their own."""
     keep = call.keep
-    own = [None if tensor is None else tensor.detach().requires_grad_(keep and tensor.requires_grad)
-           for tensor in (call.x, call.h0, call.c0, *call.weights)]
+    own: list[Any] = [
+        None if tensor is None else tensor.detach().requires_grad_(keep and tensor.requires_grad)
+        for tensor in call.tensors()]
     leaves = [tensor for tensor in own if tensor is not None and tensor.requires_grad]
 
     def ours() -> object:
-        return finish(Recurrent.apply(call, *own)) if keep else call.forward(False)
+        return finish(_apply(call, *own)) if keep else call.forward(False)
 
     def theirs() -> object:
         return finish(original(call, own[0], own[1], own[2], own[3:]))
