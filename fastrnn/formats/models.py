@@ -224,9 +224,9 @@ def load(
             return pytorch.load_torch(place, options, model_from)
         if kind == "safetensors":
             return _load_safetensors(place, options)
-        _check_without(place, options, kind)
         if kind == "rtneural":
-            return rtneural.load(place, model_from)
+            return _load_json(place, options)
+        _check_without(place, options, kind)
     if kind == "keras":
         from fastrnn.formats import keras
 
@@ -276,6 +276,18 @@ def _check_without(path: Path, options: pytorch.Options, kind: str) -> None:
             raise safetensors.NamedError(
                 f"{name} is {_checks.show(value)}, expected {default!r}: {str(path)!r} is a file "
                 f"of {kind}, without PyTorch's names")
+
+
+def _load_json(path: Path, options: pytorch.Options) -> Any:
+    file = rtneural.read(path)
+    found = rtneural.state_dict(file)
+    if found is None:
+        _check_without(path, options, "rtneural")
+        return rtneural.load(file, model_from)
+    arrays, beside = found
+    model = pytorch.load_arrays(path, arrays, options, model_from)
+    model.unused = (*beside, *model.unused)
+    return model
 
 
 def _load_safetensors(path: Path, options: pytorch.Options) -> Any:

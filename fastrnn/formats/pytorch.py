@@ -86,11 +86,13 @@ def load_torch(path: Path, options: Options, make: Make) -> Any:
         return _load(_read_torch(path), options, make)
 
 
-def load_arrays(arrays: Mapping[str, np.ndarray], options: Options, make: Make) -> Any:
-    """Return the model of arrays with PyTorch's names."""
-    return _load({name: _Tensor(a.shape, a.dtype if a.dtype in _FLOATS else None,
-                                functools.partial(_copy, a))
-                  for name, a in arrays.items()}, options, make)
+def load_arrays(
+    path: Path, arrays: Mapping[str, np.ndarray], options: Options, make: Make
+) -> Any:
+    """Return the model of a file's arrays of floats with PyTorch's names."""
+    with _explaining(path):
+        return _load({name: _Tensor(a.shape, a.dtype, functools.partial(_copy, a))
+                      for name, a in arrays.items()}, options, make)
 
 
 def _copy(a: np.ndarray, into: np.ndarray) -> None:

@@ -27,7 +27,7 @@ from fastrnn.layers.standard import GRU, LSTM
 from fastrnn.models import SequenceModel, Stack
 from fastrnn.models.linear import Linear
 
-__all__ = ["RTNeuralModel", "encoded", "load", "save"]
+__all__ = ["RTNeuralModel", "encoded", "load", "read", "save", "state_dict"]
 
 _LONGEST = 100_000_000  # bytes of a file
 _ROW = re.compile(r"\s*+(?:-?\d++(?:\.\d++)?+(?:[eE][+-]?\d++)?+\s*+(?:,\s*+(?=[-\d]))?+)++\]")
@@ -132,36 +132,62 @@ def _name(step: Step) -> str:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def load(path: Path, make: Make) -> Any:
-    """Return the model of a file.
+def read(path: Path) -> dict[str, Any]:
+    """Return the JSON of a file; its lists of numbers are arrays."""
+    if (size := path.stat().st_size) > _LONGEST:
+        raise RefusedValue(f"it has {size} bytes, expected at most {_LONGEST}")
+    try:
+        file = _parsed(path.read_text("utf-8"))
+    except ValueError as error:
+        raise safetensors.NamedError(f"{str(path)!r} is not JSON: {error}") from None
+    if not isinstance(file, dict):
+        raise RefusedValue("it is JSON, expected an object")
+    return file
+
+
+def state_dict(file: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[str, ...]] | None:
+    """Return the arrays of JSON with PyTorch's names, and the keys beside them; None of a chain.
+
+    Programs that train models of amplifiers write {"state_dict": {"rec.weight_ih_l0": ...}}, or
+    the arrays alone.
+    """
+    held = file.get("state_dict", file)
+    if any(key in file for key in _KEYS) or not isinstance(held, dict):
+        return None
+    arrays = {}
+    for name, value in held.items():
+        rows = value if isinstance(value, list) else [value]
+        if not rows or not all(isinstance(row, np.ndarray) and len(row) == len(rows[0])
+                               for row in rows):
+            return None
+        shape = (len(rows[0]),) if rows[0] is value else (len(rows), len(rows[0]))
+        arrays[name] = _array(name, value, shape)
+    return (arrays, () if held is file else tuple(k for k in file if k != "state_dict")) if (
+        arrays) else None
+
+
+def load(file: dict[str, Any], make: Make) -> Any:
+    """Return the model of a file's JSON.
 
     Recurrent layers alone are one layer or a Stack; with one dense layer at the end they are a
     SequenceModel of the mean squared error; any other chain is an RTNeuralModel.
     """
-    with safetensors.refusing(path, "model"):
-        if (size := path.stat().st_size) > _LONGEST:
-            raise RefusedValue(f"it has {size} bytes, expected at most {_LONGEST}")
-        try:
-            file = _parsed(path.read_text("utf-8"))
-        except ValueError as error:
-            raise safetensors.NamedError(f"{str(path)!r} is not JSON: {error}") from None
-        if not isinstance(file, dict) or not all(
-                isinstance(file.get(key), (list, np.ndarray)) for key in _KEYS):
-            raise RefusedValue("it is JSON without the lists in_shape and layers, which RTNeural's "
-                               "files have")
-        if not len(file["layers"]):
-            raise RefusedValue("it has no layers")
-        width = input_size = _last("in_shape", file["in_shape"])
-        read = []
-        for number, layer in enumerate(file["layers"]):
-            found = _read_layer(f"layers[{number}]", layer, width)
-            width = found.width
-            read.append(found)
-        model = _model(input_size, read, make)
-        model.unused = (*(key for key in file if key not in _KEYS),
-                        *(f"layers[{number}].{key}" for number, layer in enumerate(file["layers"])
-                          for key in layer if key not in _LAYER_KEYS))
-        return model
+    if not all(isinstance(file.get(key), (list, np.ndarray)) for key in _KEYS):
+        raise RefusedValue("it is JSON without the lists in_shape and layers, which RTNeural's "
+                           "files have")
+    if not len(file["layers"]):
+        raise RefusedValue("it has no layers")
+    width = input_size = _last("in_shape", file["in_shape"])
+    read = []
+    for number, layer in enumerate(file["layers"]):
+        found = _read_layer(f"layers[{number}]", layer, width)
+        width = found.width
+        read.append(found)
+    model = _model(input_size, read, make)
+    model.unused = (*(key for key in file if key not in _KEYS),
+                    *(f"layers[{number}].{key}" for number, layer in enumerate(file["layers"])
+                      for key in layer if key not in _LAYER_KEYS))
+    return model
 
 
 def _parsed(text: str) -> Any:
@@ -244,6 +270,8 @@ def _read_layer(name: str, layer: Any, K: int) -> _Read:
         G = len(_GATES[kind])
         shapes = {"kernel": (K, G * N), "recurrent": (N, G * N),
                   "bias": (2, 3 * N) if kind == "gru" else (4 * N,)}
+    if kind in _DENSE and isinstance(weights, list) and len(weights) == 1:
+        weights = [*weights, np.zeros(N, np.float32)]  # use_bias=False
     if not isinstance(weights, list) or len(weights) != len(shapes):
         raise RefusedValue(f"the weights of {name} are {_checks.show(weights)}, expected "
                            f"{len(shapes)} arrays: {', '.join(shapes)}")

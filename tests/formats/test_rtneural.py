@@ -215,6 +215,7 @@ def with_layer(**changes):
     (file_of(of("dense", 1, 2), of("prelu", 3, 3)), "has 3 features, expected 2"),
     (file_of(of("activation", 1, 1)), "is '', expected one of"),
     (file_of(), "it has no layers"), ({}, "without the lists in_shape and layers"),
+    ([], "is not JSON|expected|not a safetensors"),
     ({"in_shape": [1], "layers": {}}, "without the lists"), (file_of(3), "expected an object"),
     ({"in_shape": [0], "layers": [3]}, "is 0, expected a whole"),
     (file_of(*[[]] * 20_000), r"of \[, too many for its length"),
@@ -248,3 +249,29 @@ def test_a_file_that_is_cut_off_or_changed_anywhere(tmp_path):
     for data in (b"{" * 10**5, b'{"in_shape":' + b"[" * 10**5, b'{"layers": "\xff"}',
                  b'{"in_shape":[1],"layers":[' + b"9" * 10**5 + b"]}"):
         check(path, data, read, refused=True)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_json_with_the_names_of_pytorch(tmp_path, wrapped):
+    ours = SequenceModel(LSTM(2, 5, 2, seed=1), 1, loss="mse", seed=0)
+    arrays = {name: a.tolist() for name, a in ours.state_dict().items()}
+    arrays = {name.replace("layers.0", "rec").replace("head", "lin"): a
+              for name, a in arrays.items()}
+    path = write(tmp_path / "m.json", {"model_data": {"skip": 1}, "state_dict": arrays}
+                 if wrapped else arrays)
+    model = fastrnn.load(path, loss="mse")
+    assert model.unused == (("model_data",) if wrapped else ())
+    x = rng.standard_normal((T, B, 2)).astype("f")
+    np.testing.assert_array_equal(model(x)[0], ours(x)[0])
+    del arrays["rec.bias_hh_l1"]
+    write(path, {"state_dict": arrays})
+    with pytest.raises(ValueError, match=r"m.json' gives no model: missing .'rec.bias_hh_l1'"):
+        fastrnn.load(path)
+
+
+def test_a_dense_layer_without_a_bias(tmp_path):
+    file = file_of(of("gru", 1, 4), of("dense", 4, 2))
+    del file["layers"][1]["weights"][1]
+    model = fastrnn.load(write(tmp_path / "m.json", file))
+    assert not model.head.bias.any()
+    np.testing.assert_array_equal(model.head.weight.T, np.float32(file["layers"][1]["weights"][0]))
