@@ -38,7 +38,7 @@ _WEIGHTS = "model.weights.h5"
 _LONGEST = 10_000_000  # bytes of a configuration
 _DEEPEST = 12  # groups inside groups
 _BLOCK = 1 << 20  # bytes that are read at once
-_ROOTS = ("layers", "_layer_checkpoint_dependencies")  # the second in files of Keras 2.12 to 2.15
+_ROOT = "layers"  # the group of the layers
 
 
 class Variable:
@@ -147,7 +147,6 @@ class File:
             self._group = root.get("model_weights", root)
             self.version = version or _text(attributes.get("keras_version", "")) or _text(
                 self._group.attrs.get("keras_version", ""))
-        self._root = next((name for name in _ROOTS if name in root), _ROOTS[0])
 
     def _walk(self, group: Any, prefix: str, depth: int) -> None:
         """Find the datasets; only those that the file itself has."""
@@ -170,7 +169,7 @@ class File:
     def owner(self, path: str, name: str) -> Owner:
         """Return the variables of a layer, by its group's path or, in older files, its name."""
         if not self.legacy:
-            return Owner(self, None, f"{self._root}/{path}")
+            return Owner(self, None, f"{_ROOT}/{path}")
         if name not in self._group:
             return Owner(self, [], name)
         names = _names(self._group[name], "weight_names")
@@ -216,7 +215,7 @@ class File:
         """
         left = [name for name in self._datasets if name not in self._taken]
         if not self.legacy:
-            more = [name for name in left if name.startswith(f"{self._root}/")
+            more = [name for name in left if name.startswith(f"{_ROOT}/")
                     and "seed_generator" not in name]
             if more:
                 raise RefusedValue(f"unexpected variables {more[:5]}: no layer of the "
@@ -228,7 +227,7 @@ class File:
         shapes: dict[str, list[tuple[int, ...]]] = {}
         for name, dataset in self._datasets.items():
             parts = name.split("/")
-            if parts[0] == self._root and "seed_generator" not in parts and dataset.shape:
+            if parts[0] == _ROOT and "seed_generator" not in parts and dataset.shape:
                 shapes.setdefault(parts[1], []).append(dataset.shape)
         return shapes
 

@@ -63,8 +63,8 @@ def readers(path, **options):
 
 
 def expected():
-    told = json.loads(SMALL.with_suffix(".keras.json").read_text())
-    return np.array(told["x"]), np.array(told["y"], np.float32)
+    described = json.loads(SMALL.with_suffix(".keras.json").read_text())
+    return np.array(described["x"]), np.array(described["y"], np.float32)
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -109,11 +109,12 @@ def test_bytes_that_are_changed(tmp_path):
 
 
 def test_a_configuration_with_another_value_somewhere(tmp_path):
-    path, rng, told = tmp_path / "m.keras", random.Random(0), config()
-    ways = [at for at in places(told) if at and "initializer" not in str(at)]
+    path, rng, described = tmp_path / "m.keras", random.Random(0), config()
+    ways = [at for at in places(described) if at and "initializer" not in str(at)]
     for number in range(MUTATIONS):
         at = rng.choice(ways)
-        other = without(told, at) if number % 5 == 0 else changed(told, at, rng.choice(HOSTILE))
+        value = rng.choice(HOSTILE)
+        other = without(described, at) if number % 5 == 0 else changed(described, at, value)
         raw = json.dumps(other).encode()
         check(path, pack(path, config=raw).read_bytes(), readers(path))
 
@@ -123,11 +124,11 @@ def test_a_configuration_with_another_value_somewhere(tmp_path):
     (3, "units", 2), (3, "reset_after", True), (3, "use_bias", False), (4, "units", 10**12),
     (4, "use_bias", False)])
 def test_sizes_that_the_file_does_not_have(tmp_path, layer, name, value):
-    told = config()
-    found = told["config"]["layers"][layer]["config"]
+    described = config()
+    found = described["config"]["layers"][layer]["config"]
     found[name] = value
     with pytest.raises(ValueError, match=rf"layer '{found['name']}'") as error:
-        load(pack(tmp_path / "m.keras", config=told))
+        load(pack(tmp_path / "m.keras", config=described))
     assert "expected" in str(error.value)
 
 
@@ -229,13 +230,13 @@ def test_variables_that_do_not_fit(tmp_path, of):
 
 
 def test_a_variable_that_claims_more_than_the_file_has(tmp_path):
-    told = config()
-    told["config"]["layers"][1]["config"]["input_dim"] = 10**9
+    described = config()
+    described["config"]["layers"][1]["config"]["input_dim"] = 10**9
     weights = edited(replaced("layers/embedding/vars/0", 10**9, 2))
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=r"'symbols'.*not stored contiguously"):
-            load(pack(tmp_path / "m.keras", config=told, weights=weights))
+            load(pack(tmp_path / "m.keras", config=described, weights=weights))
         assert tracemalloc.get_traced_memory()[1] < 5e6
     finally:
         tracemalloc.stop()
@@ -284,8 +285,8 @@ def test_without_h5py(tmp_path, monkeypatch):
 
 
 def test_keras_2_has_another_hard_sigmoid(tmp_path):
-    told = config()
-    a = load(pack(tmp_path / "a.keras", config=told))
+    described = config()
+    a = load(pack(tmp_path / "a.keras", config=described))
     members = parts()
     members["metadata.json"] = json.dumps({"keras_version": "2.15.0"}).encode()
     with zipfile.ZipFile(tmp_path / "b.keras", "w") as archive:
@@ -298,18 +299,18 @@ def test_keras_2_has_another_hard_sigmoid(tmp_path):
 
 def of_keras_2(path):
     """Write the stored model as Keras 2 does: other names, and nodes that are lists."""
-    told = config()["config"]["layers"]
-    for number, layer in enumerate(told):
+    described = config()["config"]["layers"]
+    for number, layer in enumerate(described):
         for key in ("module", "registered_name", "build_config"):
             layer.pop(key, None)
-        before = told[number - 1]["config"]["name"]
+        before = described[number - 1]["config"]["name"]
         layer |= {"name": layer["config"]["name"],
                   "inbound_nodes": [[[before, 0, 0, {}]]] if number else []}
-    told[0]["config"]["batch_input_shape"] = told[0]["config"].pop("batch_shape")
-    del told[3]["config"]["zero_output_for_mask"]
-    del told[2]["config"]["backward_layer"]
+    described[0]["config"]["batch_input_shape"] = described[0]["config"].pop("batch_shape")
+    del described[3]["config"]["zero_output_for_mask"]
+    del described[2]["config"]["backward_layer"]
     model = {"class_name": "Functional", "config": {
-        "name": "small", "layers": told, "input_layers": [[told[0]["name"], 0, 0]],
+        "name": "small", "layers": described, "input_layers": [[described[0]["name"], 0, 0]],
         "output_layers": [["out", 0, 0]]}}
     groups = {
         "symbols": ["embedding/vars"], "gru": ["gru/cell/vars"], "out": ["dense/vars"],
