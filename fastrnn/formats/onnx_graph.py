@@ -17,6 +17,7 @@ from fastrnn._checks import Refused, RefusedType, RefusedValue
 from fastrnn.formats.onnx_nodes import Node, Run, Tensors
 from fastrnn.formats.onnx_operators import OPERATORS
 from fastrnn.formats.onnx_recurrent import RECURRENT, RecurrentNode
+from fastrnn.formats.onnx_shapes import TooLargeNow, at_most
 from fastrnn.layers.recurrent import Recurrent
 
 __all__ = ["Compiler", "Program"]
@@ -147,13 +148,17 @@ class Compiler:
 
     def fold(self, node: Node, run: Run, arrays: Sequence[Any]) -> tuple[Any, ...] | None:
         """Return the outputs of a node whose inputs are constant, None if they are too large."""
+        if node.op == "Constant":
+            return run()
+        try:
+            with at_most(self.left // 4):
+                results = run(*arrays)
+        except TooLargeNow:
+            return None
         # a small view would keep a large array alive
         results = tuple(np.array(a) if a.base is not None and 2 * a.nbytes <= a.base.nbytes else a
-                        for a in run(*arrays))
-        size = sum(a.nbytes for a in results)
-        if node.op != "Constant" and size > self.left:
-            return None
-        return results
+                        for a in results)
+        return None if sum(a.nbytes for a in results) > self.left else results
 
 
 class _Scope:
