@@ -236,7 +236,13 @@ def _model(onnx: Any, label: str, data: bytes, folder: Path | None) -> OnnxModel
     inputs = tuple(_value(a) for a in graph.input if a.name not in weights)
     outputs = tuple(_value(a) for a in graph.output)
     compiler = Compiler(opset, Tensors(folder), size)
-    program = compiler.program(graph, [value.name for value in inputs])
+    arrays = compiler.tensors_of(graph)
+    # the memory of a message is one piece: only a copy without the tensors lets go of them
+    del graph.initializer[:]
+    light = onnx.ModelProto()
+    light.CopyFrom(proto)
+    del proto, graph
+    program = compiler.program(light.graph, [value.name for value in inputs], arrays)
     return OnnxModel(label, program, inputs, outputs, compiler)
 
 

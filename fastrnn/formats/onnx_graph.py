@@ -17,6 +17,7 @@ from fastrnn._checks import Refused, RefusedType, RefusedValue
 from fastrnn.formats.onnx_nodes import Node, Run, Tensors
 from fastrnn.formats.onnx_operators import OPERATORS
 from fastrnn.formats.onnx_recurrent import RECURRENT, RecurrentNode
+from fastrnn.formats.onnx_shapes import TooLargeNow, at_most
 from fastrnn.layers.recurrent import Recurrent
 
 __all__ = ["Compiler", "Program"]
@@ -122,9 +123,25 @@ class Compiler:
         self.unused: list[str] = []
         self.left = max(_FREE, 2 * size)
 
+    def tensors_of(self, graph: Any) -> dict[str, np.ndarray]:
+        """Return the arrays of the tensors of a graph that its outputs depend on."""
+        if len(graph.sparse_initializer):
+            raise RefusedValue("it has sparse tensors, expected dense ones")
+        _, wanted = _needed(graph, [value.name for value in graph.output])
+        arrays = {}
+        for tensor in graph.initializer:
+            if tensor.name in arrays:
+                raise RefusedValue(f"the name {_checks.show(tensor.name)} is there twice")
+            if tensor.name in wanted:
+                arrays[tensor.name] = self.tensors.array(tensor)
+            else:
+                self.unused.append(tensor.name)
+        return arrays
+
     def program(
-        self, graph: Any, inputs: Sequence[str], outer: Mapping[str, np.ndarray] | None = None,
-        known: frozenset[str] = frozenset(), depth: int = 0,
+        self, graph: Any, inputs: Sequence[str], arrays: dict[str, np.ndarray],
+        outer: Mapping[str, np.ndarray] | None = None, known: frozenset[str] = frozenset(),
+        depth: int = 0,
     ) -> Program:
         """Return the program of a graph.
 
@@ -133,6 +150,8 @@ class Compiler:
         graph : GraphProto
         inputs : sequence of str
             The names of its own inputs.
+        arrays : dict of names to arrays
+            Its own tensors, as of `tensors_of`.
         outer : mapping of names to arrays
             Constants of the graphs around it.
         known : set of str
@@ -140,20 +159,24 @@ class Compiler:
         depth : int
             How many graphs are around it.
         """
-        scope = _Scope(self, graph, inputs, outer or {}, known, depth)
+        scope = _Scope(self, graph, inputs, arrays, outer or {}, known, depth)
         for proto in scope.needed:
             scope.add(proto)
         return scope.program()
 
     def fold(self, node: Node, run: Run, arrays: Sequence[Any]) -> tuple[Any, ...] | None:
         """Return the outputs of a node whose inputs are constant, None if they are too large."""
+        if node.op == "Constant":
+            return run()
+        try:
+            with at_most(self.left // 4):
+                results = run(*arrays)
+        except TooLargeNow:
+            return None
         # a small view would keep a large array alive
         results = tuple(np.array(a) if a.base is not None and 2 * a.nbytes <= a.base.nbytes else a
-                        for a in run(*arrays))
-        size = sum(a.nbytes for a in results)
-        if node.op != "Constant" and size > self.left:
-            return None
-        return results
+                        for a in results)
+        return None if sum(a.nbytes for a in results) > self.left else results
 
 
 class _Scope:
@@ -161,7 +184,8 @@ class _Scope:
 
     def __init__(
         self, compiler: Compiler, graph: Any, inputs: Sequence[str],
-        outer: Mapping[str, np.ndarray], known: frozenset[str], depth: int,
+        arrays: dict[str, np.ndarray], outer: Mapping[str, np.ndarray], known: frozenset[str],
+        depth: int,
     ) -> None:
         if depth > DEEPEST:
             raise RefusedValue(f"its graphs are nested, expected at most {DEEPEST} one in another")
@@ -173,21 +197,19 @@ class _Scope:
         self._around = known | outer.keys()
         self._charged: dict[str, int] = {}  # bytes of computed constants
         self._kept: set[str] = set()  # what steps read
+        self._unpacked: tuple[Recurrent, ...] = ()  # a node's layers until its weights are gone
         own = {*inputs}
         if len(own) < len(inputs):
             raise RefusedValue("two inputs have one name")
-        if len(graph.sparse_initializer):
-            raise RefusedValue("it has sparse tensors, expected dense ones")
-        self.needed, wanted = _needed(graph, self._outputs, compiler.unused)
-        self._constants = dict(outer)
-        for tensor in graph.initializer:
-            if tensor.name not in wanted:
-                compiler.unused.append(tensor.name)
-                continue
-            if tensor.name in own:
-                raise RefusedValue(f"the name {_checks.show(tensor.name)} is there twice")
-            own.add(tensor.name)
-            self._constants[tensor.name] = compiler.tensors.array(tensor)
+        if own & arrays.keys():
+            raise RefusedValue(f"the names {_checks.show(sorted(own & arrays.keys()))} are inputs "
+                               "and tensors")
+        self.needed, wanted = _needed(graph, self._outputs)
+        compiler.unused += [node.name or next(iter(node.output), node.op_type)
+                            for node in graph.node if wanted.isdisjoint(filter(None, node.output))]
+        own |= arrays.keys()
+        self._constants = {**outer, **arrays}
+        arrays.clear()  # so that they can go when nothing reads them any more
         self._own = own  # names that this graph defines
         self._known = set(known - own) | set(inputs)
         for name in inputs:
@@ -227,6 +249,9 @@ class _Scope:
                     and name not in self._kept):
                 del self._constants[name]
                 compiler.left += self._charged.pop(name, 0)
+        for layer in self._unpacked:
+            layer.eval()
+        self._unpacked = ()
 
     def _add(self, node: Node) -> None:
         constant = all(not name or name in self._constants for name in node.inputs)
@@ -289,7 +314,7 @@ class _Scope:
         key = node.key
         while key in self._compiler.layers:  # nodes may have the same name
             key += "'"
-        self._compiler.layers[key] = layers
+        self._compiler.layers[key] = self._unpacked = layers
         self._step(node, run, [inputs[i] for i in (0, 4, 5, 6)])
 
     def _add_if(self, node: Node) -> None:
@@ -309,7 +334,8 @@ class _Scope:
             graphs = {taken: graphs[taken]}
         # a branch may not change how often the constants around it are used
         programs = {
-            which: self._compiler.program(graph, (), dict(self._constants),
+            which: self._compiler.program(graph, (), self._compiler.tensors_of(graph),
+                                          self._constants,
                                           frozenset(self._known), self._depth + 1)
             for which, graph in graphs.items()}
         reads = sorted({name for program in programs.values() for name in program.reads})
@@ -367,15 +393,11 @@ def _read_by(node: Any, depth: int = 0) -> set[str]:
     return names
 
 
-def _needed(
-    graph: Any, outputs: Sequence[str], unused: list[str]
-) -> tuple[list[Any], set[str]]:
+def _needed(graph: Any, outputs: Sequence[str]) -> tuple[list[Any], set[str]]:
     """Return the nodes that outputs depend on, in order, and the names of what is read."""
     wanted, needed = set(outputs), []
     for node in reversed(graph.node):
-        if wanted.isdisjoint(filter(None, node.output)):
-            unused.append(node.name or next(iter(node.output), node.op_type))
-        else:
+        if not wanted.isdisjoint(filter(None, node.output)):
             needed.append(node)
             wanted |= _read_by(node)
     return needed[::-1], wanted

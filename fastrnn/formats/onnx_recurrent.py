@@ -59,8 +59,14 @@ class Directions:
     """
 
     def __init__(self, layers: Sequence[Recurrent], backwards: Sequence[bool]) -> None:
-        self.layers = tuple(layer.eval() for layer in layers)
+        self.layers = tuple(layers)
         self._backwards = tuple(backwards)
+
+    def packed(self) -> Directions:
+        """Return them with layers in evaluation mode."""
+        for layer in self.layers:
+            layer.eval()
+        return self
 
     def __call__(
         self, x: np.ndarray, states: Sequence[np.ndarray | None], lengths: np.ndarray | None
@@ -224,7 +230,9 @@ class RecurrentNode:
             if B is not None:
                 arrays |= zip(("bias_ih", "bias_hh"), np.split(B[d], 2), strict=True)
             for name, a in arrays.items():
-                params[f"{name}_l0{suffix}"] = _rows(a, order, H)
+                param = params[f"{name}_l0{suffix}"]  # gate by gate: no copy of the whole
+                for k, gate in enumerate(order):
+                    param[k * H : (k + 1) * H] = a[gate * H : (gate + 1) * H]
         return layer
 
     def _from_equations(
@@ -322,8 +330,10 @@ class RecurrentNode:
         Parameters
         ----------
         weights : [W, R, B, P], or None
-            If they are not constant, the function takes all inputs of the node and makes the layers
-            in each call; if they are, only X, sequence_lens, initial_h and initial_c.
+            If they are given, they are constant: the function takes X, sequence_lens, initial_h and
+            initial_c. The layers are still in training mode, so that these arrays can go before the
+            weights are packed. With None the function takes all inputs of the node, and makes the
+            layers in each call.
         """
         n = self.kind.states
         if weights is not None:
@@ -341,7 +351,7 @@ class RecurrentNode:
             x: np.ndarray, W: np.ndarray, R: np.ndarray, B: Any = None, lengths: Any = None,
             h: Any = None, c: Any = None, P: Any = None,
         ) -> tuple[Any, ...]:
-            return self.run(self.layers(W, R, B, P), x, lengths, *(h, c)[:n])
+            return self.run(self.layers(W, R, B, P).packed(), x, lengths, *(h, c)[:n])
 
         return anew, ()
 

@@ -7,8 +7,10 @@ they make it.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,29 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.formats.onnx_nodes import Node, Run
 
-__all__ = ["CLAIMED", "MOST", "SHAPES", "axis_of", "check_numbers", "check_same_dtype", "sized"]
+__all__ = ["CLAIMED", "MOST", "SHAPES", "TooLargeNow", "at_most", "axis_of", "check_numbers",
+           "check_same_dtype", "sized"]
 
 MOST = 2**30  # numbers of one array
 CLAIMED = 2**28  # numbers of an array whose shape only a tensor claims
+
+
+class TooLargeNow(Exception):
+    """A result has more numbers than one that is computed at load may have."""
+
+
+# how many numbers a result may have in this thread: fewer while a file is loaded
+_allowed: contextvars.ContextVar[int] = contextvars.ContextVar("_allowed", default=MOST)
+
+
+@contextlib.contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """Raise TooLargeNow inside, instead of making an array of more numbers."""
+    token = _allowed.set(count)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
 
 
 def sized(shape: Sequence[int], most: int = MOST) -> tuple[int, ...]:
@@ -31,6 +52,8 @@ def sized(shape: Sequence[int], most: int = MOST) -> tuple[int, ...]:
     if math.prod(n for n in shape if n) > most:
         raise RefusedValue(f"its result has the shape {_checks.show(shape)}, expected at most "
                            f"{most} numbers")
+    if math.prod(shape) > _allowed.get():
+        raise TooLargeNow
     return shape
 
 
