@@ -235,7 +235,8 @@ def test_bad_calls_of_cells_are_torchs_errors(cell):
                       (torch.zeros(2, 3, **double), h.float()), (torch.zeros(3, **double), h),
                       (torch.zeros(2, 3, **double), (h, h[:, :4])),
                       (torch.zeros(2, 3, **double), (h,)), (torch.zeros(2, 3, **double), [h, h]),
-                      (torch.zeros(2, 3, **double), torch.stack((h, h))), (torch.zeros(2, 3, **double), None),
+                      (torch.zeros(2, 3, **double), torch.stack((h, h))),
+                      (torch.zeros(2, 3, **double), None),
                       ("x",)]:
         twins.assert_same_outcome(theirs, ours, *arguments)
 
