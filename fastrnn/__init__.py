@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         plot,
         reference,
         schedules,
-        torch,
         training,
     )
     from fastrnn._config import (

@@ -34,8 +34,6 @@ def _refusal() -> str:
     """Return why the mode of the interpreter needs PyTorch's own code, or an empty string."""
     if choice.get_mode() == "never":
         return "mode never"
-    if torch.compiler.is_compiling():
-        return "torch.compile"
     if transforms() is not None:
         return "torch.func"
     if _dispatch_modes():
@@ -192,7 +190,8 @@ def _function(operator: Operator) -> Callable[..., Any]:
     run = _run_cell if operator.is_cell else _run_sequence
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        if kwargs:
+        # torch.compile looks into this function, and shall find PyTorch's operator alone
+        if kwargs or torch.compiler.is_compiling():
             return getattr(ORIGINALS, operator.function)(*args, **kwargs)
         return run(operator, args)
 

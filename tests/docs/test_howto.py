@@ -8,7 +8,7 @@ from pages import DOCS, blocks, run
 
 os.environ.setdefault("KERAS_BACKEND", "numpy")  # the default is not installed
 PAGES = sorted(path for path in (DOCS / "howto").glob("*.md") if path.name != "README.md")
-NEEDS = {"classify": "sklearn", "keras": "keras", "learns-not": "matplotlib",
+NEEDS = {"classify": "sklearn", "keras": "keras", "onnx": "onnx", "learns-not": "matplotlib",
          "pytorch-programs": "torch"}
 
 
