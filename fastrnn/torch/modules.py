@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -29,6 +30,13 @@ class _Operators(types.ModuleType):
 _VF = _Operators("_VF")
 _VF.__dict__.update(FUNCTIONS)
 
+# The names of PyTorch's module with another _VF. It is a module of its own, because torch.compile
+# looks names up in the module that a function's globals name.
+_NAMES = types.ModuleType(f"{__package__}.exchanged", "The names that accelerated modules use.")
+_NAMES.__dict__.update({name: value for name, value in vars(rnn).items() if name[:2] != "__"},
+                       _VF=_VF, __builtins__=__builtins__)
+sys.modules[_NAMES.__name__] = _NAMES
+
 
 def _accelerated(base: type[nn.Module]) -> Callable[..., Any]:
     """Return the method `forward` of a class of PyTorch, calling the accelerated operators.
@@ -37,7 +45,7 @@ def _accelerated(base: type[nn.Module]) -> Callable[..., Any]:
     input are those of the installed version. Only the name `_VF` means other functions.
     """
     own: Any = base.forward
-    forward = types.FunctionType(own.__code__, {**vars(rnn), "_VF": _VF}, own.__name__,
+    forward = types.FunctionType(own.__code__, vars(_NAMES), own.__name__,
                                  own.__defaults__, own.__closure__)
     forward.__doc__, forward.__qualname__ = own.__doc__, own.__qualname__
     forward.__kwdefaults__ = own.__kwdefaults__
