@@ -49,10 +49,11 @@ cdef class Exchange:
         return self.api != NULL
 
     cpdef object view(self, object tensor, bint writeable=False):
-        """Return the array of a float32 or float64 tensor on the CPU; None for any other tensor.
+        """Return the array of an aligned float32 or float64 tensor on the CPU; None for any other.
 
         Nothing is copied. The tensor lives as long as the array.
         """
+        cdef char *data
         cdef fr_dl_tensor from_
         cdef cnp.npy_intp[MOST_AXES] shape
         cdef cnp.npy_intp[MOST_AXES] strides
@@ -67,12 +68,15 @@ cdef class Exchange:
         if (from_.device.device_type != CPU or from_.dtype.code != FLOAT or size not in (4, 8)
                 or from_.dtype.lanes != 1 or from_.ndim > MOST_AXES):
             return None
+        data = <char *> from_.data + from_.byte_offset
+        if <size_t> data % size:
+            return None
         for i in range(from_.ndim):
             shape[i] = from_.shape[i]
             strides[i] = from_.strides[i] * size
         array = cnp.PyArray_New(
             np.ndarray, from_.ndim, shape, cnp.NPY_FLOAT32 if size == 4 else cnp.NPY_FLOAT64,
-            strides, <char *> from_.data + from_.byte_offset, 0,
+            strides, data, 0,
             flags | cnp.NPY_ARRAY_ALIGNED, <object> NULL)
         Py_INCREF(tensor)
         cnp.PyArray_SetBaseObject(array, tensor)

@@ -140,7 +140,7 @@ def get_num_threads():
 
 
 def borrow_threads(int n):
-    """Let calls of this Python thread use n threads, whatever set_num_threads was given; 0: no more.
+    """Let calls of this Python thread use n threads, whatever set_num_threads says; 0: no more.
 
     For calls on behalf of another library, which has its own number of threads.
     """

@@ -122,7 +122,7 @@ cdef class Call:
     cdef str read_tensors(self):
         """Borrow all tensors; return why the kernels cannot compute the call, or None."""
         cdef int kind
-        cdef ptrdiff_t layer, d, g = self.op.gates, count = 4 if self.bias else 2, i, width
+        cdef ptrdiff_t layer, g = self.op.gates, count = 4 if self.bias else 2, i, width
         cdef ptrdiff_t at = 0, D = self.directions, H
         cdef str reason
         self.arrays = []
@@ -164,7 +164,7 @@ cdef class Call:
             return "projection" if self.op.has_c else "the number of weights"
         for layer in range(self.num_layers):
             width = self.input_size if layer == 0 else D * H
-            for d in range(D):
+            for _ in range(D):
                 if not (is_shape(self.arrays[at], 2, g * H, width)
                         and is_shape(self.arrays[at + 1], 2, g * H, H)):
                     return "the shape of a weight"
@@ -250,8 +250,8 @@ cdef class Call:
         self.threads = get_num_threads()
         self.keep = grad_is_enabled() and self.needs_grad()
         self.key = (self.op.function, bucket(self.T),
-                    self.B if self.time is None else bucket(self.B), self.input_size, self.hidden_size,
-                    self.num_layers, self.directions, self.bias, self.batch_first,
+                    self.B if self.time is None else bucket(self.B), self.input_size,
+                    self.hidden_size, self.num_layers, self.directions, self.bias, self.batch_first,
                     self.time is None, cnp.PyArray_ITEMSIZE(self.x_array),
                     self.keep + (self.keep and self.x.requires_grad), self.threads)
 
@@ -280,9 +280,9 @@ cdef class Call:
     cdef tuple layer(self, list arrays, ptrdiff_t layer):
         """Return (weight_ih, weight_hh, bias_ih, bias_hh) of each direction of a layer."""
         cdef ptrdiff_t count = 4 if self.bias else 2
-        cdef ptrdiff_t first = layer * self.directions * count, d
+        cdef ptrdiff_t first = layer * self.directions * count
         groups = []
-        for d in range(self.directions):
+        for _ in range(self.directions):
             if self.bias:
                 groups.append((arrays[first], arrays[first + 1], arrays[first + 2],
                                arrays[first + 3]))
@@ -327,7 +327,8 @@ cdef class Call:
                 if y is not None and layer == L - 1:
                     target = self.outer(EXCHANGE.view(y, True))
                 else:
-                    target = np.empty((*source.shape[:source.ndim - 1], D * self.hidden_size), source.dtype)
+                    target = np.empty((*source.shape[:source.ndim - 1], D * self.hidden_size),
+                                      source.dtype)
                 tape = sequence.forward(
                     op.kind, source, None, self.layer(self.arrays, layer), REVERSE[D],
                     self.states(h, c, layer), target, self.states(h_final, c_final, layer),
@@ -422,6 +423,8 @@ cdef str kind_of(object tensor):
     """Return what a tensor is that the kernels cannot read, or not together with the input."""
     if tensor.device.type != "cpu":
         return f"device {tensor.device.type}"
+    if tensor.dtype in (FLOAT32, FLOAT64) and tensor.data_ptr() % tensor.element_size():
+        return "a tensor is not aligned"
     return f"dtype {str(tensor.dtype).removeprefix('torch.')}"
 
 

@@ -416,3 +416,12 @@ def test_gradients_are_tensors_of_their_own(cell):
         assert torch.equal(grad, copy)
         other.zero_()
         assert torch.equal(grad, copy)
+
+
+@twins.per_cell
+def test_a_tensor_that_is_not_aligned_goes_to_pytorch(cell):
+    theirs, ours = twins.twins(cell, 3, 5, dtype=torch.float32)
+    x = torch.frombuffer(bytearray(4 * 2 * 3 * 4 + 1), dtype=torch.float32, offset=1).view(4, 2, 3)
+    x += 0.5
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+    assert "not aligned" in str(twins.bridge.report(ours))
