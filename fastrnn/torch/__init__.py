@@ -7,6 +7,12 @@ the first two. A call that fastrnn cannot compute, or not faster, goes to PyTorc
 `report` says which and why.
 """
 
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("fastrnn.torch needs PyTorch, expected it to be installed: "
+                              "pip install 'fastrnn[torch]'", name="torch") from error
+
 from fastrnn.torch.choice import get_mode, mode, set_mode
 from fastrnn.torch.modules import (
     GRU,
