@@ -423,6 +423,8 @@ cdef str kind_of(object tensor):
     """Return what a tensor is that the kernels cannot read, or not together with the input."""
     if tensor.device.type != "cpu":
         return f"device {tensor.device.type}"
+    if tensor.layout is not torch.strided:
+        return f"layout {str(tensor.layout).removeprefix('torch.')}"
     if tensor.dtype in (FLOAT32, FLOAT64) and tensor.data_ptr() % tensor.element_size():
         return "a tensor is not aligned"
     return f"dtype {str(tensor.dtype).removeprefix('torch.')}"
