@@ -22,7 +22,10 @@ def main() -> None:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         return
     sys.argv = sys.argv[1:]
-    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    folder = os.path.dirname(os.path.abspath(sys.argv[0]))
+    if sys.path[:1] == [os.getcwd()]:  # python -m puts it there, unless it was asked not to
+        del sys.path[0]
+    sys.path.insert(0, folder)
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
