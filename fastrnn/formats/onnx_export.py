@@ -7,9 +7,6 @@ steps, B batch, I input, H hidden, D directions, V symbols, N outputs.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,7 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.formats.onnx_nodes import package
 from fastrnn.formats.onnx_recurrent import RECURRENT
-from fastrnn.formats.safetensors import as_path
+from fastrnn.formats.safetensors import as_path, write_bytes
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.layers.standard import GRU, LSTM, RNN
 from fastrnn.models import EncoderDecoder, SequenceModel, Stack
@@ -339,18 +336,5 @@ def save(model: Any, path: Any, *, states: bool = False, lengths: bool = False) 
     ONNX Runtime computes float32. A float64 model makes a valid file, which `load` reads, but
     which ONNX Runtime 1.32 has no kernels for.
     """
-    path = as_path(path)
-    data = _bytes(model, states, lengths)
-    place = os.path.realpath(path)
-    beside = os.path.join(os.path.dirname(place), f".fastrnn-{secrets.token_hex(8)}")
-    try:
-        with open(beside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, place)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
+    path = as_path(path)  # before the work
+    write_bytes(path, _bytes(model, states, lengths))

@@ -121,39 +121,22 @@ cdef class Call:
 
     cdef str read_tensors(self):
         """Borrow all tensors; return why the kernels cannot compute the call, or None."""
-        cdef int kind
         cdef ptrdiff_t layer, g = self.op.gates, count = 4 if self.bias else 2, i, width
         cdef ptrdiff_t at = 0, D = self.directions, H
         cdef str reason
-        self.arrays = []
-        reason = refused(self.x)
-        if reason is not None:
-            return reason
-        self.x_array = EXCHANGE.view(self.x)
-        if self.x_array is None:
-            return kind_of(self.x)
-        kind = cnp.PyArray_TYPE(self.x_array)
-        reason = refused(self.h0)
-        if reason is not None:
-            return reason
-        self.h_array = EXCHANGE.view(self.h0)
-        if not is_kind(self.h_array, kind):
-            return kind_of(self.h0)
-        if self.op.has_c:
-            reason = refused(self.c0)
+        arrays = []
+        for tensor in self.tensors():
+            if tensor is None and not self.op.has_c:
+                arrays.append(None)
+                continue
+            reason = refused(tensor)
             if reason is not None:
                 return reason
-            self.c_array = EXCHANGE.view(self.c0)
-            if not is_kind(self.c_array, kind):
-                return kind_of(self.c0)
-        for weight in self.weights:
-            reason = refused(weight)
-            if reason is not None:
-                return reason
-            array = EXCHANGE.view(weight)
-            if not is_kind(array, kind):
-                return kind_of(weight)
-            self.arrays.append(array)
+            array = EXCHANGE.view(tensor)
+            if array is None or (arrays and cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(arrays[0])):
+                return kind_of(tensor)
+            arrays.append(array)
+        self.x_array, self.h_array, self.c_array, *self.arrays = arrays
         reason = self.read_input()
         if reason is not None:
             return reason
@@ -413,10 +396,6 @@ cdef inline str refused(object tensor):
     if tensor.is_neg():
         return "a tensor is a negated view"
     return None
-
-
-cdef inline bint is_kind(object array, int kind) noexcept:
-    return array is not None and cnp.PyArray_TYPE(array) == kind
 
 
 cdef str kind_of(object tensor):

@@ -67,16 +67,11 @@ def _leaf(module: Any, input: Proxy, hx: Any) -> Any:
 class _Accelerated:
     """What all accelerated modules have in common."""
 
-    def __prepare_scriptable__(self) -> Any:
+    def __prepare_scriptable__(self: Any) -> Any:
         """Return the module of PyTorch with the same parameters: TorchScript compiles its code."""
-        return _plain_twin(self)
-
-
-def _plain_twin(module: Any) -> Any:
-    """Return a module of PyTorch's class that shares everything with an accelerated one."""
-    twin = object.__new__(plain_class(type(module)))
-    twin.__dict__.update(module.__dict__)
-    return twin
+        twin = object.__new__(plain_class(type(self)))  # it shares everything
+        twin.__dict__.update(self.__dict__)
+        return twin
 
 
 class RNN(_Accelerated, nn.RNN):
