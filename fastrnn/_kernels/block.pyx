@@ -17,7 +17,7 @@ from fastrnn._kernels.c cimport fr_forward, fr_product
 from fastrnn._kernels.check cimport Carver
 from fastrnn._kernels.machine cimport NEW, Run, Step
 from fastrnn._kernels.machine cimport meet as meet_in_step
-from fastrnn._kernels.packed cimport Packed, packed_sizes
+from fastrnn._kernels.packed cimport Packed, panels_width
 from fastrnn._kernels.project cimport pack_row, project, unpack_halves
 from fastrnn._kernels.runtime cimport Buffer, flush_denormals, restore, wait_step
 from fastrnn._kernels.stack cimport Layer, Stack, advance_run
@@ -69,7 +69,7 @@ cdef class Scratch:
         offsets = [0] * b.stack.count
         for i in range(b.stack.count):
             if b.layers[i].half:
-                offsets[i] = carver.add(packed_sizes(&b.layers[i])[0])
+                offsets[i] = carver.add_rows(panels_width(&b.layers[i]), b.layers[i].I)
         self.weights = Buffer(carver.bytes)
         for i in range(b.stack.count):
             p = &b.layers[i]
@@ -87,7 +87,7 @@ cdef class Scratch:
         offsets = [0] * b.stack.count
         for i in range(b.stack.count):
             if walks(&b.layers[i]):
-                offsets[i] = carver.add(packed_sizes(&b.layers[i])[1])
+                offsets[i] = carver.add_rows(panels_width(&b.layers[i]), b.layers[i].H)
         self.row_weights = Buffer(carver.bytes)
         for i in range(b.stack.count):
             p = &b.layers[i]

@@ -4,9 +4,10 @@ from fastrnn._kernels.timeline cimport Timeline
 
 cdef class Carver:
     """Lays several arrays of one dtype into one buffer, each at a multiple of 64 bytes."""
-    cdef object bytes   # of all arrays so far
-    cdef object itemsize
+    cdef ptrdiff_t bytes   # of all arrays so far
+    cdef ptrdiff_t itemsize
     cdef ptrdiff_t add(self, object elements) except -1
+    cdef ptrdiff_t add_rows(self, ptrdiff_t rows, ptrdiff_t elements) except -1
 
 
 cdef check(str name, object array, object dtype, tuple shape, bint writeable=*)

@@ -18,13 +18,22 @@ from fastrnn._kernels.walk cimport rows_of
 
 cnp.import_array()
 
-cdef object LARGEST = sys.maxsize - 64  # bytes of one buffer
+cdef ptrdiff_t LARGEST = sys.maxsize - 64  # bytes of one buffer
+
+cdef extern from *:
+    """
+    /* Whether a * b or a * b + c is more than a ptrdiff_t can hold; else *sum is a * b + c. */
+    static int fr_overflows(ptrdiff_t a, ptrdiff_t b, ptrdiff_t c, ptrdiff_t *sum) {
+      return __builtin_mul_overflow(a, b, sum) || __builtin_add_overflow(*sum, c, sum);
+    }
+    """
+    int fr_overflows(ptrdiff_t a, ptrdiff_t b, ptrdiff_t c, ptrdiff_t *sum)
 
 
 cdef bint is_flat(object array, object dtype, tuple shape, bint writeable):
     """Whether an array is all that check_flat asks for, found out quickly."""
     cdef int i
-    if not (isinstance(array, np.ndarray) and isinstance(dtype, np.dtype)
+    if not (isinstance(array, cnp.ndarray) and isinstance(dtype, cnp.dtype)
             and cnp.PyArray_TYPE(array) == (<cnp.dtype> dtype).type_num
             and (cnp.PyArray_ISCARRAY(array) if writeable else cnp.PyArray_ISCARRAY_RO(array))
             and cnp.PyArray_NDIM(array) == len(shape)):
@@ -66,15 +75,20 @@ cdef check_flat(str name, object array, object dtype, tuple shape, bint writeabl
 
 
 cdef check_weights(tuple weights, int gates, object dtype, ptrdiff_t I, ptrdiff_t H, bint gradient):
-    """Check the four parameters of one direction, or, with `gradient`, their gradients."""
-    cdef str d = "d" if gradient else ""
+    """Check the four parameters of one direction, or, with `gradient`, their gradients.
+
+    A bias may be None, and so may any gradient: it is not wanted.
+    """
+    cdef ptrdiff_t rows = gates * H
     w_ih, w_hh, b_ih, b_hh = weights
-    check_flat(d + "weight_ih", w_ih, dtype, (gates * H, I), gradient)
-    check_flat(d + "weight_hh", w_hh, dtype, (gates * H, H), gradient)
+    if not gradient or w_ih is not None:
+        check_flat("dweight_ih" if gradient else "weight_ih", w_ih, dtype, (rows, I), gradient)
+    if not gradient or w_hh is not None:
+        check_flat("dweight_hh" if gradient else "weight_hh", w_hh, dtype, (rows, H), gradient)
     if b_ih is not None:
-        check_flat(d + "bias_ih", b_ih, dtype, (gates * H,), gradient)
+        check_flat("dbias_ih" if gradient else "bias_ih", b_ih, dtype, (rows,), gradient)
     if b_hh is not None:
-        check_flat(d + "bias_hh", b_hh, dtype, (gates * H,), gradient)
+        check_flat("dbias_hh" if gradient else "bias_hh", b_hh, dtype, (rows,), gradient)
 
 
 cdef void *pointer(object array) noexcept:
@@ -119,7 +133,7 @@ cdef fr_rows caller_rows(object array, ptrdiff_t offset, bint reverse, Timeline 
 
 
 cdef class Carver:
-    def __cinit__(self, itemsize):
+    def __cinit__(self, ptrdiff_t itemsize):
         self.bytes = 0
         self.itemsize = itemsize
 
@@ -128,11 +142,18 @@ cdef class Carver:
 
         `elements` is one of Python's integers, which do not overflow.
         """
-        offset = self.bytes
-        nbytes = offset + (elements * self.itemsize + 63) // 64 * 64
-        if nbytes > LARGEST:
-            raise MemoryError(f"cannot allocate {nbytes} bytes of working memory")
-        self.bytes = nbytes
+        if elements > LARGEST:
+            raise MemoryError(f"cannot allocate {elements * self.itemsize} bytes of working memory")
+        return self.add_rows(elements, 1)
+
+    cdef ptrdiff_t add_rows(self, ptrdiff_t rows, ptrdiff_t elements) except -1:
+        """Return where an array of so many rows of so many elements begins."""
+        cdef ptrdiff_t offset = self.bytes, nbytes
+        if (fr_overflows(rows, elements, 0, &nbytes)
+                or fr_overflows(nbytes, self.itemsize, offset + 63, &nbytes) or nbytes > LARGEST):
+            wanted = offset + <object> rows * elements * self.itemsize
+            raise MemoryError(f"cannot allocate {wanted} bytes of working memory")
+        self.bytes = nbytes // 64 * 64
         return offset
 
 

@@ -17,10 +17,16 @@ cdef extern from *:
     typedef struct {
         fr_dl_version version;
         void *prev_api;
-        void *allocator, *managed_from_object, *managed_to_object;
+        int (*allocate)(fr_dl_tensor *like, void **managed, void *context,
+                        void (*fail)(void *context, const char *kind, const char *message));
+        void *managed_from_object;
+        int (*to_object)(void *managed, void **object);
         int (*from_object)(void *object, fr_dl_tensor *out);
         void *current_stream;
     } fr_dl_exchange;
+    static void fr_dl_ignore(void *context, const char *kind, const char *message) {
+      (void)context; (void)kind; (void)message;
+    }
     """
     ctypedef struct fr_dl_version:
         uint32_t major, minor
@@ -37,12 +43,17 @@ cdef extern from *:
         int64_t *shape
         int64_t *strides
         uint64_t byte_offset
+    ctypedef void (*fr_dl_fail)(void *context, const char *kind, const char *message)
     ctypedef struct fr_dl_exchange:
         fr_dl_version version
+        int (*allocate)(fr_dl_tensor *like, void **managed, void *context, fr_dl_fail fail)
+        int (*to_object)(void *managed, void **object) except -1
         int (*from_object)(void *object, fr_dl_tensor *out) except -1
+    void fr_dl_ignore(void *context, const char *kind, const char *message)
 
 
 cdef class Exchange:
     cdef const fr_dl_exchange *api
-    cdef object convert  # used if api is NULL
+    cdef object convert, create  # used if api is NULL
     cpdef object view(self, object tensor, bint writeable=*)
+    cpdef object empty(self, tuple shape, int size)

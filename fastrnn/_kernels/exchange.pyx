@@ -10,8 +10,9 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from cpython.ref cimport Py_INCREF
-from libc.stdint cimport uint32_t
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memset
 
 cnp.import_array()
 
@@ -32,15 +33,18 @@ cdef class Exchange:
     capsule : the attribute `__dlpack_c_exchange_api__` of the tensors' class, or None
     convert : function
         Returns the array of a tensor; used if there is no capsule, or if its version is another.
+    create : function
+        Returns a new tensor of a shape and an element size; used in the same cases.
     """
 
-    def __init__(self, capsule, convert):
-        self.convert = convert
+    def __init__(self, capsule, convert, create):
+        self.convert, self.create = convert, create
         self.api = NULL
         if capsule is not None:
             self.api = <const fr_dl_exchange *> PyCapsule_GetPointer(
                 capsule, b"dlpack_exchange_api")
-            if self.api.version.major != MAJOR or self.api.from_object == NULL:
+            if (self.api.version.major != MAJOR or self.api.from_object == NULL
+                    or self.api.allocate == NULL or self.api.to_object == NULL):
                 self.api = NULL
 
     @property
@@ -81,3 +85,32 @@ cdef class Exchange:
         Py_INCREF(tensor)
         cnp.PyArray_SetBaseObject(array, tensor)
         return array
+
+    cpdef object empty(self, tuple shape, int size):
+        """Return a new tensor on the CPU whose elements are of no known value.
+
+        Parameters
+        ----------
+        shape : tuple of int
+        size : int
+            Bytes of an element: 4 is float32, 8 is float64.
+        """
+        cdef fr_dl_tensor like
+        cdef int64_t[MOST_AXES] sizes
+        cdef int i, axes = len(shape)
+        cdef void *managed
+        cdef void *made
+        if self.api == NULL:
+            return self.create(shape, size)
+        for i in range(axes):
+            sizes[i] = shape[i]
+        memset(&like, 0, sizeof(like))
+        like.device.device_type = CPU
+        like.dtype.code, like.dtype.bits, like.dtype.lanes = FLOAT, 8 * size, 1
+        like.ndim, like.shape = axes, sizes
+        if self.api.allocate(&like, &managed, NULL, fr_dl_ignore):
+            raise MemoryError(f"cannot allocate a tensor of shape {shape}")
+        self.api.to_object(managed, &made)
+        tensor = <object> made
+        Py_DECREF(tensor)  # it was given to us
+        return tensor

@@ -47,6 +47,7 @@ cdef class Head:
     cdef tuple unpacked(self)
 
 
-cdef tuple packed_sizes(const Pass *p)
+cdef ptrdiff_t panels_width(const Pass *p) noexcept
+cdef ptrdiff_t margin(const Pass *p) noexcept
 cdef object unpack(const fr_table *table, const fr_cell_row *cell, const void *panels, object dtype,
                    ptrdiff_t K, ptrdiff_t H, object columns=*, bint halves=*)

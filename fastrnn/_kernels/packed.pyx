@@ -19,11 +19,14 @@ from fastrnn._kernels.walk cimport Pass, ceil_div, sized
 cnp.import_array()
 
 
-cdef tuple packed_sizes(const Pass *p):
-    """Elements of wx, wh, start (panels are read whole: a margin of one panel) and bias_n."""
-    width = int(p.panels) * p.cell.vectors * p.table.lanes
-    margin = p.cell.vectors * p.table.lanes
-    return (width * p.I, width * p.H, int(p.row) + margin, int(p.pitch) + margin)
+cdef ptrdiff_t panels_width(const Pass *p) noexcept:
+    """Elements of wx or wh for each column of the weight."""
+    return p.panels * margin(p)
+
+
+cdef ptrdiff_t margin(const Pass *p) noexcept:
+    """Elements of a panel, which the kernels read whole, also at the end of a bias."""
+    return p.cell.vectors * p.table.lanes
 
 
 cdef object unpack(const fr_table *table, const fr_cell_row *cell, const void *panels, object dtype,
@@ -92,12 +95,11 @@ cdef class Packed:
             check_flat("halves[1]", w_hh, np.float32, (p.cell.gates * p.H, (p.H + 1) // 2))
             p.I = (p.I + 1) // 2  # words
 
-        elements = packed_sizes(&p)
         carver = Carver(p.table.itemsize)
-        wx = carver.add(elements[0])
-        wh = carver.add(elements[1] // p.H * ((p.H + 1) // 2) if self.half else elements[1])
-        start = carver.add(elements[2])
-        bias_n = carver.add(elements[3])
+        wx = carver.add_rows(panels_width(&p), p.I)
+        wh = carver.add_rows(panels_width(&p), (p.H + 1) // 2 if self.half else p.H)
+        start = carver.add_rows(1, p.row + margin(&p))
+        bias_n = carver.add_rows(1, p.pitch + margin(&p))
         self.buffer = Buffer(carver.bytes)
         self.start = self.buffer.data + start
         self.bias_n = self.buffer.data + bias_n

@@ -18,11 +18,11 @@ cdef class Buffer:
     """64-byte aligned memory that Python owns."""
     cdef object owner
     cdef char *data
-    cdef readonly object nbytes
+    cdef readonly ptrdiff_t nbytes
 
 
 cdef class Workspace:
     """Hands out buffers and takes them back, so that a training loop faults its pages in once."""
     cdef list spare  # the oldest first
-    cdef Buffer take(self, object nbytes)
+    cdef Buffer take(self, ptrdiff_t nbytes)
     cdef void give(self, Buffer buffer)

@@ -24,7 +24,7 @@ from fastrnn._kernels.check cimport (
     put_rows,
     take_rows,
 )
-from fastrnn._kernels.packed cimport Packed, packed_sizes
+from fastrnn._kernels.packed cimport Packed, margin, panels_width
 from fastrnn._kernels.runtime cimport Buffer, Workspace, run
 from fastrnn._kernels.state cimport add_states, load_state, pair_of, store_state
 from fastrnn._kernels.tape cimport Tape, check_outer, checked_input, give_back
@@ -72,13 +72,13 @@ cdef struct PackLayout:
 
 cdef TapeLayout lay_out_tape(Carver carver, const Pass *p) except *:
     cdef TapeLayout layout
-    # Python's integers: they do not overflow
-    T, B, N, row, pitch = p.times.T, p.times.R, p.times.N, p.row, p.pitch
-    rows = N if p.training else min(T, p.chunk) * B if p.V == 0 and p.I else 0
-    layout.gates = carver.add(rows * row)
-    layout.h = carver.add((B + N if p.keeps_h else 3 * B) * pitch)
-    layout.c = carver.add((B + N if p.training else B) * pitch if p.cell.has_c else 0)
-    layout.symbols = carver.add(<object> p.V * row)
+    cdef ptrdiff_t B = p.times.R, N = p.times.N, rows = N
+    if not p.training:
+        rows = min(p.times.T, p.chunk) * B if p.V == 0 and p.I else 0
+    layout.gates = carver.add_rows(rows, p.row)
+    layout.h = carver.add_rows(B + N if p.keeps_h else 3 * B, p.pitch)
+    layout.c = carver.add_rows(0 if not p.cell.has_c else B + N if p.training else B, p.pitch)
+    layout.symbols = carver.add_rows(p.V, p.row)
     return layout
 
 
@@ -91,15 +91,14 @@ cdef PackLayout lay_out_packs(Carver carver, object weights, const Pass *p, bint
     """Room for what is packed for this call alone."""
     cdef PackLayout layout
     memset(&layout, 0, sizeof(layout))
-    wx, wh, start, bias_n = packed_sizes(p)
     if isinstance(weights, Packed):
         if unpacks_halves(weights, p, dense):
-            layout.wx = carver.add(wx)
+            layout.wx = carver.add_rows(panels_width(p), p.I)
         return layout
-    layout.wx = carver.add(wx)
-    layout.wh = carver.add(wh)
-    layout.start = carver.add(start)
-    layout.bias_n = carver.add(bias_n)
+    layout.wx = carver.add_rows(panels_width(p), p.I)
+    layout.wh = carver.add_rows(panels_width(p), p.H)
+    layout.start = carver.add_rows(1, p.row + margin(p))
+    layout.bias_n = carver.add_rows(1, p.pitch + margin(p))
     return layout
 
 
@@ -349,12 +348,11 @@ cdef struct BackLayout:
 
 cdef BackLayout lay_out_back(Carver carver, const Pass *p, ptrdiff_t H, bint need_dx) except *:
     cdef BackLayout layout
-    width = <object> p.table.lanes * p.table.plain_vectors * p.cell.gates * H
-    state = <object> p.times.R * p.pitch
-    layout.dh = carver.add(state)
-    layout.dc = carver.add(state if p.cell.has_c else 0)
-    layout.wb = carver.add(p.panels_h * width)
-    layout.wi = carver.add(p.panels_i * width if need_dx else 0)
+    cdef ptrdiff_t width = p.table.lanes * p.table.plain_vectors
+    layout.dh = carver.add_rows(p.times.R, p.pitch)
+    layout.dc = carver.add_rows(p.times.R if p.cell.has_c else 0, p.pitch)
+    layout.wb = carver.add_rows(p.panels_h * width, p.cell.gates * H)
+    layout.wi = carver.add_rows(p.panels_i * width if need_dx else 0, p.cell.gates * H)
     return layout
 
 
@@ -371,6 +369,8 @@ cdef object check_back(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple
         check_state("dcn", dcn, dtype, (D, B, H))
     for d in range(D):
         check_weights(grads[d], G, dtype, I, H, True)
+        if grads[d][0] is None and grads[d][2] is not None and tape.passes[d].column != NULL:
+            raise ValueError("grads: weight_ih is None, expected an array: x was one-hot")
     for name in record:
         if name not in RECORD or name == "dc" and not has_c:
             raise ValueError(f"record: has {name!r}, expected names out of {RECORD}, dc of an LSTM "
@@ -425,7 +425,8 @@ def backward(Tape tape, dy, tuple dfinal, dx, tuple dinitial, tuple grads, tuple
     dfinal : for each state (D, B, H) or None: zero; or None
     dx : out, like forward's x, or None: not wanted, or one-hot
     dinitial : for each state out (D, B, H)
-    grads : per direction (weight_ih, weight_hh, bias_ih, bias_hh), which accumulate
+    grads : per direction (weight_ih, weight_hh, bias_ih, bias_hh), which accumulate; None: not
+        wanted (weight_ih of one-hot rows only together with bias_ih)
     record : names out of RECORD: what to return besides
 
     Returns
@@ -468,7 +469,7 @@ def backward(Tape tape, dy, tuple dfinal, dx, tuple dinitial, tuple grads, tuple
     threads = plan(&job)
     job.scratch_size = tape.passes[0].table.gradient_scratch
     carver = Carver(tape.passes[0].table.itemsize)
-    scratch = carver.add(threads * <object> job.scratch_size // tape.passes[0].table.itemsize)
+    scratch = carver.add_rows(threads, job.scratch_size // tape.passes[0].table.itemsize)
     for d in range(D):
         layouts[d] = lay_out_back(carver, &tape.passes[d], H, dx is not None)
     buffer = tape.workspace.take(carver.bytes)

@@ -21,7 +21,7 @@ from libc.string cimport memcpy, memset
 from fastrnn._kernels.block cimport Block, Scratch, make_scratch, walk_block
 from fastrnn._kernels.c cimport fr_forward
 from fastrnn._kernels.check cimport as_array, check_out, numbers
-from fastrnn._kernels.packed cimport Head, Packed, packed_sizes
+from fastrnn._kernels.packed cimport Head, Packed, panels_width
 from fastrnn._kernels.packed_program cimport PackedProgram
 from fastrnn._kernels.project cimport project_symbols, unpack_halves
 from fastrnn._kernels.runtime cimport Buffer, run, threads_for
@@ -167,7 +167,7 @@ cdef class Stream(States):
             p.x = rows_of(cnp.PyArray_DATA(rows), self.V, 0, first.input_size)
             p.wx = first.wx
             if first.half:
-                wx = Buffer(packed_sizes(&p)[0] * self.itemsize)
+                wx = Buffer(<object> panels_width(&p) * p.I * self.itemsize)
                 p.wx = wx.data
                 p.wx_half = first.wx_half
                 unpack_halves(&p, 0, p.panels)

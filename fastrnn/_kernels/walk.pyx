@@ -423,6 +423,12 @@ cdef void sum_symbols(const Pass *p, fr_barrier *everyone, int rank, int size) n
     wait(everyone, size)
 
 
+cdef void write_to(fr_gradient *w, void *c, ptrdiff_t n) noexcept nogil:
+    """Set where a gradient (G*H, n) goes; NULL: nobody wants it, perhaps that of the bias."""
+    w.c = c if c != NULL else w.scratch
+    w.n = n if c != NULL else 0
+
+
 cdef void parameter_gradients(Pass *p, Job *job, int rank, int size) noexcept nogil:
     """dx and the weights' gradients: products over all of time."""
     cdef ptrdiff_t n = p.times.N
@@ -447,27 +453,29 @@ cdef void parameter_gradients(Pass *p, Job *job, int rank, int size) noexcept no
     w.u1 = part(p.H, rank + 1, size)
     w.scratch = job.scratch + rank * job.scratch_size
 
-    if p.column:
+    if p.dw_ih == NULL and p.db_ih == NULL:
+        pass  # nobody wants them
+    elif p.column:
         p.table.scatter_columns(p.dw_ih, p.db_ih, p.symbols, p.column, n, p.columns, p.H, p.pitch,
                                 p.row, w.u0, w.u1, p.cell)
     else:
-        w.c = p.dw_ih
         w.bias = p.db_ih
         w.a = inputs
         w.b = p.x
         w.k = n
-        w.n = p.I
+        write_to(&w, p.dw_ih, p.I)
         for i in range(p.cell.gates):
             w.slot[p.cell.order_x[i]] = i * p.pitch
         p.table.gradient(&w)
 
-    w.c = p.dw_hh
+    if p.dw_hh == NULL and p.db_hh == NULL:
+        return
     w.bias = p.db_hh
     w.a = gates
     w.b = rows_of(p.h if p.keeps_h else p.c, p.times.N, 0, p.pitch)
     w.b.at = p.before
     w.k = p.times.N
-    w.n = p.H
+    write_to(&w, p.dw_hh, p.H)
     for i in range(p.cell.gates):
         w.slot[i] = p.cell.slot_h[i] * p.pitch
     p.table.gradient(&w)

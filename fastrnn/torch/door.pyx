@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 cimport numpy as cnp
+from libc.string cimport memset
 
 from fastrnn._kernels import sequence
 from fastrnn._kernels.exchange cimport Exchange
@@ -23,8 +24,6 @@ cnp.import_array()
 
 cdef object Tensor = torch.Tensor
 cdef object Parameter = torch.nn.Parameter
-cdef object empty = torch.empty
-cdef object zeros = torch.zeros
 cdef object grad_is_enabled = torch.is_grad_enabled
 cdef object get_num_threads = torch.get_num_threads
 cdef object FLOAT32 = torch.float32
@@ -42,7 +41,13 @@ def _converted(tensor):
     return tensor.detach().numpy()
 
 
-cdef Exchange EXCHANGE = Exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), _converted)
+def _created(shape, size):
+    """Return a new tensor, likewise."""
+    return torch.empty(shape, dtype=FLOAT32 if size == 4 else FLOAT64, device="cpu")
+
+
+cdef Exchange EXCHANGE = Exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), _converted,
+                                  _created)
 
 
 cdef class Operator:
@@ -84,8 +89,9 @@ cdef class Call:
     batch_sizes : Tensor or None
         Of a packed sequence; the input is then (N, I).
     T, B : int
-    x, h0, c0 : Tensor
-        c0 is None for cells without it.
+    x : Tensor
+    h0, c0 : Tensor or None
+        None: zero; c0 also for cells without it.
     weights : list of Tensor
         In the order of PyTorch's `_flat_weights`.
     keep : bool
@@ -104,6 +110,7 @@ cdef class Call:
     cdef object time          # Timeline of rows of different lengths, or None
     cdef object x_array, h_array, c_array
     cdef list arrays          # of the weights
+    cdef int itemsize
 
     def tensors(self):
         """Return x, h0, c0 and the weights."""
@@ -126,7 +133,7 @@ cdef class Call:
         cdef str reason
         arrays = []
         for tensor in self.tensors():
-            if tensor is None and not self.op.has_c:
+            if tensor is None and 1 <= len(arrays) <= 2:  # a state
                 arrays.append(None)
                 continue
             reason = refused(tensor)
@@ -136,7 +143,9 @@ cdef class Call:
             if array is None or (arrays and cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(arrays[0])):
                 return kind_of(tensor)
             arrays.append(array)
-        self.x_array, self.h_array, self.c_array, *self.arrays = arrays
+        self.x_array, self.h_array, self.c_array = arrays[:3]
+        self.arrays = arrays[3:]
+        self.itemsize = cnp.PyArray_ITEMSIZE(self.x_array)
         reason = self.read_input()
         if reason is not None:
             return reason
@@ -160,33 +169,33 @@ cdef class Call:
     cdef str read_input(self):
         """Find the sizes; return why the kernels cannot compute the call, or None."""
         cdef int axes = 3 if self.batch_sizes is None and not self.op.is_cell else 2
-        cdef ptrdiff_t rows = self.num_layers * self.directions
         x = self.x_array
         if cnp.PyArray_NDIM(x) != axes:
             return "the shape of the input"
         self.input_size = cnp.PyArray_DIM(x, axes - 1)
-        if cnp.PyArray_NDIM(self.h_array) != (2 if self.op.is_cell else 3):
-            return "the shape of hx"
-        self.hidden_size = cnp.PyArray_DIM(self.h_array, cnp.PyArray_NDIM(self.h_array) - 1)
+        if len(self.arrays) < 2 or cnp.PyArray_NDIM(self.arrays[1]) != 2:
+            return "the shape of a weight"
+        self.hidden_size = cnp.PyArray_DIM(self.arrays[1], 1)
         if self.op.is_cell:
             self.T, self.B = 1, cnp.PyArray_DIM(x, 0)
-            good = is_shape(self.h_array, 2, self.B, self.hidden_size)
-            if self.c_array is not None:
-                good = good and is_shape(self.c_array, 2, self.B, self.hidden_size)
-            return None if good else "the shape of hx"
-        if self.batch_sizes is not None:
+        elif self.batch_sizes is not None:
             if not self.read_lengths():
                 return "the batch sizes"
         else:
             self.T = cnp.PyArray_DIM(x, self.batch_first)
             self.B = cnp.PyArray_DIM(x, not self.batch_first)
-        for array in (self.h_array, self.c_array):
-            if array is not None and not (
-                    cnp.PyArray_NDIM(array) == 3 and cnp.PyArray_DIM(array, 0) == rows
-                    and cnp.PyArray_DIM(array, 1) == self.B
-                    and cnp.PyArray_DIM(array, 2) == self.hidden_size):
-                return "the shape of hx"
-        return None
+        if self.is_state(self.h_array) and self.is_state(self.c_array):
+            return None
+        return "the shape of hx"
+
+    cdef bint is_state(self, object array) noexcept:
+        """Whether the array is None, or has the shape (L*D, B, H), of a single cell (B, H)."""
+        cdef int i = 0 if self.op.is_cell else 1
+        return array is None or (
+            cnp.PyArray_NDIM(array) == 2 + i
+            and (i == 0 or cnp.PyArray_DIM(array, 0) == self.num_layers * self.directions)
+            and cnp.PyArray_DIM(array, i) == self.B
+            and cnp.PyArray_DIM(array, i + 1) == self.hidden_size)
 
     cdef bint read_lengths(self) except -1:
         """Find T, B and the lengths of a packed sequence; return whether they fit."""
@@ -209,7 +218,7 @@ cdef class Call:
         if (cnp.PyArray_DIM(self.x_array, last) > 1
                 and cnp.PyArray_STRIDE(self.x_array, last) != cnp.PyArray_ITEMSIZE(self.x_array)):
             return False
-        if not cnp.PyArray_IS_C_CONTIGUOUS(self.h_array):
+        if self.h_array is not None and not cnp.PyArray_IS_C_CONTIGUOUS(self.h_array):
             return False
         if self.c_array is not None and not cnp.PyArray_IS_C_CONTIGUOUS(self.c_array):
             return False
@@ -219,14 +228,11 @@ cdef class Call:
         return True
 
     cdef bint needs_grad(self):
-        if self.x.requires_grad or self.h0.requires_grad:
-            return True
-        if self.c0 is not None and self.c0.requires_grad:
-            return True
         for weight in self.weights:
             if weight.requires_grad:
                 return True
-        return False
+        return (self.x.requires_grad or self.h0 is not None and self.h0.requires_grad
+                or self.c0 is not None and self.c0.requires_grad)
 
     cdef finish(self):
         """Find what depends on the mode of the interpreter."""
@@ -235,7 +241,7 @@ cdef class Call:
         self.key = (self.op.function, bucket(self.T),
                     self.B if self.time is None else bucket(self.B), self.input_size,
                     self.hidden_size, self.num_layers, self.directions, self.bias, self.batch_first,
-                    self.time is None, cnp.PyArray_ITEMSIZE(self.x_array),
+                    self.time is None, self.itemsize,
                     self.keep + (self.keep and self.x.requires_grad), self.threads)
 
     cdef object outer(self, object array):
@@ -259,6 +265,12 @@ cdef class Call:
             h = None if h is None else h[rows]
             c = None if c is None else c[rows]
         return (h, c) if self.op.has_c else (h,)
+
+    cpdef tuple state_shape(self):
+        """Return the shape (L*D, B, H) of a state, of a single cell (B, H)."""
+        if self.op.is_cell:
+            return self.B, self.hidden_size
+        return self.num_layers * self.directions, self.B, self.hidden_size
 
     cdef tuple layer(self, list arrays, ptrdiff_t layer):
         """Return (weight_ih, weight_hh, bias_ih, bias_hh) of each direction of a layer."""
@@ -286,22 +298,22 @@ cdef class Call:
         """
         cdef ptrdiff_t layer, L = self.num_layers, D = self.directions
         cdef Operator op = self.op
-        dtype = self.x.dtype
         source = self.outer(self.x_array)
         h, c = self.state(self.h_array), self.state(self.c_array)
-        shape = self.h0.shape
-        hn = empty(shape, dtype=dtype)
-        cn = empty(shape, dtype=dtype) if op.has_c else None
+        shape = self.state_shape()
+        hn = EXCHANGE.empty(shape, self.itemsize)
+        cn = EXCHANGE.empty(shape, self.itemsize) if op.has_c else None
         h_final = self.state(EXCHANGE.view(hn, True))
         c_final = None if cn is None else self.state(EXCHANGE.view(cn, True))
         y = None
         if not op.is_cell:
             if self.batch_sizes is not None:
-                y = empty((len(self.x_array), D * self.hidden_size), dtype=dtype)
+                shape = len(self.x_array), D * self.hidden_size
             elif self.batch_first:
-                y = empty((self.B, self.T, D * self.hidden_size), dtype=dtype)
+                shape = self.B, self.T, D * self.hidden_size
             else:
-                y = empty((self.T, self.B, D * self.hidden_size), dtype=dtype)
+                shape = self.T, self.B, D * self.hidden_size
+            y = EXCHANGE.empty(shape, self.itemsize)
         layout = "time" if self.time is None else "packed"
         tapes = [] if keep else None
         borrow_threads(self.threads)
@@ -332,12 +344,12 @@ cdef class Call:
             tensor = tensor.to(self.x.dtype)
         return EXCHANGE.view(tensor.contiguous())
 
-    cdef tuple own_or_scratch(self, object shape, bint wanted, bint zero):
+    cdef tuple state_gradient(self, bint wanted):
         """Return a new tensor, or None if it is not wanted, and an array that can be written."""
         if wanted:
-            tensor = (zeros if zero else empty)(shape, dtype=self.x.dtype)
+            tensor = EXCHANGE.empty(self.state_shape(), self.itemsize)
             return tensor, EXCHANGE.view(tensor, True)
-        return None, (np.zeros if zero else np.empty)(shape, self.x_array.dtype)
+        return None, np.empty(self.state_shape(), self.x_array.dtype)
 
     cpdef tuple backward(self, list tapes, object dy, object dhn, object dcn, tuple needs):
         """Compute the gradients from those of the outputs; uses the tapes up.
@@ -359,14 +371,17 @@ cdef class Call:
         if above is not None:
             above = self.outer(above)
         dh_final, dc_final = self.state(self.gradient(dhn)), self.state(self.gradient(dcn))
-        shape = self.h0.shape
-        dx = empty(self.x.shape, dtype=self.x.dtype) if needs[0] else None
-        dh0, dh = self.own_or_scratch(shape, needs[1], False)
-        dc0, dc = self.own_or_scratch(shape, needs[2], False) if self.op.has_c else (None, None)
+        dx = EXCHANGE.empty(shape_of(self.x_array), self.itemsize) if needs[0] else None
+        dh0, dh = self.state_gradient(needs[1])
+        dc0, dc = self.state_gradient(needs[2]) if self.op.has_c else (None, None)
         dh, dc = self.state(dh), self.state(dc)
         dweights, arrays = [], []
-        for i, weight in enumerate(self.weights):
-            dweight, array = self.own_or_scratch(weight.shape, needs[3 + i], True)
+        for i in range(len(self.arrays)):
+            dweight = array = None
+            if needs[3 + i]:
+                dweight = EXCHANGE.empty(shape_of(self.arrays[i]), self.itemsize)
+                array = EXCHANGE.view(dweight, True)
+                memset(cnp.PyArray_DATA(array), 0, cnp.PyArray_NBYTES(array))
             dweights.append(dweight)
             arrays.append(array)
         borrow_threads(self.threads)
@@ -386,6 +401,11 @@ cdef class Call:
         finally:
             borrow_threads(0)
         return dx, dh0, dc0, *dweights
+
+
+cdef inline tuple shape_of(object array):
+    cdef int i
+    return tuple([cnp.PyArray_DIM(array, i) for i in range(cnp.PyArray_NDIM(array))])
 
 
 cdef inline str refused(object tensor):
@@ -431,7 +451,7 @@ cdef object finished(Call call):
     if not call.is_compact():
         # copies that autograd knows
         call.x = call.x if call.x.stride(-1) == 1 else call.x.contiguous()
-        call.h0 = call.h0.contiguous()
+        call.h0 = None if call.h0 is None else call.h0.contiguous()
         call.c0 = None if call.c0 is None else call.c0.contiguous()
         call.weights = [weight.contiguous() for weight in call.weights]
         reason = call.read_tensors()
@@ -450,7 +470,7 @@ def read_sequence(Operator op, x, batch_sizes, h0, c0, weights, bint bias,
     op : Operator
     x : Tensor (T, B, I), (B, T, I), or with batch_sizes (N, I)
     batch_sizes : Tensor int64 (T,), or None
-    h0, c0 : Tensor (L*D, B, H)
+    h0, c0 : Tensor (L*D, B, H), or None: zero
     weights : list of Tensor
     bias : bool
     num_layers, directions : int
@@ -470,7 +490,7 @@ def read_cell(Operator op, x, h0, c0, list weights):
     ----------
     op : Operator
     x : Tensor (B, I)
-    h0, c0 : Tensor (B, H)
+    h0, c0 : Tensor (B, H), or None: zero
     weights : list of Tensor
         Two, or four with biases.
     """
@@ -478,3 +498,58 @@ def read_cell(Operator op, x, h0, c0, list weights):
     call.op, call.x, call.h0, call.c0, call.weights = op, x, h0, c0, weights
     call.bias, call.num_layers, call.directions = len(weights) == 4, 1, 1
     return finished(call)
+
+
+def read_module(Operator op, module, x, hx):
+    """Return the Call of a module's `forward`, or None: PyTorch's own code must read the arguments.
+
+    That code looks at each argument in Python, and makes states of zeros; for a small module it
+    takes longer than the computation. Here are the plain cases: an input (T, B, I) or (B, T, I), of
+    a cell (B, I), parameters that are the module's own, no dropout.
+
+    Parameters
+    ----------
+    op : Operator
+    module : torch.nn.RNNBase or RNNCellBase
+    x : Tensor
+    hx : Tensor, pair of Tensor, or None
+    """
+    cdef Call call = Call.__new__(Call)
+    cdef dict own = module.__dict__
+    cdef dict parameters
+    cdef ptrdiff_t i
+    call.op, call.x, call.num_layers, call.directions = op, x, 1, 1
+    if hx is not None:
+        if not op.has_c:
+            call.h0 = hx
+        elif type(hx) is tuple and len(<tuple> hx) == 2:
+            call.h0, call.c0 = <tuple> hx
+        else:
+            return None
+        if call.h0 is None or op.has_c and call.c0 is None:
+            return None
+    try:
+        parameters = own["_parameters"]
+        call.bias = own["bias"]
+        if op.is_cell:
+            call.weights = [parameters["weight_ih"], parameters["weight_hh"]]
+            if call.bias:
+                call.weights += [parameters["bias_ih"], parameters["bias_hh"]]
+        else:
+            call.num_layers, call.batch_first = own["num_layers"], own["batch_first"]
+            call.directions = 2 if own["bidirectional"] else 1
+            if own["proj_size"] or own["training"] and own["dropout"] and call.num_layers > 1:
+                return None
+            call.weights = list(own["_flat_weights"])
+            names = own["_flat_weights_names"]
+            if len(names) != len(call.weights):
+                return None
+            for i in range(len(call.weights)):
+                if parameters[names[i]] is not call.weights[i]:
+                    return None
+        sizes = own["input_size"], own["hidden_size"]
+    except KeyError:  # another version's module, or a changed one
+        return None
+    if finished(call) is not call or (call.input_size, call.hidden_size) != sizes:
+        return None
+    return call

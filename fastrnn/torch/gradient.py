@@ -24,10 +24,14 @@ _is_batched: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_legacy_
 
 
 def original(
-    call: Call, x: Tensor, h0: Tensor, c0: Tensor | None, weights: Any,
+    call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Any,
 ) -> tuple[Tensor, ...]:
     """Compute what a call does with PyTorch's own operator, on these tensors."""
     function = getattr(ORIGINALS, call.op.function)
+    if h0 is None:
+        h0 = x.new_zeros(call.state_shape())
+    if c0 is None:
+        c0 = torch.zeros_like(h0)
     state: Any = (h0, c0) if call.op.has_c else h0
     if call.op.is_cell:
         result = function(x, state, *weights)
@@ -51,7 +55,7 @@ class Recurrent(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, call: Call, x: Tensor, h0: Tensor, c0: Tensor | None, *weights: Tensor,
+        ctx: Any, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         """Compute the outputs of a call."""
         # Under hooks on saved tensors (activation checkpointing, offloading) the user wants the
@@ -68,8 +72,10 @@ class Recurrent(Function):
         call: Call = ctx.call
         saved = ctx.saved_tensors  # PyTorch's error if one was changed in place
         needs = ctx.needs_input_grad[1:]
-        if (torch.is_grad_enabled() or transforms() is not None
-                or any(dy is not None and _is_batched(dy) for dy in doutputs)):
+        again = torch.is_grad_enabled() or transforms() is not None
+        for dy in doutputs:
+            again = again or dy is not None and _is_batched(dy)
+        if again:
             return (None, *_differentiable(call, saved, doutputs, needs))
         tapes, ctx.tapes = ctx.tapes, None
         if tapes is None:

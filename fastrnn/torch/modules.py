@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from torch import nn
 from torch.fx import Proxy
 from torch.nn.modules import rnn
 
-from fastrnn.torch.operators import FUNCTIONS
+from fastrnn.torch.door import Operator
+from fastrnn.torch.operators import FUNCTIONS, OPERATORS, run_module
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "restore"]
 
@@ -38,11 +40,20 @@ _NAMES.__dict__.update({name: value for name, value in vars(rnn).items() if name
 sys.modules[_NAMES.__name__] = _NAMES
 
 
-def _accelerated(base: type[nn.Module]) -> Callable[..., Any]:
+def _accelerated(
+    base: type[nn.Module], operator_of: Callable[[Any], Operator | None],
+) -> Callable[..., Any]:
     """Return the method `forward` of a class of PyTorch, calling the accelerated operators.
 
-    It is PyTorch's own code, so that checks, errors and the treatment of packed and unbatched
-    input are those of the installed version. Only the name `_VF` means other functions.
+    Plain calls go to the operator at once. All others go through PyTorch's own code, so that
+    checks, errors and the treatment of packed and unbatched input are those of the installed
+    version. In that code only the name `_VF` means other functions.
+
+    Parameters
+    ----------
+    base : type
+    operator_of : function
+        Returns the operator of a module.
     """
     own: Any = base.forward
     forward = types.FunctionType(own.__code__, vars(_NAMES), own.__name__,
@@ -50,12 +61,18 @@ def _accelerated(base: type[nn.Module]) -> Callable[..., Any]:
     forward.__doc__, forward.__qualname__ = own.__doc__, own.__qualname__
     forward.__kwdefaults__ = own.__kwdefaults__
 
-    def traced(self: Any, input: Any, hx: Any = None) -> Any:
+    def called(self: Any, input: Any, hx: Any = None) -> Any:
         if type(input) is Proxy:
             return _leaf(self, input, hx)
+        if (type(input) is torch.Tensor and self._is_plain
+                and not torch.compiler.is_compiling()):
+            operator = operator_of(self)
+            outputs = operator and run_module(operator, self, input, hx)
+            if outputs is not None:
+                return outputs
         return forward(self, input, hx)
 
-    return functools.update_wrapper(traced, own)
+    return functools.update_wrapper(called, own)
 
 
 def _leaf(module: Any, input: Proxy, hx: Any) -> Any:
@@ -67,6 +84,9 @@ def _leaf(module: Any, input: Proxy, hx: Any) -> Any:
 class _Accelerated:
     """What all accelerated modules have in common."""
 
+    # Whether the class has no methods of its own in the place of those that `forward` calls.
+    _is_plain = True
+
     def __prepare_scriptable__(self: Any) -> Any:
         """Return the module of PyTorch with the same parameters: TorchScript compiles its code."""
         twin = object.__new__(plain_class(type(self)))  # it shares everything
@@ -77,37 +97,38 @@ class _Accelerated:
 class RNN(_Accelerated, nn.RNN):
     """`torch.nn.RNN`, computed by fastrnn where that is possible and faster."""
 
-    forward = _accelerated(nn.RNN)
+    forward = _accelerated(nn.RNN, lambda module: OPERATORS.get(module.mode.lower()))
 
 
 class LSTM(_Accelerated, nn.LSTM):
     """`torch.nn.LSTM`, computed by fastrnn where that is possible and faster."""
 
-    forward = _accelerated(nn.LSTM)
+    forward = _accelerated(nn.LSTM, lambda module: OPERATORS["lstm"])
 
 
 class GRU(_Accelerated, nn.GRU):
     """`torch.nn.GRU`, computed by fastrnn where that is possible and faster."""
 
-    forward = _accelerated(nn.GRU)
+    forward = _accelerated(nn.GRU, lambda module: OPERATORS["gru"])
 
 
 class RNNCell(_Accelerated, nn.RNNCell):
     """`torch.nn.RNNCell`, computed by fastrnn where that is possible and faster."""
 
-    forward = _accelerated(nn.RNNCell)
+    forward = _accelerated(
+        nn.RNNCell, lambda module: OPERATORS.get(f"rnn_{module.nonlinearity}_cell"))
 
 
 class LSTMCell(_Accelerated, nn.LSTMCell):
     """`torch.nn.LSTMCell`, computed by fastrnn where that is possible and faster."""
 
-    forward = _accelerated(nn.LSTMCell)
+    forward = _accelerated(nn.LSTMCell, lambda module: OPERATORS["lstm_cell"])
 
 
 class GRUCell(_Accelerated, nn.GRUCell):
     """`torch.nn.GRUCell`, computed by fastrnn where that is possible and faster."""
 
-    forward = _accelerated(nn.GRUCell)
+    forward = _accelerated(nn.GRUCell, lambda module: OPERATORS["gru_cell"])
 
 
 CLASSES: dict[type[nn.Module], type[nn.Module]] = {
@@ -154,8 +175,15 @@ def accelerated_class(base: type[nn.Module]) -> type[nn.Module] | None:
     if base not in _derived:
         _derived[base] = type(base.__name__, (_Derived, base, ours), {
             "__module__": base.__module__, "__qualname__": base.__qualname__,
-            "__doc__": base.__doc__, "_fastrnn_from": base})
+            "__doc__": base.__doc__, "_fastrnn_from": base, "_is_plain": _is_plain(base)})
     return _derived[base]
+
+
+def _is_plain(base: type[nn.Module]) -> bool:
+    """Whether a user's class has PyTorch's own methods, but for its constructor and `forward`."""
+    torchs = next(known for known in CLASSES if issubclass(base, known))
+    return all(getattr(base, name) is method for name, method in inspect.getmembers(torchs)
+               if inspect.isfunction(method) and name not in ("__init__", "forward"))
 
 
 def plain_class(ours: type[nn.Module]) -> type[nn.Module]:

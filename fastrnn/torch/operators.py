@@ -8,7 +8,7 @@ Letters: T steps, B batch, N rows of a packed sequence, I input, H hidden, L lay
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,16 +16,17 @@ from torch.autograd import forward_ad
 
 from fastrnn.cells.table import CELLS
 from fastrnn.torch import choice
-from fastrnn.torch.door import Call, Operator, read_cell, read_sequence
+from fastrnn.torch.door import Call, Operator, read_cell, read_module, read_sequence
 from fastrnn.torch.gradient import ORIGINALS, Recurrent, original, transforms
 
-__all__ = ["FUNCTIONS"]
+__all__ = ["FUNCTIONS", "OPERATORS", "run_module"]
 
 Tensor = torch.Tensor
 
 # Functions of PyTorch that say in which mode the interpreter is. Some are private: a PyTorch
 # without one of them is treated as if the mode did not exist.
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_function_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
 _tracing: Callable[[], Any] = torch._C._get_tracing_state
 _is_autocast = torch.is_autocast_enabled
 
@@ -40,6 +41,8 @@ def _refusal() -> str:
         return "dispatch mode"
     if _tracing() is not None:
         return "tracing"
+    if _function_modes():
+        return "function mode"
     if _is_autocast("cpu"):
         return "autocast"
     if forward_ad._current_level >= 0:
@@ -106,8 +109,9 @@ def _run_cell(operator: Operator, args: tuple[Any, ...]) -> Any:
 def _pair(operator: Operator, hx: Any) -> tuple[Any, Any] | None:
     """Return (h0, c0), where c0 is None for cells without it; None if it is something else."""
     if not operator.has_c:
-        return hx, None
-    return tuple(hx) if isinstance(hx, (list, tuple)) and len(hx) == 2 else None
+        return None if hx is None else (hx, None)
+    pair = tuple(hx) if isinstance(hx, (list, tuple)) and len(hx) == 2 else (None, None)
+    return None if pair[0] is None or pair[1] is None else pair
 
 
 def _theirs(operator: Operator, args: tuple[Any, ...], reason: str) -> Any:
@@ -159,7 +163,8 @@ def _faster(call: Call, weight: Tensor) -> tuple[Tensor, ...]:
     return call.forward(False)[0]
 
 
-_apply: Callable[..., tuple[Tensor, ...]] = Recurrent.apply
+# Function.apply itself looks for transforms of torch.func, which _refusal has excluded.
+_apply: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, Recurrent).apply
 
 
 def _ways(call: Call) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -185,6 +190,30 @@ def _ways(call: Call) -> tuple[Callable[[], object], Callable[[], object]]:
     return ours, theirs
 
 
+def run_module(operator: Operator, module: torch.nn.Module, x: Any, hx: Any) -> Any:
+    """Compute a module's `forward` without PyTorch's reading of its arguments.
+
+    Parameters
+    ----------
+    operator : Operator
+    module : torch.nn.RNNBase or RNNCellBase
+    x, hx
+        The arguments of `forward`.
+
+    Returns
+    -------
+    outputs
+        What `forward` returns; None if PyTorch's own code must read the arguments.
+    """
+    call = None if _refusal() else read_module(operator, module, x, hx)
+    if call is None:
+        return None
+    outputs = _faster(call, call.weights[0])
+    if operator.is_cell:
+        return outputs if operator.has_c else outputs[0]
+    return (outputs[0], outputs[1:]) if operator.has_c else outputs
+
+
 def _function(operator: Operator) -> Callable[..., Any]:
     """Return what can stand in the place of a function of torch._VF."""
     run = _run_cell if operator.is_cell else _run_sequence
@@ -199,16 +228,14 @@ def _function(operator: Operator) -> Callable[..., Any]:
     return function
 
 
-def _functions() -> dict[str, Callable[..., Any]]:
-    """Return the accelerated functions by their names in torch._VF."""
-    made = {}
+def _operators() -> Iterator[Operator]:
     for cell, name in (("lstm", "LSTM"), ("gru", "GRU"), ("rnn_tanh", "RNN"), ("rnn_relu", "RNN")):
         row = CELLS[cell]
         for suffix in ("", "_cell"):
-            made[cell + suffix] = _function(Operator(
-                name + suffix.removeprefix("_").capitalize(), cell + suffix, row.number,
-                len(row.gates), len(row.states) == 2, bool(suffix)))
-    return made
+            yield Operator(name + suffix.removeprefix("_").capitalize(), cell + suffix, row.number,
+                           len(row.gates), len(row.states) == 2, bool(suffix))
 
 
-FUNCTIONS = _functions()
+# By their names in torch._VF: the operators, and the accelerated functions.
+OPERATORS = {operator.function: operator for operator in _operators()}
+FUNCTIONS = {name: _function(operator) for name, operator in OPERATORS.items()}
