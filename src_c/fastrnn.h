@@ -275,7 +275,12 @@ ptrdiff_t fr_pitch(ptrdiff_t h, ptrdiff_t itemsize);
 
 /* pool.c: one job at a time is spread over the threads; whoever comes while it runs works alone. */
 typedef void (*fr_work)(void *arg, int rank, int size);
-void fr_run(fr_work work, void *arg, int threads);
+void fr_run(fr_work work, void *arg, int threads, int on_team);
+/* What runs a function on several threads of another library, and says there which of them this is; of
+ * the form of GNU OpenMP's GOMP_parallel, omp_get_thread_num and omp_get_num_threads. NULL: nothing. */
+typedef void (*fr_team)(void (*share)(void *), void *arg, unsigned threads, unsigned flags);
+typedef int (*fr_number)(void);
+void fr_set_team(fr_team parallel, fr_number rank, fr_number size);
 int fr_workers(void);                     /* threads that exist beside the caller */
 void fr_any_number(int on);               /* whether a job may have more threads than CPUs: for tests */
 

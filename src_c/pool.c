@@ -3,6 +3,8 @@
  * Why not OpenMP: a bundled libgomp hangs after fork, two OpenMP runtimes in one process disturb
  * each other, and a step of a small batch needs a barrier cheaper than a parallel region.
  *
+ * For calls on behalf of a library with threads of its own the job goes to a team of that library.
+ *
  * fr_run takes the pool or, if somebody else has it, does the whole job alone: with size 1. Workers
  * are made when first needed and never end. After fork the child starts with an empty pool.
  *
@@ -96,6 +98,9 @@ static int64_t last_look;
 static int cpus = FR_MAX_THREADS;
 static int any_number;      /* more threads than CPUs may be used */
 static __thread int is_worker;
+/* of another library, whose threads take the place of the workers; NULL: there is none */
+static fr_team team_parallel;
+static fr_number team_rank, team_size;
 
 /* ---- waiting for an int to change ----------------------------------------------------------- */
 
@@ -346,16 +351,21 @@ static void after_fork_in_child(void) {
   pthread_mutex_init(&busy, NULL);
   forget_sleepers();
   workers = owner_asleep = 0;
+  team_parallel = NULL; /* GNU OpenMP would wait for threads that the child does not have */
 }
 
-static void watch_forks(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+static void watch(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+
+static void watch_forks(void) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, watch);
+}
 
 /* Makes workers until there are n; fewer if the system has no more threads to give. Signals are for
  * the threads of the program: workers block them all. */
 static void hire(int n) {
-  static pthread_once_t once = PTHREAD_ONCE_INIT;
   if (workers >= n) return;
-  pthread_once(&once, watch_forks);
+  watch_forks();
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -386,7 +396,35 @@ static int most_threads(int64_t time) {
 
 void fr_any_number(int on) { any_number = on; }
 
-void fr_run(fr_work work, void *arg, int threads) {
+/* A share of the job on a thread of another library's team. */
+static void team_share(void *unused) {
+  (void)unused;
+  const int rank = team_rank(), size = team_size();
+  if (rank == 0) job_size = size; /* the team may be smaller than was asked for */
+  is_worker = rank != 0;
+  job_work(job_arg, rank, size);
+  is_worker = 0;
+}
+
+void fr_set_team(fr_team parallel, fr_number rank, fr_number size) {
+  watch_forks();
+  team_parallel = parallel;
+  team_rank = rank;
+  team_size = size;
+}
+
+/* Whoever has a team of threads that are awake anyway, such as OpenMP's between two operators of
+ * PyTorch, does not want a second one beside it: the two would take the CPUs away from each other. */
+static void run_on_team(fr_work work, void *arg, int threads) {
+  job_work = work;
+  job_arg = arg;
+  job_size = threads;
+  job_waited = 0;
+  team_parallel(team_share, NULL, (unsigned)threads, 0);
+  look_back();
+}
+
+void fr_run(fr_work work, void *arg, int threads, int on_team) {
   if (threads > FR_MAX_THREADS) threads = FR_MAX_THREADS;
   if (threads <= 1 || pthread_mutex_trylock(&busy)) {
     work(arg, 0, 1);
@@ -395,6 +433,11 @@ void fr_run(fr_work work, void *arg, int threads) {
   job_start = now();
   const int most = job_start < alone_until ? 1 : most_threads(job_start);
   if (threads > most) threads = most;
+  if (threads > 1 && on_team && team_parallel) {
+    run_on_team(work, arg, threads);
+    pthread_mutex_unlock(&busy);
+    return;
+  }
   if (threads > 1) hire(threads - 1);
   if (threads > workers + 1) threads = workers + 1;
   job_work = work;

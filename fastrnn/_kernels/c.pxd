@@ -170,7 +170,10 @@ cdef extern from "fastrnn.h" nogil:
     unsigned fr_flush_denormals(int)
     void fr_restore(unsigned)
     ptrdiff_t fr_pitch(ptrdiff_t, ptrdiff_t)
-    void fr_run(fr_work, void *, int)
+    void fr_run(fr_work, void *, int, int)
+    ctypedef void (*fr_team)(void (*share)(void *), void *, unsigned, unsigned) noexcept nogil
+    ctypedef int (*fr_number)() noexcept nogil
+    void fr_set_team(fr_team, fr_number, fr_number)
     int fr_workers()
     void fr_wait(fr_barrier *, int)
     int fr_wait_step(fr_barrier *, int)

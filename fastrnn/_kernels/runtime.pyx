@@ -31,8 +31,11 @@ from fastrnn._kernels.c cimport (
     fr_pitch,
     fr_place,
     fr_restore,
+    fr_number,
     fr_run,
+    fr_set_team,
     fr_table,
+    fr_team,
     fr_wait,
     fr_wait_step,
     fr_work,
@@ -151,6 +154,17 @@ def borrow_threads(int n):
     fr_borrowed = n
 
 
+def set_team(size_t parallel, size_t rank, size_t size):
+    """Run calls with borrowed threads on another library's threads; see fr_set_team.
+
+    Parameters
+    ----------
+    parallel, rank, size : int
+        Addresses of the three functions; 0: the pool's own threads.
+    """
+    fr_set_team(<fr_team> parallel, <fr_number> rank, <fr_number> size)
+
+
 def cell_rows():
     """Return what the C side knows of each cell, a dict in the order of fr_cell (fastrnn.h)."""
     cdef const fr_cell_row *row
@@ -227,7 +241,7 @@ cdef int threads_for(double operations) noexcept nogil:
 
 
 cdef void run(fr_work work, void *arg, int n) noexcept nogil:
-    fr_run(work, arg, n)
+    fr_run(work, arg, n, fr_borrowed > 0)
 
 
 cdef void wait(fr_barrier *barrier, int size) noexcept nogil:

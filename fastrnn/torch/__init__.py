@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("fastrnn.torch needs PyTorch, expected it to be installed: "
                               "pip install 'fastrnn[torch]'", name="torch") from error
 
+from fastrnn.torch import team as _team
 from fastrnn.torch.choice import get_mode, mode, set_mode
 from fastrnn.torch.modules import (
     GRU,
@@ -26,6 +27,8 @@ from fastrnn.torch.modules import (
 )
 from fastrnn.torch.program import is_patched, patch, unpatch
 from fastrnn.torch.report import Report, report
+
+_team.join()
 
 __all__ = [
     "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Report", "accelerate", "get_mode",

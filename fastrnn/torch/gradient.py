@@ -74,7 +74,7 @@ class Recurrent(Function):
         needs = ctx.needs_input_grad[1:]
         again = torch.is_grad_enabled() or transforms() is not None
         for dy in doutputs:
-            again = again or dy is not None and _is_batched(dy)
+            again = again or (dy is not None and _is_batched(dy))
         if again:
             return (None, *_differentiable(call, saved, doutputs, needs))
         tapes, ctx.tapes = ctx.tapes, None

@@ -168,3 +168,71 @@ def test_torch_from_another_thread_first(tmp_path):
         print(sum(row.accelerated for row in bridge.report(model).rows))
     """)
     assert words == ["4"]
+
+
+LEARN = """
+    import sys
+    import torch
+    from fastrnn import torch as bridge
+    from fastrnn._kernels import runtime
+
+    bridge.set_mode("always")
+
+    def gradient(threads, seed=0):
+        torch.set_num_threads(threads)
+        torch.manual_seed(seed)
+        model = bridge.accelerate(torch.nn.LSTM(40, 64, 2, bidirectional=True))
+        head = torch.nn.Linear(128, 128)
+        x = torch.randn(20, 16, 40)
+        head(model(x)[0]).square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+"""
+
+
+def test_calls_run_on_torchs_own_threads(tmp_path):
+    """The pool makes no threads; the numbers are those of one thread, bit by bit."""
+    words = start(tmp_path, textwrap.dedent(LEARN) + textwrap.dedent("""
+        one = gradient(1)
+        print(torch.equal(gradient(2), one), torch.equal(gradient(3), one), runtime.pool_workers())
+        runtime.set_team(0, 0, 0)
+        print(torch.equal(gradient(2), one), runtime.pool_workers())
+    """), FASTRNN_OVERSUBSCRIBE="1")
+    team, others, workers, alone, hired = words
+    assert [team, others, alone] == ["True"] * 3
+    if "parallel backend: OpenMP" in torch.__config__.parallel_info():
+        assert workers == "0"
+    assert int(hired) >= 1
+
+
+def test_a_child_with_threads_of_its_own(tmp_path):
+    """After fork OpenMP's threads are gone; a child that asks for two gets the pool's."""
+    words = start(tmp_path, textwrap.dedent(LEARN) + textwrap.dedent("""
+        import os
+        torch.set_num_threads(2)
+        model = bridge.accelerate(torch.nn.LSTM(40, 64, 2))
+        x = torch.randn(20, 16, 40)
+        with torch.no_grad():
+            before = model(x)[0]
+            child = os.fork()
+            if not child:
+                torch.set_num_threads(2)
+                os._exit(0 if torch.equal(model(x)[0], before) else 1)
+        print(os.waitpid(child, 0)[1], torch.equal(gradient(2), gradient(1)))
+    """))
+    assert words == ["0", "True"]
+
+
+def test_several_python_threads_with_a_team_each(tmp_path):
+    words = start(tmp_path, textwrap.dedent(LEARN) + textwrap.dedent("""
+        from concurrent.futures import ThreadPoolExecutor
+        one = gradient(1)
+        torch.set_num_threads(2)
+        model = bridge.accelerate(torch.nn.GRU(40, 64, 2))
+        x = torch.randn(20, 16, 40)
+        with torch.no_grad():
+            expected = model(x)[0]
+            with ThreadPoolExecutor(4) as pool:
+                got = list(pool.map(lambda _: model(x)[0], range(200)))
+        print(all(torch.equal(y, expected) for y in got), torch.equal(gradient(2), one))
+    """))
+    assert words == ["True", "True"]
