@@ -54,9 +54,9 @@ cdef ptrdiff_t FEW_STEPS = 8
 
 # ---- what forward and backward share ------------------------------------------------------------
 
-cdef check_state(str name, object array, object dtype, tuple shape):
+cdef check_state(str name, object array, object dtype, tuple shape, bint writeable=False):
     if array is not None:
-        check_flat(name, array, dtype, shape)
+        check_flat(name, array, dtype, shape, writeable)
 
 
 # ---- forward ------------------------------------------------------------------------------------
@@ -363,9 +363,9 @@ cdef object check_back(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple
     dtype = tape.dtype
     check_outer(tape, dy, dx, grads)
     check_state("dhn", dhn, dtype, (D, B, H))
-    check_flat("dh0", dh0, dtype, (D, B, H), True)
+    check_state("dh0", dh0, dtype, (D, B, H), True)
     if has_c:
-        check_flat("dc0", dc0, dtype, (D, B, H), True)
+        check_state("dc0", dc0, dtype, (D, B, H), True)
         check_state("dcn", dcn, dtype, (D, B, H))
     for d in range(D):
         check_weights(grads[d], G, dtype, I, H, True)
@@ -424,7 +424,7 @@ def backward(Tape tape, dy, tuple dfinal, dx, tuple dinitial, tuple grads, tuple
     dy : like forward's y, contiguous rows, or None: zero
     dfinal : for each state (D, B, H) or None: zero; or None
     dx : out, like forward's x, or None: not wanted, or one-hot
-    dinitial : for each state out (D, B, H)
+    dinitial : for each state out (D, B, H) or None: not wanted; or None
     grads : per direction (weight_ih, weight_hh, bias_ih, bias_hh), which accumulate; None: not
         wanted (weight_ih of one-hot rows only together with bias_ih)
     record : names out of RECORD: what to return besides

@@ -75,8 +75,10 @@ cdef void add_states(object target, object dfinal, int d, const Pass *p, const c
     """Write the gradient of the initial states to row d of a (D, B, H) array.
 
     It is the sum of the carries of the rows that begin with it. An empty sequence's is that of its
-    final state.
+    final state. None: nobody wants it.
     """
+    if target is None:
+        return
     cdef ptrdiff_t r, b, size = p.H * p.table.itemsize
     cdef char *data = at(pointer(target), d * B * p.H, p)
     cdef const char *final = <const char *> pointer(dfinal)

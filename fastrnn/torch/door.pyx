@@ -218,12 +218,8 @@ cdef class Call:
         if (cnp.PyArray_DIM(self.x_array, last) > 1
                 and cnp.PyArray_STRIDE(self.x_array, last) != cnp.PyArray_ITEMSIZE(self.x_array)):
             return False
-        if self.h_array is not None and not cnp.PyArray_IS_C_CONTIGUOUS(self.h_array):
-            return False
-        if self.c_array is not None and not cnp.PyArray_IS_C_CONTIGUOUS(self.c_array):
-            return False
-        for array in self.arrays:
-            if not cnp.PyArray_IS_C_CONTIGUOUS(array):
+        for array in (self.h_array, self.c_array, *self.arrays):
+            if array is not None and not cnp.PyArray_IS_C_CONTIGUOUS(array):
                 return False
         return True
 
@@ -301,11 +297,10 @@ cdef class Call:
         source = self.outer(self.x_array)
         h, c = self.state(self.h_array), self.state(self.c_array)
         shape = self.state_shape()
-        hn = EXCHANGE.empty(shape, self.itemsize)
-        cn = EXCHANGE.empty(shape, self.itemsize) if op.has_c else None
-        h_final = self.state(EXCHANGE.view(hn, True))
-        c_final = None if cn is None else self.state(EXCHANGE.view(cn, True))
-        y = None
+        hn, h_final = self.new_like(shape, True)
+        cn, c_final = self.new_like(shape, op.has_c)
+        h_final, c_final = self.state(h_final), self.state(c_final)
+        y = last = None
         if not op.is_cell:
             if self.batch_sizes is not None:
                 shape = len(self.x_array), D * self.hidden_size
@@ -313,14 +308,14 @@ cdef class Call:
                 shape = self.B, self.T, D * self.hidden_size
             else:
                 shape = self.T, self.B, D * self.hidden_size
-            y = EXCHANGE.empty(shape, self.itemsize)
+            y, last = self.new_like(shape, True)
         layout = "time" if self.time is None else "packed"
         tapes = [] if keep else None
         borrow_threads(self.threads)
         try:
             for layer in range(L):
-                if y is not None and layer == L - 1:
-                    target = self.outer(EXCHANGE.view(y, True))
+                if last is not None and layer == L - 1:
+                    target = self.outer(last)
                 else:
                     target = np.empty((*source.shape[:source.ndim - 1], D * self.hidden_size),
                                       source.dtype)
@@ -344,12 +339,12 @@ cdef class Call:
             tensor = tensor.to(self.x.dtype)
         return EXCHANGE.view(tensor.contiguous())
 
-    cdef tuple state_gradient(self, bint wanted):
-        """Return a new tensor, or None if it is not wanted, and an array that can be written."""
-        if wanted:
-            tensor = EXCHANGE.empty(self.state_shape(), self.itemsize)
-            return tensor, EXCHANGE.view(tensor, True)
-        return None, np.empty(self.state_shape(), self.x_array.dtype)
+    cdef tuple new_like(self, tuple shape, bint wanted):
+        """Return a new tensor and its array, or None twice if it is not wanted."""
+        if not wanted:
+            return None, None
+        tensor = EXCHANGE.empty(shape, self.itemsize)
+        return tensor, EXCHANGE.view(tensor, True)
 
     cpdef tuple backward(self, list tapes, object dy, object dhn, object dcn, tuple needs):
         """Compute the gradients from those of the outputs; uses the tapes up.
@@ -371,16 +366,14 @@ cdef class Call:
         if above is not None:
             above = self.outer(above)
         dh_final, dc_final = self.state(self.gradient(dhn)), self.state(self.gradient(dcn))
-        dx = EXCHANGE.empty(shape_of(self.x_array), self.itemsize) if needs[0] else None
-        dh0, dh = self.state_gradient(needs[1])
-        dc0, dc = self.state_gradient(needs[2]) if self.op.has_c else (None, None)
+        dx, first = self.new_like(shape_of(self.x_array), needs[0])
+        dh0, dh = self.new_like(self.state_shape(), needs[1])
+        dc0, dc = self.new_like(self.state_shape(), needs[2])
         dh, dc = self.state(dh), self.state(dc)
         dweights, arrays = [], []
         for i in range(len(self.arrays)):
-            dweight = array = None
-            if needs[3 + i]:
-                dweight = EXCHANGE.empty(shape_of(self.arrays[i]), self.itemsize)
-                array = EXCHANGE.view(dweight, True)
+            dweight, array = self.new_like(shape_of(self.arrays[i]), needs[3 + i])
+            if array is not None:
                 memset(cnp.PyArray_DATA(array), 0, cnp.PyArray_NBYTES(array))
             dweights.append(dweight)
             arrays.append(array)
@@ -392,8 +385,8 @@ cdef class Call:
                     T, B, I, _ = tapes[layer].shape
                     rows = (T, B) if self.time is None else (self.time.N,)
                     below = np.empty((*rows, I), tapes[layer].dtype)
-                elif dx is not None:
-                    below = self.outer(EXCHANGE.view(dx, True))
+                elif first is not None:
+                    below = self.outer(first)
                 sequence.backward(
                     tapes[layer], above, self.states(dh_final, dc_final, layer), below,
                     self.states(dh, dc, layer), self.layer(arrays, layer))
