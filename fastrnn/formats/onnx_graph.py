@@ -280,7 +280,7 @@ class _Scope:
         self._step(node, run, node.inputs)
 
     def _check_outputs(self, node: Node) -> None:
-        most = {"Split": 10_000, "Dropout": 2}.get(node.op, 1)
+        most = {"Split": 10_000, "Dropout": 2, "LayerNormalization": 3}.get(node.op, 1)
         if not 1 <= len(node.outputs) <= most:
             raise RefusedValue(f"it has {len(node.outputs)} outputs, expected 1 to {most}")
 

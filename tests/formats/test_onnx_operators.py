@@ -185,7 +185,7 @@ def test_a_constant(attributes, expected):
     ("Pad", [A, whole(0, 0, 0, -9)], {}, "its pads are"),
     ("Pad", [A, whole(1)], {}, "its pads are"),
     ("Add", [A], {}, "it has 1 inputs, expected 2"), ("Relu", [A, B], {}, "it has 2 inputs"),
-    ("Conv", [CUBE, CUBE], {}, "does not have the operator 'Conv'"),
+    ("Det", [CUBE], {}, "does not have the operator 'Det'"),
 ])
 def test_what_an_operator_refuses(op, arrays, attributes, error):
     for fixed in ((), range(len(arrays))):
