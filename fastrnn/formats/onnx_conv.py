@@ -13,9 +13,16 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedType, RefusedValue
+from fastrnn._checks import RefusedValue
 from fastrnn.formats.onnx_nodes import Node, Run
-from fastrnn.formats.onnx_shapes import CLAIMED, check_same_dtype, sized
+from fastrnn.formats.onnx_shapes import (
+    CLAIMED,
+    check_floats,
+    check_numbers,
+    check_same_dtype,
+    end_of,
+    sized,
+)
 
 __all__ = ["CONVOLUTIONS"]
 
@@ -120,8 +127,7 @@ def _padded(x: np.ndarray, pads: Sequence[tuple[int, int]], value: Any = 0) -> n
 def _checked(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, group: int, out: int) -> None:
     """Refuse inputs that are no convolution; `out` is the axis of the output channels of w."""
     check_same_dtype(*(a for a in (x, w, b) if a is not None))
-    if x.dtype.kind != "f":
-        raise RefusedType(f"its input is {x.dtype.name}, expected floating-point numbers")
+    check_floats(x)
     channels = w.shape[1] * group if w.ndim > 1 and out == 0 else w.shape[0] if w.ndim else 0
     if x.ndim < 3 or x.ndim != w.ndim or x.shape[1] != channels or w.shape[0] % group:
         raise RefusedValue(f"its inputs have the shapes {x.shape} and {w.shape}, which do not fit "
@@ -200,7 +206,13 @@ def _conv_transpose(node: Node) -> Run:
             raise RefusedValue(f"its input has the shape {x.shape}, expected no axis of size 0")
         full = [(n - 1) * s + r + m
                 for n, s, r, m in zip(spatial, strides, reach, more, strict=True)]
-        pads = _cut(windows, full, shape, spatial, strides, given)
+        wanted = _wanted(windows, shape, spatial, strides)
+        if wanted is None:
+            pads = windows.pads(spatial, strides, reach, given)
+        else:  # the standard gives the larger half to the other side than a convolution does
+            full = [max(a, b) for a, b in zip(full, wanted, strict=True)]
+            other = "SAME_UPPER" if windows.auto == "SAME_UPPER" else "SAME_LOWER"
+            pads = [_halves(a - b, other) for a, b in zip(full, wanted, strict=True)]
         kept = [n - before - after for n, (before, after) in zip(full, pads, strict=True)]
         if min(kept) < 1:
             raise RefusedValue(f"its pads are {_checks.show(pads)}, which leaves nothing of "
@@ -225,23 +237,20 @@ def _conv_transpose(node: Node) -> Run:
     return run
 
 
-def _cut(
-    windows: _Windows, full: Sequence[int], shape: Sequence[int] | None, spatial: Sequence[int],
-    strides: Sequence[int], given: Sequence[int],
-) -> list[tuple[int, int]]:
-    """Return how much of each axis of a transposed convolution is cut off, before and after."""
-    n = len(full)
-    if shape is None and windows.auto in ("NOTSET", "VALID"):
-        return windows.pads(spatial, strides, full, given)
-    wanted = [a * s for a, s in zip(spatial, strides, strict=True)] if shape is None else shape
-    if len(wanted) == n + 2:  # with N and C
-        wanted = wanted[2:]
-    if len(wanted) != n or any(not 1 <= a <= b for a, b in zip(wanted, full, strict=True)):
-        raise RefusedValue(f"its output has the axes {_checks.show(tuple(wanted))}, expected at "
-                           f"most {tuple(full)}")
-    # the standard gives the larger half to the other side than a convolution does
-    return [_halves(b - a, windows.auto if windows.auto == "SAME_UPPER" else "SAME_LOWER")
-            for a, b in zip(wanted, full, strict=True)]
+def _wanted(
+    windows: _Windows, shape: Sequence[int] | None, spatial: Sequence[int], strides: Sequence[int]
+) -> list[int] | None:
+    """Return the axes that a transposed convolution should have, None if its pads say it."""
+    if shape is None:
+        if windows.auto in ("NOTSET", "VALID"):
+            return None
+        return [a * s for a, s in zip(spatial, strides, strict=True)]
+    n = len(spatial)
+    wanted = list(shape[2:] if len(shape) == n + 2 else shape)  # some have N and C, too
+    if len(wanted) != n or any(not 1 <= a < _LARGEST for a in wanted):
+        raise RefusedValue(f"its output_shape is {_checks.show(tuple(shape))}, expected {n} "
+                           "numbers")
+    return wanted
 
 
 # ---- pools ---------------------------------------------------------------------------------------
@@ -260,8 +269,7 @@ def _pool(largest: bool) -> Callable[[Node], Run]:
             raise RefusedValue("it has no attribute 'kernel_shape'")
 
         def run(x: np.ndarray) -> tuple[np.ndarray]:
-            if x.dtype.kind != "f":
-                raise RefusedType(f"its input is {x.dtype.name}, expected floating-point numbers")
+            (check_numbers if largest else check_floats)(x)
             if x.ndim != 2 + len(windows.kernel):
                 raise RefusedValue(f"its input has the shape {x.shape}, expected "
                                    f"{2 + len(windows.kernel)} axes")
@@ -286,7 +294,7 @@ def _pool(largest: bool) -> Callable[[Node], Run]:
 
             wide = [(b, e + m) for (b, e), (_, m) in zip(pads, more, strict=True)]
             if largest:
-                return (of(_padded(x, wide, -np.inf)).max(axes),)
+                return (of(_padded(x, wide, end_of(x.dtype, False))).max(axes),)
             inside = np.ones((1, 1, *spatial), x.dtype)  # what counts for the mean
             inside = _padded(_padded(inside, pads, int(with_pads)), more)
             total = of(_padded(x, wide)).sum(axes, dtype=np.result_type(x, np.float32))
@@ -304,8 +312,7 @@ def _global(function: Callable[..., Any]) -> Callable[[Node], Run]:
         node.check_inputs(1, 1)
 
         def run(x: np.ndarray) -> tuple[np.ndarray]:
-            if x.dtype.kind != "f":
-                raise RefusedType(f"its input is {x.dtype.name}, expected floating-point numbers")
+            check_floats(x)
             if x.ndim < 3 or 0 in x.shape[2:]:
                 raise RefusedValue(f"its input has the shape {x.shape}, expected three axes or "
                                    "more")

@@ -100,8 +100,6 @@ def _mod(node: Node) -> Run:
     truncated = node.flag("fmod")
 
     def of(a: np.ndarray, b: np.ndarray) -> Any:
-        if a.dtype.kind == "f" and not truncated:
-            raise RefusedType(f"its inputs are {a.dtype.name}, expected fmod 1 for them")
         if a.dtype.kind != "f" and not np.all(b):
             raise RefusedValue("it divides whole numbers by 0")
         return (np.fmod if truncated else np.mod)(a, b)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedValue
+from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.formats.onnx_nodes import Node, Run
 from fastrnn.formats.onnx_shapes import (
     axes_of,
@@ -23,6 +23,7 @@ from fastrnn.formats.onnx_shapes import (
     check_floats,
     check_numbers,
     check_same_dtype,
+    end_of,
     sized,
     wholes_of,
 )
@@ -34,7 +35,7 @@ __all__ = ["REDUCTIONS"]
 
 
 def _reduction(
-    function: Callable[..., Any], *, whole: bool = False, since: int = 18, empty: bool = True
+    function: Callable[..., Any], kinds: str = "f", *, since: int = 18, empty: bool = True
 ) -> Callable[[Node], Run]:
     """Return the entry of a reduction.
 
@@ -42,8 +43,8 @@ def _reduction(
     ----------
     function : callable
         Of an array, the axes, and `keepdims`.
-    whole : bool
-        Whether whole numbers may be reduced.
+    kinds : str
+        The kinds of the dtypes that it has.
     since : int
         The opset in which the axes became an input.
     empty : bool
@@ -57,7 +58,8 @@ def _reduction(
         alone = node.flag("noop_with_empty_axes")
 
         def run(a: np.ndarray, axes: np.ndarray | None = None) -> tuple[np.ndarray]:
-            (check_numbers if whole else check_floats)(a)
+            if a.dtype.kind not in kinds:
+                raise RefusedType(f"its input is {a.dtype.name}")
             which = axes_of(given or () if axes is None else wholes_of("axes", axes), a.ndim)
             if not which:
                 which = () if alone else tuple(range(a.ndim))
@@ -70,8 +72,20 @@ def _reduction(
     return make
 
 
+_NUMBERS = "fiu"
+
+
 def _sum(a: np.ndarray, axes: tuple[int, ...], keepdims: bool) -> Any:
     return a.sum(axes, dtype=a.dtype, keepdims=keepdims)
+
+
+def _extreme(function: Callable[..., Any], largest: bool) -> Callable[..., Any]:
+    """Return a largest or least number; of no numbers it is the least or largest of the dtype."""
+
+    def of(a: np.ndarray, axes: tuple[int, ...], keepdims: bool) -> Any:
+        return function(a, axes, keepdims=keepdims, initial=end_of(a.dtype, largest))
+
+    return of
 
 
 def _log_sum_exp(a: np.ndarray, axes: tuple[int, ...], keepdims: bool) -> Any:
@@ -318,17 +332,15 @@ REDUCTIONS: dict[str, Callable[[Node], Run]] = {
     "Einsum": _einsum,
     "InstanceNormalization": _instance_normalization,
     "LayerNormalization": _layer_normalization,
-    "ReduceL1": _reduction(lambda a, axes, keep: _sum(abs(a), axes, keep), whole=True),
+    "ReduceL1": _reduction(lambda a, axes, keep: _sum(abs(a), axes, keep), _NUMBERS),
     "ReduceL2": _reduction(lambda a, axes, keep: np.sqrt(_sum(a * a, axes, keep))),
     "ReduceLogSum": _reduction(lambda a, axes, keep: np.log(_sum(a, axes, keep))),
     "ReduceLogSumExp": _reduction(_log_sum_exp),
-    "ReduceMax": _reduction(lambda a, axes, keep: a.max(axes, keepdims=keep), whole=True,
-                            empty=False),
+    "ReduceMax": _reduction(_extreme(np.max, False), _NUMBERS + "b"),
     "ReduceMean": _reduction(lambda a, axes, keep: a.mean(axes, keepdims=keep), empty=False),
-    "ReduceMin": _reduction(lambda a, axes, keep: a.min(axes, keepdims=keep), whole=True,
-                            empty=False),
+    "ReduceMin": _reduction(_extreme(np.min, True), _NUMBERS + "b"),
     "ReduceProd": _reduction(lambda a, axes, keep: a.prod(axes, dtype=a.dtype, keepdims=keep),
-                             whole=True),
-    "ReduceSum": _reduction(_sum, whole=True, since=13),
-    "ReduceSumSquare": _reduction(lambda a, axes, keep: _sum(a * a, axes, keep), whole=True),
+                             _NUMBERS),
+    "ReduceSum": _reduction(_sum, _NUMBERS, since=13),
+    "ReduceSumSquare": _reduction(lambda a, axes, keep: _sum(a * a, axes, keep), _NUMBERS),
 }

@@ -20,7 +20,7 @@ from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.formats.onnx_nodes import Node, Run
 
 __all__ = ["CLAIMED", "MOST", "SHAPES", "TooLargeNow", "at_most", "axes_of", "axis_of",
-           "check_floats", "check_numbers", "check_same_dtype", "sized", "wholes_of"]
+           "check_floats", "check_numbers", "check_same_dtype", "end_of", "sized", "wholes_of"]
 
 MOST = 2**30  # numbers of one array
 CLAIMED = 2**28  # numbers of an array whose shape only a tensor claims
@@ -74,6 +74,15 @@ def check_floats(a: np.ndarray) -> None:
     """Refuse all but floating-point numbers."""
     if a.dtype.kind != "f":
         raise RefusedType(f"its input is {a.dtype.name}, expected floating-point numbers")
+
+
+def end_of(dtype: np.dtype, largest: bool) -> Any:
+    """Return the largest or the least value of a dtype."""
+    if dtype.kind == "f":
+        return np.inf if largest else -np.inf
+    if dtype.kind == "b":
+        return largest
+    return np.iinfo(dtype).max if largest else np.iinfo(dtype).min
 
 
 def wholes_of(name: str, a: np.ndarray, ndim: int | None = 1) -> list[int]:
