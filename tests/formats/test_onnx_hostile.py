@@ -153,7 +153,7 @@ def with_floats(proto):
     (with_dims(*[1] * 40, 3), "the tensor 'w' has the shape"),
     (with_type(8), "the tensor 'w' has the ONNX data type 8"),
     (with_type(16), "data type 16"), (with_type(99), "data type 99"), (with_type(7), "12 bytes"),
-    (with_floats, "the tensor 'w' has 2 numbers, expected 3"),
+    (with_floats, "the tensor 'w' has other than 3 numbers"),
     (lambda p: p.graph.initializer[0].ClearField("raw_data"), "has 0 numbers, expected 3"),
     (lambda p: p.graph.initializer.append(p.graph.initializer[0]), "the name 'w' is there twice"),
     (lambda p: p.graph.initializer.pop(), "its input 'w' is no input"),
