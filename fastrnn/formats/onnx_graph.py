@@ -174,7 +174,7 @@ class Compiler:
         except TooLargeNow:
             return None
         # a small view would keep a large array alive
-        results = tuple(np.array(a) if a.base is not None and 2 * a.nbytes <= a.base.nbytes else a
+        results = tuple(np.array(a) if 2 * a.nbytes <= getattr(a.base, "nbytes", -1) else a
                         for a in results)
         return None if sum(a.nbytes for a in results) > self.left else results
 

@@ -8,6 +8,7 @@ each with a number, a type, and, if it is a text, an array or a message, its len
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -31,7 +32,8 @@ RAW = 9  # the field of a tensor with its bytes
 _NUMBERS = (4, 5, 7, RAW, 10, 11)  # the fields of a tensor with its numbers
 _MOST_FIELDS = 2**20  # that describe the graph
 _DEEPEST = 100  # messages inside messages, as the parser has it
-_PART = 2**20  # bytes of whole numbers that are decoded at a time
+_PART = 2**17  # bytes of whole numbers that are decoded at a time
+_OWN_PAGES = 2**20  # bytes from which on an array has pages of its own
 _VARINT, _EIGHT, _SIZED, _FOUR = 0, 1, 2, 5  # the types of fields
 
 
@@ -97,7 +99,7 @@ class Payloads:
 
     def array(self, payload: Payload, dtype: np.dtype, count: int) -> np.ndarray:
         """Return this many numbers of little-endian bytes."""
-        a = np.empty(count, dtype)
+        a = _room(dtype, count)
         self._source.into(payload.at, a)
         return a
 
@@ -133,6 +135,21 @@ class Payloads:
         for at in range(0, payload.size, _PART):
             yield np.frombuffer(self._source.get(payload.at + at, min(_PART, payload.size - at)),
                                 np.uint8)
+
+
+def _room(dtype: np.dtype, count: int) -> np.ndarray:
+    """Return an array to fill.
+
+    A large one has pages of its own, which go back to the system with it; from the heap they would
+    stay beside the layers.
+    """
+    size = count * dtype.itemsize
+    if size < _OWN_PAGES:
+        return np.empty(count, dtype)
+    try:
+        return np.frombuffer(mmap.mmap(-1, size), dtype)
+    except OSError as error:
+        raise MemoryError(f"{size} bytes for a tensor") from error
 
 
 def light(source: Source) -> tuple[bytes, Payloads]:
