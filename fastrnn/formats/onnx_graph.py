@@ -17,12 +17,14 @@ from fastrnn._checks import Refused, RefusedType, RefusedValue
 from fastrnn.formats.onnx_nodes import Node, Run, Tensors
 from fastrnn.formats.onnx_operators import OPERATORS
 from fastrnn.formats.onnx_recurrent import RECURRENT, RecurrentNode
+from fastrnn.formats.onnx_scan import Scan
 from fastrnn.formats.onnx_shapes import TooLargeNow, at_most
 from fastrnn.layers.recurrent import Recurrent
 
-__all__ = ["Compiler", "Program"]
+__all__ = ["Compiler", "Program", "needed"]
 
 DEEPEST = 16  # graphs inside graphs
+_WITH_GRAPHS = ("If", "Scan")
 _FREE = 2**20  # bytes that computed constants may have, whatever the size of the file
 
 
@@ -127,7 +129,7 @@ class Compiler:
         """Return the arrays of the tensors of a graph that its outputs depend on."""
         if len(graph.sparse_initializer):
             raise RefusedValue("it has sparse tensors, expected dense ones")
-        _, wanted = _needed(graph, [value.name for value in graph.output])
+        _, wanted = needed(graph, [value.name for value in graph.output])
         arrays = {}
         for tensor in graph.initializer:
             if tensor.name in arrays:
@@ -204,7 +206,7 @@ class _Scope:
         if own & arrays.keys():
             raise RefusedValue(f"the names {_checks.show(sorted(own & arrays.keys()))} are inputs "
                                "and tensors")
-        self.needed, wanted = _needed(graph, self._outputs)
+        self.needed, wanted = needed(graph, self._outputs)
         compiler.unused += [node.name or next(iter(node.output), node.op_type)
                             for node in graph.node if wanted.isdisjoint(filter(None, node.output))]
         own |= arrays.keys()
@@ -228,9 +230,9 @@ class _Scope:
         node = Node(proto, compiler.opset, compiler.tensors)
         with _naming(node):
             if node.domain not in ("", "ai.onnx") or not (
-                    node.op in OPERATORS or node.op in RECURRENT or node.op == "If"):
+                    node.op in OPERATORS or node.op in RECURRENT or node.op in _WITH_GRAPHS):
                 whose = "" if node.domain in ("", "ai.onnx") else f" of {_checks.show(node.domain)}"
-                has = sorted([*OPERATORS, *RECURRENT, "If"])
+                has = sorted([*OPERATORS, *RECURRENT, *_WITH_GRAPHS])
                 raise RefusedValue(f"fastrnn does not have the operator {_checks.show(node.op)}"
                                    f"{whose}, expected one of {has}")
             for name in node.inputs:
@@ -262,6 +264,9 @@ class _Scope:
             return
         if node.op == "If":
             self._add_if(node)
+            return
+        if node.op == "Scan":
+            self._add_scan(node)
             return
         run = OPERATORS[node.op](node)
         node.check_all_used()
@@ -352,6 +357,24 @@ class _Scope:
             return
         self._step(node, run, (condition if only is None else "", *reads))
 
+    def _add_scan(self, node: Node) -> None:
+        graph, scan = node.graph("body"), Scan(node)
+        inputs = [value.name for value in graph.input]
+        if len(inputs) != len(node.inputs) or not all(node.inputs):
+            raise RefusedValue(f"it has {len(node.inputs)} inputs, expected {len(inputs)}: those "
+                               "of its body")
+        scan.read(node, len(graph.output))
+        compiler = self._compiler
+        program = compiler.program(graph, inputs, compiler.tensors_of(graph), self._constants,
+                                   frozenset(self._known), self._depth + 1)
+        around = program.reads[len(inputs):]
+
+        def run(*values: Any) -> tuple[Any, ...]:
+            n = len(inputs)
+            return scan(program, values[:n], values[n:])
+
+        self._step(node, run, (*node.inputs, *around))
+
     def program(self) -> Program:
         """Return what was made of all nodes."""
         for name in self._outputs:
@@ -393,11 +416,11 @@ def _read_by(node: Any, depth: int = 0) -> set[str]:
     return names
 
 
-def _needed(graph: Any, outputs: Sequence[str]) -> tuple[list[Any], set[str]]:
+def needed(graph: Any, outputs: Sequence[str]) -> tuple[list[Any], set[str]]:
     """Return the nodes that outputs depend on, in order, and the names of what is read."""
-    wanted, needed = set(outputs), []
+    wanted, found = set(outputs), []
     for node in reversed(graph.node):
         if not wanted.isdisjoint(filter(None, node.output)):
-            needed.append(node)
+            found.append(node)
             wanted |= _read_by(node)
-    return needed[::-1], wanted
+    return found[::-1], wanted

@@ -13,15 +13,16 @@ from onnx_models import load
 onnx = pytest.importorskip("onnx")
 
 RECURRENT = ("LSTM", "GRU", "RNN")
-# what fastrnn refuses: training, indices of a pool, sequences
+# what fastrnn refuses: training, indices of a pool, the form of Scan before opset 9
 REFUSED = ("test_training_dropout", "test_batchnorm_example_training_mode",
-           "test_batchnorm_epsilon_training_mode", "test_maxpool_with_argmax")
+           "test_batchnorm_epsilon_training_mode", "test_maxpool_with_argmax", "test_scan_sum")
 
 
 def operators():
     names = ("onnx_operators", "OPERATORS"), ("onnx_recurrent", "RECURRENT")
-    return {"If"}.union(*(getattr(importlib.import_module(f"fastrnn.formats.{module}"), name)
-                          for module, name in names))
+    tables = (getattr(importlib.import_module(f"fastrnn.formats.{module}"), name)
+              for module, name in names)
+    return {"If", "Scan"}.union(*tables)
 
 
 def of(info):

@@ -48,8 +48,9 @@ def from_parts(weights, gates):
         parts = {f"{name}{i}": np.ascontiguousarray(part.swapaxes(1, 2))
                  for i, part in enumerate(np.split(weights[name], gates, 1))}
         nodes += constants(parts)
-        nodes += [node("Transpose", [part], [part + "t"], perm=[0, 2, 1]) for part in parts]
-        nodes.append(node("Concat", [part + "t" for part in parts], [name], axis=1))
+        nodes += [node("Transpose", [part], [part + "t"], name=part, perm=[0, 2, 1])
+                  for part in parts]
+        nodes.append(node("Concat", [part + "t" for part in parts], [name], name=name, axis=1))
     return nodes
 
 

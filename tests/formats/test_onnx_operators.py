@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx_models import check_form, load, model, node
+from onnx_models import check_form, graph, load, model, node, runtime
 
 pytest.importorskip("onnx")
 
@@ -175,3 +175,44 @@ def test_an_array_that_grows_in_every_node_is_refused():
         feeds = {} if constant else {"x0": np.zeros((8, 0, 3), np.float32)}
         with pytest.raises(ValueError, match=r"node 'n\d+' .Concat.: its result has the shape"):
             load(model(nodes, feeds, ["x60"], tensors))(feeds)
+
+
+# ---- Scan ----------------------------------------------------------------------------------------
+
+
+def scan(opset=14, T=5, **attributes):
+    """Return a model that sums up two sequences, one of them backwards, and its inputs."""
+    body = graph([node("Add", ["s", "a"], ["sa"], name="add"),
+                  node("Mul", ["sa", "around"], ["new"], name="mul"),
+                  node("Sub", ["new", "b"], ["out"], name="sub"),
+                  node("Identity", ["a"], ["same"], name="same")],
+                 {"s": ROW, "a": ROW, "b": ROW}, ["new", "out", "same"])
+    feeds = {"first": ROW, "x": normal(T, 4), "y": normal(4, T), "factor": np.array(0.9, np.float32)}
+    nodes = [node("Identity", ["factor"], ["around"], name="around"),
+             node("Scan", ["first", "x", "y"], ["final", "outs", "sames"], body=body,
+                  **{"num_scan_inputs": 2, "scan_input_axes": [0, 1]} | attributes)]
+    return model(nodes, feeds, ["final", "outs", "sames"], {}, opset), feeds
+
+
+@pytest.mark.parametrize("attributes", [
+    {}, {"scan_input_directions": [1, 0]}, {"scan_output_axes": [1, 0]},
+    {"scan_output_directions": [0, 1], "scan_output_axes": [-1, 0]}], ids=str)
+def test_a_scan_is_onnx_runtimes(attributes):
+    data, feeds = scan(**attributes)
+    for mine, theirs in zip(load(data)(feeds), runtime(data, feeds), strict=True):
+        assert mine.shape == theirs.shape
+        np.testing.assert_allclose(mine, theirs, 1e-6, 1e-6)
+
+
+@pytest.mark.parametrize(("attributes", "error"), [
+    ({"num_scan_inputs": 3}, "its scan_input_axes"), ({"num_scan_inputs": 0}, "0 of them sequences"),
+    ({"num_scan_inputs": 9}, "9 of them sequences"),
+    ({"scan_input_axes": [0]}, "its scan_input_axes is"), ({"scan_input_axes": [0, 2]}, "axis 2"),
+    ({"scan_input_axes": [0, 0]}, "the same number"), ({"opset": 8}, "form before opset 9"),
+    ({"scan_output_directions": [0, 2]}, "its scan_output_directions is"),
+    ({"scan_output_axes": [5, 0]}, "the axis 5"), ({"T": 0}, "at least 1"),
+    ({"other": 1}, "attributes .'other'")])
+def test_what_a_scan_refuses(attributes, error):
+    data, feeds = scan(**attributes)
+    with pytest.raises(ValueError, match=rf"node 'the Scan' \(Scan\): .*{error}"):
+        load(data)(feeds)
