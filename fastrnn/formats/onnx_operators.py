@@ -182,7 +182,11 @@ def _softplus(a: np.ndarray) -> Any:
 
 
 def _erf(a: np.ndarray) -> Any:
-    return np.frompyfunc(math.erf, 1, 1)(a).astype(a.dtype)  # NumPy has none
+    y, of_one = np.empty(a.size, a.dtype), np.frompyfunc(math.erf, 1, 1)  # NumPy has none
+    flat = a.reshape(-1)
+    for at in range(0, a.size, 2**16):  # its results are objects
+        y[at : at + 2**16] = of_one(flat[at : at + 2**16])
+    return y.reshape(a.shape)
 
 
 def _gelu(node: Node) -> Run:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx_models import draw, fastrnn_onnx, graph, load, model, node, recurrent_node
 
-from fastrnn import GRU, LanguageModel
+from fastrnn import GRU, LSTM, LanguageModel
 
 onnx = pytest.importorskip("onnx")
 
@@ -50,10 +50,18 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path):
 
 def test_random_bytes_raise_nothing_else(tmp_path):
     rng, path = random.Random(0), tmp_path / "damaged.onnx"
-    whole = [small(), fastrnn_onnx().dumps(LanguageModel(5, 2, 3, seed=0), states=True)]
+    x, w = np.ones((2, 1, 4), np.float32), np.ones((2, 1, 2), np.float32)
+    whole = [(small(), [np.ones((2, 1, 1), np.float32)]),
+             (fastrnn_onnx().dumps(LanguageModel(5, 2, 3, seed=0), states=True),
+              [np.ones((2, 1), np.int64), np.zeros((1, 1, 3), np.float32)]),
+             (fastrnn_onnx().dumps(LSTM(1, 2, proj_size=1, seed=0), lengths=True),
+              [np.ones((2, 1, 1), np.float32), np.array([2], np.int32)]),
+             (model([node("Conv", ["x", "w"], ["c"], strides=[2], pads=[1, 1]),
+                     node("ReduceMean", ["c"], ["y"], axes=[1])], {"x": x}, ["y"], {"w": w}), [x])]
     loaded = 0
     for k in range(2000):
-        data = bytearray(whole[k % 2])
+        file, feeds = whole[k % 4]
+        data = bytearray(file)
         for _ in range(rng.randint(1, 4)):
             data[rng.randrange(len(data))] = rng.choice([0, 1, 127, 128, 255, rng.randrange(256)])
         path.write_bytes(data)
@@ -62,8 +70,6 @@ def test_random_bytes_raise_nothing_else(tmp_path):
             assert str(path) in said
             continue
         loaded += 1
-        feeds = [np.ones((2, 1, 1), np.float32)] if k % 2 == 0 else [
-            np.ones((2, 1), np.int64), np.zeros((1, 1, 3), np.float32)]
         sentence(lambda made=made, feeds=feeds: made(*feeds),
                  (ValueError, TypeError, MemoryError))
     assert loaded > 100

@@ -187,7 +187,8 @@ def scan(opset=14, T=5, **attributes):
                   node("Sub", ["new", "b"], ["out"], name="sub"),
                   node("Identity", ["a"], ["same"], name="same")],
                  {"s": ROW, "a": ROW, "b": ROW}, ["new", "out", "same"])
-    feeds = {"first": ROW, "x": normal(T, 4), "y": normal(4, T), "factor": np.array(0.9, np.float32)}
+    feeds = {"first": ROW, "x": normal(T, 4), "y": normal(4, T)}
+    feeds["factor"] = np.array(0.9, np.float32)
     nodes = [node("Identity", ["factor"], ["around"], name="around"),
              node("Scan", ["first", "x", "y"], ["final", "outs", "sames"], body=body,
                   **{"num_scan_inputs": 2, "scan_input_axes": [0, 1]} | attributes)]
@@ -205,7 +206,8 @@ def test_a_scan_is_onnx_runtimes(attributes):
 
 
 @pytest.mark.parametrize(("attributes", "error"), [
-    ({"num_scan_inputs": 3}, "its scan_input_axes"), ({"num_scan_inputs": 0}, "0 of them sequences"),
+    ({"num_scan_inputs": 3}, "its scan_input_axes"),
+    ({"num_scan_inputs": 0}, "0 of them sequences"),
     ({"num_scan_inputs": 9}, "9 of them sequences"),
     ({"scan_input_axes": [0]}, "its scan_input_axes is"), ({"scan_input_axes": [0, 2]}, "axis 2"),
     ({"scan_input_axes": [0, 0]}, "the same number"), ({"opset": 8}, "form before opset 9"),
