@@ -36,12 +36,16 @@ def _naming(node: Node) -> Iterator[None]:
         yield
     except _Named:
         raise
-    except RefusedType as error:
-        raise _NamedType(f"{node.name}: {error}") from error
-    except MemoryError as error:
-        raise MemoryError(f"{node.name}: not enough memory") from error
     except Exception as error:
-        raise _NamedValue(f"{node.name}: {error}") from error
+        raise _named(node, error) from error
+
+
+def _named(node: Node, error: Exception) -> Exception:
+    """Return an error that names the node."""
+    if isinstance(error, MemoryError):
+        return MemoryError(f"{node.name}: not enough memory")
+    kind = _NamedType if isinstance(error, RefusedType) else _NamedValue
+    return kind(f"{node.name}: {error}")
 
 
 class _Named(Exception):
@@ -93,8 +97,12 @@ class Program:
         known: dict[str, Any] = self._constants | dict(zip(self.reads, values, strict=True))
         known[""] = None
         for step in self._steps:
-            with _naming(step.node):
+            try:
                 results = step.run(*[known[name] for name in step.inputs])
+            except _Named:
+                raise
+            except Exception as error:
+                raise _named(step.node, error) from error
             known.update(zip(step.outputs, results, strict=False))
             for name in step.last:
                 known.pop(name, None)

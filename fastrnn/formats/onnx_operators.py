@@ -33,6 +33,9 @@ __all__ = ["OPERATORS"]
 
 def _broadcast(*arrays: np.ndarray) -> tuple[int, ...]:
     """Return the shape that arrays have together."""
+    first = arrays[0].shape
+    if all(a.shape in (first, ()) for a in arrays):  # faster than what follows
+        return sized(first)
     try:
         shape = np.broadcast_shapes(*(a.shape for a in arrays))
     except ValueError:
