@@ -195,16 +195,22 @@ class Node:
         The version of the operators.
     """
 
+    __slots__ = ("_attributes", "_tensors", "domain", "inputs", "key", "op", "opset", "outputs")
+
     def __init__(self, proto: Any, opset: int, tensors: Tensors) -> None:
         self.op: str = proto.op_type
         self.domain: str = proto.domain
         self.inputs: tuple[str, ...] = tuple(proto.input)
         self.outputs: tuple[str, ...] = tuple(proto.output)
         self.key: str = proto.name or next(filter(None, self.outputs), "")
-        self.name = f"node {_checks.show(self.key)} ({_checks.show(self.op)[1:-1]})"
         self.opset = opset
         self._tensors = tensors
         self._attributes = {attribute.name: attribute for attribute in proto.attribute}
+
+    @property
+    def name(self) -> str:
+        """What the node is called in messages."""
+        return f"node {_checks.show(self.key)} ({_checks.show(self.op)[1:-1]})"
 
     def _take(self, name: str, kind: int, other: Any) -> Any:
         """Return the value of an attribute, which counts as used from then on."""

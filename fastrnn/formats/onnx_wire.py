@@ -30,7 +30,9 @@ _KEPT: tuple[dict[int, int | None], ...] = (
     {1: _TENSOR, 2: _TENSOR, 3: None})
 RAW = 9  # the field of a tensor with its bytes
 _NUMBERS = (4, 5, 7, RAW, 10, 11)  # the fields of a tensor with its numbers
-_MOST_FIELDS = 2**20  # that describe the graph
+# bytes of memory that a graph takes for each node, each other message, and each other field; and
+# how many it may take beside the file: tiny messages would take a hundred times their bytes
+_OF_NODE, _OF_MESSAGE, _OF_FIELD, _ROOM = 1500, 200, 32, 14 * 2**20
 _DEEPEST = 100  # messages inside messages, as the parser has it
 _PART = 2**17  # bytes of whole numbers that are decoded at a time
 _OWN_PAGES = 2**20  # bytes from which on an array has pages of its own
@@ -165,7 +167,8 @@ class _Walk:
     """Copies the fields of messages."""
 
     def __init__(self, source: Source, payloads: Payloads) -> None:
-        self._source, self._payloads, self._count = source, payloads, 0
+        self._source, self._payloads = source, payloads
+        self._left = _ROOM + source.size
 
     def message(self, kind: int, at: int, end: int, depth: int) -> bytes:
         """Return the bytes of a message from `at` to `end` without numbers of tensors."""
@@ -189,10 +192,12 @@ class _Walk:
                 raise RefusedValue(f"it is damaged at the byte {begin}")
             if stop > end or not field:
                 raise RefusedValue(f"it is cut off or damaged at the byte {begin}")
-            self._count += 1
-            if self._count > _MOST_FIELDS:
-                raise RefusedValue(f"its graph has more than {_MOST_FIELDS} fields")
             inner = kept.get(field)
+            self._left -= _OF_FIELD if inner is None else (
+                _OF_NODE if inner == _NODE else _OF_MESSAGE)
+            if self._left < 0:
+                raise RefusedValue(f"its graph has too many nodes and names for a file of "
+                                   f"{self._source.size} bytes")
             if inner is not None and wire == _SIZED:
                 part = self.message(inner, at, stop, depth + 1)
                 made += _varint(field << 3 | _SIZED) + _varint(len(part)) + part

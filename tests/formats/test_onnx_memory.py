@@ -141,3 +141,33 @@ def test_bytes_of_any_kind_and_a_buffer_that_changes_later():
     np.testing.assert_array_equal(made(feeds)[0], before)
     with pytest.raises(ValueError, match=r"no graph|cut off"):
         load(memoryview(data))
+
+
+def varint(value):
+    made = b""
+    while value > 127:
+        made += bytes([value & 127 | 128])
+        value >>= 7
+    return made + bytes([value])
+
+
+@pytest.mark.parametrize("message", [
+    b"\n\x00",                                      # nodes
+    b"*\x00",                                       # tensors
+    b"Z\x00",                                       # inputs
+    b"\n" + varint(2000) + b"*\x00" * 1000,         # attributes
+    b"\n" + varint(2000) + b"\n\x00" * 1000], ids=["nodes", "tensors", "inputs", "attributes",
+                                                   "names"])
+def test_messages_of_two_bytes_are_bounded(message):
+    """A parser makes a hundred bytes of each."""
+    small = onnx.load_from_string(model([node("Relu", ["x"], ["y"])], {"x": np.zeros(2)}, ["y"]))
+    graph = small.graph.SerializeToString() + message * (2**21 // len(message))
+    small.ClearField("graph")
+    with pytest.raises(ValueError, match="has too many nodes and names for a file of 2"):
+        load(small.SerializeToString() + b":" + varint(len(graph)) + graph)
+
+
+def test_a_graph_of_thousands_of_nodes_is_loaded():
+    nodes = [onnx.helper.make_node("Neg", [f"v{i}"], [f"v{i + 1}"]) for i in range(5000)]
+    feeds = {"v0": np.ones(2, np.float32)}
+    np.testing.assert_array_equal(load(model(nodes, feeds, ["v5000"]))(feeds)[0], feeds["v0"])
