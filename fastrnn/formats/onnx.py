@@ -20,6 +20,7 @@ from fastrnn._checks import Refused, RefusedType, RefusedValue, public
 from fastrnn.formats.onnx_export import dumps, save
 from fastrnn.formats.onnx_graph import Compiler, Program
 from fastrnn.formats.onnx_nodes import Tensors, dtype_of, package
+from fastrnn.formats.onnx_wire import Source, light
 from fastrnn.formats.safetensors import NamedError, as_path
 from fastrnn.layers.recurrent import Recurrent
 
@@ -198,13 +199,15 @@ def load(source: Any) -> OnnxModel:
     onnx = package()
     if isinstance(source, (bytes, bytearray, memoryview)):
         with _refusing("the model"):
-            return _model(onnx, "the model", bytes(source), None)
+            view = memoryview(source).cast("B")
+            return _model(onnx, "the model", Source(view, len(view)), None)
     path = as_path(source, "source", "the name of a file, or bytes")
     label = repr(str(path))
     with _refusing(label):
         if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
             raise RefusedValue("it is not an ordinary file")  # opening a pipe would wait
-        return _model(onnx, label, path.read_bytes(), path.parent)
+        with open(path, "rb") as file:
+            return _model(onnx, label, Source(file, os.fstat(file.fileno()).st_size), path.parent)
 
 
 @contextlib.contextmanager
@@ -221,11 +224,11 @@ def _refusing(label: str) -> Iterator[None]:
                          f"{' '.join(str(error).split())}") from error
 
 
-def _model(onnx: Any, label: str, data: bytes, folder: Path | None) -> OnnxModel:
-    """Return the model of a file's bytes."""
-    proto, size = onnx.ModelProto(), len(data)
+def _model(onnx: Any, label: str, source: Source, folder: Path | None) -> OnnxModel:
+    """Return the model of a file."""
+    data, payloads = light(source)
+    proto = onnx.ModelProto()
     proto.ParseFromString(data)
-    del data
     if not proto.HasField("graph"):
         raise RefusedValue("it has no graph")
     opset = next((a.version for a in proto.opset_import if a.domain in ("", "ai.onnx")), None)
@@ -235,14 +238,9 @@ def _model(onnx: Any, label: str, data: bytes, folder: Path | None) -> OnnxModel
     weights = {tensor.name for tensor in graph.initializer}
     inputs = tuple(_value(a) for a in graph.input if a.name not in weights)
     outputs = tuple(_value(a) for a in graph.output)
-    compiler = Compiler(opset, Tensors(folder), size)
-    arrays = compiler.tensors_of(graph)
-    # the memory of a message is one piece: only a copy without the tensors lets go of them
-    del graph.initializer[:]
-    light = onnx.ModelProto()
-    light.CopyFrom(proto)
-    del proto, graph
-    program = compiler.program(light.graph, [value.name for value in inputs], arrays)
+    compiler = Compiler(opset, Tensors(folder, payloads), source.size)
+    program = compiler.program(graph, [value.name for value in inputs],
+                               compiler.tensors_of(graph))
     return OnnxModel(label, program, inputs, outputs, compiler)
 
 

@@ -1,8 +1,9 @@
 """Models of fastrnn as ONNX files.
 
-A file has the operators RNN, LSTM and GRU of opset 14 and the few around them, and calls them as a
-layer or a model is called: time first, or batch first for a layer with `batch_first`. Letters: T
-steps, B batch, I input, H hidden, D directions, V symbols, N outputs.
+A file has the operators RNN, LSTM and GRU of opset 14, Scan for other cells, and the few around
+them, and calls them as a layer or a model is called: time first, or batch first for a layer with
+`batch_first`. Letters: T steps, B batch, I input, H hidden, D directions, L layers, V symbols, N
+outputs, S steps of a source, C size of a context.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.cells.instance import Instance
+from fastrnn.formats.onnx_equations import add_scans
 from fastrnn.formats.onnx_nodes import package
 from fastrnn.formats.onnx_recurrent import RECURRENT
+from fastrnn.formats.onnx_writer import Graph
 from fastrnn.formats.safetensors import as_path, write_bytes
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.layers.standard import GRU, LSTM, RNN
@@ -22,78 +26,18 @@ from fastrnn.models import EncoderDecoder, SequenceModel, Stack
 
 __all__ = ["dumps", "save"]
 
-OPSET = 17
-IR = 8  # the version of the file format that goes with it
-
-
-class _Graph:
-    """Collects the nodes and tensors of a file."""
-
-    def __init__(self, onnx: Any, dtype: np.dtype) -> None:
-        self.onnx, self.dtype = onnx, dtype
-        self.nodes: list[Any] = []
-        self.tensors: dict[str, np.ndarray] = {}
-        self.inputs: list[Any] = []
-        self.outputs: list[Any] = []
-        self._count = 0
-
-    def add(self, op: str, *inputs: str, name: str = "", outputs: int = 1, **attributes: Any
-            ) -> Any:
-        """Add a node; return the name of its output, or the names of several."""
-        self._count += 1
-        name = name or f"{op}_{self._count}"
-        made = [f"{name}.out{i or ''}" for i in range(outputs)]
-        self.nodes.append(self.onnx.helper.make_node(op, list(inputs), made, name=name,
-                                                     **attributes))
-        return made[0] if outputs == 1 else made
-
-    def tensor(self, name: str, array: Any) -> str:
-        """Add a tensor of the file; return its name."""
-        self.tensors[name] = np.ascontiguousarray(array)
-        return name
-
-    def axes(self, *numbers: int) -> str:
-        """Return the name of a tensor of whole numbers."""
-        return self.tensor("numbers." + "_".join(map(str, numbers)), np.array(numbers, np.int64))
-
-    def _info(self, name: str, dtype: Any, shape: tuple[Any, ...]) -> Any:
-        helper = self.onnx.helper
-        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)),
-                                             list(shape))
-
-    def input(self, name: str, shape: tuple[Any, ...], dtype: Any = None) -> str:
-        """Add an input; return its name."""
-        self.inputs.append(self._info(name, dtype or self.dtype, shape))
-        return name
-
-    def output(self, name: str, value: str, shape: tuple[Any, ...]) -> None:
-        """Add an output: this value under a name of its own."""
-        self.nodes.append(self.onnx.helper.make_node("Identity", [value], [name],
-                                                     name=f"to_{name}"))
-        self.outputs.append(self._info(name, self.dtype, shape))
-
-    def model(self, name: str) -> Any:
-        """Return the ModelProto."""
-        helper = self.onnx.helper
-        tensors = [self.onnx.numpy_helper.from_array(a, key) for key, a in self.tensors.items()]
-        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, tensors)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)],
-                                 ir_version=IR, producer_name="fastrnn")
-
-
 # ---- layers --------------------------------------------------------------------------------------
 
 
-def _check_layer(name: str, layer: Recurrent) -> str:
-    """Return the operator of a layer, or refuse one that ONNX has no operator for."""
+def _operator(name: str, layer: Recurrent) -> str:
+    """Return the operator of a layer, or refuse one that has no equations either."""
     op = next((kind.__name__ for kind in (RNN, LSTM, GRU) if type(layer) is kind), None)
-    if op is None:
-        raise RefusedValue(f"{name} is {layer!r}, expected RNN, LSTM or GRU: ONNX has no operator "
-                           "for other cells")
-    if getattr(layer, "proj_size", 0):
-        raise RefusedValue(f"{name} is {layer!r}, expected proj_size 0: ONNX's LSTM has no "
-                           "projection")
-    return op
+    if op is not None and not getattr(layer, "proj_size", 0):
+        return op
+    if not isinstance(layer.cell, Instance):
+        raise RefusedValue(f"{name} is {layer!r}, expected RNN, LSTM, GRU or a layer of a cell "
+                           "from equations")
+    return "Scan"
 
 
 def _rows(a: np.ndarray, op: str) -> np.ndarray:
@@ -103,7 +47,7 @@ def _rows(a: np.ndarray, op: str) -> np.ndarray:
     return np.concatenate([gates[kind.order.index(k)] for k in range(kind.gates)])
 
 
-def _weights(graph: _Graph, name: str, layer: Recurrent, number: int, op: str) -> list[str]:
+def _weights(graph: Graph, name: str, layer: Recurrent, number: int, op: str) -> list[str]:
     """Add the tensors W, R and B of one stacked layer; return their names."""
     params, suffixes = layer.parameters(), ("", "_reverse")[: layer.directions]
 
@@ -117,7 +61,7 @@ def _weights(graph: _Graph, name: str, layer: Recurrent, number: int, op: str) -
 
 
 def _add_layer(
-    graph: _Graph, name: str, layer: Recurrent, x: str, states: list[str], lengths: str,
+    graph: Graph, name: str, layer: Recurrent, x: str, states: list[str], lengths: str,
     steps: bool = True,
 ) -> tuple[str, list[list[str]]]:
     """Add the nodes of a layer.
@@ -140,47 +84,57 @@ def _add_layer(
     finals : list of lists of str
         For each state the names of (D, B, H), one for each stacked layer.
     """
-    op, D = _check_layer(name, layer), layer.directions
-    attributes: dict[str, Any] = {"hidden_size": layer.hidden_size}
-    if D == 2:
-        attributes["direction"] = "bidirectional"
-    if isinstance(layer, GRU):
-        attributes["linear_before_reset"] = int(layer.reset_after)
-    if isinstance(layer, RNN):
-        attributes["activations"] = [layer.nonlinearity.capitalize()] * D
-    finals: list[list[str]] = [[] for _ in range(RECURRENT[op].states)]
+    op, D = _operator(name, layer), layer.directions
+    finals: list[list[str]] = [[] for _ in layer.cell.states]
+    attributes = _attributes(layer)
     for number in range(layer.num_layers):
         own = f"{name}.{number}"
         initial = [graph.add("Slice", state, graph.axes(number * D), graph.axes(number * D + D),
                              graph.axes(0)) for state in states]
-        inputs = [x, *_weights(graph, own, layer, number, op), lengths, *initial]
-        while not inputs[-1]:
-            inputs.pop()
-        y, *after = graph.add(op, *inputs, name=own, outputs=1 + len(finals), **attributes)
+        if op == "Scan":
+            x, after = add_scans(graph, own, layer, number, x, initial, lengths)
+        else:
+            inputs = [x, *_weights(graph, own, layer, number, op), lengths, *initial]
+            while not inputs[-1]:
+                inputs.pop()
+            y, *after = graph.add(op, *inputs, name=own, outputs=1 + len(finals), **attributes)
         for of, final in zip(finals, after, strict=True):
             of.append(final)
         if number == layer.num_layers - 1 and not steps:
             return "", finals
-        y = graph.add("Transpose", y, perm=[0, 2, 1, 3])  # (T, D, B, H) becomes (T, B, D, H)
-        x = graph.add("Reshape", y, graph.axes(0, 0, -1))
+        if op != "Scan":
+            y = graph.add("Transpose", y, perm=[0, 2, 1, 3])  # (T, D, B, H) becomes (T, B, D, H)
+            x = graph.add("Reshape", y, graph.axes(0, 0, -1))
     return x, finals
 
 
+def _attributes(layer: Recurrent) -> dict[str, Any]:
+    """Return the attributes of a node RNN, LSTM or GRU."""
+    attributes: dict[str, Any] = {"hidden_size": layer.hidden_size}
+    if layer.directions == 2:
+        attributes["direction"] = "bidirectional"
+    if isinstance(layer, GRU):
+        attributes["linear_before_reset"] = int(layer.reset_after)
+    if isinstance(layer, RNN):
+        attributes["activations"] = [layer.nonlinearity.capitalize()] * layer.directions
+    return attributes
+
+
 def _add_states(
-    graph: _Graph, prefix: str, layer: Recurrent
+    graph: Graph, prefix: str, layer: Recurrent
 ) -> tuple[list[str], list[tuple[str, tuple[Any, ...]]]]:
     """Add the inputs of a layer's initial states; return them, and the outputs of the final."""
-    shape = (layer.num_layers * layer.directions, "B", layer.hidden_size)
-    names = layer.cell.states
-    return ([graph.input(f"{prefix}{name}0", shape) for name in names],
-            [(f"{prefix}{name}n", shape) for name in names])
+    shapes = [(layer.num_layers * layer.directions, "B", width) for width in layer.state_widths]
+    named = list(zip(layer.cell.states, shapes, strict=True))
+    return ([graph.input(f"{prefix}{name}0", shape) for name, shape in named],
+            [(f"{prefix}{name}n", shape) for name, shape in named])
 
 
-def _joined(graph: _Graph, names: list[str]) -> str:
+def _joined(graph: Graph, names: list[str]) -> str:
     return names[0] if len(names) == 1 else str(graph.add("Concat", *names, axis=0))
 
 
-def _export_layer(graph: _Graph, layer: Recurrent, states: bool, lengths: bool) -> None:
+def _export_layer(graph: Graph, layer: Recurrent, states: bool, lengths: bool) -> None:
     axes = ("B", "T") if layer.batch_first else ("T", "B")
     x = graph.input("x", (*axes, layer.input_size))
     n = graph.input("lengths", ("B",), np.int32) if lengths else ""
@@ -198,49 +152,104 @@ def _export_layer(graph: _Graph, layer: Recurrent, states: bool, lengths: bool) 
 # ---- models --------------------------------------------------------------------------------------
 
 
-def _vectors(graph: _Graph, model: Stack) -> str:
+def _vectors(graph: Graph, model: Stack, name: str = "x", T: str = "T") -> str:
     """Add the input of a model and return the name of the first layer's (T, B, I)."""
     if model.vocab_size is None:
-        return graph.input("x", ("T", "B", model.input_size))
-    x = graph.input("x", ("T", "B"), np.int64)
+        return graph.input(name, (T, "B", model.input_size))
+    x = graph.input(name, (T, "B"), np.int64)
+    own = "" if name == "x" else f"{name}."
     if model.embedding is not None:
-        return str(graph.add("Gather", graph.tensor("embedding", model.embedding.weight), x))
+        table = graph.tensor(f"{own}embedding", model.embedding.weight)
+        return str(graph.add("Gather", table, x))
     column = graph.add("Unsqueeze", x, graph.axes(-1))
-    symbols = graph.tensor("symbols", np.arange(model.vocab_size))
+    symbols = graph.tensor(f"{own}symbols", np.arange(model.vocab_size))
     number = graph.onnx.helper.np_dtype_to_tensor_dtype(graph.dtype)
     return str(graph.add("Cast", graph.add("Equal", column, symbols), to=number))
 
 
-def _export_model(graph: _Graph, model: Stack, states: bool, lengths: bool) -> None:
+def _export_model(graph: Graph, model: Stack, states: bool, lengths: bool) -> None:
     x = _vectors(graph, model)
     n = graph.input("lengths", ("B",), np.int32) if lengths else ""
-    after, finals = [], []
-    last = model.layers[-1]
-    of_steps = not isinstance(model, SequenceModel) or model.readout == "every"
-    for i, layer in enumerate(model.layers):
-        prefix = f"layers.{i}."
-        initial, names = _add_states(graph, prefix, layer) if states else ([], [])
-        x, of = _add_layer(graph, f"layers.{i}", layer, x, initial, n,
-                           of_steps or layer is not last)
-        after += names
-        finals += of
-    width: tuple[Any, ...] = ("T", "B", model.width)
-    if isinstance(model, SequenceModel):
-        if not of_steps:
-            hidden = finals[-len(last.cell.states)][-1]  # (D, B, H) of the topmost layer
-            x = graph.add("Reshape", graph.add("Transpose", hidden, perm=[1, 0, 2]),
-                          graph.axes(0, -1))
-        x = graph.add("MatMul", x, graph.tensor("head.weight", model.head.weight.T))
-        x = graph.add("Add", x, graph.tensor("head.bias", model.head.bias))
-        width = ("T", "B", model.output_size) if of_steps else ("B", model.output_size)
-        if lengths and of_steps:
-            x = _without_padding(graph, x, n)
-    graph.output("outputs" if isinstance(model, SequenceModel) else "y", x, width)
-    for (name, shape), each in zip(after, finals, strict=False):
+    initial: list[list[str]] = [[] for _ in model.layers]
+    if isinstance(model, SequenceModel) and model.context is not None and not states:
+        initial = _from_context(graph, model)
+    after = []
+    if states:
+        for i, layer in enumerate(model.layers):
+            initial[i], names = _add_states(graph, f"layers.{i}.", layer)
+            after += names
+    y, finals = _add_layers(graph, model, x, initial, n)
+    _add_output(graph, model, y, finals, n)
+    for (name, shape), each in zip(after, (of for own in finals for of in own), strict=False):
         graph.output(name, _joined(graph, each), shape)
 
 
-def _without_padding(graph: _Graph, x: str, lengths: str) -> str:
+def _from_context(graph: Graph, model: SequenceModel) -> list[list[str]]:
+    """Add the input of a context (B, C); return the names of each layer's initial states."""
+    assert model.context is not None
+    x = graph.input("context", ("B", model.context_size))
+    x = graph.add("MatMul", x, graph.tensor("context.weight", model.context.weight.T))
+    x = graph.add("Add", x, graph.tensor("context.bias", model.context.bias))
+    initial, start = [], 0
+    for layer in model.layers:
+        own = []
+        for L, _, width in layer.state_shapes(1):  # the layers and directions of a row together
+            part = graph.add("Slice", x, graph.axes(start), graph.axes(start + L * width),
+                             graph.axes(1))
+            part = graph.add("Reshape", part, graph.axes(0, L, width))
+            own.append(graph.add("Transpose", part, perm=[1, 0, 2]))
+            start += L * width
+        initial.append(own)
+    return initial
+
+
+def _add_layers(
+    graph: Graph, model: Stack, x: str, initial: list[list[str]], lengths: str, prefix: str = "",
+    steps: bool = True,
+) -> tuple[str, list[list[list[str]]]]:
+    """Add the layers of a model; return y, and the final states of each as of `_add_layer`."""
+    of_steps = steps and (not isinstance(model, SequenceModel) or model.readout == "every")
+    finals = []
+    for i, layer in enumerate(model.layers):
+        last = i == len(model.layers) - 1
+        x, of = _add_layer(graph, f"{prefix}layers.{i}", layer, x, initial[i], lengths,
+                           of_steps or not last)
+        finals.append(of)
+    return x, finals
+
+
+def _add_output(
+    graph: Graph, model: Stack, x: str, finals: list[list[list[str]]], lengths: str
+) -> None:
+    """Add the output of a model: y, or what the head makes of it."""
+    if not isinstance(model, SequenceModel):
+        graph.output("y", x, ("T", "B", model.width))
+        return
+    of_steps = model.readout == "every"
+    if not of_steps:
+        hidden = finals[-1][0][-1]  # (D, B, H) of the topmost layer
+        x = graph.add("Reshape", graph.add("Transpose", hidden, perm=[1, 0, 2]), graph.axes(0, -1))
+    x = graph.add("MatMul", x, graph.tensor("head.weight", model.head.weight.T))
+    x = graph.add("Add", x, graph.tensor("head.bias", model.head.bias))
+    if lengths and of_steps:
+        x = _without_padding(graph, x, lengths)
+    graph.output("outputs", x, (*(("T", "B") if of_steps else ("B",)), model.output_size))
+
+
+def _export_pair(graph: Graph, model: EncoderDecoder, lengths: bool) -> None:
+    """Add an encoder that reads `source`, and the decoder that reads `x` from its final state."""
+    source = _vectors(graph, model.encoder, "source", "S")
+    of_source = graph.input("source_lengths", ("B",), np.int32) if lengths else ""
+    x = _vectors(graph, model.decoder)
+    n = graph.input("lengths", ("B",), np.int32) if lengths else ""
+    none: list[list[str]] = [[] for _ in model.encoder.layers]
+    _, finals = _add_layers(graph, model.encoder, source, none, of_source, "encoder.", False)
+    initial = [[_joined(graph, of) for of in own] for own in finals]
+    y, finals = _add_layers(graph, model.decoder, x, initial, n, "decoder.")
+    _add_output(graph, model.decoder, y, finals, n)
+
+
+def _without_padding(graph: Graph, x: str, lengths: str) -> str:
     """Return the name of (T, B, N) that is zero past each row's end, as a model gives it."""
     T = graph.add("Squeeze", graph.add("Shape", x, start=0, end=1))
     steps = graph.add("Range", graph.tensor("zero", np.array(0, np.int64)), T,
@@ -257,16 +266,18 @@ def _without_padding(graph: _Graph, x: str, lengths: str) -> str:
 def _proto(model: Any, states: Any, lengths: Any) -> Any:
     """Return the ModelProto of a model or layer."""
     states, lengths = _checks.flag("states", states), _checks.flag("lengths", lengths)
-    if isinstance(model, EncoderDecoder) or not isinstance(model, (Stack, Recurrent)):
-        raise RefusedType(f"model is {_checks.kind(model)}, expected RNN, LSTM, GRU, Stack, "
-                          "SequenceModel or LanguageModel")
-    if isinstance(model, SequenceModel) and model.context_size is not None:
-        raise RefusedValue("model has a context_size, expected none: a file would need another "
-                           "input")
-    for i, layer in enumerate(model.layers if isinstance(model, Stack) else [model]):
-        _check_layer(f"layers[{i}]" if isinstance(model, Stack) else "model", layer)
-    graph = _Graph(package(), model.dtype)
-    if isinstance(model, Stack):
+    if not isinstance(model, (Stack, Recurrent, EncoderDecoder)):
+        raise RefusedType(f"model is {_checks.kind(model)}, expected RNN, LSTM, GRU, Layer, Stack, "
+                          "SequenceModel, LanguageModel or EncoderDecoder")
+    if isinstance(model, EncoderDecoder) and states:
+        raise RefusedValue("states is True, expected False for an EncoderDecoder: save its encoder "
+                           "and its decoder with states, to write step by step")
+    for i, layer in enumerate([model] if isinstance(model, Recurrent) else model.recurrent):
+        _operator("model" if layer is model else f"layers[{i}]", layer)
+    graph = Graph(package(), model.dtype)
+    if isinstance(model, EncoderDecoder):
+        _export_pair(graph, model, lengths)
+    elif isinstance(model, Stack):
         _export_model(graph, model, states, lengths)
     else:
         _export_layer(graph, model, states, lengths)
@@ -313,21 +324,25 @@ def save(model: Any, path: Any, *, states: bool = False, lengths: bool = False) 
 
     Parameters
     ----------
-    model : RNN, LSTM, GRU, Stack, SequenceModel or LanguageModel
+    model : RNN, LSTM, GRU, Layer, Stack, SequenceModel, LanguageModel or EncoderDecoder
+        Cells from equations, and LSTM with a projection, become a Scan over the steps. Masks have
+        their values in evaluation. An encoder and decoder have a further input ``source``; a model
+        with a context has an input ``context`` (B, C) instead of initial states.
     path : path
         A file that is there is replaced.
     states : bool
         Whether initial states are inputs and final states outputs: ``h0``, ``c0``, ``hn``, ``cn``
         (L*D, B, H) of a layer, ``layers.0.h0`` and so on of a model.
     lengths : bool
-        Whether there is an input ``lengths`` (B,) of int32: the steps of each row.
+        Whether there is an input ``lengths`` (B,) of int32: the steps of each row; of an encoder
+        and decoder also ``source_lengths``.
 
     Raises
     ------
     ModuleNotFoundError
         If the package onnx is not installed.
     TypeError, ValueError
-        If ONNX has no operator for the model: cells from equations, a projection, a context.
+        If it is no such model, or has `states` and is an EncoderDecoder.
     OSError
         If the file cannot be written.
 

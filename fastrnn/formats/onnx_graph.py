@@ -14,15 +14,18 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import Refused, RefusedType, RefusedValue
+from fastrnn.formats.onnx_conv import CONVOLUTIONS
 from fastrnn.formats.onnx_nodes import Node, Run, Tensors
 from fastrnn.formats.onnx_operators import OPERATORS
 from fastrnn.formats.onnx_recurrent import RECURRENT, RecurrentNode
+from fastrnn.formats.onnx_scan import Scan
 from fastrnn.formats.onnx_shapes import TooLargeNow, at_most
 from fastrnn.layers.recurrent import Recurrent
 
-__all__ = ["Compiler", "Program"]
+__all__ = ["Compiler", "Program", "needed"]
 
 DEEPEST = 16  # graphs inside graphs
+_WITH_GRAPHS = ("If", "Scan")
 _FREE = 2**20  # bytes that computed constants may have, whatever the size of the file
 
 
@@ -33,12 +36,16 @@ def _naming(node: Node) -> Iterator[None]:
         yield
     except _Named:
         raise
-    except RefusedType as error:
-        raise _NamedType(f"{node.name}: {error}") from error
-    except MemoryError as error:
-        raise MemoryError(f"{node.name}: not enough memory") from error
     except Exception as error:
-        raise _NamedValue(f"{node.name}: {error}") from error
+        raise _named(node, error) from error
+
+
+def _named(node: Node, error: Exception) -> Exception:
+    """Return an error that names the node."""
+    if isinstance(error, MemoryError):
+        return MemoryError(f"{node.name}: not enough memory")
+    kind = _NamedType if isinstance(error, RefusedType) else _NamedValue
+    return kind(f"{node.name}: {error}")
 
 
 class _Named(Exception):
@@ -90,8 +97,12 @@ class Program:
         known: dict[str, Any] = self._constants | dict(zip(self.reads, values, strict=True))
         known[""] = None
         for step in self._steps:
-            with _naming(step.node):
+            try:
                 results = step.run(*[known[name] for name in step.inputs])
+            except _Named:
+                raise
+            except Exception as error:
+                raise _named(step.node, error) from error
             known.update(zip(step.outputs, results, strict=False))
             for name in step.last:
                 known.pop(name, None)
@@ -127,7 +138,7 @@ class Compiler:
         """Return the arrays of the tensors of a graph that its outputs depend on."""
         if len(graph.sparse_initializer):
             raise RefusedValue("it has sparse tensors, expected dense ones")
-        _, wanted = _needed(graph, [value.name for value in graph.output])
+        _, wanted = needed(graph, [value.name for value in graph.output])
         arrays = {}
         for tensor in graph.initializer:
             if tensor.name in arrays:
@@ -165,16 +176,18 @@ class Compiler:
         return scope.program()
 
     def fold(self, node: Node, run: Run, arrays: Sequence[Any]) -> tuple[Any, ...] | None:
-        """Return the outputs of a node whose inputs are constant, None if they are too large."""
+        """Return the outputs of a node whose inputs are constant, None if they cost too much."""
         if node.op == "Constant":
             return run()
+        if node.op == "Einsum" or node.op in CONVOLUTIONS:
+            return None  # a small file could ask for many products; no weights are made so
         try:
             with at_most(self.left // 4):
                 results = run(*arrays)
         except TooLargeNow:
             return None
         # a small view would keep a large array alive
-        results = tuple(np.array(a) if a.base is not None and 2 * a.nbytes <= a.base.nbytes else a
+        results = tuple(np.array(a) if 2 * a.nbytes <= getattr(a.base, "nbytes", -1) else a
                         for a in results)
         return None if sum(a.nbytes for a in results) > self.left else results
 
@@ -204,7 +217,7 @@ class _Scope:
         if own & arrays.keys():
             raise RefusedValue(f"the names {_checks.show(sorted(own & arrays.keys()))} are inputs "
                                "and tensors")
-        self.needed, wanted = _needed(graph, self._outputs)
+        self.needed, wanted = needed(graph, self._outputs)
         compiler.unused += [node.name or next(iter(node.output), node.op_type)
                             for node in graph.node if wanted.isdisjoint(filter(None, node.output))]
         own |= arrays.keys()
@@ -228,9 +241,9 @@ class _Scope:
         node = Node(proto, compiler.opset, compiler.tensors)
         with _naming(node):
             if node.domain not in ("", "ai.onnx") or not (
-                    node.op in OPERATORS or node.op in RECURRENT or node.op == "If"):
+                    node.op in OPERATORS or node.op in RECURRENT or node.op in _WITH_GRAPHS):
                 whose = "" if node.domain in ("", "ai.onnx") else f" of {_checks.show(node.domain)}"
-                has = sorted([*OPERATORS, *RECURRENT, "If"])
+                has = sorted([*OPERATORS, *RECURRENT, *_WITH_GRAPHS])
                 raise RefusedValue(f"fastrnn does not have the operator {_checks.show(node.op)}"
                                    f"{whose}, expected one of {has}")
             for name in node.inputs:
@@ -263,6 +276,9 @@ class _Scope:
         if node.op == "If":
             self._add_if(node)
             return
+        if node.op == "Scan":
+            self._add_scan(node)
+            return
         run = OPERATORS[node.op](node)
         node.check_all_used()
         self._check_outputs(node)
@@ -280,7 +296,7 @@ class _Scope:
         self._step(node, run, node.inputs)
 
     def _check_outputs(self, node: Node) -> None:
-        most = {"Split": 10_000, "Dropout": 2}.get(node.op, 1)
+        most = {"Split": 10_000, "Dropout": 2, "LayerNormalization": 3}.get(node.op, 1)
         if not 1 <= len(node.outputs) <= most:
             raise RefusedValue(f"it has {len(node.outputs)} outputs, expected 1 to {most}")
 
@@ -352,6 +368,24 @@ class _Scope:
             return
         self._step(node, run, (condition if only is None else "", *reads))
 
+    def _add_scan(self, node: Node) -> None:
+        graph, scan = node.graph("body"), Scan(node)
+        inputs = [value.name for value in graph.input]
+        if len(inputs) != len(node.inputs) or not all(node.inputs):
+            raise RefusedValue(f"it has {len(node.inputs)} inputs, expected {len(inputs)}: those "
+                               "of its body")
+        scan.read(node, len(graph.output))
+        compiler = self._compiler
+        program = compiler.program(graph, inputs, compiler.tensors_of(graph), self._constants,
+                                   frozenset(self._known), self._depth + 1)
+        around = program.reads[len(inputs):]
+
+        def run(*values: Any) -> tuple[Any, ...]:
+            n = len(inputs)
+            return scan(program, values[:n], values[n:])
+
+        self._step(node, run, (*node.inputs, *around))
+
     def program(self) -> Program:
         """Return what was made of all nodes."""
         for name in self._outputs:
@@ -393,11 +427,11 @@ def _read_by(node: Any, depth: int = 0) -> set[str]:
     return names
 
 
-def _needed(graph: Any, outputs: Sequence[str]) -> tuple[list[Any], set[str]]:
+def needed(graph: Any, outputs: Sequence[str]) -> tuple[list[Any], set[str]]:
     """Return the nodes that outputs depend on, in order, and the names of what is read."""
-    wanted, needed = set(outputs), []
+    wanted, found = set(outputs), []
     for node in reversed(graph.node):
         if not wanted.isdisjoint(filter(None, node.output)):
-            needed.append(node)
+            found.append(node)
             wanted |= _read_by(node)
-    return needed[::-1], wanted
+    return found[::-1], wanted

@@ -18,6 +18,7 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue
+from fastrnn.formats.onnx_wire import RAW, Payload, Payloads, Source
 
 __all__ = ["DTYPES", "Node", "Tensors", "dtype_of", "package"]
 
@@ -27,6 +28,7 @@ _TYPES: dict[int, tuple[str, str]] = {
     4: ("uint16", "int32_data"), 5: ("int16", "int32_data"), 6: ("int32", "int32_data"),
     7: ("int64", "int64_data"), 9: ("bool", "int32_data"), 10: ("float16", "int32_data"),
     11: ("float64", "double_data"), 12: ("uint32", "uint64_data"), 13: ("uint64", "uint64_data")}
+_NUMBERS = {"float_data": 4, "int32_data": 5, "int64_data": 7, "double_data": 10, "uint64_data": 11}
 DTYPES = {number: np.dtype(name) for number, (name, _) in _TYPES.items()}
 _MOST_AXES = 32  # of an array
 _EXTERNAL = 1  # TensorProto.EXTERNAL
@@ -56,10 +58,12 @@ class Tensors:
     ----------
     folder : Path or None
         Where tensors may be that are in files of their own; None: nowhere.
+    payloads : Payloads
+        The numbers of the tensors that are in the file.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, payloads: Payloads) -> None:
+        self._folder, self._payloads = folder, payloads
 
     def array(self, tensor: Any) -> np.ndarray:
         """Return the array of a TensorProto, if what it claims is what it holds."""
@@ -75,19 +79,45 @@ class Tensors:
             raise RefusedValue(f"{name} is a segment, expected a whole tensor")
         if tensor.data_location == _EXTERNAL:
             return self._beside(tensor, name, dtype, shape)
-        if tensor.HasField("raw_data"):
-            raw = tensor.raw_data
-            if len(raw) != size * dtype.itemsize:
-                raise RefusedValue(f"{name} has {len(raw)} bytes, expected {size * dtype.itemsize} "
-                                   f"for {dtype.name} {shape}")
-            return _native(raw, dtype, shape)
-        numbers = getattr(tensor, field)
-        if len(numbers) != size:
-            raise RefusedValue(f"{name} has {len(numbers)} numbers, expected {size} for "
-                               f"{dtype.name} {shape}")
-        if dtype == np.float16:  # its bits are in the numbers
-            return np.array(numbers, np.int64).astype(np.uint16).view(np.float16).reshape(shape)
-        return np.array(numbers, dtype).reshape(shape)
+        payload = self._payloads.of(tensor)
+        if payload is None:
+            numbers = getattr(tensor, field)  # one by one, as no writer has them, or none
+            if len(numbers) != size:
+                raise RefusedValue(f"{name} has {len(numbers)} numbers, expected {size} for "
+                                   f"{dtype.name} {shape}")
+            return _of_bits(np.fromiter(
+                numbers, np.int64 if dtype == np.float16 else dtype, size), dtype).reshape(shape)
+        if payload.field != RAW:
+            return self._packed(payload, name, field, dtype, shape)
+        if payload.size != size * dtype.itemsize:
+            raise RefusedValue(f"{name} has {payload.size} bytes, expected "
+                               f"{size * dtype.itemsize} for {dtype.name} {shape}")
+        return self._of_bytes(payload, dtype, size).reshape(shape)
+
+    def _of_bytes(self, payload: Payload, dtype: np.dtype, size: int) -> np.ndarray:
+        if dtype.kind == "b":
+            a = self._payloads.array(payload, np.dtype(np.uint8), size)
+            np.minimum(a, 1, out=a)
+            return a.view(bool)
+        return _native(self._payloads.array(payload, dtype.newbyteorder("<"), size))
+
+    def _packed(
+        self, payload: Payload, name: str, field: str, dtype: np.dtype, shape: tuple[int, ...]
+    ) -> np.ndarray:
+        """Return the array of numbers that are in the field of their type."""
+        size = math.prod(shape)
+        a: np.ndarray | None = None
+        if payload.field == _NUMBERS[field]:
+            if dtype.itemsize >= 4 and dtype.kind == "f":
+                if payload.size == size * dtype.itemsize:
+                    a = self._of_bytes(payload, dtype, size)
+            else:
+                kind = np.dtype(np.uint16) if dtype == np.float16 else dtype
+                a = self._payloads.wholes(payload, kind, size)
+        if a is None:
+            raise RefusedValue(f"{name} has other than {size} numbers, expected {size} for "
+                               f"{dtype.name} {shape}, or they are in a field of another type")
+        return _of_bits(a, dtype).reshape(shape)
 
     def _beside(
         self, tensor: Any, name: str, dtype: np.dtype, shape: tuple[int, ...]
@@ -117,19 +147,22 @@ class Tensors:
                                f"{_checks.show(location)}, which ends before, or is no ordinary "
                                "file")
         with open(place, "rb") as file:
-            file.seek(offset)
-            raw = file.read(size)
-        if len(raw) != size:
-            raise RefusedValue(f"{_checks.show(location)} ends before {name}")
-        return _native(raw, dtype, shape)
+            try:
+                beside = Payloads(Source(file, about.st_size))
+                return Tensors(None, beside)._of_bytes(
+                    Payload(RAW, offset, size), dtype, math.prod(shape)).reshape(shape)
+            except RefusedValue as error:
+                raise RefusedValue(f"{_checks.show(location)} ends before {name}") from error
 
 
-def _native(raw: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array of little-endian bytes."""
-    if dtype.kind == "b":
-        return np.frombuffer(raw, np.uint8).reshape(shape).astype(bool)
-    a = np.frombuffer(raw, dtype.newbyteorder("<")).reshape(shape)
-    return a if a.dtype.isnative and a.flags.aligned else a.astype(dtype)
+def _native(a: np.ndarray) -> np.ndarray:
+    """Return an array in the byte order of the machine."""
+    return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))
+
+
+def _of_bits(a: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return numbers, which for float16 are its bits."""
+    return a.astype(np.uint16).view(dtype) if dtype == np.float16 else a
 
 
 def _whole(name: str, entries: dict[str, str], key: str, other: int) -> int:
@@ -162,16 +195,22 @@ class Node:
         The version of the operators.
     """
 
+    __slots__ = ("_attributes", "_tensors", "domain", "inputs", "key", "op", "opset", "outputs")
+
     def __init__(self, proto: Any, opset: int, tensors: Tensors) -> None:
         self.op: str = proto.op_type
         self.domain: str = proto.domain
         self.inputs: tuple[str, ...] = tuple(proto.input)
         self.outputs: tuple[str, ...] = tuple(proto.output)
         self.key: str = proto.name or next(filter(None, self.outputs), "")
-        self.name = f"node {_checks.show(self.key)} ({_checks.show(self.op)[1:-1]})"
         self.opset = opset
         self._tensors = tensors
         self._attributes = {attribute.name: attribute for attribute in proto.attribute}
+
+    @property
+    def name(self) -> str:
+        """What the node is called in messages."""
+        return f"node {_checks.show(self.key)} ({_checks.show(self.op)[1:-1]})"
 
     def _take(self, name: str, kind: int, other: Any) -> Any:
         """Return the value of an attribute, which counts as used from then on."""

@@ -19,8 +19,8 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.formats.onnx_nodes import Node, Run
 
-__all__ = ["CLAIMED", "MOST", "SHAPES", "TooLargeNow", "at_most", "axis_of", "check_numbers",
-           "check_same_dtype", "sized"]
+__all__ = ["CLAIMED", "MOST", "SHAPES", "TooLargeNow", "at_most", "axes_of", "axis_of",
+           "check_floats", "check_numbers", "check_same_dtype", "end_of", "sized", "wholes_of"]
 
 MOST = 2**30  # numbers of one array
 CLAIMED = 2**28  # numbers of an array whose shape only a tensor claims
@@ -46,7 +46,10 @@ def at_most(count: int) -> Iterator[None]:
 
 def sized(shape: Sequence[int], most: int = MOST) -> tuple[int, ...]:
     """Return a shape as a tuple, or refuse one of too many numbers."""
-    shape = tuple(int(n) for n in shape)
+    shape = tuple(map(int, shape))
+    if len(shape) <= 32 and min(shape, default=1) > 0 and (  # at once what is the rule
+            math.prod(shape) <= min(most, _allowed.get())):
+        return shape
     if any(n < 0 for n in shape) or len(shape) > 32:
         raise RefusedValue(f"its result has the shape {_checks.show(shape)}")
     if math.prod(n for n in shape if n) > most:
@@ -70,7 +73,22 @@ def check_numbers(a: np.ndarray) -> None:
         raise RefusedType(f"its input is {a.dtype.name}, expected numbers")
 
 
-def _whole(name: str, a: np.ndarray, ndim: int | None = 1) -> list[int]:
+def check_floats(a: np.ndarray) -> None:
+    """Refuse all but floating-point numbers."""
+    if a.dtype.kind != "f":
+        raise RefusedType(f"its input is {a.dtype.name}, expected floating-point numbers")
+
+
+def end_of(dtype: np.dtype, largest: bool) -> Any:
+    """Return the largest or the least value of a dtype."""
+    if dtype.kind == "f":
+        return np.inf if largest else -np.inf
+    if dtype.kind == "b":
+        return largest
+    return np.iinfo(dtype).max if largest else np.iinfo(dtype).min
+
+
+def wholes_of(name: str, a: np.ndarray, ndim: int | None = 1) -> list[int]:
     """Return whole numbers of an input as a list."""
     if a.dtype not in (np.int64, np.int32):
         raise RefusedType(f"its {name} is {a.dtype.name}, expected int64 or int32")
@@ -88,7 +106,8 @@ def axis_of(axis: int, ndim: int) -> int:
     return axis % ndim
 
 
-def _axes(axes: Sequence[int], ndim: int) -> tuple[int, ...]:
+def axes_of(axes: Sequence[int], ndim: int) -> tuple[int, ...]:
+    """Return the numbers of several axes, all different."""
     found = tuple(axis_of(axis, ndim) for axis in axes)
     if len(set(found)) < len(found):
         raise RefusedValue(f"it has an axis twice: {list(axes)}")
@@ -112,7 +131,7 @@ def _transpose(node: Node) -> Run:
     return run
 
 
-def _axes_of(node: Node, least: int) -> Any:
+def _axes_input(node: Node, least: int) -> Any:
     """Return the attribute axes of Squeeze and Unsqueeze, which became an input with opset 13."""
     if node.opset >= 13:
         node.check_inputs(least, 2)
@@ -122,13 +141,13 @@ def _axes_of(node: Node, least: int) -> Any:
 
 
 def _squeeze(node: Node) -> Run:
-    given = _axes_of(node, 1)
+    given = _axes_input(node, 1)
 
     def run(a: np.ndarray, axes: np.ndarray | None = None) -> tuple[np.ndarray]:
-        which = given if axes is None else _whole("axes", axes)
+        which = given if axes is None else wholes_of("axes", axes)
         if which is None:
             return (a.reshape([n for n in a.shape if n != 1]),)
-        found = _axes(which, a.ndim)
+        found = axes_of(which, a.ndim)
         if any(a.shape[axis] != 1 for axis in found):
             raise RefusedValue(f"its input has the shape {a.shape}, expected size 1 of the axes "
                                f"{list(found)}")
@@ -138,15 +157,15 @@ def _squeeze(node: Node) -> Run:
 
 
 def _unsqueeze(node: Node) -> Run:
-    given = _axes_of(node, 2)
+    given = _axes_input(node, 2)
     if node.opset < 13 and given is None:
         raise RefusedValue("it has no attribute 'axes'")
 
     def run(a: np.ndarray, axes: np.ndarray | None = None) -> tuple[np.ndarray]:
-        which = given if axes is None else _whole("axes", axes)
+        which = given if axes is None else wholes_of("axes", axes)
         if a.ndim + len(which) > 32:
             raise RefusedValue(f"it makes {a.ndim + len(which)} axes, expected at most 32")
-        found = _axes(which, a.ndim + len(which))
+        found = axes_of(which, a.ndim + len(which))
         rest = iter(a.shape)
         return (a.reshape([1 if i in found else next(rest)
                            for i in range(a.ndim + len(which))]),)
@@ -165,7 +184,7 @@ def _reshape(node: Node) -> Run:
     keeps_zero = node.flag("allowzero")
 
     def run(a: np.ndarray, shape: np.ndarray | None = None) -> tuple[np.ndarray]:
-        wanted = list(given) if shape is None else _whole("shape", shape)
+        wanted = list(given) if shape is None else wholes_of("shape", shape)
         if not keeps_zero:
             if any(n == 0 and i >= a.ndim for i, n in enumerate(wanted)):
                 raise RefusedValue(f"its shape {wanted} copies an axis that the input, "
@@ -235,7 +254,7 @@ def _split(node: Node) -> Run:
         part = -(-n // count)
         lengths = [max(0, min(part, n - i * part)) for i in range(count)]
         if split is not None or given is not None:
-            lengths = list(given) if split is None else _whole("split", split)
+            lengths = list(given) if split is None else wholes_of("split", split)
         if len(lengths) != count or sum(lengths) != n or min(lengths) < 0:
             raise RefusedValue(f"it splits {n} into {_checks.show(lengths)} for {count} outputs")
         return tuple(np.split(a, np.cumsum(lengths[:-1]), own))
@@ -255,7 +274,7 @@ def _slice(node: Node) -> Run:
 
     def run(a: np.ndarray, *more: np.ndarray | None) -> tuple[np.ndarray]:
         names = ("starts", "ends", "axes", "steps")
-        numbers = given or [None if b is None else _whole(name, b)
+        numbers = given or [None if b is None else wholes_of(name, b)
                             for name, b in zip(names, more, strict=False)]
         starts, ends, axes, steps = [*numbers, None, None][:4]
         axes = range(len(starts)) if axes is None else axes
@@ -264,7 +283,7 @@ def _slice(node: Node) -> Run:
             raise RefusedValue(f"it has the starts {starts}, ends {ends}, axes {list(axes)} and "
                                f"steps {steps}")
         index = [slice(None)] * a.ndim
-        for axis, start, end, step in zip(_axes(axes, a.ndim), starts, ends, steps, strict=True):
+        for axis, start, end, step in zip(axes_of(axes, a.ndim), starts, ends, steps, strict=True):
             index[axis] = slice(start, end, step)
         return (a[tuple(index)],)
 
@@ -295,6 +314,11 @@ def _shape(node: Node) -> Run:
     return lambda a: (np.array(a.shape[start:end], np.int64),)
 
 
+def _size(node: Node) -> Run:
+    node.check_inputs(1, 1)
+    return lambda a: (np.array(a.size, np.int64),)
+
+
 # ---- new arrays ----------------------------------------------------------------------------------
 
 
@@ -321,7 +345,7 @@ def _constant_of_shape(node: Node) -> Run:
         raise RefusedValue(f"its value has {value.size} numbers, expected one")
 
     def run(shape: np.ndarray) -> tuple[np.ndarray]:
-        wanted = sized(_whole("shape", shape), CLAIMED)
+        wanted = sized(wholes_of("shape", shape), CLAIMED)
         if not value.reshape(-1)[0]:
             return (np.zeros(wanted, value.dtype),)
         return (np.full(wanted, value.reshape(()), value.dtype),)
@@ -333,7 +357,7 @@ def _expand(node: Node) -> Run:
     node.check_inputs(2, 2)
 
     def run(a: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray]:
-        wanted = sized(_whole("shape", shape), CLAIMED)
+        wanted = sized(wholes_of("shape", shape), CLAIMED)
         try:
             together = np.broadcast_shapes(a.shape, wanted)
         except ValueError:
@@ -380,8 +404,8 @@ def _pad(node: Node) -> Run:
         a: np.ndarray, pads: np.ndarray | None = None, value: np.ndarray | None = None,
         axes: np.ndarray | None = None,
     ) -> tuple[np.ndarray]:
-        numbers = given if pads is None else _whole("pads", pads)
-        which = _axes(range(a.ndim) if axes is None else _whole("axes", axes), a.ndim)
+        numbers = given if pads is None else wholes_of("pads", pads)
+        which = axes_of(range(a.ndim) if axes is None else wholes_of("axes", axes), a.ndim)
         if numbers is None or len(numbers) != 2 * len(which):
             raise RefusedValue(f"its pads are {_checks.show(numbers)}, expected two for each of "
                                f"{len(which)} axes")
@@ -408,6 +432,22 @@ def _pad(node: Node) -> Run:
     return run
 
 
+def _tile(node: Node) -> Run:
+    if node.opset < 6:
+        raise RefusedValue("it repeats one axis as before opset 6, expected a later one")
+    node.check_inputs(2, 2)
+
+    def run(a: np.ndarray, repeats: np.ndarray) -> tuple[np.ndarray]:
+        counts = wholes_of("repeats", repeats)
+        if len(counts) != a.ndim or min(counts, default=0) < 0:
+            raise RefusedValue(f"its repeats are {counts} for an input of {a.ndim} axes")
+        sized([n * count for n, count in zip(a.shape, counts, strict=True)],
+              max(CLAIMED, a.size))
+        return (np.tile(a, counts),)
+
+    return run
+
+
 SHAPES: dict[str, Callable[[Node], Run]] = {
     "Concat": _concat,
     "Constant": _constant,
@@ -419,9 +459,11 @@ SHAPES: dict[str, Callable[[Node], Run]] = {
     "Range": _range,
     "Reshape": _reshape,
     "Shape": _shape,
+    "Size": _size,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
+    "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }

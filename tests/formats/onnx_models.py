@@ -66,6 +66,52 @@ def runtime(data, feeds):
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"]).run(None, feeds)
 
 
+# ---- single operators ----------------------------------------------------------------------------
+
+_BOOLEANS = ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")
+_CASTS = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
+
+
+def of_form(op, arrays, attributes, opset, fixed=(), outputs=1):
+    """Return the bytes of a model with one node, and its inputs; some are tensors of the file."""
+    from onnx import numpy_helper
+
+    named = {f"x{i}": np.asarray(a) for i, a in enumerate(arrays) if a is not None}
+    dtype = next(iter(named.values())).dtype if named else np.float32
+    if op in _BOOLEANS:
+        dtype = bool
+    elif op in ("Shape", "Size", "ArgMax", "ArgMin"):
+        dtype = np.int64
+    elif op == "Cast":
+        dtype = _CASTS[attributes["to"]]
+    elif op == "ConstantOfShape":
+        dtype = np.int64 if attributes else np.float32
+    elif op == "Where":
+        dtype = np.float32
+    attributes = {name: numpy_helper.from_array(a) if isinstance(a, np.ndarray) else a
+                  for name, a in attributes.items()}
+    names = [f"y{i}" for i in range(2 if op == "Split" else outputs)]
+    feeds = {name: a for name, a in named.items() if int(name[1:]) not in fixed}
+    tensors = {name: a for name, a in named.items() if name not in feeds}
+    inputs = ["" if a is None else f"x{i}" for i, a in enumerate(arrays)]
+    return model([node(op, inputs, names, **attributes)], feeds,
+                 [(name, dtype) for name in names], tensors, opset), feeds
+
+
+def check_form(op, arrays, attributes, opset, rtol=2e-6, atol=1e-6, outputs=1):
+    """Compare a node with ONNX Runtime: at run time, the shapes known, all computed at load."""
+    data, feeds = of_form(op, arrays, attributes, opset, outputs=outputs)
+    expected = runtime(data, feeds)
+    n = len(arrays)
+    for fixed in ((), range(1, n), range(n)):
+        data, feeds = of_form(op, arrays, attributes, opset, fixed, outputs)
+        got = load(data)(feeds)
+        for mine, theirs in zip(got, expected, strict=True):
+            assert mine.dtype == theirs.dtype
+            assert mine.shape == theirs.shape
+            np.testing.assert_allclose(mine, theirs, rtol, atol)
+
+
 # ---- the recurrent operators ---------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx_models import draw, fastrnn_onnx, graph, load, model, node, recurrent_node
 
-from fastrnn import GRU, LanguageModel
+from fastrnn import GRU, LSTM, LanguageModel
 
 onnx = pytest.importorskip("onnx")
 
@@ -50,10 +50,18 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path):
 
 def test_random_bytes_raise_nothing_else(tmp_path):
     rng, path = random.Random(0), tmp_path / "damaged.onnx"
-    whole = [small(), fastrnn_onnx().dumps(LanguageModel(5, 2, 3, seed=0), states=True)]
+    x, w = np.ones((2, 1, 4), np.float32), np.ones((2, 1, 2), np.float32)
+    whole = [(small(), [np.ones((2, 1, 1), np.float32)]),
+             (fastrnn_onnx().dumps(LanguageModel(5, 2, 3, seed=0), states=True),
+              [np.ones((2, 1), np.int64), np.zeros((1, 1, 3), np.float32)]),
+             (fastrnn_onnx().dumps(LSTM(1, 2, proj_size=1, seed=0), lengths=True),
+              [np.ones((2, 1, 1), np.float32), np.array([2], np.int32)]),
+             (model([node("Conv", ["x", "w"], ["c"], strides=[2], pads=[1, 1]),
+                     node("ReduceMean", ["c"], ["y"], axes=[1])], {"x": x}, ["y"], {"w": w}), [x])]
     loaded = 0
     for k in range(2000):
-        data = bytearray(whole[k % 2])
+        file, feeds = whole[k % 4]
+        data = bytearray(file)
         for _ in range(rng.randint(1, 4)):
             data[rng.randrange(len(data))] = rng.choice([0, 1, 127, 128, 255, rng.randrange(256)])
         path.write_bytes(data)
@@ -62,8 +70,6 @@ def test_random_bytes_raise_nothing_else(tmp_path):
             assert str(path) in said
             continue
         loaded += 1
-        feeds = [np.ones((2, 1, 1), np.float32)] if k % 2 == 0 else [
-            np.ones((2, 1), np.int64), np.zeros((1, 1, 3), np.float32)]
         sentence(lambda made=made, feeds=feeds: made(*feeds),
                  (ValueError, TypeError, MemoryError))
     assert loaded > 100
@@ -153,7 +159,7 @@ def with_floats(proto):
     (with_dims(*[1] * 40, 3), "the tensor 'w' has the shape"),
     (with_type(8), "the tensor 'w' has the ONNX data type 8"),
     (with_type(16), "data type 16"), (with_type(99), "data type 99"), (with_type(7), "12 bytes"),
-    (with_floats, "the tensor 'w' has 2 numbers, expected 3"),
+    (with_floats, "the tensor 'w' has other than 3 numbers"),
     (lambda p: p.graph.initializer[0].ClearField("raw_data"), "has 0 numbers, expected 3"),
     (lambda p: p.graph.initializer.append(p.graph.initializer[0]), "the name 'w' is there twice"),
     (lambda p: p.graph.initializer.pop(), "its input 'w' is no input"),
@@ -240,30 +246,6 @@ def test_what_is_computed_at_load_is_bounded_by_the_file():
     assert current < 2e6
     assert peak < 2e6
     assert made()[0].shape == (9,)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status")
-def test_loading_peaks_at_twice_the_file(tmp_path):
-    code = """
-import sys, onnx
-import fastrnn.onnx
-
-def peak():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-
-fastrnn.onnx.load(fastrnn.onnx.dumps(fastrnn.GRU(2, 3)))  # what is imported at first use
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
-before = peak()
-model = fastrnn.onnx.load(sys.argv[1])
-print(peak() - before)
-"""
-    path = tmp_path / "large.onnx"
-    fastrnn_onnx().save(GRU(1000, 1500, seed=0), path)
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True,
-                          check=True)
-    assert int(done.stdout) <= 2.1 * path.stat().st_size
 
 
 @pytest.mark.parametrize("constant", [False, True])
