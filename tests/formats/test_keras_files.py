@@ -25,7 +25,8 @@ SMALL = Path(__file__).parents[1] / "data" / "small.keras"
 MUTATIONS = 400
 LAYERS = [  # of the stored file
     ("Embedding", {"mask_zero": True}),
-    ("Bidirectional", {"layer": ("LSTM", {"return_sequences": True, "zero_output_for_mask": True})}),
+    ("Bidirectional", {"layer": ("LSTM", {"return_sequences": True,
+                                         "zero_output_for_mask": True})}),
     ("GRU", {"recurrent_activation": "hard_sigmoid", "reset_after": False}),
     ("Dense", {"activation": "softmax"})]
 
@@ -111,7 +112,7 @@ def test_an_architecture_is_for_files_of_keras_alone(tmp_path, options):
 
 
 def test_options_of_other_files_are_none_of_keras(tmp_path):
-    with pytest.raises(ValueError, match="prefix is 'a', expected ''.*is a file of keras"):
+    with pytest.raises(ValueError, match=r"prefix is 'a', expected ''.*is a file of keras"):
         fastrnn.load(SMALL, prefix="a")
 
 
