@@ -265,11 +265,13 @@ def _read_torch(path: Path, file: BinaryIO) -> dict[str, _Tensor]:
     archive = zipfile.is_zipfile(path)
     little = archive and _check_archive(file, size)
     with refusing(path, "a file that torch.load(weights_only=True) reads"), \
-            warnings.catch_warnings():
+            warnings.catch_warnings(), open(path, "rb") as whole:
         warnings.simplefilter("ignore")  # of old files; what matters is checked here
-        # mapped, so the tensors are pages of the file, and no copies
-        read = torch.load(path, map_location="cpu", weights_only=True,
-                          mmap=True if archive else None)
+        options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+        if archive:  # mapped, so the tensors are pages of the file, and no copies
+            read = torch.load(path, mmap=True, **options)
+        else:
+            read = torch.load(_Bounded(whole, size), **options)
     for key in _WRAPPERS:
         if isinstance(read, Mapping) and isinstance(read.get(key), Mapping):
             read = read[key]
@@ -310,6 +312,20 @@ def _check_archive(file: BinaryIO, size: int) -> bool:
         raise RefusedValue(f"its pickle has {pickled} bytes beside the tensors, too many for a "
                            f"file of {size}")
     return order in ([], [b"little"])
+
+
+class _Bounded:
+    """A file for torch, which asks for as many bytes as a text in the file claims to have."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+        self.readinto = file.readinto  # type: ignore[attr-defined]
+        self.seek, self.tell, self.readline = file.seek, file.tell, file.readline
+
+    def read(self, count: int = -1) -> bytes:
+        """Return so many bytes, or those that are left."""
+        left = max(0, self._size - self.tell())
+        return self._file.read(left if count < 0 else min(count, left))
 
 
 class _Places:

@@ -109,9 +109,10 @@ def _writer(
         at += array.nbytes
         if array.size:
             ordered.append((array, dtype))
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    check_json(metadata.get(_KEY, ""), at + len(encoded), "what is to be kept beside the arrays")
+    text = json.dumps(header, separators=(",", ":"))
+    text += " " * (-len(text) % 8)  # it is ASCII
+    check_json(text, 8 + len(text) + at, "what is to be kept beside the arrays")
+    encoded = text.encode()
 
     def fill(file: BinaryIO) -> None:
         file.write(len(encoded).to_bytes(8, "little"))

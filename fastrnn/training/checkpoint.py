@@ -75,7 +75,9 @@ def _content(
     """Return a checkpoint's arrays, and what is beside them."""
     beside = describe(model)
     arrays = dict(model.parameters())
-    arrays |= {f"optimizer.{name}": array for name, array in optimizer.state_dict().items()}
+    arrays["optimizer.steps"] = np.array(optimizer.steps, np.int64)
+    # the buffers themselves: a state_dict() would take the memory of two more models
+    arrays |= {f"optimizer.{name}": buffer for name, buffer in optimizer._state().items()}
     states: list[np.ndarray] = []
     tree = _numbered(state, states)
     arrays |= {f"state.{i}": array for i, array in enumerate(states)}

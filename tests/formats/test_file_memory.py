@@ -183,6 +183,38 @@ print(status("VmHWM") - before, end="")
 
 
 @linux
+def test_a_checkpoint_is_written_from_the_optimizer_itself(tmp_path):
+    peak, = map(int, run("""
+from fastrnn.training import History
+model = fastrnn.LSTM(SIZE, SIZE, seed=0)
+optimizer = fastrnn.optim.Adam(model)
+reset_peak()
+before = status("VmHWM")
+checkpoint.save(path, model, optimizer, 1e-3, None, History(), {})
+print(status("VmHWM") - before, end="")
+""", tmp_path / "m"))
+    assert peak <= MORE
+    assert (tmp_path / "m").stat().st_size > 200e6
+
+
+@linux
+def test_lack_of_memory_is_named(tmp_path):
+    """An array that has to be copied to be written, with nothing left."""
+    out = run("""
+from fastrnn.formats import safetensors
+rows = np.ones((2, 10**7), ">f4")
+limit(2e6)
+try:
+    safetensors.write(path, {"a": rows}, {})
+except MemoryError as error:
+    print(error, end="")
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+""", tmp_path / "m")
+    assert out == [f"there is not enough memory to write {str(tmp_path / 'm')!r}"]
+    assert not (tmp_path / "m").exists()
+
+
+@linux
 def test_arrays_that_are_not_contiguous_are_written_piece_by_piece(tmp_path):
     peak, = map(int, run("""
 from fastrnn.formats import safetensors
