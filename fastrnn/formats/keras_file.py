@@ -33,6 +33,7 @@ __all__ = ["File", "Owner", "Variable", "opened"]
 Shape = tuple[int | None, ...]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_HEAP = b"GCOL\1\0\0\0"  # where texts of any length are
 _ZIP = b"PK\x03\x04"
 _WEIGHTS = "model.weights.h5"
 _LONGEST = 10_000_000  # bytes of a configuration
@@ -376,7 +377,47 @@ def _h5py() -> Any:
                                   name="h5py") from error
 
 
+def _check_heaps(file: Any) -> None:
+    """Refuse a heap of texts whose entries do not follow each other to its end.
+
+    HDF5 2.0 can search such a heap for ever.
+    """
+    file.seek(0)
+    start = file.read(16)
+    if not start.startswith(_HDF5) or len(start) < 16:
+        raise RefusedValue("its variables are no HDF5 file")
+    lengths = start[14] if start[8] < 2 else start[10]
+    if lengths != 8:
+        raise RefusedValue(f"it has lengths of {lengths} bytes, expected 8")
+    places, at, before = [], 0, b""
+    file.seek(0)
+    while block := file.read(_BLOCK):
+        data = before + block
+        found = data.find(_HEAP)
+        while found >= 0:
+            places.append(at - len(before) + found)
+            found = data.find(_HEAP, found + 1)
+        at += len(block)
+        before = data[1 - len(_HEAP) :]
+    for place in places:
+        file.seek(place + 8)
+        left = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0] - 16
+        if left > at:
+            raise RefusedValue("it has a heap that is larger than the file")
+        while left >= 16:
+            entry = file.read(16)
+            if len(entry) < 16:
+                raise RefusedValue("it has a heap that ends too early")
+            number, _, size = struct.unpack("<HxxLQ", entry)
+            needed = 16 + -(-size // 8) * 8 if number else size  # 0: what is free, to the end
+            if needed > left or (not number and size != left):
+                raise RefusedValue("it has a heap whose entries do not fit")
+            left -= needed
+            file.seek(needed - 16, 1)
+
+
 @contextlib.contextmanager
 def _h5(file: Any) -> Iterator[Any]:
+    _check_heaps(file)
     with _h5py().File(file, "r") as root:
         yield root

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import random
+import zipfile
 from collections.abc import Sequence
 
 __all__ = ["mutated"]
@@ -17,7 +20,26 @@ WORDS = (
 
 
 def mutated(data: bytes, others: Sequence[bytes], rng: random.Random) -> bytes:
-    """Return a file with a few changes."""
+    """Return a file with a few changes; checksums and lengths around them fit mostly."""
+    if data.startswith(b"PK") and rng.random() < 0.8:
+        with contextlib.suppress(Exception):  # changed before, so that it is no archive
+            return _changed_inside(data, others, rng)
+    return _changed(data, others, rng)
+
+
+def _changed_inside(data: bytes, others: Sequence[bytes], rng: random.Random) -> bytes:
+    """Return a zip archive with changes in one of its members."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {info: archive.read(info) for info in archive.infolist()}
+    chosen, out = rng.choice(list(members)), io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for info, content in members.items():
+            info.file_size = info.compress_size = 0
+            archive.writestr(info, _changed(content, others, rng) if info is chosen else content)
+    return out.getvalue()
+
+
+def _changed(data: bytes, others: Sequence[bytes], rng: random.Random) -> bytes:
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
         at = rng.randrange(len(out) + 1) if rng.random() < 0.6 else rng.randrange(
