@@ -19,7 +19,14 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.formats import pytorch, rtneural, safetensors
 from fastrnn.formats.definitions import check_definition, read_cell
-from fastrnn.formats.files import NamedError, as_path, check_ordinary, in_evaluation, refusing
+from fastrnn.formats.files import (
+    NamedError,
+    as_path,
+    check_directory,
+    check_ordinary,
+    in_evaluation,
+    refusing,
+)
 from fastrnn.layers.kinds import KINDS
 from fastrnn.layers.layer import Layer
 from fastrnn.layers.parameters import UNSET, Parametrized
@@ -277,8 +284,10 @@ def _kind(path: Path) -> str:
 def _is_keras(path: Path) -> bool:
     """Whether a zip archive has the weights of a Keras model."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return "model.weights.h5" in archive.namelist()
+        with open(path, "rb") as file:
+            check_directory(file, path.stat().st_size)
+            with zipfile.ZipFile(file) as archive:
+                return "model.weights.h5" in archive.namelist()
     except zipfile.BadZipFile:
         return path.suffix == ".keras"
 
