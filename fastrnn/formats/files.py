@@ -162,7 +162,9 @@ def write_bytes(path: Any, data: bytes | memoryview) -> None:
     write_file(path, lambda file: file.write(data))
 
 
-def write_file(path: Any, fill: Callable[[BinaryIO], Any], *, keep: bool = True) -> None:
+def write_file(
+    path: Any, fill: Callable[[BinaryIO], Any], *, size: int | None = None, keep: bool = True
+) -> None:
     """Write a file beside its place, and then put it there: whole or not at all.
 
     A link stays, and the file that it leads to is the new one.
@@ -172,6 +174,8 @@ def write_file(path: Any, fill: Callable[[BinaryIO], Any], *, keep: bool = True)
     path : path
     fill : function
         Writes the content to an open file.
+    size : int, optional
+        How many bytes that will be, if it is known: for the sentence of a MemoryError.
     keep : bool
         False: the new file is taken away again instead of being put in its place.
 
@@ -191,7 +195,8 @@ def write_file(path: Any, fill: Callable[[BinaryIO], Any], *, keep: bool = True)
             else:
                 os.unlink(beside)
     except MemoryError as error:
-        raise MemoryError(f"there is not enough memory to write {str(path)!r}") from error
+        of = "" if size is None else f", a file of {size:,} bytes"
+        raise MemoryError(f"there is not enough memory to write {str(path)!r}{of}") from error
     except OSError as error:
         if error.errno is None:
             raise

@@ -72,7 +72,8 @@ def write(
     TypeError
         If JSON cannot hold `about`.
     """
-    write_file(path, _writer(arrays, about))
+    fill, size = _writer(arrays, about)
+    write_file(path, fill, size=size)
 
 
 def try_write(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> None:
@@ -85,13 +86,14 @@ def try_write(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]
     OSError, TypeError
         As of `write`.
     """
-    write_file(path, _writer(arrays, about), keep=False)
+    fill, size = _writer(arrays, about)
+    write_file(path, fill, size=size, keep=False)
 
 
 def _writer(
     arrays: Mapping[str, np.ndarray], about: dict[str, Any] | None
-) -> Callable[[BinaryIO], None]:
-    """Return what writes the arrays to an open file, and what is beside them."""
+) -> tuple[Callable[[BinaryIO], None], int]:
+    """Return what writes arrays and JSON to an open file, and how many bytes these are."""
     metadata = {"format": "pt"}  # readers of files with PyTorch's names ask for it
     if about is not None:
         try:
@@ -111,7 +113,8 @@ def _writer(
             ordered.append((array, dtype))
     text = json.dumps(header, separators=(",", ":"))
     text += " " * (-len(text) % 8)  # it is ASCII
-    check_json(text, 8 + len(text) + at, "what is to be kept beside the arrays")
+    size = 8 + len(text) + at
+    check_json(text, size, "what is to be kept beside the arrays")
     encoded = text.encode()
 
     def fill(file: BinaryIO) -> None:
@@ -121,7 +124,7 @@ def _writer(
             for piece in _pieces(array, dtype):
                 file.write(piece)
 
-    return fill
+    return fill, size
 
 
 def _pieces(array: np.ndarray, dtype: str) -> Iterator[memoryview]:

@@ -210,7 +210,8 @@ except MemoryError as error:
     print(error, end="")
 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 """, tmp_path / "m")
-    assert out == [f"there is not enough memory to write {str(tmp_path / 'm')!r}"]
+    assert out == [f"there is not enough memory to write {str(tmp_path / 'm')!r}, a file of "
+                   "80,000,128 bytes"]
     assert not (tmp_path / "m").exists()
 
 

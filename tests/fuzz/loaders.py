@@ -7,6 +7,8 @@ a hang, memory of more than twice the file and 16 MB.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import tempfile
 import tracemalloc
 import warnings
@@ -23,6 +25,10 @@ from fastrnn.layers.layer import Layer
 from fastrnn.training import checkpoint
 
 __all__ = ["ALLOWED", "LOADERS", "NEEDS", "check"]
+
+for package in ("torch", "h5py", "onnx"):  # their memory is not that of a file which needs them
+    with contextlib.suppress(ImportError):
+        importlib.import_module(package)
 
 ALLOWED = (ValueError, MemoryError)
 MORE = 16_000_000  # bytes of memory that any file may take, beside twice its size
@@ -122,6 +128,8 @@ def check(name: str, data: bytes, memory: bool = False) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             LOADERS[name](data)
+    except ModuleNotFoundError:  # the content says what the file is, and which package it needs
+        return False
     except ALLOWED as error:
         said = str(error)
         assert FOLDER.name in said, f"the error does not name the file: {said}"
