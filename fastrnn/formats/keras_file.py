@@ -15,24 +15,25 @@ import io
 import json
 import math
 import os
-import stat
+import shutil
 import struct
+import tempfile
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue
-from fastrnn.formats.safetensors import NamedError, as_path
+from fastrnn.formats.files import as_path, check_directory, check_json, check_ordinary, refusing
 
 __all__ = ["File", "Owner", "Variable", "opened"]
 
 Shape = tuple[int | None, ...]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_HEAP = b"GCOL\1\0\0\0"  # where texts of any length are
 _ZIP = b"PK\x03\x04"
 _WEIGHTS = "model.weights.h5"
 _LONGEST = 10_000_000  # bytes of a configuration
@@ -143,7 +144,7 @@ class File:
         self.legacy = "layer_names" in attributes or "model_weights" in root
         if self.legacy:
             if config is None and "model_config" in attributes:
-                self.config = _json(attributes["model_config"])
+                self.config = _json(attributes["model_config"], size)
             self._group = root.get("model_weights", root)
             self.version = version or _text(attributes.get("keras_version", "")) or _text(
                 self._group.attrs.get("keras_version", ""))
@@ -249,10 +250,11 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _json(text: Any) -> Any:
+def _json(text: Any, size: int) -> Any:
     if len(text) > _LONGEST:
         raise RefusedValue(f"its configuration has {len(text)} bytes, expected at most {_LONGEST}")
-    return json.loads(_text(text))
+    check_json(text := _text(text), size, "its configuration")
+    return json.loads(text)
 
 
 # ---- opening -------------------------------------------------------------------------------------
@@ -307,21 +309,23 @@ def opened(path: Any) -> Iterator[File]:
         If it is not a file of Keras, or one that cannot be loaded.
     """
     path = as_path(path)
-    if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
-        raise NamedError(f"{str(path)!r} is not a model of Keras: it is not an ordinary file")
-    with open(path, "rb") as file:
-        start = file.read(8)
-        size = os.fstat(file.fileno()).st_size
-        with _refusing(path):
+    with refusing(path, "a model of Keras that can be loaded"):
+        check_ordinary(path)
+        with open(path, "rb") as file:
+            start = file.read(8)
+            size = os.fstat(file.fileno()).st_size
             if start.startswith(_ZIP):
+                check_directory(file, size)
                 with zipfile.ZipFile(file) as archive:
-                    config = _json(_member(archive, "config.json", size).read(_LONGEST + 1))
+                    config = _json(_member(archive, "config.json", size).read(_LONGEST + 1), size)
                     version = ""
                     if "metadata.json" in archive.namelist():
-                        about = _json(_member(archive, "metadata.json", size).read(_LONGEST + 1))
+                        about = _json(_member(archive, "metadata.json", size).read(_LONGEST + 1),
+                                      size)
                         version = _checks.show(about["keras_version"]).strip("'")
-                    with _h5(_weights(archive, file, size)) as root:
-                        yield File(root, size, config, version)
+                    held = max(size, archive.getinfo(_WEIGHTS).file_size)  # if it is compressed
+                    with _weights(archive, file, size) as weights, _h5(weights) as root:
+                        yield File(root, held, config, version)
             elif start == _HDF5:
                 file.seek(0)
                 with _h5(file) as root:
@@ -344,18 +348,25 @@ def _member(archive: zipfile.ZipFile, name: str, size: int) -> Any:
     return archive.open(name)
 
 
-def _weights(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> Any:
-    """Return the HDF5 member as a file: in its place if it is not compressed, as Keras has it."""
-    with _member(archive, _WEIGHTS, size) as member:
+@contextlib.contextmanager
+def _weights(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> Iterator[Any]:
+    """Give the HDF5 member as a file: in its place if it is not compressed, as Keras has it.
+
+    A compressed one is unpacked to a temporary file, since memory is for the model.
+    """
+    with contextlib.ExitStack() as stack:
         info = archive.getinfo(_WEIGHTS)
-        if info.compress_type != zipfile.ZIP_STORED:
-            return io.BytesIO(member.read(info.file_size))
-        while member.read(_BLOCK):  # compares the checksum
-            pass
-    file.seek(info.header_offset)
-    header = file.read(30)
-    name, extra = struct.unpack("<HH", header[26:30])
-    return _Part(file, info.header_offset + 30 + name + extra, info.file_size)
+        with _member(archive, _WEIGHTS, size) as member:
+            if info.compress_type == zipfile.ZIP_STORED:
+                while member.read(_BLOCK):  # compares the checksum
+                    pass
+                file.seek(info.header_offset)
+                name, extra = struct.unpack("<HH", file.read(30)[26:30])
+                part: Any = _Part(file, info.header_offset + 30 + name + extra, info.file_size)
+            else:
+                part = stack.enter_context(tempfile.TemporaryFile())
+                shutil.copyfileobj(member, part, _BLOCK)
+        yield part
 
 
 def _h5py() -> Any:
@@ -366,26 +377,47 @@ def _h5py() -> Any:
                                   name="h5py") from error
 
 
+def _check_heaps(file: Any) -> None:
+    """Refuse a heap of texts whose entries do not follow each other to its end.
+
+    HDF5 2.0 can search such a heap for ever.
+    """
+    file.seek(0)
+    start = file.read(16)
+    if not start.startswith(_HDF5) or len(start) < 16:
+        raise RefusedValue("its variables are no HDF5 file")
+    lengths = start[14] if start[8] < 2 else start[10]
+    if lengths != 8:
+        raise RefusedValue(f"it has lengths of {lengths} bytes, expected 8")
+    places, at, before = [], 0, b""
+    file.seek(0)
+    while block := file.read(_BLOCK):
+        data = before + block
+        found = data.find(_HEAP)
+        while found >= 0:
+            places.append(at - len(before) + found)
+            found = data.find(_HEAP, found + 1)
+        at += len(block)
+        before = data[1 - len(_HEAP) :]
+    for place in places:
+        file.seek(place + 8)
+        left = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0] - 16
+        if left > at:
+            raise RefusedValue("it has a heap that is larger than the file")
+        while left >= 16:
+            entry = file.read(16)
+            if len(entry) < 16:
+                raise RefusedValue("it has a heap that ends too early")
+            number, _, size = struct.unpack("<HxxLQ", entry)
+            needed = 16 + -(-size // 8) * 8 if number else size  # 0: what is free, to the end
+            if needed > left or (not number and size != left):
+                raise RefusedValue("it has a heap whose entries do not fit")
+            left -= needed
+            file.seek(needed - 16, 1)
+
+
 @contextlib.contextmanager
 def _h5(file: Any) -> Iterator[Any]:
+    _check_heaps(file)
     with _h5py().File(file, "r") as root:
         yield root
-
-
-@contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Turn whatever fails inside into an error that names the file.
-
-    The file is open already, so an OSError is one of h5py: the bytes are not what it expects.
-    """
-    try:
-        yield
-    except (NamedError, ModuleNotFoundError):
-        raise
-    except MemoryError as error:
-        raise MemoryError(f"not enough memory to load {str(path)!r}") from error
-    except Exception as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        why = " ".join(why.split()) or type(error).__name__
-        raise NamedError(f"{str(path)!r} is not a model of Keras that can be loaded: {why}"
-                         ) from error

@@ -14,6 +14,7 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue
 from fastrnn.cells.definition import Definition, cell
+from fastrnn.formats.files import in_evaluation
 from fastrnn.formats.keras_config import Entry, entry_of
 from fastrnn.formats.keras_file import Owner, Variable
 from fastrnn.formats.keras_functions import activation, activation_name, equation, layer_activation
@@ -144,7 +145,7 @@ def _dense(given: Given, timed: bool = False) -> Step:
     _fill(params["weight"], found["kernel"])
     if "bias" in found:
         params["bias"][...] = found["bias"].values(given.dtype)
-    return Dense(given.entry.name, linear.eval(), name, activation(name), timed)
+    return Dense(given.entry.name, in_evaluation(linear), name, activation(name), timed)
 
 
 def _plain(given: Given) -> None:
@@ -356,8 +357,9 @@ def _recurrent(given: Given) -> Step:
     found = walk.cell.take(own.owner, own.part)
     layer = walk.cell.layer(found["kernel"].shape[0], bidirectional=False)
     walk.cell.fill(layer, "", found)
-    return Recurrence(given.entry.name, (Direction(layer.eval(), walk.backwards, walk.zero),),
-                      None, walk.sequences, walk.state, walk.stateful)
+    direction = Direction(in_evaluation(layer), walk.backwards, walk.zero)
+    return Recurrence(given.entry.name, (direction,), None, walk.sequences, walk.state,
+                      walk.stateful)
 
 
 def _bidirectional(given: Given) -> Step:
@@ -391,7 +393,7 @@ def _bidirectional(given: Given) -> Step:
         layers = [walk.cell.layer(I, bidirectional=False) for walk in walks]
         for walk, layer, of in zip(walks, layers, found, strict=True):
             walk.cell.fill(layer, "", of)
-    directions = tuple(Direction(layer.eval(), walk.backwards, one.sequences)
+    directions = tuple(Direction(in_evaluation(layer), walk.backwards, one.sequences)
                        for layer, walk in zip(layers, walks, strict=True))
     return Recurrence(given.entry.name, directions, merge, one.sequences, one.state, one.stateful)
 

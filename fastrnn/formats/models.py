@@ -19,6 +19,14 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.formats import pytorch, rtneural, safetensors
 from fastrnn.formats.definitions import check_definition, read_cell
+from fastrnn.formats.files import (
+    NamedError,
+    as_path,
+    check_directory,
+    check_ordinary,
+    in_evaluation,
+    refusing,
+)
 from fastrnn.layers.kinds import KINDS
 from fastrnn.layers.layer import Layer
 from fastrnn.layers.parameters import UNSET, Parametrized
@@ -118,7 +126,7 @@ def save(
     --------
     load : Make the model again.
     """
-    place = safetensors.as_path(path)
+    place = as_path(path)
     if names is None and place.suffix not in (*_TORCH, ".json", ".onnx"):
         about = describe(model) | {"notes": notes or {}}
         safetensors.write(place, model.parameters(), about)
@@ -147,7 +155,7 @@ def try_save(model: Any, path: Any) -> None:
     TypeError, ValueError, OSError
         As of `save`; of a file that is not safetensors, it is not tried whether it can be written.
     """
-    place = safetensors.as_path(path)
+    place = as_path(path)
     if place.suffix in _TORCH:
         pytorch.state_dict(model)
     elif place.suffix == ".json":
@@ -164,6 +172,7 @@ def try_save(model: Any, path: Any) -> None:
 def load(
     path: Any, *, mapping: Mapping[str, Any] | None = None, prefix: str = "", strict: bool = True,
     nonlinearity: str = "tanh", loss: str = "softmax", readout: str = "every",
+    config: Any = None, layers: Any = None,
 ) -> Any:
     """Make the model or layer of a file: of fastrnn, PyTorch, Keras, ONNX or RTNeural.
 
@@ -193,6 +202,12 @@ def load(
         Of an RNN.
     loss, readout : str
         As of a SequenceModel.
+    config : dict or str, optional
+        The architecture of a Keras file that has weights alone: what ``model.to_json()`` of Keras
+        returned.
+    layers : list of (str, dict), optional
+        The same as pairs of a class of Keras and its options, ``[("LSTM", {"return_sequences":
+        True}), ("Dense", {"activation": "softmax"})]``; see fastrnn.formats.keras.load.
 
     Returns
     -------
@@ -217,9 +232,15 @@ def load(
     save : Write the file.
     """
     options = pytorch.Options(mapping, prefix, strict, nonlinearity, loss, readout)
-    place = safetensors.as_path(path)
-    with safetensors.refusing(place, "model"):
+    place = as_path(path)
+    with refusing(place, "a model of fastrnn"):
         kind = _kind(place)
+        if kind != "keras":
+            for name, value in (("config", config), ("layers", layers)):
+                if value is not None:
+                    raise NamedError(f"{name} is {_checks.show(value)}, expected None: "
+                                     f"{str(place)!r} is a file of {kind}, and a file of Keras's "
+                                     "weights alone needs it")
         if kind == "torch":
             return pytorch.load_torch(place, options, model_from)
         if kind == "safetensors":
@@ -230,7 +251,7 @@ def load(
     if kind == "keras":
         from fastrnn.formats import keras
 
-        return keras.load(place)
+        return keras.load(place, config=config, layers=layers)
     from fastrnn.formats import onnx
 
     return onnx.load(place)
@@ -238,7 +259,7 @@ def load(
 
 def _kind(path: Path) -> str:
     """Return what a file is, by its first bytes; by its name where these do not say."""
-    safetensors.check_ordinary(path)
+    check_ordinary(path)
     with open(path, "rb") as file:
         start = file.read(64)
     if path.suffix == ".onnx":
@@ -263,8 +284,10 @@ def _kind(path: Path) -> str:
 def _is_keras(path: Path) -> bool:
     """Whether a zip archive has the weights of a Keras model."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return "model.weights.h5" in archive.namelist()
+        with open(path, "rb") as file:
+            check_directory(file, path.stat().st_size)
+            with zipfile.ZipFile(file) as archive:
+                return "model.weights.h5" in archive.namelist()
     except zipfile.BadZipFile:
         return path.suffix == ".keras"
 
@@ -273,7 +296,7 @@ def _check_without(path: Path, options: pytorch.Options, kind: str) -> None:
     """Refuse options for files with PyTorch's names where they have no meaning."""
     for name, default in pytorch.Options._field_defaults.items():
         if (value := getattr(options, name)) != default:
-            raise safetensors.NamedError(
+            raise NamedError(
                 f"{name} is {_checks.show(value)}, expected {default!r}: {str(path)!r} is a file "
                 f"of {kind}, without PyTorch's names")
 
@@ -291,7 +314,7 @@ def _load_json(path: Path, options: pytorch.Options) -> Any:
 
 
 def _load_safetensors(path: Path, options: pytorch.Options) -> Any:
-    with safetensors.opened(path, "model", plain=True) as file:
+    with safetensors.opened(path, "a model", plain=True) as file:
         if not file.about:
             return pytorch.load_safetensors(file, options, model_from)
         _check_without(path, options, "fastrnn")
@@ -304,7 +327,7 @@ def _load_safetensors(path: Path, options: pytorch.Options) -> Any:
         check_entries(file, params)
         for name, param in params.items():
             file.read_into(name, param)
-        model.eval()
+        in_evaluation(model)
         model.unused = tuple(name for name in file.entries if name.startswith(BESIDE))
         return model
 

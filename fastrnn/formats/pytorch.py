@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import math
 import os
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.formats import safetensors
-from fastrnn.formats.safetensors import NamedError
+from fastrnn.formats.files import (
+    NamedError,
+    as_path,
+    check_directory,
+    in_evaluation,
+    refusing,
+    write_file,
+)
 from fastrnn.formats.structure import ROLES, Choices, Found, find
 from fastrnn.layers.layer import Layer
 from fastrnn.layers.parameters import Parametrized
@@ -36,7 +43,10 @@ __all__ = ["Options", "load_arrays", "load_safetensors", "load_torch", "save", "
 
 _WRAPPERS = ("state_dict", "model_state_dict")
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
-_PICKLED = 2**20  # bytes that a file's pickle may hold beside the numbers of its tensors
+_BLOCK = 1 << 20  # numbers that are converted at once
+_SHARED = 2**20  # bytes that tensors of a small file may have in common
+# bytes that the pickle of a small file may have: a byte of it can become an object of sixty
+_PICKLE = 2**18
 
 
 class Options(NamedTuple):
@@ -82,8 +92,8 @@ def load_safetensors(file: safetensors.File, options: Options, make: Make) -> An
 
 def load_torch(path: Path, options: Options, make: Make) -> Any:
     """Return the model of a file that torch.save wrote, read by torch with weights_only."""
-    with _explaining(path):
-        return _load(_read_torch(path), options, make)
+    with _explaining(path), open(path, "rb", buffering=0) as file:
+        return _load(_read_torch(path, file), options, make)
 
 
 def load_arrays(
@@ -119,7 +129,8 @@ def _load(tensors: dict[str, _Tensor], options: Options, make: Make) -> Any:
     dtype = _common_dtype(found, renamed, names)
     model = _made(found, dtype, make)
     params = model.parameters()
-    for ours, theirs in found.names.items():
+    # the largest first: tensors in memory give way to the model, and the last ones are small
+    for ours, theirs in sorted(found.names.items(), key=lambda item: -params[item[0]].nbytes):
         array, tensor = params[ours], renamed[theirs]
         if array.shape != tensor.shape:
             raise RefusedValue(f"{names[theirs]} is {tensor.shape}, expected {array.shape}")
@@ -127,7 +138,7 @@ def _load(tensors: dict[str, _Tensor], options: Options, make: Make) -> Any:
     for ours in params:
         if ours not in found.names:  # the bias of a head that has none
             params[ours][...] = 0
-    model.eval()
+    in_evaluation(model)
     used = {_dotted(options.prefix) + names[theirs] for theirs in found.names.values()}
     model.unused = tuple(name for name in tensors if name not in used)
     return model
@@ -248,29 +259,26 @@ def _torch() -> Any:
     return torch
 
 
-def _read_torch(path: Path) -> dict[str, _Tensor]:
+def _read_torch(path: Path, file: BinaryIO) -> dict[str, _Tensor]:
     torch = _torch()
     size = os.path.getsize(path)
     archive = zipfile.is_zipfile(path)
-    try:
-        if archive:
-            _check_archive(path, size)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old files; what matters is checked here
-            read = torch.load(path, map_location="cpu", weights_only=True,
-                              mmap=True if archive else None)
-    except (OSError, MemoryError, _checks.Refused):
-        raise
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise NamedError(f"{str(path)!r} is not a file that torch.load(weights_only=True) reads: "
-                         f"{type(error).__name__}: {first}") from error
+    little = archive and _check_archive(file, size)
+    with refusing(path, "a file that torch.load(weights_only=True) reads"), \
+            warnings.catch_warnings(), open(path, "rb") as whole:
+        warnings.simplefilter("ignore")  # of old files; what matters is checked here
+        options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+        if archive:  # mapped, so the tensors are pages of the file, and no copies
+            read = torch.load(path, mmap=True, **options)
+        else:
+            read = torch.load(_Bounded(whole, size), **options)
     for key in _WRAPPERS:
         if isinstance(read, Mapping) and isinstance(read.get(key), Mapping):
             read = read[key]
             break
     if not isinstance(read, Mapping):
         raise RefusedValue(f"it is {_checks.kind(read)}, expected a state_dict")
+    places = _Places(path, file, little)
     tensors, total = {}, 0
     for name, value in read.items():
         if not isinstance(name, str):
@@ -278,23 +286,82 @@ def _read_torch(path: Path) -> dict[str, _Tensor]:
         if not isinstance(value, torch.Tensor):  # such as a version
             tensors[name] = _Tensor((), None, lambda _: None)
             continue
-        tensors[name] = tensor = _torch_tensor(torch, name, value.detach())
+        tensors[name] = tensor = _torch_tensor(torch, name, value.detach(), places)
         total += math.prod(tensor.shape) * value.element_size()
-    if total > 2 * size + _PICKLED:  # tensors may share numbers, as an embedding and a head do
+    if total > 2 * size + _SHARED:  # tensors may share numbers, as an embedding and a head do
         raise RefusedValue(f"its tensors have {_checks.show(total)} bytes, the file {size}")
     return tensors
 
 
-def _check_archive(path: Path, size: int) -> None:
-    """Refuse an archive that is larger unpacked than packed; torch does not pack its files."""
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(info.file_size for info in archive.infolist())
+def _check_archive(file: BinaryIO, size: int) -> bool:
+    """Refuse an archive that is larger than its file; torch does not pack what it writes.
+
+    Return whether its numbers are little-endian.
+    """
+    check_directory(file, size)
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        order = [archive.read(info) for info in members
+                 if info.filename.endswith("/byteorder") and info.file_size < 10]
+    unpacked = sum(info.file_size for info in members)
     if unpacked > size:
         raise RefusedValue(f"it unpacks to {_checks.show(unpacked)} bytes, expected at most its "
                            f"own {size}")
+    pickled = sum(info.file_size for info in members if info.filename.endswith(".pkl"))
+    if pickled > _PICKLE + size // 16:
+        raise RefusedValue(f"its pickle has {pickled} bytes beside the tensors, too many for a "
+                           f"file of {size}")
+    return order in ([], [b"little"])
 
 
-def _torch_tensor(torch: Any, name: str, value: Any) -> _Tensor:
+class _Bounded:
+    """A file for torch, which asks for as many bytes as a text in the file claims to have."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+        self.readinto = file.readinto  # type: ignore[attr-defined]
+        self.seek, self.tell, self.readline = file.seek, file.tell, file.readline
+
+    def read(self, count: int = -1) -> bytes:
+        """Return so many bytes, or those that are left."""
+        left = max(0, self._size - self.tell())
+        return self._file.read(left if count < 0 else min(count, left))
+
+
+class _Places:
+    """Where the tensors of a mapped file are in it.
+
+    What is read there does not take the memory of a mapped page, which stays until the file is
+    closed. Linux says where a file is mapped; elsewhere no place is known.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, usable: bool) -> None:
+        self._path, self._file = path, file
+        self._ranges: list[tuple[int, int, int]] = []  # addresses, and what of the file is there
+        if usable and sys.platform == "linux" and sys.byteorder == "little":
+            of = os.fstat(file.fileno())
+            own = [f"{os.major(of.st_dev):02x}:{os.minor(of.st_dev):02x}", str(of.st_ino)]
+            with contextlib.suppress(OSError), open("/proc/self/maps") as lines:
+                for line in lines:
+                    addresses, _, offset, *found = line.split(maxsplit=5)[:5]
+                    if found == own:
+                        start, end = (int(address, 16) for address in addresses.split("-"))
+                        self._ranges.append((start, end, int(offset, 16)))
+
+    def fill(self, value: Any, dtype: str, bfloat16: bool, array: np.ndarray) -> bool:
+        """Read a tensor's numbers into an array, if it is known where they are."""
+        start = value.data_ptr()
+        end = start + value.numel() * value.element_size()
+        for first, last, offset in self._ranges:
+            if first <= start and end <= last and value.is_contiguous():
+                entry = safetensors.Entry(dtype, tuple(value.shape), start - first + offset,
+                                          bfloat16)
+                safetensors.File(self._path, self._file, {"": entry}, {}).read_float("", array)
+                return True
+        return False
+
+
+def _torch_tensor(torch: Any, name: str, value: Any, places: _Places) -> _Tensor:
     shape = tuple(value.shape)
     if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
         return _Tensor(shape, None, lambda _: None)
@@ -304,10 +371,19 @@ def _torch_tensor(torch: Any, name: str, value: Any) -> _Tensor:
     }
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise RefusedValue(f"{name} is {shape}, expected as many numbers as it holds")
+    held = [value]
 
     def fill(array: np.ndarray) -> None:
-        wide = value.float() if value.dtype == torch.bfloat16 else value
-        np.copyto(array, wide.numpy())
+        tensor = held.pop()  # its memory, if it is no page of the file, is for the model
+        bfloat16 = tensor.dtype == torch.bfloat16
+        dtype = "<u2" if bfloat16 else f"<f{tensor.element_size()}"
+        if places.fill(tensor, dtype, bfloat16, array):
+            return
+        rows, into = (tensor, array) if tensor.ndim else (tensor.reshape(1), array.reshape(1))
+        step = max(1, _BLOCK * len(rows) // max(1, rows.numel()))
+        for start in range(0, len(rows), step):
+            block = rows[start : start + step]
+            into[start : start + step] = (block.float() if bfloat16 else block).numpy()
 
     return _Tensor(shape, dtypes.get(value.dtype), fill)
 
@@ -371,11 +447,45 @@ def _check_of_torch(layer: Any) -> None:
 def save(model: Any, path: Any, names: Any = "torch") -> None:
     """Write a state_dict: with torch to .pt, .pth and .bin, and else as safetensors."""
     arrays = state_dict(model, names)
-    path = safetensors.as_path(path)
+    path = as_path(path)
     if path.suffix not in (".pt", ".pth", ".bin"):
         safetensors.write(path, arrays, None)
         return
     torch = _torch()
-    buffer = io.BytesIO()
-    torch.save({name: torch.from_numpy(a.copy()) for name, a in arrays.items()}, buffer)
-    safetensors.write_bytes(path, buffer.getbuffer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of arrays that are read-only: torch reads them, too
+        tensors = {name: torch.from_numpy(a) for name, a in arrays.items()}
+
+    def fill(file: BinaryIO) -> None:
+        output = _Output(file)
+        torch.save(tensors, output)
+        if output.error is not None:
+            raise output.error
+
+    write_file(path, fill)
+
+
+class _Output:
+    """A file for torch's C++ code, which makes other errors of a write that fails.
+
+    Attributes
+    ----------
+    error : OSError or None
+        The first that a write had; what came afterwards was dropped.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all bytes."""
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Leave the bytes where they are: `write_file` flushes."""

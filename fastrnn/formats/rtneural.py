@@ -21,7 +21,7 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
-from fastrnn.formats import safetensors
+from fastrnn.formats.files import NamedError, in_evaluation, write_file
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.layers.standard import GRU, LSTM
 from fastrnn.models import SequenceModel, Stack
@@ -30,9 +30,14 @@ from fastrnn.models.linear import Linear
 __all__ = ["RTNeuralModel", "encoded", "load", "read", "save", "state_dict"]
 
 _LONGEST = 100_000_000  # bytes of a file
-_ROW = re.compile(r"\s*+(?:-?\d++(?:\.\d++)?+(?:[eE][+-]?\d++)?+\s*+(?:,\s*+(?=[-\d]))?+)++\]")
-_FREE = 10_000  # brackets, braces and quotes that a file of any length may have, each
+_SPACE = r"[ \t\n\r]*+"
+_NUMBER = rf"{_SPACE}-?(?:0|[1-9]\d*+)(?:\.\d++)?+(?:[eE][+-]?\d++)?+{_SPACE}"
+_ROW = re.compile(rf"{_NUMBER}(?:,{_NUMBER})*+\]", re.ASCII)
+_FREE = 10_000  # of each mark, and of numbers outside of rows, that a file of any length may have
 _BETWEEN = 64  # bytes for each one more
+_MARKS = ("[", "{", '"', "null", "true", "false")
+_FREE_NUMBERS, _PER_NUMBER = 1_000_000, 5  # the same of commas: a number takes 4 bytes
+_BLOCK = 1 << 20  # characters that become numbers at once
 _GATES = {"lstm": (0, 1, 2, 3), "gru": (1, 0, 2)}  # where a gate of theirs is in ours
 _DENSE = ("dense", "time-distributed-dense")
 _KEYS = ("in_shape", "layers")  # of a file
@@ -139,7 +144,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         file = _parsed(path.read_text("utf-8"))
     except ValueError as error:
-        raise safetensors.NamedError(f"{str(path)!r} is not JSON: {error}") from None
+        raise NamedError(f"{str(path)!r} is not JSON: {error}") from None
     if not isinstance(file, dict):
         raise RefusedValue("it is JSON, expected an object")
     return file
@@ -155,13 +160,15 @@ def state_dict(file: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[str, 
     if any(key in file for key in _KEYS) or not isinstance(held, dict):
         return None
     arrays = {}
-    for name, value in held.items():
+    for value in held.values():
         rows = value if isinstance(value, list) else [value]
         if not rows or not all(isinstance(row, np.ndarray) and len(row) == len(rows[0])
                                for row in rows):
             return None
-        shape = (len(rows[0]),) if rows[0] is value else (len(rows), len(rows[0]))
+    for name, value in list(held.items()):
+        shape = (len(value),) if isinstance(value, np.ndarray) else (len(value), len(value[0]))
         arrays[name] = _array(name, value, shape)
+        held[name] = None  # the rows: the model takes their memory
     return (arrays, () if held is file else tuple(k for k in file if k != "state_dict")) if (
         arrays) else None
 
@@ -193,21 +200,31 @@ def load(file: dict[str, Any], make: Make) -> Any:
 def _parsed(text: str) -> Any:
     """Return JSON whose lists of numbers are arrays of float32, which take less than the text.
 
-    What takes much more memory than its text, lists and names, is counted first.
+    What takes much more memory than its text (lists, names, very short numbers) is counted first.
     """
-    for mark in '[{"':
+    for mark in _MARKS:
         if text.count(mark) > _FREE + len(text) // _BETWEEN:
             raise ValueError(f"it has {text.count(mark)} of {mark}, too many for its length")
-    return _Decoder().decode(text)
+    if text.count(",") > _FREE_NUMBERS + len(text) // _PER_NUMBER:
+        raise ValueError(f"it has {text.count(',')} numbers, too many for its length")
+    return _Decoder(_FREE + len(text) // _BETWEEN).decode(text)
 
 
 class _Decoder(json.JSONDecoder):
-    """Reads a list of numbers at once."""
+    """Reads a list of numbers at once; other numbers are objects, so only so many are allowed."""
 
-    def __init__(self) -> None:
-        super().__init__(parse_constant=_no_number)
+    def __init__(self, numbers: int) -> None:
+        super().__init__(parse_constant=_no_number, parse_float=self._counted,
+                         parse_int=functools.partial(self._counted, of=int))
         self.parse_array = _row_or_list
+        self._left = numbers
         self.scan_once = py_make_scanner(self)  # the one in C has lists of its own
+
+    def _counted(self, text: str, of: Callable[[str], Any] = float) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("it has too many numbers beside others that are none")
+        return of(text)
 
 
 def _row_or_list(place: tuple[str, int], scan: Any, **more: Any) -> tuple[Any, int]:
@@ -217,8 +234,18 @@ def _row_or_list(place: tuple[str, int], scan: Any, **more: Any) -> tuple[Any, i
     if found is None:
         values, end = JSONArray(place, scan, **more)
         return values, end
+    end = found.end() - 1
+    row = np.empty(text.count(",", start, end) + 1, np.float32)
+    at = 0
     with np.errstate(over="ignore"):
-        return np.fromstring(text[start:found.end() - 1], np.float32, sep=","), found.end()
+        while start < end:
+            stop = text.find(",", min(start + _BLOCK, end), end)
+            stop = end if stop < 0 else stop
+            piece = np.fromstring(text[start:stop], np.float32, sep=",")
+            row[at : at + len(piece)] = piece
+            at += len(piece)
+            start = stop + 1
+    return row, found.end()
 
 
 def _no_number(text: str) -> Any:
@@ -277,6 +304,7 @@ def _read_layer(name: str, layer: Any, K: int) -> _Read:
                            f"{len(shapes)} arrays: {', '.join(shapes)}")
     arrays = {key: _array(f"{key} of {name}", value, shape)
               for value, (key, shape) in zip(weights, shapes.items(), strict=True)}
+    layer["weights"] = weights = None  # the rows: the model takes their memory
     if kind == "prelu":
         return _Read(kind, N, {}, (*functions, functools.partial(_prelu, arrays["alpha"][0])))
     if kind in _DENSE:
@@ -324,7 +352,7 @@ def _model(I: int, read: list[_Read], make: Make) -> Any:
     if len(read) == len(recurrent) == 1:
         model = make(configs[0]["layer"], configs[0])
         _fill(model, read[0].arrays)
-        return model.eval()
+        return in_evaluation(model)
     rest = read[len(recurrent):]
     first = recurrent and all(layer.kind in _GATES for layer in read[:len(recurrent)])
     if first and (not rest or (len(rest) == 1 and rest[0].kind == "dense"
@@ -337,7 +365,7 @@ def _model(I: int, read: list[_Read], make: Make) -> Any:
             model = make("Stack", {"layers": configs})
         for layer, found in zip(model.layers, recurrent, strict=True):
             _fill(layer, found.arrays)
-        return model.eval()
+        return in_evaluation(model)
     layers = iter(configs)
     steps: list[Step] = []
     for found, K in zip(read, inputs, strict=False):
@@ -348,7 +376,7 @@ def _model(I: int, read: list[_Read], make: Make) -> Any:
             else:
                 part = Linear(K, found.width)
             _fill(part, found.arrays)
-            steps.append(part.eval())
+            steps.append(in_evaluation(part))
         steps += found.activations
     return RTNeuralModel(I, steps)
 
@@ -364,12 +392,14 @@ def _fill(part: Any, arrays: Mapping[str, np.ndarray]) -> None:
 
 def save(model: Any, path: Any) -> None:
     """Write a model that RTNeural can run: LSTM and GRU of one direction, and a head."""
-    text = json.dumps(encoded(model), separators=(",", ":"))
-    safetensors.write_bytes(path, text.encode())
+    # row by row: as a list of Python's numbers, an array takes eight times its memory
+    encoder = json.JSONEncoder(separators=(",", ":"), default=_rows)
+    pieces = encoder.iterencode(encoded(model))
+    write_file(path, lambda file: file.writelines(map(str.encode, pieces)))
 
 
 def encoded(model: Any) -> dict[str, Any]:
-    """Return what RTNeural's JSON has for a model.
+    """Return what RTNeural's JSON has for a model, whose arrays are still arrays.
 
     Raises
     ------
@@ -395,7 +425,7 @@ def encoded(model: Any) -> dict[str, Any]:
     written = [one for layer in layers for one in _layer(layer)]
     if head is not None:
         written.append({"type": "dense", "activation": "", "shape": [None, None, len(head.bias)],
-                        "weights": [_lists(head.weight.T), _lists(head.bias)]})
+                        "weights": [_finite(head.weight.T), _finite(head.bias)]})
     return {"in_shape": [None, None, inputs], "layers": written}
 
 
@@ -419,12 +449,17 @@ def _layer(layer: Recurrent) -> list[dict[str, Any]]:
         # an LSTM has one bias there: of float32 the sum is rounded by who reads it, not twice
         bias = np.array(biases) if kind == "gru" else biases[0].astype(np.float64) + biases[1]
         made.append({"type": kind, "activation": "", "shape": [None, None, H],
-                     "weights": [_lists(kernel), _lists(recurrent), _lists(bias)]})
+                     "weights": [_finite(kernel), _finite(recurrent), _finite(bias)]})
     return made
 
 
-def _lists(array: np.ndarray) -> Any:
+def _finite(array: np.ndarray) -> np.ndarray:
     if not np.isfinite(array).all():
         raise RefusedValue("a parameter of the model is infinite or not a number, which JSON "
                            "cannot hold")
-    return array.tolist()
+    return array
+
+
+def _rows(array: np.ndarray) -> list[Any]:
+    """Return a matrix as a list of its rows, and a row as a list of numbers."""
+    return array.tolist() if array.ndim == 1 else list(array)

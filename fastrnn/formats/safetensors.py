@@ -14,10 +14,8 @@ import contextlib
 import json
 import math
 import os
-import secrets
-import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -25,33 +23,27 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
+from fastrnn.formats.files import (
+    NamedError,
+    as_path,
+    check_json,
+    check_ordinary,
+    refusing,
+    write_bytes,
+    write_file,
+)
 
-__all__ = ["File", "NamedError", "as_path", "check_ordinary", "opened", "refusing", "try_write",
-           "write", "write_bytes"]
+__all__ = ["File", "NamedError", "as_path", "opened", "try_write", "write", "write_bytes"]
 
 FORMAT = 3  # of what fastrnn keeps in the metadata
 _KEY = "fastrnn"  # of the metadata
 _LONGEST = 100_000_000  # bytes of a header, as the specification has it
 _MOST_AXES = 32  # of an array
+_BLOCK = 1 << 20  # bytes that are converted at once
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
            "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BFLOAT16 = "BF16"  # the upper halves of float32; NumPy has no dtype for it
-
-
-def as_path(path: Any, name: str = "path", of: str = "the name of a file") -> Path:
-    """Return a path as a Path, or refuse what is none."""
-    try:
-        text = os.fsdecode(path)
-    except TypeError:
-        raise RefusedType(f"{name} is {_checks.kind(path)}, expected {of}") from None
-    try:
-        usable = bool(text) and b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:  # a character that names of files cannot have
-        usable = False
-    if not usable:
-        raise RefusedValue(f"{name} is {_checks.show(text)}, expected {of}")
-    return Path(text)
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -80,19 +72,8 @@ def write(
     TypeError
         If JSON cannot hold `about`.
     """
-    _put(as_path(path), *_encoded(arrays, about))
-
-
-def write_bytes(path: Any, data: bytes | memoryview) -> None:
-    """Write any file in the same way: whole or not at all."""
-    _put(as_path(path), b"", iter([memoryview(data)]))
-
-
-def _put(path: Path, header: bytes, chunks: Iterator[memoryview]) -> None:
-    """Write a file beside its place, and then put it there."""
-    with _naming(path), _beside(path, header, chunks) as (beside, place):
-        os.replace(beside, place)
-        _sync_folder(place.parent)
+    fill, size = _writer(arrays, about)
+    write_file(path, fill, size=size)
 
 
 def try_write(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> None:
@@ -105,80 +86,14 @@ def try_write(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]
     OSError, TypeError
         As of `write`.
     """
-    path = as_path(path)
-    with _naming(path), _beside(path, *_encoded(arrays, about)) as (beside, _):
-        os.unlink(beside)
+    fill, size = _writer(arrays, about)
+    write_file(path, fill, size=size, keep=False)
 
 
-@contextlib.contextmanager
-def _beside(
-    path: Path, header: bytes, chunks: Iterator[memoryview]
-) -> Iterator[tuple[Path, Path]]:
-    """Give a new file with this content, and the place that it is for; it is gone after an error.
-
-    The process's umask is not touched: the system applies it when the file is made.
-    """
-    place = Path(os.path.realpath(path))
-    _check_place(place)
-    beside = place.parent / f".fastrnn-{secrets.token_hex(8)}"
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0),
-                     0o666)
-    try:
-        with open(handle, "wb") as file:
-            file.write(header)
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        yield beside, place
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
-
-
-def _check_place(place: Path) -> None:
-    """Refuse what a rename cannot replace, or must not."""
-    try:
-        found = os.stat(place)
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(f"{str(place)!r} is a folder, expected a file's name")
-    if not stat.S_ISREG(found.st_mode):  # such as /dev/null, which a rename would replace
-        raise OSError(f"{str(place)!r} is not an ordinary file, expected a file's name")
-    folder = os.stat(place.parent)
-    me = os.geteuid() if hasattr(os, "geteuid") else 0
-    if folder.st_mode & stat.S_ISVTX and me not in (0, found.st_uid, folder.st_uid):
-        raise PermissionError(f"{str(place)!r} is another user's, expected a file that may be "
-                              "replaced")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until a rename is on disk, if the system supports that."""
-    with contextlib.suppress(OSError):  # a folder that may be written, but not read
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Let the system's errors name the file that was asked for."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _encoded(
+def _writer(
     arrays: Mapping[str, np.ndarray], about: dict[str, Any] | None
-) -> tuple[bytes, Iterator[memoryview]]:
-    """Return a file's bytes before the arrays, and then those of the arrays, one by one."""
+) -> tuple[Callable[[BinaryIO], None], int]:
+    """Return what writes arrays and JSON to an open file, and how many bytes these are."""
     metadata = {"format": "pt"}  # readers of files with PyTorch's names ask for it
     if about is not None:
         try:
@@ -196,11 +111,34 @@ def _encoded(
         at += array.nbytes
         if array.size:
             ordered.append((array, dtype))
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    # no copy of an array that lies in memory as it lies in a file
-    chunks = (_bytes(np.ascontiguousarray(array, dtype)) for array, dtype in ordered)
-    return len(encoded).to_bytes(8, "little") + encoded, chunks
+    text = json.dumps(header, separators=(",", ":"))
+    text += " " * (-len(text) % 8)  # it is ASCII
+    size = 8 + len(text) + at
+    check_json(text, size, "what is to be kept beside the arrays")
+    encoded = text.encode()
+
+    def fill(file: BinaryIO) -> None:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for array, dtype in ordered:
+            for piece in _pieces(array, dtype):
+                file.write(piece)
+
+    return fill, size
+
+
+def _pieces(array: np.ndarray, dtype: str) -> Iterator[memoryview]:
+    """Yield the bytes of an array: no copy if it lies in memory as it lies in a file.
+
+    Another one is copied some rows at a time.
+    """
+    if array.flags.c_contiguous and array.dtype.str == dtype:
+        yield _bytes(array)
+        return
+    rows = np.atleast_1d(array)
+    step = max(1, _BLOCK * len(rows) // rows.nbytes)
+    for start in range(0, len(rows), step):
+        yield _bytes(np.ascontiguousarray(rows[start : start + step], dtype))
 
 
 def _plain(value: Any) -> Any:
@@ -260,12 +198,20 @@ class File:
     def read_float(self, name: str, array: np.ndarray) -> None:
         """Read floats into an array of the same shape, whose dtype holds each of them."""
         entry = self.entries[name]
-        if entry.bfloat16:
-            array[...] = (self.array(name).astype(np.uint32) << 16).view(np.float32)
-        elif np.dtype(entry.dtype).newbyteorder("=") == array.dtype:
+        if not entry.bfloat16 and np.dtype(entry.dtype).newbyteorder("=") == array.dtype:
             self.read_into(name, array)
-        else:
-            array[...] = self.array(name)
+            return
+        if array.shape != entry.shape:
+            raise RefusedValue(f"{name} is {entry.shape}, expected {array.shape}")
+        flat = array.reshape(-1)
+        block = np.empty(min(flat.size, _BLOCK // np.dtype(entry.dtype).itemsize), entry.dtype)
+        self._file.seek(entry.start)
+        for start in range(0, flat.size, max(1, block.size)):
+            values = block[: flat.size - start]
+            self._fill(_bytes(values))
+            if entry.bfloat16:
+                values = (values.astype(np.uint32) << 16).view(np.float32)
+            flat[start : start + values.size] = values
 
     def read_into(self, name: str, array: np.ndarray) -> None:
         """Read values into a C-contiguous array of the same dtype and shape."""
@@ -276,18 +222,21 @@ class File:
         if not array.size:
             return
         self._file.seek(entry.start)
-        left = _bytes(array)
+        self._fill(_bytes(array))
+        if sys.byteorder == "big":
+            array.byteswap(inplace=True)
+
+    def _fill(self, left: memoryview) -> None:
+        """Read until memory is full."""
         while left:
             count = self._file.readinto(left)  # type: ignore[attr-defined]
             if not count:
                 raise RefusedValue("it ends too early")
             left = left[count:]
-        if sys.byteorder == "big":
-            array.byteswap(inplace=True)
 
 
 @contextlib.contextmanager
-def opened(path: Any, what: str = "file", plain: bool = False) -> Iterator[File]:
+def opened(path: Any, what: str = "a file", plain: bool = False) -> Iterator[File]:
     """Give a file of fastrnn, its header read and checked.
 
     Whatever does not fit while it is open is a ValueError that names it.
@@ -296,7 +245,7 @@ def opened(path: Any, what: str = "file", plain: bool = False) -> Iterator[File]
     ----------
     path : path
     what : str
-        What the file should be, for the error's sentence: "model", "checkpoint".
+        What the file should be, for the error's sentence: "a model", "a checkpoint".
     plain : bool
         Whether it may be a file that has nothing of fastrnn beside the arrays.
 
@@ -310,47 +259,21 @@ def opened(path: Any, what: str = "file", plain: bool = False) -> Iterator[File]
         If there is not enough memory for it.
     """
     path = as_path(path)
-    with refusing(path, what):
+    with refusing(path, f"{what} of fastrnn"):
         check_ordinary(path)
         with open(path, "rb", buffering=0) as file:
-            with refusing(path, ""):
+            with refusing(path, "a safetensors file"):
                 entries, metadata = _read_header(file)
             about = {}
             if _KEY in metadata or not plain:
-                about = json.loads(metadata[_KEY])
+                text = metadata.pop(_KEY)
+                check_json(text, os.fstat(file.fileno()).st_size, "its metadata")
+                about = json.loads(text)
+                del text
                 if about["format"] != FORMAT:
                     raise RefusedValue(f"its format is {_checks.show(about['format'])}, expected "
                                        f"{FORMAT}")
             yield File(path, file, entries, about)
-
-
-def check_ordinary(path: Path) -> None:
-    """Refuse what is no file: opening a pipe would wait."""
-    if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
-        raise RefusedValue("it is not an ordinary file")
-
-
-@contextlib.contextmanager
-def refusing(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever fails inside into an error that names the file.
-
-    A file can be anything, so anything can fail: a RecursionError of JSON, an OverflowError of a
-    size. Only lack of memory or of a package, and the system's errors, keep their kind.
-    """
-    try:
-        yield
-    except (OSError, NamedError, ImportError):  # a package that reads the file is not installed
-        raise
-    except MemoryError as error:
-        raise MemoryError(f"not enough memory to load {str(path)!r}") from error
-    except Exception as error:
-        why = f"its metadata lacks {error}" if isinstance(error, KeyError) else error
-        kind = f"{what} of fastrnn" if what else "safetensors file"
-        raise NamedError(f"{str(path)!r} is not a {kind}: {why}") from error
-
-
-class NamedError(RefusedValue):
-    """An error that names its file already."""
 
 
 def _read_header(file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -361,7 +284,10 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str]]:
     if len(start) < 8 or length > min(size - 8, _LONGEST):
         raise RefusedValue(f"it has {size} {'byte' if size == 1 else 'bytes'}, too few for its "
                            "header")
-    header = json.loads(_exactly(file, length).decode(), object_pairs_hook=_distinct)
+    text = _exactly(file, length).decode()
+    check_json(text, size, "its header")
+    header = json.loads(text, object_pairs_hook=_distinct)
+    del text
     if not isinstance(header, dict):
         raise RefusedValue("its header is not an object")
     metadata = header.pop("__metadata__", {})

@@ -18,6 +18,7 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue
 from fastrnn.formats import safetensors
+from fastrnn.formats.files import NamedError
 from fastrnn.formats.models import BESIDE, check_entries, describe
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.training.history import History, Progress
@@ -74,7 +75,9 @@ def _content(
     """Return a checkpoint's arrays, and what is beside them."""
     beside = describe(model)
     arrays = dict(model.parameters())
-    arrays |= {f"optimizer.{name}": array for name, array in optimizer.state_dict().items()}
+    arrays["optimizer.steps"] = np.array(optimizer.steps, np.int64)
+    # the buffers themselves: a state_dict() would take the memory of two more models
+    arrays |= {f"optimizer.{name}": buffer for name, buffer in optimizer._state().items()}
     states: list[np.ndarray] = []
     tree = _numbered(state, states)
     arrays |= {f"state.{i}": array for i, array in enumerate(states)}
@@ -117,7 +120,7 @@ def load(
         differs, and nothing has changed.
     """
     mine = describe(model)
-    with safetensors.opened(path, "checkpoint") as file:
+    with safetensors.opened(path, "a checkpoint") as file:
         kept = file.about
         _compare(path, "model", {name: kept[name] for name in mine}, mine)
         _compare(path, "optimizer", *map(_without_rates, (kept["optimizer"], optimizer.config)))
@@ -148,7 +151,7 @@ def history(path: Any) -> History | None:
     ValueError
         If it is not a file of fastrnn.
     """
-    with safetensors.opened(path, "checkpoint") as file:
+    with safetensors.opened(path, "a checkpoint") as file:
         if "history" not in file.about:
             return None
         return _history(file.about["history"], {
@@ -164,7 +167,7 @@ def about(path: Any) -> dict[str, Any] | None:
     OSError, ValueError
         As of `history`.
     """
-    with safetensors.opened(path, "checkpoint") as file:
+    with safetensors.opened(path, "a checkpoint") as file:
         kept = file.about.get("about")
         if kept is not None and not isinstance(kept, dict):
             raise RefusedValue(f"its about is {_checks.show(kept)}")
@@ -182,7 +185,7 @@ def _compare(path: Any, what: str, theirs: Any, own: Any) -> None:
     """Refuse a checkpoint whose values are not those of this run."""
     differences = list(_differences(theirs, json.loads(json.dumps(own))))
     if differences:
-        raise safetensors.NamedError(f"{str(Path(path))!r} is a checkpoint of another {what}: "
+        raise NamedError(f"{str(Path(path))!r} is a checkpoint of another {what}: "
                                      f"{'; '.join(differences)}")
 
 

@@ -89,7 +89,7 @@ def test_a_checkpoint_is_a_model_too(tmp_path):
         np.testing.assert_array_equal(param, fastrnn.load(tmp_path / "model").parameters()[name])
     assert checkpoint.history(tmp_path / "model") is None
     assert checkpoint.about(tmp_path / "model") is None
-    with pytest.raises(ValueError, match="is not a checkpoint of fastrnn: its metadata lacks"):
+    with pytest.raises(ValueError, match="is not a checkpoint of fastrnn: it lacks"):
         checkpoint.load(tmp_path / "model", model, optimizer)
 
 

@@ -209,10 +209,10 @@ def test_layers_that_do_not_fit_their_file(tmp_path, layers, match):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda h, a: a.pop("format"), "its metadata lacks 'format'"),
+        (lambda h, a: a.pop("format"), "it lacks 'format'"),
         (lambda h, a: a.update(format=2), "its format is 2, expected 3"),
         (lambda h, a: a.update(model="Elman"), "model is 'Elman', expected one of"),
-        (lambda h, a: a.pop("config"), "its metadata lacks 'config'"),
+        (lambda h, a: a.pop("config"), "it lacks 'config'"),
         (lambda h, a: h.update({"head.bios": h.pop("head.bias")}),
          r"missing \['head.bias'\]; unexpected \['head.bios'\]"),
         (lambda h, a: h["head.bias"].update(dtype="I32"), "is int32 .*, expected float32"),

@@ -1,8 +1,5 @@
 """Tensors with PyTorch's names that are cut off, damaged or do not fit: an error names the file."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from damage import check
@@ -61,33 +58,3 @@ def test_a_file_of_torch_that_is_cut_off(tmp_path, old):
     data = path.read_bytes()
     for n in range(0, len(data), 7):
         check(path, data[:n], {"load": lambda: fastrnn.load(path)}, refused=True)
-
-
-PROGRAM = """
-import sys, fastrnn
-
-def status(name):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
-
-path = sys.argv[1]
-fastrnn.load(path + ".small")  # what is imported at first use
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
-before = status("VmHWM")
-model = fastrnn.load(path)
-print(status("VmHWM") - before, model.num_parameters * 4)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status")
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_loading_peaks_at_twice_the_model(tmp_path, dtype):
-    for name, H in (("m", 1100), ("m.small", 3)):
-        tensors = {key: a.astype(dtype) for key, a in layer("rnn.", "LSTM", 20, H).items()}
-        save_file(tensors, tmp_path / name)
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "m")], text=True,
-                          capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    peak, size = map(int, done.stdout.split())
-    assert peak <= 2.05 * size  # parameters and packed weights

@@ -16,12 +16,19 @@ import pytest
 from cases import assert_close, tolerance
 from damage import HOSTILE, changed, check, places, without
 
+import fastrnn
 from fastrnn.formats.keras import load
 
 h5py = pytest.importorskip("h5py")
 
 SMALL = Path(__file__).parents[1] / "data" / "small.keras"
 MUTATIONS = 400
+LAYERS = [  # of the stored file
+    ("Embedding", {"mask_zero": True}),
+    ("Bidirectional", {"layer": ("LSTM", {"return_sequences": True,
+                                         "zero_output_for_mask": True})}),
+    ("GRU", {"recurrent_activation": "hard_sigmoid", "reset_after": False}),
+    ("Dense", {"activation": "softmax"})]
 
 
 def parts():
@@ -83,8 +90,30 @@ def test_the_values_of_the_stored_file(tmp_path, compression):
 def test_weights_alone(tmp_path):
     (tmp_path / "m.weights.h5").write_bytes(parts()["model.weights.h5"])
     x, y = expected()
-    model = load(tmp_path / "m.weights.h5", config=config())
-    assert_close("y", model(x), y, 4 * tolerance(np.float32, 20, 5))
+    path = tmp_path / "m.weights.h5"
+    for options in ({"config": config()}, {"config": json.dumps(config())}, {"layers": LAYERS}):
+        for call in (load, fastrnn.load):
+            assert_close("y", call(path, **options)(x), y, 4 * tolerance(np.float32, 20, 5))
+    for call in (load, fastrnn.load):
+        with pytest.raises(ValueError, match=f"{path}.*has weights alone, expected config=model"):
+            call(path)
+        with pytest.raises(ValueError, match="config and layers are given, expected one"):
+            call(path, config=config(), layers=LAYERS)
+        with pytest.raises(ValueError, match="has its configuration, expected neither"):
+            call(SMALL, layers=LAYERS)
+
+
+@pytest.mark.parametrize("options", [{"config": {}}, {"layers": LAYERS}])
+def test_an_architecture_is_for_files_of_keras_alone(tmp_path, options):
+    for name, kind in (("m", "safetensors"), ("m.json", "rtneural")):
+        fastrnn.save(fastrnn.GRU(2, 3, seed=0), tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name}' is a file of {kind}, and a file of Keras's"):
+            fastrnn.load(tmp_path / name, **options)
+
+
+def test_options_of_other_files_are_none_of_keras(tmp_path):
+    with pytest.raises(ValueError, match=r"prefix is 'a', expected ''.*is a file of keras"):
+        fastrnn.load(SMALL, prefix="a")
 
 
 def test_a_file_that_is_cut_off(tmp_path):

@@ -445,3 +445,36 @@ def test_what_torch_cannot_load_is_not_written(tmp_path, make, names, match):
 def test_notes_have_no_place_in_a_plain_file(tmp_path):
     with pytest.raises(ValueError, match="notes is given"):
         fastrnn.save(GRU(2, 3), tmp_path / "m", {"a": 1}, names="torch")
+
+
+@with_torch
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("where", ["in the file", "in memory", "old"])
+def test_every_way_to_the_numbers_of_a_file_of_torch(tmp_path, monkeypatch, dtype, where):
+    """They are read from the file where torch has mapped it, and else from torch's tensors."""
+    import torch
+
+    H = 150  # several blocks of a megabyte below
+    module = torch.nn.LSTM(7, H).to(getattr(torch, dtype))
+    saved = dict(module.state_dict())
+    saved["weight_hh_l0"] = saved["weight_hh_l0"].T.contiguous().T  # strides of a transpose
+    torch.save(saved, tmp_path / "m.pt", _use_new_zipfile_serialization=where != "old")
+    monkeypatch.setattr("fastrnn.formats.pytorch._BLOCK", 1000)
+    monkeypatch.setattr("fastrnn.formats.safetensors._BLOCK", 1000)
+    calls, fill = [], pytorch._Places.fill
+
+    def counted(self, *args):
+        if where != "in the file":
+            self._ranges.clear()
+        calls.append(fill(self, *args))
+        return calls[-1]
+
+    monkeypatch.setattr(pytorch._Places, "fill", counted)
+    model = fastrnn.load(tmp_path / "m.pt")
+    for name, tensor in saved.items():
+        expected = tensor.to(torch.float64).numpy()
+        np.testing.assert_array_equal(model.parameters()[name], expected)
+    if where == "in the file" and sys.platform == "linux":
+        assert calls.count(True) == 3  # but the transposed one
+    else:
+        assert not any(calls)
