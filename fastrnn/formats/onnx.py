@@ -6,10 +6,8 @@ the few operators around them in NumPy.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +15,17 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import Refused, RefusedType, RefusedValue, public
+from fastrnn.formats.files import as_path, check_ordinary, refusing
 from fastrnn.formats.onnx_export import dumps, save
 from fastrnn.formats.onnx_graph import Compiler, Program
 from fastrnn.formats.onnx_nodes import Tensors, dtype_of, package
 from fastrnn.formats.onnx_wire import Source, light
-from fastrnn.formats.safetensors import NamedError, as_path
 from fastrnn.layers.recurrent import Recurrent
 
 __all__ = ["OnnxModel", "Value", "dumps", "load", "save"]
 
 _TYPED = "tensor_type"
+_KIND = "an ONNX model that fastrnn can run"
 
 
 class Value(NamedTuple):
@@ -198,30 +197,15 @@ def load(source: Any) -> OnnxModel:
     """
     onnx = package()
     if isinstance(source, (bytes, bytearray, memoryview)):
-        with _refusing("the model"):
+        with refusing("the model", _KIND):
             view = memoryview(source).cast("B")
             return _model(onnx, "the model", Source(view, len(view)), None)
     path = as_path(source, "source", "the name of a file, or bytes")
     label = repr(str(path))
-    with _refusing(label):
-        if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
-            raise RefusedValue("it is not an ordinary file")  # opening a pipe would wait
+    with refusing(path, _KIND):
+        check_ordinary(path)
         with open(path, "rb") as file:
             return _model(onnx, label, Source(file, os.fstat(file.fileno()).st_size), path.parent)
-
-
-@contextlib.contextmanager
-def _refusing(label: str) -> Iterator[None]:
-    """Turn whatever fails inside into an error that names the file."""
-    try:
-        yield
-    except (OSError, NamedError):
-        raise
-    except MemoryError as error:
-        raise MemoryError(f"not enough memory to load {label}: {error}") from error
-    except Exception as error:
-        raise NamedError(f"{label} is not an ONNX model that fastrnn can run: "
-                         f"{' '.join(str(error).split())}") from error
 
 
 def _model(onnx: Any, label: str, source: Source, folder: Path | None) -> OnnxModel:

@@ -15,11 +15,11 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.cells.instance import Instance
+from fastrnn.formats.files import as_path, write_bytes
 from fastrnn.formats.onnx_equations import add_scans
 from fastrnn.formats.onnx_nodes import package
 from fastrnn.formats.onnx_recurrent import RECURRENT
 from fastrnn.formats.onnx_writer import Graph
-from fastrnn.formats.safetensors import as_path, write_bytes
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.layers.standard import GRU, LSTM, RNN
 from fastrnn.models import EncoderDecoder, SequenceModel, Stack

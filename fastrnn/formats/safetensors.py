@@ -24,16 +24,14 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.formats.files import (
-    NamedError,
     as_path,
     check_json,
     check_ordinary,
     refusing,
-    write_bytes,
     write_file,
 )
 
-__all__ = ["File", "NamedError", "as_path", "opened", "try_write", "write", "write_bytes"]
+__all__ = ["File", "opened", "try_write", "write"]
 
 FORMAT = 3  # of what fastrnn keeps in the metadata
 _KEY = "fastrnn"  # of the metadata

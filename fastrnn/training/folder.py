@@ -10,7 +10,7 @@ from typing import Any
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue
-from fastrnn.formats.safetensors import as_path
+from fastrnn.formats.files import as_path
 from fastrnn.training.history import History
 from fastrnn.training.optim import Optimizer
 from fastrnn.training.options import Saving
