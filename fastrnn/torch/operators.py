@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from fastrnn.cells.table import CELLS
 from fastrnn.torch import choice
+from fastrnn.torch.compiled import in_graph
 from fastrnn.torch.door import Call, Operator, read_cell, read_module, read_sequence
 from fastrnn.torch.gradient import ORIGINALS, Recurrent, original, transforms
 
@@ -216,12 +217,12 @@ def run_module(operator: Operator, module: torch.nn.Module, x: Any, hx: Any) -> 
 
 def _function(operator: Operator) -> Callable[..., Any]:
     """Return what can stand in the place of a function of torch._VF."""
-    run = _run_cell if operator.is_cell else _run_sequence
+    run, traced = _run_cell if operator.is_cell else _run_sequence, in_graph(operator)
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        # torch.compile looks into this function, and shall find PyTorch's operator alone
+        # compilers and torch.export look into this function
         if kwargs or torch.compiler.is_compiling():
-            return getattr(ORIGINALS, operator.function)(*args, **kwargs)
+            return traced(*args, **kwargs)
         return run(operator, args)
 
     function.__name__ = function.__qualname__ = operator.function

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.jit import _builtins
 
+from fastrnn.torch import traceable
 from fastrnn.torch.operators import FUNCTIONS
 
 __all__ = ["is_patched", "patch", "unpatch"]
@@ -25,12 +27,14 @@ def patch() -> None:
         # TorchScript looks functions up by identity
         _builtins._register_builtin(function, f"aten::{name}")
         setattr(torch._VF, name, function)
+    traceable.permit(nn.RNNBase)
 
 
 def unpatch() -> None:
     """Undo `patch`."""
     for name in FUNCTIONS:
         vars(torch._VF).pop(name, None)
+    traceable.forbid(nn.RNNBase)
 
 
 def is_patched() -> bool:
