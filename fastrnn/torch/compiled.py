@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 from fastrnn.torch import choice
 from fastrnn.torch.door import Call, Operator, read_cell, read_sequence
 from fastrnn.torch.gradient import ORIGINALS, original, transforms
+from fastrnn.torch.gradient import _differentiable as differentiable
 
 __all__ = ["in_graph"]
 
@@ -177,30 +178,31 @@ _kept: weakref.WeakValueDictionary[int, _Kept] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
 
 
-def _places(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    return tuple((tensor.data_ptr(), tensor.stride()) for tensor in tensors if tensor is not None)
+def _places(x: Tensor, weights: list[Tensor]) -> tuple[Any, ...]:
+    """Return where the tensors lie that a tape points to; it has a copy of the initial state."""
+    return tuple((tensor.data_ptr(), tensor.stride()) for tensor in (x, *weights))
 
 
-def _hand_over(call: Call, tapes: list[Any], tensors: Sequence[Tensor | None]) -> Tensor:
+def _hand_over(call: Call, tapes: list[Any], places: tuple[Any, ...]) -> Tensor:
     """Return a tensor that owns a tape."""
     number = next(_numbers)
     memory = np.array([number], np.int64).view(_Kept)
-    memory.call, memory.tapes, memory.places = call, tapes, _places(tensors)
+    memory.call, memory.tapes, memory.places = call, tapes, places
     _kept[number] = memory
     return torch.from_numpy(memory)
 
 
-def _take(tape: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Call, list[Any]] | None:
+def _take(tape: Tensor, places: tuple[Any, ...]) -> tuple[Call, list[Any]] | None:
     """Return the call and the tape that a tensor stands for; None if they cannot serve.
 
-    The tape points to the inputs of forward. A compiler may have put them somewhere else, and
-    something else in their place.
+    A compiler may compute an input of forward again for backward, and use its memory meanwhile for
+    something else. So the inputs must lie where they were: then they are there now.
     """
     memory = _kept.get(int(tape[0])) if tape.numel() else None
     if memory is None:
         return None
     tapes, memory.tapes = memory.tapes, None
-    return (memory.call, tapes) if tapes is not None and memory.places == _places(tensors) else None
+    return (memory.call, tapes) if tapes is not None and memory.places == places else None
 
 
 def _read(
@@ -241,7 +243,7 @@ def _forward(
     made, tapes = call.forward(keep)
     if tapes is None:
         return list(made)
-    return [*made, _hand_over(call, tapes, (x, h0, c0, *weights))]
+    return [*made, _hand_over(call, tapes, _places(x, weights))]
 
 
 def _backward(
@@ -250,15 +252,14 @@ def _backward(
     num_layers: int, directions: int, batch_first: bool,
 ) -> list[Tensor]:
     """Compute the gradients that are wanted, in the order x, h0, c0, weights."""
-    tensors = (x, h0, c0, *weights)
-    taken = _take(tape, tensors)
+    taken = _take(tape, _places(x, weights))
     if taken is None:
         problem = _Problem(OPERATORS[function], batch_sizes, bias, num_layers, directions,
                            batch_first)
         call = _readable(problem, x, h0, c0, weights)
         if isinstance(call, str):  # no step or no sequence
             return [torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-                    for tensor, need in zip(tensors, needs, strict=True)
+                    for tensor, need in zip((x, h0, c0, *weights), needs, strict=True)
                     if need and tensor is not None]
         tapes = call.forward(True)[1]
     else:
@@ -320,10 +321,14 @@ def _differentiate(ctx: Any, doutputs: Sequence[Tensor | None]) -> tuple[Any, ..
     has_c = c0 is not None
     _, _, dx, _, dh0, dc0, dweights, *_ = ctx.needs_input_grad
     needs = [dx, dh0, has_c and dc0, *dweights]
-    gradients = iter(torch.ops.fastrnn.recurrent_backward(
-        ctx.function, tape, list(doutputs[:ctx.count]), needs, x, batch_sizes, h0, c0, weights,
-        *ctx.rest))
-    found = [next(gradients) if need else None for need in needs]
+    given = tuple(doutputs[:ctx.count])
+    if torch.is_grad_enabled():
+        problem = _Problem(OPERATORS[ctx.function], batch_sizes, *ctx.rest)
+        found = differentiable(cast(Call, problem), (x, h0, c0, *weights), given, tuple(needs))
+    else:
+        gradients = iter(torch.ops.fastrnn.recurrent_backward(
+            ctx.function, tape, list(given), needs, x, batch_sizes, h0, c0, weights, *ctx.rest))
+        found = [next(gradients) if need else None for need in needs]
     return (None, None, found[0], None, found[1], found[2], found[3:],
             *(None for _ in ctx.rest))
 
