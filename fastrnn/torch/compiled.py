@@ -26,6 +26,7 @@ from fastrnn.torch import choice
 from fastrnn.torch.door import Call, Operator, read_cell, read_sequence
 from fastrnn.torch.gradient import ORIGINALS, original, transforms
 from fastrnn.torch.gradient import _differentiable as differentiable
+from fastrnn.torch.projected import ProjectedCall, read_projected
 
 __all__ = ["in_graph"]
 
@@ -69,7 +70,7 @@ def in_graph(operator: Operator) -> Callable[..., Any]:
         bias = weights[2] is not None
         h0, c0 = hx if has_c else (hx, None)
         weights = weights if bias else weights[:2]
-        if not _computable(x, (h0, *weights), len(weights)):
+        if not _computable(x, (h0, *weights)):
             return theirs(*args)
         outputs = torch.ops.fastrnn.recurrent(
             name, torch.is_grad_enabled(), x, None, h0, c0, weights, bias, 1, 1, False)
@@ -85,8 +86,9 @@ def in_graph(operator: Operator) -> Callable[..., Any]:
             x, hx, weights, bias, L, dropout, train, both, batch_first = args
         h0, c0 = hx if has_c else (hx, None)
         D = 2 if both else 1
-        count = D * (4 if bias else 2)
-        if not _computable(x, (h0, *weights), len(weights) - L * count + 2):
+        count = len(weights) // L
+        projected = has_c and count == D * (5 if bias else 3)
+        if not (projected or count == D * (4 if bias else 2)) or not _computable(x, (h0, *weights)):
             return theirs(*args)
         keep = torch.is_grad_enabled()
         if not (dropout and train and L > 1):
@@ -126,17 +128,9 @@ def _transformed() -> bool:
 _transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _computable(x: Tensor, others: Sequence[Tensor], count: int) -> bool:
-    """Whether the kernels can compute a call; is traced.
-
-    Parameters
-    ----------
-    x : Tensor
-    others : sequence of Tensor
-    count : int
-        2 or 4, unless there are weights of a projection.
-    """
-    if count not in (2, 4) or x.dtype not in (torch.float32, torch.float64):
+def _computable(x: Tensor, others: Sequence[Tensor]) -> bool:
+    """Whether the kernels can compute a call; is traced."""
+    if x.dtype not in (torch.float32, torch.float64):
         return False
     if x.device.type != "cpu" or 0 in x.shape or 0 in others[0].shape:
         return False
@@ -169,7 +163,7 @@ class _Kept(np.ndarray[Any, Any]):
         Where the call's inputs lie.
     """
 
-    call: Call
+    call: Call | ProjectedCall
     tapes: list[Any] | None
     places: tuple[Any, ...]
 
@@ -183,7 +177,7 @@ def _places(x: Tensor, weights: list[Tensor]) -> tuple[Any, ...]:
     return tuple((tensor.data_ptr(), tensor.stride()) for tensor in (x, *weights))
 
 
-def _hand_over(call: Call, tapes: list[Any], places: tuple[Any, ...]) -> Tensor:
+def _hand_over(call: Call | ProjectedCall, tapes: list[Any], places: tuple[Any, ...]) -> Tensor:
     """Return a tensor that owns a tape."""
     number = next(_numbers)
     memory = np.array([number], np.int64).view(_Kept)
@@ -192,7 +186,9 @@ def _hand_over(call: Call, tapes: list[Any], places: tuple[Any, ...]) -> Tensor:
     return torch.from_numpy(memory)
 
 
-def _take(tape: Tensor, places: tuple[Any, ...]) -> tuple[Call, list[Any]] | None:
+def _take(
+    tape: Tensor, places: tuple[Any, ...],
+) -> tuple[Call | ProjectedCall, list[Any]] | None:
     """Return the call and the tape that a tensor stands for; None if they cannot serve.
 
     A compiler may compute an input of forward again for backward, and use its memory meanwhile for
@@ -207,10 +203,14 @@ def _take(tape: Tensor, places: tuple[Any, ...]) -> tuple[Call, list[Any]] | Non
 
 def _read(
     problem: _Problem, x: Tensor, h0: Tensor, c0: Tensor | None, weights: list[Tensor],
-) -> Call | str:
+) -> Call | ProjectedCall | str:
     if problem.op.is_cell:
         return read_cell(problem.op, x, h0, c0, weights)
-    return read_sequence(problem.op, x, problem.batch_sizes, h0, c0, weights, *problem[2:])
+    count = len(weights) // (problem.num_layers * problem.directions)
+    read: Any = read_projected if count in (3, 5) else read_sequence
+    call: Call | ProjectedCall | str = read(problem.op, x, problem.batch_sizes, h0, c0, weights,
+                                            *problem[2:])
+    return call
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ def _copied(tensor: Tensor) -> Tensor:
 
 def _readable(
     problem: _Problem, x: Tensor, h0: Tensor, c0: Tensor | None, weights: list[Tensor],
-) -> Call | str:
+) -> Call | ProjectedCall | str:
     """Return a call, of copies if the tensors cannot be read as they lie."""
     call = _read(problem, x, h0, c0, weights)
     if isinstance(call, str):

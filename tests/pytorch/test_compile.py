@@ -199,11 +199,20 @@ def test_dropout_between_layers(cell, backend):
     assert str(targets(counter)).count("recurrent") == 3
 
 
-@pytest.mark.parametrize(("options", "dtype"), [
-    ({"proj_size": 2}, torch.float32), ({}, torch.bfloat16)], ids=["projection", "bfloat16"])
-def test_what_the_kernels_refuse(options, dtype):
-    theirs, ours = twins.twins("lstm", 3, 5, dtype=dtype, **options)
-    x = torch.randn(4, 2, 3).to(dtype)
+def test_a_projection(taken):
+    theirs, ours = twins.twins("lstm", 3, 5, 2, dropout=0.3, proj_size=2, bidirectional=True)
+    function, _ = compiled(lambda x: ours(x)[0], "aot_eager")
+    x = twins.normal(4, 2, 3)
+    torch.manual_seed(3)
+    expected = gradients(theirs, lambda x: theirs(x)[0], x)
+    torch.manual_seed(3)
+    torch.testing.assert_close(gradients(ours, function, x), expected)
+    assert taken == [True, True]
+
+
+def test_what_the_kernels_refuse():
+    theirs, ours = twins.twins("lstm", 3, 5, dtype=torch.bfloat16)
+    x = torch.randn(4, 2, 3).to(torch.bfloat16)
     function, counter = compiled(lambda x: ours(x)[0])
     torch.testing.assert_close(function(x), theirs(x)[0])
     assert "recurrent" not in str(targets(counter))
