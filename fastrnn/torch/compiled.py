@@ -37,6 +37,9 @@ OPERATORS: dict[str, Operator] = {}
 # A PyTorch without this function cannot say whether it exports.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
+# Keeps torch.compile out of a function, without importing it.
+_disabled: Callable[[Any], Any] = getattr(torch, "_disable_dynamo", lambda function: function)
+
 _SIGNATURE = ("Tensor x, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] weights, bool bias, "
               "int num_layers, int directions, bool batch_first")
 
@@ -76,9 +79,19 @@ def in_graph(operator: Operator) -> Callable[..., Any]:
             name, torch.is_grad_enabled(), x, None, h0, c0, weights, bias, 1, 1, False)
         return (outputs[0], outputs[1]) if has_c else outputs[0]
 
+    def fallback(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_dynamo_compiling() or _is_exporting() or _may_unroll():
+            return theirs(*args, **kwargs)
+        return outside(*args, **kwargs)
+
+    @_disabled
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        """Break the graph: in a graph, PyTorch's operator is a node for each step and operation."""
+        return theirs(*args, **kwargs)
+
     def sequence(*args: Any, **kwargs: Any) -> Any:
         if kwargs or len(args) != 9 or _needs_original():
-            return theirs(*args, **kwargs)
+            return fallback(*args, **kwargs)
         batch_sizes, batch_first = None, False
         if isinstance(args[3], (list, tuple)):
             x, batch_sizes, hx, weights, bias, L, dropout, train, both = args
@@ -89,7 +102,7 @@ def in_graph(operator: Operator) -> Callable[..., Any]:
         count = len(weights) // L
         projected = has_c and count == D * (5 if bias else 3)
         if not (projected or count == D * (4 if bias else 2)) or not _computable(x, (h0, *weights)):
-            return theirs(*args)
+            return fallback(*args)
         keep = torch.is_grad_enabled()
         if not (dropout and train and L > 1):
             outputs = torch.ops.fastrnn.recurrent(
@@ -124,15 +137,21 @@ def _transformed() -> bool:
     return transforms() is not None or forward_ad._current_level >= 0
 
 
-# The tracer calls it and keeps the answer; a graph is valid for one stack of transforms only.
-_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _may_unroll() -> bool:
+    """Whether the user wants PyTorch's operators in graphs."""
+    return bool(torch._dynamo.config.allow_rnn)
+
+
+# The tracer calls them and keeps the answers: a graph is valid for one stack of transforms only.
+for _function in (_transformed, _may_unroll):
+    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _computable(x: Tensor, others: Sequence[Tensor]) -> bool:
     """Whether the kernels can compute a call; is traced."""
     if x.dtype not in (torch.float32, torch.float64):
         return False
-    if x.device.type != "cpu" or 0 in x.shape or 0 in others[0].shape:
+    if x.device.type != "cpu" or not x.shape[-1] or not others[0].shape[-1]:
         return False
     return all(tensor.dtype == x.dtype and tensor.device.type == "cpu" for tensor in others)
 

@@ -118,6 +118,28 @@ def test_one_graph_serves_all_sizes(backend):
     assert graphs == graphs[:1] * 4
 
 
+def test_sizes_that_are_marked_as_dynamic():
+    theirs, ours = models("lstm")
+    x = twins.normal(4, 2, 3).detach()
+    torch._dynamo.mark_dynamic(x, 0)
+    torch._dynamo.mark_dynamic(x, 1)
+    function, counter = compiled(ours, "aot_eager")
+    function(x)
+    for T, B in ((6, 3), (9, 5)):
+        x = twins.normal(T, B, 3)
+        torch.testing.assert_close(gradients(ours, function, x), gradients(theirs, theirs, x))
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("sizes", [(4, 0, 3), (1, 1, 3), (4, 1, 3), (1, 2, 3)])
+def test_small_sizes(sizes):
+    theirs, ours = twins.twins("gru", 3, 5, 2, bidirectional=True)
+    function, _ = compiled(lambda x: ours(x)[0], "aot_eager")
+    x = twins.normal(*sizes)
+    torch.testing.assert_close(gradients(ours, function, x),
+                               gradients(theirs, lambda x: theirs(x)[0], x))
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @twins.per_cell
 def test_a_given_state_and_both_layouts(cell, batch_first):
@@ -181,7 +203,7 @@ def test_the_mode_of_each_call():
     function, counter = compiled(ours)
     x = twins.normal(4, 2, 3)
     function(x)
-    with bridge.mode("never"):
+    with bridge.mode("never"), torch._dynamo.config.patch(allow_rnn=True):
         torch.testing.assert_close(function(x), theirs(x))
     assert ["recurrent" in names for names in map(str, targets(counter))] == [True, False]
 
@@ -211,11 +233,21 @@ def test_a_projection(taken):
 
 
 def test_what_the_kernels_refuse():
+    """PyTorch's operator breaks the graph as its modules do, unless the user says otherwise."""
     theirs, ours = twins.twins("lstm", 3, 5, dtype=torch.bfloat16)
     x = torch.randn(4, 2, 3).to(torch.bfloat16)
     function, counter = compiled(lambda x: ours(x)[0])
-    torch.testing.assert_close(function(x), theirs(x)[0])
-    assert "recurrent" not in str(targets(counter))
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        function(x)
+    counter = CompileCounterWithBackend("aot_eager")
+    function = torch.compile(lambda x: 2 * ours(2 * x)[0], backend=counter)
+    torch.testing.assert_close(function(x), 2 * theirs(2 * x)[0])
+    assert all(kind not in str(targets(counter)) for kind in ("recurrent", "lstm"))
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        function, counter = compiled(lambda x: ours(x)[0])
+        torch.testing.assert_close(function(x), theirs(x)[0])
+    assert "lstm" in str(targets(counter))
 
 
 def test_autocast():
@@ -226,14 +258,16 @@ def test_autocast():
         with torch.autocast("cpu", torch.bfloat16):
             return module(x)[0]
 
-    torch.testing.assert_close(compiled(lambda: run(ours))[0](), run(theirs), rtol=0.05, atol=0.05)
+    function = torch.compile(lambda: run(ours), backend="aot_eager")
+    torch.testing.assert_close(function(), run(theirs), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev])
 def test_transforms(transform):
     theirs, ours = twins.twins("gru", 3, 5)
     x = twins.normal(4, 2, 3).detach()
-    got = compiled(transform(lambda x: ours(x)[0].square().sum()), "aot_eager")[0](x)
+    function = transform(lambda x: ours(x)[0].square().sum())
+    got = torch.compile(function, backend="aot_eager")(x)
     torch.testing.assert_close(got, transform(lambda x: theirs(x)[0].square().sum())(x))
 
 
