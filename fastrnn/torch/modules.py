@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx import Proxy
 from torch.nn.modules import rnn
 
+from fastrnn.torch import traceable
 from fastrnn.torch.door import Operator
 from fastrnn.torch.operators import FUNCTIONS, OPERATORS, run_module
 
@@ -92,6 +93,9 @@ class _Accelerated:
         twin = object.__new__(plain_class(type(self)))  # it shares everything
         twin.__dict__.update(self.__dict__)
         return twin
+
+
+traceable.permit(_Accelerated)
 
 
 class RNN(_Accelerated, nn.RNN):

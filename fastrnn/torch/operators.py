@@ -16,8 +16,10 @@ from torch.autograd import forward_ad
 
 from fastrnn.cells.table import CELLS
 from fastrnn.torch import choice
+from fastrnn.torch.compiled import in_graph
 from fastrnn.torch.door import Call, Operator, read_cell, read_module, read_sequence
 from fastrnn.torch.gradient import ORIGINALS, Recurrent, original, transforms
+from fastrnn.torch.projected import read_projected
 
 __all__ = ["FUNCTIONS", "OPERATORS", "run_module"]
 
@@ -77,7 +79,7 @@ def _run_sequence(operator: Operator, args: tuple[Any, ...]) -> Any:
     if dropout and train and L > 1:
         return _with_dropout(operator, args, (x, batch_sizes, h0, c0, params, bias, L, D,
                                               batch_first), dropout)
-    call = read_sequence(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
+    call = _read(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
     if isinstance(call, str):
         return _theirs(operator, args, call)
     return _faster(call, params[0])
@@ -104,6 +106,13 @@ def _run_cell(operator: Operator, args: tuple[Any, ...]) -> Any:
         return _theirs(operator, args, call)
     result = _faster(call, weights[0])
     return result if operator.has_c else result[0]
+
+
+def _read(operator: Operator, *args: Any) -> Any:
+    """Return the call of several steps, or a str: why PyTorch must compute it."""
+    weights, bias, L, D = args[4:8]
+    projected = operator.has_c and len(weights) == L * D * (5 if bias else 3)
+    return (read_projected if projected else read_sequence)(operator, *args)
 
 
 def _pair(operator: Operator, hx: Any) -> tuple[Any, Any] | None:
@@ -133,7 +142,7 @@ def _with_dropout(
     masks are the same.
     """
     x, batch_sizes, h0, c0, params, bias, L, D, batch_first = parts
-    known = read_sequence(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
+    known = _read(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
     if isinstance(known, str):
         return _theirs(operator, args, known)
     count = len(params) // L
@@ -142,9 +151,9 @@ def _with_dropout(
         if layer:
             y = torch.dropout(y, dropout, True)
         rows = slice(layer * D, (layer + 1) * D)
-        call = read_sequence(operator, y, batch_sizes, h0[rows], None if c0 is None else c0[rows],
-                             params[layer * count:(layer + 1) * count], bias, 1, D, False)
-        assert isinstance(call, Call)
+        call = _read(operator, y, batch_sizes, h0[rows], None if c0 is None else c0[rows],
+                     params[layer * count:(layer + 1) * count], bias, 1, D, False)
+        assert not isinstance(call, str)
         y, *final = _faster(call, params[0])
         finals.append(final)
     states = [torch.cat(parts) for parts in zip(*finals, strict=True)]
@@ -216,12 +225,12 @@ def run_module(operator: Operator, module: torch.nn.Module, x: Any, hx: Any) -> 
 
 def _function(operator: Operator) -> Callable[..., Any]:
     """Return what can stand in the place of a function of torch._VF."""
-    run = _run_cell if operator.is_cell else _run_sequence
+    run, traced = _run_cell if operator.is_cell else _run_sequence, in_graph(operator)
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        # torch.compile looks into this function, and shall find PyTorch's operator alone
+        # compilers and torch.export look into this function
         if kwargs or torch.compiler.is_compiling():
-            return getattr(ORIGINALS, operator.function)(*args, **kwargs)
+            return traced(*args, **kwargs)
         return run(operator, args)
 
     function.__name__ = function.__qualname__ = operator.function
