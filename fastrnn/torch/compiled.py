@@ -24,8 +24,7 @@ from torch.autograd import forward_ad
 
 from fastrnn.torch import choice
 from fastrnn.torch.door import Call, Operator, read_cell, read_sequence
-from fastrnn.torch.gradient import ORIGINALS, original, transforms
-from fastrnn.torch.gradient import _differentiable as differentiable
+from fastrnn.torch.gradient import ORIGINALS, differentiable, original, transforms
 from fastrnn.torch.projected import ProjectedCall, read_projected
 
 __all__ = ["in_graph"]

@@ -10,7 +10,7 @@ from torch.autograd.function import Function
 
 from fastrnn.torch.door import Call
 
-__all__ = ["ORIGINALS", "Recurrent", "original", "transforms"]
+__all__ = ["ORIGINALS", "Recurrent", "differentiable", "original", "transforms"]
 
 Tensor = torch.Tensor
 # PyTorch's own operators: torch._VF finds its functions here if they are not patched.
@@ -76,7 +76,7 @@ class Recurrent(Function):
         for dy in doutputs:
             again = again or (dy is not None and _is_batched(dy))
         if again:
-            return (None, *_differentiable(call, saved, doutputs, needs))
+            return (None, *differentiable(call, saved, doutputs, needs))
         tapes, ctx.tapes = ctx.tapes, None
         if tapes is None:
             _, tapes = call.forward(True)
@@ -84,7 +84,7 @@ class Recurrent(Function):
         return (None, *call.backward(tapes, dy, dhn, dcn, needs))
 
 
-def _differentiable(
+def differentiable(
     call: Call, saved: tuple[Tensor, ...], doutputs: tuple[Tensor | None, ...],
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.fx import Proxy
 from torch.nn.modules import rnn
+from torch.nn.utils import parametrize
 
 from fastrnn.torch import traceable
 from fastrnn.torch.door import Operator
@@ -197,6 +198,24 @@ def plain_class(ours: type[nn.Module]) -> type[nn.Module]:
     return next((plain for plain, known in CLASSES.items() if known is ours), ours)
 
 
+def _change(
+    module: nn.Module, class_for: Callable[[type[nn.Module]], type[nn.Module] | None],
+) -> None:
+    """Give a module the class that a function returns for its own, if it returns one."""
+    own = type(module)
+    if not parametrize.is_parametrized(module):
+        new = class_for(own)
+    else:
+        # PyTorch has made a class for this module alone, whose properties compute its weights. When
+        # the parametrization is removed, the module gets the first base: so that is to be changed.
+        base = class_for(own.__bases__[0])
+        kept = {name: value for name, value in vars(own).items()
+                if name not in ("__dict__", "__weakref__")}
+        new = None if base is None else type(own.__name__, (base,), kept)
+    if new is not None:
+        module.__class__ = new
+
+
 def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the names and modules of a model that are recurrent, each module once."""
     found: Iterator[tuple[str, nn.Module]] = model.named_modules()
@@ -239,9 +258,7 @@ def accelerate(model: Module) -> Module:
     """
     _check_model("accelerate", model)
     for _, module in recurrent_modules(model):
-        ours = accelerated_class(type(module))
-        if ours is not None:
-            module.__class__ = ours
+        _change(module, accelerated_class)
     return model
 
 
@@ -265,5 +282,5 @@ def restore(model: Module) -> Module:
     """
     _check_model("restore", model)
     for _, module in recurrent_modules(model):
-        module.__class__ = plain_class(type(module))
+        _change(module, plain_class)
     return model

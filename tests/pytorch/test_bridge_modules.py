@@ -413,3 +413,45 @@ def test_a_model_without_recurrent_modules_is_left():
     before = snapshot(model)
     assert bridge.restore(bridge.accelerate(model)) is model
     assert snapshot(model) == before
+
+
+@twins.per_kind
+def test_a_module_that_was_parametrized_before(kind):
+    """Its weights are computed anew for each call, before and after the change of its class."""
+    name = "weight_hh" if "Cell" in kind else "weight_hh_l0"
+
+    class Doubled(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    torch.manual_seed(0)
+    module = getattr(nn, kind)(3, 4)
+    nn.utils.parametrize.register_parametrization(module, name, Doubled())
+    own, x = type(module), example(kind)
+
+    def values():
+        module.zero_grad()
+        first = twins.as_tuple(module(x))[0]
+        first.square().sum().backward()
+        grad = module.parametrizations[name].original.grad
+        return first.detach().clone(), grad.clone()
+
+    expected = values()
+    bridge.accelerate(module)
+    assert isinstance(module, getattr(bridge, kind))
+    torch.testing.assert_close(values(), expected)
+    assert bridge.report(module).rows[0].accelerated
+    other = name.replace("hh", "ih")
+    nn.utils.parametrize.register_parametrization(module, other, Doubled())
+    values()
+    nn.utils.parametrize.remove_parametrizations(module, other, leave_parametrized=False)
+    torch.testing.assert_close(values(), expected)
+    bridge.restore(module)
+    assert not isinstance(module, getattr(bridge, kind))
+    assert type(module).__name__ == own.__name__
+    torch.testing.assert_close(values(), expected)
+    bridge.accelerate(module)
+    nn.utils.parametrize.remove_parametrizations(module, name)
+    assert type(module) is getattr(bridge, kind)
+    torch.testing.assert_close(twins.as_tuple(module(x))[0].detach(), expected[0])
+    assert type(bridge.restore(module)) is getattr(nn, kind)
