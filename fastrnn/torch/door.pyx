@@ -36,7 +36,8 @@ cdef object WORKSPACE = Workspace()
 
 def _converted(tensor):
     """Return the array of a tensor of a PyTorch without DLPack's C interface."""
-    if tensor.device.type != "cpu" or tensor.dtype not in (FLOAT32, FLOAT64):
+    if (tensor.device.type != "cpu" or tensor.dtype not in (FLOAT32, FLOAT64)
+            or tensor.layout is not torch.strided or tensor.data_ptr() % tensor.element_size()):
         return None
     return tensor.detach().numpy()
 

@@ -198,6 +198,21 @@ def plain_class(ours: type[nn.Module]) -> type[nn.Module]:
     return next((plain for plain, known in CLASSES.items() if known is ours), ours)
 
 
+def _on_base(own: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
+    """Return a class that PyTorch has made for a module, derived from another base.
+
+    If it came from a class that has the same properties still, it becomes that class again.
+    """
+    kept = {name: value for name, value in vars(own).items()
+            if name not in ("__dict__", "__weakref__")}
+    before: Any = kept.pop("_fastrnn_from", None)
+    if before is not None and before.__bases__ == (base,) and set(kept) <= set(vars(before)):
+        return before
+    if issubclass(base, _Accelerated):
+        kept["_fastrnn_from"] = own
+    return type(own.__name__, (base,), kept)
+
+
 def _change(
     module: nn.Module, class_for: Callable[[type[nn.Module]], type[nn.Module] | None],
 ) -> None:
@@ -209,9 +224,7 @@ def _change(
         # PyTorch has made a class for this module alone, whose properties compute its weights. When
         # the parametrization is removed, the module gets the first base: so that is to be changed.
         base = class_for(own.__bases__[0])
-        kept = {name: value for name, value in vars(own).items()
-                if name not in ("__dict__", "__weakref__")}
-        new = None if base is None else type(own.__name__, (base,), kept)
+        new = None if base is None else _on_base(own, base)
     if new is not None:
         module.__class__ = new
 

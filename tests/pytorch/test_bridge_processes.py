@@ -236,3 +236,41 @@ def test_several_python_threads_with_a_team_each(tmp_path):
         print(all(torch.equal(y, expected) for y in got), torch.equal(gradient(2), one))
     """))
     assert words == ["True", "True"]
+
+
+def test_a_pytorch_without_the_exchange_interface(tmp_path):
+    """PyTorch before 2.10: arrays come from Tensor.numpy(), new tensors from torch.empty."""
+    words = start(tmp_path, """
+        import torch
+        if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+            del torch.Tensor.__dlpack_c_exchange_api__
+        from fastrnn import torch as bridge
+
+        bridge.set_mode("always")
+        for kind in ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"):
+            torch.manual_seed(1)
+            theirs = getattr(torch.nn, kind)(3, 5).double()
+            ours = getattr(bridge, kind)(3, 5).double()
+            ours.load_state_dict(theirs.state_dict())
+            x = torch.randn(2, 3).double() if "Cell" in kind else torch.randn(4, 2, 3).double()
+            grads = []
+            for module in (theirs, ours):
+                y = module(x)
+                while not isinstance(y, torch.Tensor):
+                    y = y[0]
+                y.square().sum().backward()
+                grads.append([y.detach(), *(p.grad for p in module.parameters())])
+            torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-13)
+            assert bridge.report(ours).rows[0].accelerated
+            for other in (x.to_sparse(), x.half(), x.to("meta"), 3):
+                errors = []
+                for module in (theirs, ours):
+                    try:
+                        module(other)
+                        errors.append("none")
+                    except Exception as error:
+                        errors.append(type(error).__name__)
+                assert errors[0] == errors[1], (other, errors)
+        print("equal")
+    """)
+    assert words == ["equal"]
