@@ -45,7 +45,8 @@ class Choice:
     accelerated : bool
         Whether calls take fastrnn's way.
     ours, theirs : float or None
-        Seconds of one call each way; None if not measured.
+        Seconds of one call each way, of a long one estimated from its first steps; None if not
+        measured.
     """
 
     cell: str
@@ -112,7 +113,7 @@ def mode(name: str) -> Iterator[None]:
 
 
 def chosen(
-    key: tuple[Any, ...], cell: str, call: Any, ways: Callable[[Any], tuple[Way, Way]],
+    key: tuple[Any, ...], cell: str, call: Any, ways: Callable[[Any], tuple[Way, Way, float]],
 ) -> Choice:
     """Return the choice for a problem; time both ways if it is new.
 
@@ -124,7 +125,8 @@ def chosen(
     call : object
         Its text has the sizes.
     ways : function
-        Returns two functions that compute the call, ours and PyTorch's, without side effects.
+        Returns two functions that compute the call, or its first steps, ours and PyTorch's,
+        without side effects, and the share of its steps that they compute.
     """
     choice = choices.get(key)
     if choice is None or (choice.ours is None and _mode == "auto"):
@@ -132,9 +134,10 @@ def chosen(
         # meanwhile would wait for a lock for ever.
         choice = _entry(key, Choice(cell, str(call)))
         if _mode == "auto" and choice.ours is None:
-            ours, choice.theirs = _timed(*ways(call))
-            choice.accelerated = choice.theirs > _MARGIN * ours
-            choice.ours = ours
+            *both, share = ways(call)
+            ours, theirs = (seconds / share for seconds in _timed(*both))
+            choice.accelerated = theirs > _MARGIN * ours
+            choice.ours, choice.theirs = ours, theirs
     return choice
 
 

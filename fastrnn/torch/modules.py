@@ -205,7 +205,7 @@ def _on_base(own: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
     """
     kept = {name: value for name, value in vars(own).items()
             if name not in ("__dict__", "__weakref__")}
-    before: Any = kept.pop("_fastrnn_from", None)
+    before: type[nn.Module] | None = kept.pop("_fastrnn_from", None)
     if before is not None and before.__bases__ == (base,) and set(kept) <= set(vars(before)):
         return before
     if issubclass(base, _Accelerated):

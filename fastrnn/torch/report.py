@@ -25,7 +25,7 @@ class Row(NamedTuple):
     reason : str
         Why PyTorch did.
     times : pair of float or None
-        Measured seconds of one call, fastrnn's and PyTorch's.
+        Measured seconds of one call, fastrnn's and PyTorch's; see Choice.
     """
 
     name: str

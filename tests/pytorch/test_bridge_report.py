@@ -208,3 +208,37 @@ def test_the_log_is_silent_by_default(caplog):
     with caplog.at_level(logging.WARNING, logger="fastrnn.torch"):
         model()["one"](torch.randn(4, 2, 3))
     assert not [record for record in caplog.records if record.name == "fastrnn.torch"]
+
+
+@pytest.mark.parametrize("make", [
+    lambda: (torch.randn(40, 300, 64), {}),
+    lambda: (torch.randn(300, 40, 64), {"batch_first": True, "bidirectional": True}),
+    lambda: (torch.nn.utils.rnn.pack_padded_sequence(
+        torch.randn(40, 300, 64), torch.arange(300) % 40 + 1, enforce_sorted=False), {}),
+], ids=["time first", "batch first", "packed"])
+def test_a_long_call_is_timed_by_its_first_steps(make, monkeypatch):
+    """What was measured counts for the whole call; its values are those of the whole call."""
+    x, options = make()
+    module = bridge.GRU(64, 128, **options)
+    timed = []
+    own = bridge.operators._ways
+
+    def ways(call):
+        ours, theirs, share = own(call)
+        timed.append((share, ours()[0][0].shape, theirs()[0].shape))
+        return ours, theirs, share
+
+    monkeypatch.setattr(bridge.operators, "_ways", ways)
+    with bridge.mode("always"), torch.no_grad():
+        expected = module(x)[0]
+    bridge.choice.choices.clear()
+    bridge.choice.counts.clear()
+    with bridge.mode("auto"), torch.no_grad():
+        got = module(x)[0]
+    data = [y if isinstance(y, torch.Tensor) else y.data for y in (got, expected)]
+    torch.testing.assert_close(*data, rtol=1e-4, atol=1e-5)
+    ((share, ours, theirs),) = timed
+    assert share == 8 / 40
+    assert ours == theirs != data[0].shape
+    (row,) = bridge.report(module).rows
+    assert all(0 < seconds < 10 for seconds in row.times)
