@@ -57,13 +57,13 @@ unsigned fr_flush_denormals(int on) {
 void fr_restore(unsigned state) { _mm_setcsr(state); }
 #elif defined(__aarch64__)
 unsigned fr_flush_denormals(int on) {
-  unsigned long state;
+  uint64_t state; /* as wide as the register, everywhere */
   __asm__ volatile("mrs %0, fpcr" : "=r"(state));
-  if (on) __asm__ volatile("msr fpcr, %0" : : "r"(state | (1ul << 24)));
+  if (on) __asm__ volatile("msr fpcr, %0" : : "r"(state | (1u << 24)));
   return (unsigned)state;
 }
 void fr_restore(unsigned state) {
-  __asm__ volatile("msr fpcr, %0" : : "r"((unsigned long)state));
+  __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)state));
 }
 #else
 unsigned fr_flush_denormals(int on) { return (unsigned)on; }
