@@ -3,17 +3,24 @@
 #include "fastrnn.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 
-/* The builtins also ask the operating system, whether it saves the registers on a task switch
- * (XGETBV). */
-static int has_avx2(void) {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+/* By hand: what __builtin_cpu_supports reads is filled by a compiler's runtime library, and with some
+ * of them it stays empty. `ebx` are bits of leaf 7, `saved` registers that the operating system saves
+ * on a task switch (XCR0). */
+static int has(unsigned ebx, unsigned saved) {
+  const unsigned fma = 1u << 12, xgetbv = 1u << 27, avx = 1u << 28, all = fma | xgetbv | avx;
+  unsigned a, b, c, d, low, high;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & all) != all) return 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & saved) == saved && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & ebx) == ebx;
 }
-static int has_avx512(void) {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
-}
+
+enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17 };
+enum { XMM = 1 << 1, YMM = 1 << 2, ZMM = 7 << 5 }; /* ZMM: masks, high halves, upper registers */
+static int has_avx2(void) { return has(AVX2, XMM | YMM); }
+static int has_avx512(void) { return has(AVX2 | AVX512F | AVX512DQ, XMM | YMM | ZMM); }
 #endif
 
 static int always(void) { return 1; }
