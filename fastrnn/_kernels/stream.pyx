@@ -38,9 +38,9 @@ from fastrnn._kernels.stream_program cimport (
 from fastrnn._kernels.stream_states cimport States
 from fastrnn._kernels.vectorcall cimport (
     call_by_tuple,
-    count,
     name_at,
     names_count,
+    positional,
     subclass,
     vectorcallfunc,
 )
@@ -513,7 +513,7 @@ cdef object ROWS = sys.intern("rows")
 cdef object call(object self, PyObject *const *args, size_t nargsf, PyObject *names):
     """Do what `Stream.__call__` does, for the usual arguments 0.02 to 0.05 us faster."""
     cdef Stream stream = <Stream> self
-    cdef Py_ssize_t n = count(nargsf)
+    cdef Py_ssize_t n = positional(nargsf)
     cdef Py_ssize_t named = 0 if names == NULL else names_count(names)
     cdef PyObject *out = NULL
     cdef PyObject *rows = NULL

@@ -89,7 +89,8 @@ cdef class BaseTape:
             give_back(self.workspace, buffer)
 
     def __dealloc__(self):  # with the stable ABI Cython calls no __del__
-        if self.buffer is not None and self.workspace is not None:  # the collector may have been here
+        # The garbage collector may have been here.
+        if self.buffer is not None and self.workspace is not None:
             give_back(self.workspace, self.buffer)
 
     cdef ptrdiff_t copy_to(self, BaseTape twin) except? -1:

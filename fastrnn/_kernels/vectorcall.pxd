@@ -60,7 +60,7 @@ cdef extern from *:
     }
     """
     ctypedef object (*vectorcallfunc "fr_vectorcall")(object, PyObject *const *, size_t, PyObject *)
-    Py_ssize_t count "fr_count"(size_t nargsf)
+    Py_ssize_t positional "fr_count"(size_t nargsf)
     object subclass "fr_subclass"(object base, const char *name, const char *doc, Py_ssize_t offset)
     object call_by_tuple "fr_call_by_tuple"(object, PyObject *const *, size_t, PyObject *)
     Py_ssize_t names_count "PyTuple_Size"(PyObject *)
