@@ -2,10 +2,14 @@
 
 Metadata stands in pyproject.toml. Switches: FASTRNN_SANITIZE=address,undefined (or thread) builds
 an instrumented package; FASTRNN_DEBUG=1 keeps assertions and bounds checks.
+
+The extensions use only CPython's stable ABI, so one wheel serves every CPython from 3.11. Builds of
+CPython without the GIL have no stable ABI yet; for them the wheel is of one version.
 """
 
 import os
 import sys
+import sysconfig
 from glob import glob
 
 import numpy as np
@@ -20,14 +24,31 @@ debug = os.environ.get("FASTRNN_DEBUG", "") == "1"
 # so that results do not depend on the compiler.
 flags = ["-std=c11", "-O3", "-g0", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math",
          "-ffp-contract=off"]
+# -fno-unroll-loops: the kernels' source has its loops unrolled; Clang would do it once more.
+flags += ["-fno-unroll-loops", "-fvisibility=hidden", "-fstack-protector-strong"]
 link = ["-pthread"]
+if sys.platform == "linux":
+    link += ["-Wl,-z,relro,-z,now,-z,noexecstack", "-Wl,--hash-style=gnu"]
 if sanitize:
     flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1", "-DFR_ROLLED"]
     link += [f"-fsanitize={sanitize}"]
+else:  # Python's own flags may have it, too, and another level of it is an error
+    flags += ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
 if not debug:
     flags.append("-DNDEBUG")
 if not (debug or sanitize) and sys.platform == "linux":
     link.append("-Wl,-s")  # no tables of symbols
+
+stable = not sysconfig.get_config_var("Py_GIL_DISABLED")
+macros = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]
+if stable:
+    macros.append(("Py_LIMITED_API", "0x030b0000"))
+
+
+# Modules without loops of their own, which no step of a stream enters: made small.
+small = () if debug or sanitize else (
+    "exchange", "layout", "linear", "loss", "machine_gradients", "machine_packs", "packed",
+    "packed_program", "program", "program_tape", "project", "stream_program", "timeline", "update")
 
 
 def module(name, extra=(), package="_kernels"):
@@ -37,8 +58,9 @@ def module(name, extra=(), package="_kernels"):
         [f"fastrnn/{package}/{name}.pyx", *extra],
         include_dirs=["src_c", np.get_include()],
         depends=glob("src_c/**/*.h", recursive=True) + glob("fastrnn/_kernels/*.pxd"),
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-        extra_compile_args=flags,
+        define_macros=macros,
+        py_limited_api=stable,
+        extra_compile_args=[*flags, "-Os"] if name in small else flags,
         extra_link_args=link,
     )
 
@@ -62,5 +84,6 @@ setup(
             "cdivision": True,
             "embedsignature": True,
         },
-    )
+    ),
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if stable else {},
 )

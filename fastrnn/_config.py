@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,8 @@ __all__ = [
 
 def version() -> str:
     """Return the version of the installed package."""
+    from importlib import metadata  # loads json, zipfile and more
+
     try:
         return metadata.version("fastrnn")
     except metadata.PackageNotFoundError:  # imported from a source tree

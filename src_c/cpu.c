@@ -3,17 +3,24 @@
 #include "fastrnn.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 
-/* The builtins also ask the operating system, whether it saves the registers on a task switch
- * (XGETBV). */
-static int has_avx2(void) {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+/* By hand: what __builtin_cpu_supports reads is filled by a compiler's runtime library, and with some
+ * of them it stays empty. `ebx` are bits of leaf 7, `saved` registers that the operating system saves
+ * on a task switch (XCR0). */
+static int has(unsigned ebx, unsigned saved) {
+  const unsigned fma = 1u << 12, xgetbv = 1u << 27, avx = 1u << 28, all = fma | xgetbv | avx;
+  unsigned a, b, c, d, low, high;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & all) != all) return 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & saved) == saved && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & ebx) == ebx;
 }
-static int has_avx512(void) {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
-}
+
+enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17 };
+enum { XMM = 1 << 1, YMM = 1 << 2, ZMM = 7 << 5 }; /* ZMM: masks, high halves, upper registers */
+static int has_avx2(void) { return has(AVX2, XMM | YMM); }
+static int has_avx512(void) { return has(AVX2 | AVX512F | AVX512DQ, XMM | YMM | ZMM); }
 #endif
 
 static int always(void) { return 1; }
@@ -57,13 +64,13 @@ unsigned fr_flush_denormals(int on) {
 void fr_restore(unsigned state) { _mm_setcsr(state); }
 #elif defined(__aarch64__)
 unsigned fr_flush_denormals(int on) {
-  unsigned long state;
+  uint64_t state; /* as wide as the register, everywhere */
   __asm__ volatile("mrs %0, fpcr" : "=r"(state));
-  if (on) __asm__ volatile("msr fpcr, %0" : : "r"(state | (1ul << 24)));
+  if (on) __asm__ volatile("msr fpcr, %0" : : "r"(state | (1u << 24)));
   return (unsigned)state;
 }
 void fr_restore(unsigned state) {
-  __asm__ volatile("msr fpcr, %0" : : "r"((unsigned long)state));
+  __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)state));
 }
 #else
 unsigned fr_flush_denormals(int on) { return (unsigned)on; }

@@ -35,16 +35,8 @@
  *  - A job has no more threads than CPUs on which its owner may run at this time. */
 #define _GNU_SOURCE
 #include "fastrnn.h"
+#include "threads.h"
 #include <limits.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
-#include <time.h>
-#if defined(__linux__)
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 #if defined(__x86_64__) || defined(__i386__)
 #define relax() __builtin_ia32_pause()
@@ -106,11 +98,21 @@ static fr_number team_rank, team_size;
 
 static int load(const int *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 
+#if defined(_WIN32)
+static int64_t now(void) {
+  LARGE_INTEGER ticks, second;
+  QueryPerformanceCounter(&ticks);
+  QueryPerformanceFrequency(&second);
+  return ticks.QuadPart / second.QuadPart * 1000000000 +
+         ticks.QuadPart % second.QuadPart * 1000000000 / second.QuadPart;
+}
+#else
 static int64_t now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
+#endif
 
 /* Waits until *word is not `value`, but not longer than about `patience`; returns whether it is. A
  * pause takes 10 to 150 cycles, depending on the CPU: only the clock knows how long it was. */
@@ -138,6 +140,15 @@ static void sleep_while(const int *word, int value, int64_t time) {
 static void wake(const int *word) {
   syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
+
+static void forget_sleepers(void) {}
+#elif defined(_WIN32)
+static void sleep_while(const int *word, int value, int64_t time) {
+  WaitOnAddress((volatile void *)word, &value, sizeof value,
+                time ? (DWORD)((time + 999999) / 1000000) : INFINITE);
+}
+
+static void wake(const int *word) { WakeByAddressAll((void *)word); }
 
 static void forget_sleepers(void) {}
 #else
@@ -390,6 +401,8 @@ static int most_threads(int64_t time) {
     last_look = time;
     if (!sched_getaffinity(0, sizeof set, &set)) cpus = CPU_COUNT(&set);
   }
+#else
+  (void)time, (void)last_look;
 #endif
   return any_number ? FR_MAX_THREADS : cpus;
 }

@@ -88,8 +88,10 @@ cdef class BaseTape:
         if buffer is not None:
             give_back(self.workspace, buffer)
 
-    def __del__(self):
-        self.release()
+    def __dealloc__(self):  # with the stable ABI Cython calls no __del__
+        # The garbage collector may have been here.
+        if self.buffer is not None and self.workspace is not None:
+            give_back(self.workspace, self.buffer)
 
     cdef ptrdiff_t copy_to(self, BaseTape twin) except? -1:
         """Copy all but the passes; return how many bytes the twin's memory lies beyond this one's.
