@@ -112,6 +112,7 @@ cdef class Call:
     cdef object x_array, h_array, c_array
     cdef list arrays          # of the weights
     cdef int itemsize
+    cdef str reason           # why the kernels cannot read a tensor, or None
 
     def tensors(self):
         """Return x, h0, c0 and the weights."""
@@ -131,23 +132,12 @@ cdef class Call:
         """Borrow all tensors; return why the kernels cannot compute the call, or None."""
         cdef ptrdiff_t layer, g = self.op.gates, count = 4 if self.bias else 2, i, width
         cdef ptrdiff_t at = 0, D = self.directions, H
-        cdef str reason
-        arrays = []
-        for tensor in self.tensors():
-            if tensor is None and 1 <= len(arrays) <= 2:  # a state
-                arrays.append(None)
-                continue
-            reason = refused(tensor)
-            if reason is not None:
-                return reason
-            array = EXCHANGE.view(tensor)
-            if array is None or (arrays and cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(arrays[0])):
-                return kind_of(tensor)
-            arrays.append(array)
-        self.x_array, self.h_array, self.c_array = arrays[:3]
-        self.arrays = arrays[3:]
-        self.itemsize = cnp.PyArray_ITEMSIZE(self.x_array)
-        reason = self.read_input()
+        self.itemsize = 0
+        self.x_array = self.borrow(self.x)
+        self.h_array = None if self.h0 is None else self.borrow(self.h0)
+        self.c_array = None if self.c0 is None else self.borrow(self.c0)
+        self.arrays = [self.borrow(weight) for weight in self.weights]
+        reason = self.reason if self.reason is not None else self.read_input()
         if reason is not None:
             return reason
         if self.T < 1 or self.B < 1 or self.input_size < 1 or self.hidden_size < 1:
@@ -166,6 +156,17 @@ cdef class Call:
                         return "the shape of a bias"
                 at += count
         return None
+
+    cdef object borrow(self, object tensor):
+        """Return the array of a tensor; None, and `reason` is set, if the kernels cannot read it."""
+        if self.reason is None:
+            self.reason = refused(tensor)
+        array = None if self.reason is not None else EXCHANGE.view(tensor)
+        if array is None or self.itemsize not in (0, cnp.PyArray_ITEMSIZE(array)):
+            self.reason = self.reason or kind_of(tensor)
+            return None
+        self.itemsize = cnp.PyArray_ITEMSIZE(array)
+        return array
 
     cdef str read_input(self):
         """Find the sizes; return why the kernels cannot compute the call, or None."""
