@@ -158,7 +158,7 @@ cdef class Call:
         return None
 
     cdef object borrow(self, object tensor):
-        """Return the array of a tensor; None, and `reason` is set, if the kernels cannot read it."""
+        """Return the array of a tensor; None, with `reason` set, if the kernels cannot read it."""
         if self.reason is None:
             self.reason = refused(tensor)
         array = None if self.reason is not None else EXCHANGE.view(tensor)
