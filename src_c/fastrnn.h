@@ -67,6 +67,7 @@ typedef struct {
   ptrdiff_t slot[4];
   ptrdiff_t u0, u1;
   void *scratch;          /* table->gradient_scratch bytes, 64-byte aligned, one per thread */
+  int fresh;              /* c and bias have no values yet: write them, do not add to them */
 } fr_gradient;
 
 /* One step forward of `rows` rows of a batch, hidden units of panels [panel0, panel1). */

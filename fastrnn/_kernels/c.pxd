@@ -39,6 +39,7 @@ cdef extern from "fastrnn.h" nogil:
         ptrdiff_t slot[4]
         ptrdiff_t u0, u1
         void *scratch
+        int fresh
 
     ctypedef struct fr_forward:
         ptrdiff_t rows, panel0, panel1, hidden, pitch

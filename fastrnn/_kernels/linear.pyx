@@ -151,6 +151,7 @@ def linear_backward(dy, x, weight, dweight, dbias=None, need_dx=True, dx=None):
     s.gradient.k = R
     s.gradient.n = K
     s.gradient.gates = 1
+    s.gradient.fresh = False
     s.gradient.h = N
     with nogil:
         run(walk_linear, &s, threads)

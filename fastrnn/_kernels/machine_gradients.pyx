@@ -111,6 +111,7 @@ cdef void parameter_gradients(Run *r, RunJob *job, int rank, int size) noexcept 
     if p.need_dx:
         input_gradient(r, inputs, part(n, rank, size), part(n, rank + 1, size))
     w.scratch = job.job.scratch + rank * job.job.scratch_size
+    w.fresh = False
     for i in range(r.gradient_count):
         of = &r.gradient[i]
         weight = bias = NULL

@@ -17,5 +17,6 @@ def forward(
 ) -> Tape | None: ...
 def backward(
     tape: Tape, dy: np.ndarray | None, dfinal: States, dx: np.ndarray | None,
-    dinitial: tuple[np.ndarray, ...], grads: tuple[Weights, ...], record: tuple[str, ...] = (),
+    dinitial: States, grads: tuple[Weights, ...], record: tuple[str, ...] = (),
+    fresh: bool = False,
 ) -> dict[str, np.ndarray]: ...

@@ -356,7 +356,8 @@ cdef BackLayout lay_out_back(Carver carver, const Pass *p, ptrdiff_t H, bint nee
     return layout
 
 
-cdef object check_back(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record):
+cdef object check_back(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple record,
+                       bint fresh):
     cdef int D = tape.count, d, G = tape.passes[0].cell.gates
     cdef bint has_c = tape.passes[0].cell.has_c
     _, B, I, H = tape.shape
@@ -371,6 +372,8 @@ cdef object check_back(Tape tape, dy, dhn, dcn, dx, dh0, dc0, tuple grads, tuple
         check_weights(grads[d], G, dtype, I, H, True)
         if grads[d][0] is None and grads[d][2] is not None and tape.passes[d].column != NULL:
             raise ValueError("grads: weight_ih is None, expected an array: x was one-hot")
+    if fresh and tape.used_rows is not None:
+        raise ValueError("fresh: is True, expected False: x was symbols")
     for name in record:
         if name not in RECORD or name == "dc" and not has_c:
             raise ValueError(f"record: has {name!r}, expected names out of {RECORD}, dc of an LSTM "
@@ -415,7 +418,8 @@ cdef void use_outputs(Pass *p, tuple grads) noexcept:
     p.db_hh = pointer(grads[3])
 
 
-def backward(Tape tape, dy, tuple dfinal, dx, tuple dinitial, tuple grads, tuple record=()):
+def backward(Tape tape, dy, tuple dfinal, dx, tuple dinitial, tuple grads, tuple record=(),
+             bint fresh=False):
     """Backpropagate one forward call through time; the tape is used up.
 
     Parameters
@@ -428,6 +432,7 @@ def backward(Tape tape, dy, tuple dfinal, dx, tuple dinitial, tuple grads, tuple
     grads : per direction (weight_ih, weight_hh, bias_ih, bias_hh), which accumulate; None: not
         wanted (weight_ih of one-hot rows only together with bias_ih)
     record : names out of RECORD: what to return besides
+    fresh : whether `grads` have no values yet, so that they are written; not with symbols
 
     Returns
     -------
@@ -450,7 +455,7 @@ def backward(Tape tape, dy, tuple dfinal, dx, tuple dinitial, tuple grads, tuple
         raise RuntimeError("backward: this tape was used already, a tape serves one backward")
     dhn, dcn = pair_of("dfinal", dfinal, tape.passes[0].cell.has_c)
     dh0, dc0 = pair_of("dinitial", dinitial, tape.passes[0].cell.has_c)
-    check_back(tape, dy, dhn, dcn, dx, dh0, dc0, grads, record)
+    check_back(tape, dy, dhn, dcn, dx, dh0, dc0, grads, record, fresh)
     T, B, I, H = tape.shape
     out = {}
     for name in record:
@@ -486,6 +491,7 @@ def backward(Tape tape, dy, tuple dfinal, dx, tuple dinitial, tuple grads, tuple
         use_states(p, dhn, dcn, d, buffer.data, &layouts[d], B, tape.time, ends[d])
         use_gradients(p, dy, out, d, tape)
         use_outputs(p, grads[d])
+        p.fresh = fresh
         p.need_dx = dx is not None
         p.add_dx = d > 0
         if dx is not None and used is not None:

@@ -68,6 +68,7 @@ cdef struct Pass:
     void *dw_hh
     void *db_ih
     void *db_hh
+    bint fresh               # these four have no values yet
     fr_barrier barrier
 
 

@@ -449,6 +449,7 @@ cdef void parameter_gradients(Pass *p, Job *job, int rank, int size) noexcept no
 
     w.gates = p.cell.gates
     w.h = p.H
+    w.fresh = p.fresh
     w.u0 = part(p.H, rank, size)
     w.u1 = part(p.H, rank + 1, size)
     w.scratch = job.scratch + rank * job.scratch_size

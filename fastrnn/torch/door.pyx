@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 cimport numpy as cnp
-from libc.string cimport memset
 
 from fastrnn._kernels import sequence
 from fastrnn._kernels.exchange cimport Exchange
@@ -375,8 +374,6 @@ cdef class Call:
         dweights, arrays = [], []
         for i in range(len(self.arrays)):
             dweight, array = self.new_like(shape_of(self.arrays[i]), needs[3 + i])
-            if array is not None:
-                memset(cnp.PyArray_DATA(array), 0, cnp.PyArray_NBYTES(array))
             dweights.append(dweight)
             arrays.append(array)
         borrow_threads(self.threads)
@@ -391,7 +388,7 @@ cdef class Call:
                     below = self.outer(first)
                 sequence.backward(
                     tapes[layer], above, self.states(dh_final, dc_final, layer), below,
-                    self.states(dh, dc, layer), self.layer(arrays, layer))
+                    self.states(dh, dc, layer), self.layer(arrays, layer), fresh=True)
                 above = below
         finally:
             borrow_threads(0)

@@ -14,7 +14,7 @@ enum { A_COLUMNS = 24 * 12, B_COLUMNS = 1024 }; /* per packed block: 288 and 102
   ((ptrdiff_t)sizeof(real) * (B_COLUMNS / GN * PANEL + A_COLUMNS / GM * SLIVER))
 
 FR_INLINE void gradient_tile(const int M, real *c, ptrdiff_t c_pitch, const real *a, const real *b,
-                             ptrdiff_t k, ptrdiff_t columns) {
+                             ptrdiff_t k, ptrdiff_t columns, int fresh) {
   vec acc[MAX_ROWS][VPLAIN];
   /* C comes from afar, and is wanted only after the loop */
   FR_UNROLL(12) for (int m = 0; m < M; m++)
@@ -41,9 +41,9 @@ FR_INLINE void gradient_tile(const int M, real *c, ptrdiff_t c_pitch, const real
       real *p = c + m * c_pitch + v * VW;
       const ptrdiff_t left = columns - v * VW;
       if (left >= VW)
-        vstore(p, vadd(vload(p), acc[m][v]));
+        vstore(p, fresh ? acc[m][v] : vadd(vload(p), acc[m][v]));
       else if (left > 0)
-        vstoren(p, vadd(vloadn(p, left), acc[m][v]), left);
+        vstoren(p, fresh ? acc[m][v] : vadd(vloadn(p, left), acc[m][v]), left);
     }
   }
 }
@@ -86,8 +86,9 @@ static void gradient(const fr_gradient *s) {
   vec sums[A_COLUMNS / GM * GMV];
   for (ptrdiff_t n0 = 0; n0 == 0 || n0 < s->n; n0 += B_COLUMNS) {
     const ptrdiff_t n = s->n - n0 < B_COLUMNS ? s->n - n0 : B_COLUMNS;
-    for (ptrdiff_t k0 = 0; k0 < s->k; k0 += FR_KC) {
+    for (ptrdiff_t k0 = 0; k0 < s->k || (k0 == 0 && s->fresh); k0 += FR_KC) {
       const ptrdiff_t k = s->k - k0 < FR_KC ? s->k - k0 : FR_KC;
+      const int fresh = s->fresh && k0 == 0;
       for (ptrdiff_t i = 0; i < k; i++) {
         arow[i] = fr_row(&s->a, k0 + i);
         brow[i] = fr_row(&s->b, k0 + i);
@@ -106,7 +107,8 @@ static void gradient(const fr_gradient *s) {
                 ptrdiff_t left = um - u < GM ? um - u : GM;
                 left = left - v * VW < VW ? left - v * VW : VW;
                 real *p = bias + u + v * VW;
-                vstoren(p, vadd(vloadn(p, left), sums[u / GM * GMV + v]), left);
+                const vec sum = sums[u / GM * GMV + v];
+                vstoren(p, fresh ? sum : vadd(vloadn(p, left), sum), left);
               }
           } else {
             pack_slivers(0, ap, sums, arow, s->slot[g] + u0, k, um);
@@ -120,7 +122,7 @@ static void gradient(const fr_gradient *s) {
               switch (m) {
 #define GRADIENT_CASE(M)                                            \
   case M:                                                           \
-    if (M <= GM) gradient_tile(M, ct, s->n, at, bt, k, n - j);      \
+    if (M <= GM) gradient_tile(M, ct, s->n, at, bt, k, n - j, fresh); \
     break;
                 GRADIENT_CASE(1) GRADIENT_CASE(2) GRADIENT_CASE(3) GRADIENT_CASE(4)
                 GRADIENT_CASE(5) GRADIENT_CASE(6) GRADIENT_CASE(7) GRADIENT_CASE(8)

@@ -135,3 +135,39 @@ def test_states_are_as_many_as_the_cell_has(cell):
         with pytest.raises(ValueError, match=f"dinitial: {found}"):
             sequence.backward(tape, call.dy, None, None, states, call.weights)
         assert not tape.used
+
+
+GIVEN = ((True, True, True, True), (True, True, False, False), (False, True, True, False),
+         (True, False, False, True), (False, False, True, True), (False, False, False, False))
+
+
+@per_cell
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (1, 3, 5, 17), (300, 2, 70, 33)])
+def test_gradients_without_values_yet_are_written(cell, dtype, sizes, isa):
+    """With fresh=True what was there does not count; gradients that are None are not computed."""
+    call = calls.make(cell, *sizes, D=2, dtype=dtype)
+    shapes = [[array.shape for array in one] for one in call.weights]
+
+    def gradients(given, value, **options):
+        grads = tuple(tuple(np.full(shape, value, dtype) if want else None
+                            for shape, want in zip(one, given, strict=True)) for one in shapes)
+        _, tape = call.forward(keep=True)
+        sequence.backward(tape, call.dy, None, None, None, grads, **options)
+        return grads
+
+    every = gradients(GIVEN[0], 0)
+    for given in GIVEN:
+        got = gradients(given, np.nan, fresh=True)
+        for one, whole in zip(got, every, strict=True):
+            for array, expected, want in zip(one, whole, given, strict=True):
+                assert (array is not None) == want
+                if want:
+                    np.testing.assert_array_equal(array, expected)
+
+
+def test_symbols_have_no_gradients_without_values():
+    call = calls.make("gru", 3, 2, 4, 5, source="one_hot")
+    _, tape = call.forward(keep=True)
+    with pytest.raises(ValueError, match="fresh: is True"):
+        sequence.backward(tape, None, None, None, None, call.weights, fresh=True)
