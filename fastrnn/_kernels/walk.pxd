@@ -131,6 +131,7 @@ cdef struct Share:
     int first, last          # passes of the team
     int rank, size           # in the team
     int worker               # number of the thread among all
+    bint alone               # no other thread computes
     bint by_units
 
 

@@ -27,7 +27,13 @@ from fastrnn._kernels.c cimport (
     fr_rows,
     fr_table,
 )
-from fastrnn._kernels.project cimport pack_forward, project, project_symbols, unpack_halves
+from fastrnn._kernels.project cimport (
+    pack_forward,
+    pack_weights,
+    project,
+    project_symbols,
+    unpack_halves,
+)
 from fastrnn._kernels.runtime cimport (
     flush_denormals,
     pitch_of,
@@ -107,6 +113,7 @@ cdef Share share_of(const Job *job, int rank, int size) noexcept nogil:
     s.last = s.first + 1 if teams == 2 else job.count
     s.rank = rank % s.size
     s.by_units = job.by_units and s.size > 1
+    s.alone = size == 1
     return s
 
 
@@ -198,13 +205,36 @@ cdef ptrdiff_t chunk_end(const Pass *p, ptrdiff_t t0, ptrdiff_t b0, ptrdiff_t b1
     return t
 
 
+cdef bint is_once(const Pass *p, bint alone) noexcept nogil:
+    """Whether a thread that computes alone reads the weights for one step only.
+
+    Then each panel is used as soon as it is packed, in the place of the panel before.
+    """
+    return alone and p.times.T == 1
+
+
+cdef void forward_once(const Pass *p, fr_forward *step) noexcept nogil:
+    """A step that packs its weights, panel by panel."""
+    cdef ptrdiff_t panel, width = p.cell.vectors * p.table.lanes
+    for panel in range(p.panels):
+        step.wx = at(p.wx, -panel * width * p.I, p)  # kernels count panels from the first
+        step.wh = at(p.wh, -panel * width * p.H, p)
+        pack_weights(p, <void *> step.wx, p.w_ih, p.I, panel, panel + 1)
+        pack_weights(p, <void *> step.wh, p.w_hh, p.H, panel, panel + 1)
+        step.panel0, step.panel1 = panel, panel + 1
+        p.cell.forward(step)
+
+
 cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
     cdef fr_forward step
     cdef ptrdiff_t b0 = 0, b1 = p.times.R, panel0 = 0, panel1 = p.panels
     cdef ptrdiff_t t, t0, t1, row
     cdef bint joined, together = s.by_units  # the team shares the units of each step
+    cdef bint once = is_once(p, s.alone) and not p.packed and not p.index
     cdef void (*forward)(const fr_forward *) noexcept nogil
-    if not p.packed:
+    if once:
+        p.table.pack_bias(p.start, p.bias_n, p.b_ih, p.b_hh, p.H, p.pitch, p.cell)
+    elif not p.packed:
         pack_forward(p, part(p.panels, s.rank, s.size), part(p.panels, s.rank + 1, s.size),
                      s.rank == 0)
         wait(&p.barrier, s.size)
@@ -240,7 +270,8 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
         t1 = chunk_end(p, t0, b0, b1)
         row = p.chunk * b0  # of what is projected, without a tape
         step.rows = min(b1, alive_at(&p.times, t0)) - b0
-        joined = not p.index and (p.wx == NULL or not s.by_units and step.rows >= JOINED_ROWS)
+        joined = not p.index and (once or p.wx == NULL
+                                  or not s.by_units and step.rows >= JOINED_ROWS)
         if not p.index and not joined:
             project_chunk(p, s, t0, t1, b0, b1, panel0, panel1)
         step.input = p.I if joined else 0
@@ -268,6 +299,9 @@ cdef void forward_pass(Pass *p, const Share *s) noexcept nogil:
             step.y = step_of(p, p.y, t, b0)
             step.y_at = places(p, p.y, t, b0)
             step.down = t & 1 and step.rows < MANY_ROWS
+            if once:
+                forward_once(p, &step)
+                return
             forward(&step)
             if together and not wait_step(&p.barrier, s.size):
                 if s.rank:
@@ -358,9 +392,11 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
     cdef ptrdiff_t b0 = 0, b1 = p.times.R, panel0 = 0, panel1 = p.panels_h, t, going, alive
     cdef ptrdiff_t k = p.cell.gates * p.H
     cdef bint together = s.by_units
-    p.table.pack_plain(p.wb, p.w_hh, k, p.H, p.cell.gates, AS_IT_IS,
-                       part(p.panels_h, s.rank, s.size), part(p.panels_h, s.rank + 1, s.size))
-    if p.need_dx:
+    cdef bint once = is_once(p, s.alone)
+    if not once:
+        p.table.pack_plain(p.wb, p.w_hh, k, p.H, p.cell.gates, AS_IT_IS,
+                           part(p.panels_h, s.rank, s.size), part(p.panels_h, s.rank + 1, s.size))
+    if p.need_dx and not once:
         p.table.pack_plain(p.wi, p.w_ih, k, p.I, p.cell.gates, p.cell.order_x,
                            part(p.panels_i, s.rank, s.size), part(p.panels_i, s.rank + 1, s.size))
     wait(&p.barrier, s.size)
@@ -408,7 +444,22 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
         g.row1 = b1
         g.panel0 = panel0
         g.panel1 = panel1
-        p.table.product_plain(&g)
+        if once:
+            multiply_once(p, &g, p.wb, p.w_hh, AS_IT_IS)
+        else:
+            p.table.product_plain(&g)
+
+
+cdef void multiply_once(const Pass *p, fr_product *g, void *place, const void *weight,
+                        const int *order) noexcept nogil:
+    """A product with a weight (G*H, n) that is packed for it, panel by panel."""
+    cdef ptrdiff_t panel, last = g.panel1, k = p.cell.gates * p.H
+    cdef ptrdiff_t size = k * p.table.lanes * p.table.plain_vectors
+    for panel in range(g.panel0, last):
+        g.b = at(place, -panel * size, p)
+        p.table.pack_plain(<void *> g.b, weight, k, g.n, p.cell.gates, order, panel, panel + 1)
+        g.panel0, g.panel1 = panel, panel + 1
+        p.table.product_plain(g)
 
 
 cdef void sum_symbols(const Pass *p, fr_barrier *everyone, int rank, int size) noexcept nogil:
@@ -445,7 +496,10 @@ cdef void parameter_gradients(Pass *p, Job *job, int rank, int size) noexcept no
         g.accumulate = p.add_dx
         g.row0 = part(n, rank, size)
         g.row1 = part(n, rank + 1, size)
-        p.table.product_plain(&g)
+        if is_once(p, size == 1):
+            multiply_once(p, &g, p.wi, p.w_ih, p.cell.order_x)
+        else:
+            p.table.product_plain(&g)
 
     w.gates = p.cell.gates
     w.h = p.H
