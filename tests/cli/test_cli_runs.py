@@ -220,7 +220,7 @@ NOBODY = """
 import importlib, os, pkgutil, sys
 import fastrnn, fastrnn.cli, numpy.random, tqdm
 for module in pkgutil.walk_packages(fastrnn.__path__, "fastrnn."):
-    if not module.name.endswith(("__main__", "plot", "unfolded")):
+    if not module.name.endswith(("__main__", "plot", "unfolded", ".torch")):  # with extras
         importlib.import_module(module.name)
 os.setgid(65534); os.setuid(65534)
 sys.exit(fastrnn.cli.main())
