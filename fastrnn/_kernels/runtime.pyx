@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 
 from libc.stdint cimport int32_t
@@ -264,6 +265,9 @@ cdef ptrdiff_t pitch_of(ptrdiff_t hidden, ptrdiff_t itemsize) noexcept nogil:
     return fr_pitch(hidden, itemsize)
 
 
+# The garbage collector must not take these two apart: a tape that it drops gives its buffer back in
+# __dealloc__, when what it refers to may have been cleared. They refer to nothing that leads back.
+@cython.no_gc
 cdef class Buffer:
     def __cinit__(self, nbytes):
         # Python's integers do not overflow, and NumPy refuses what no memory can hold.
@@ -275,6 +279,7 @@ cdef class Buffer:
         self.data = <char *> ((<size_t> cnp.PyArray_DATA(self.owner) + 63) & ~(<size_t> 63))
 
 
+@cython.no_gc
 cdef class Workspace:
     def __cinit__(self):
         self.spare = []

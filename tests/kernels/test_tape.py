@@ -1,6 +1,7 @@
 """Tapes: how often they serve, what memory they hold, and that copies are whole."""
 
 import copy
+import gc
 import pickle
 import tracemalloc
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from fastrnn._kernels import sequence
+from fastrnn._kernels.runtime import Workspace
 
 KINDS = ("dense", "embedding", "one_hot")
 per_cell = pytest.mark.parametrize("cell", cases.CELLS)
@@ -171,3 +173,23 @@ def test_symbols_have_no_gradients_without_values():
     _, tape = call.forward(keep=True)
     with pytest.raises(ValueError, match="fresh: is True"):
         sequence.backward(tape, None, None, None, None, call.weights, fresh=True)
+
+
+@per_cell
+def test_a_tape_in_a_cycle_gives_whole_memory_back(cell):
+    """The garbage collector clears what is unreachable before a tape gives its buffer back."""
+    assert not gc.is_tracked(Workspace())
+    call = calls.make(cell, 9, 3, 5, 17, D=2)
+    expected = call.forward(keep=False)[0]
+    for _ in range(5):
+        _, tape = call.forward(keep=True)
+        cycle = [tape]
+        cycle.append(cycle)
+        nbytes = tape.nbytes
+        del tape, cycle
+        gc.collect()
+        noise = [np.full(nbytes + 64, 255, np.uint8) for _ in range(3)]  # where freed memory was
+        got, tape = call.forward(keep=True)
+        assert all((array == 255).all() for array in noise)
+        calls.assert_same(got, expected)
+        calls.assert_same(call.backward(tape), call.backward(call.forward(keep=True)[1]))
