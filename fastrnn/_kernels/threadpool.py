@@ -27,7 +27,7 @@ def register() -> bool:
         user_api = "fastrnn"
         internal_api = "fastrnn"
         filename_prefixes = ("runtime.",)  # the one module that is linked with the pool
-        check_symbols = ("fr_workers",)
+        check_symbols = ("PyInit_runtime",)  # all that the module exports
 
         def get_num_threads(self) -> int:
             from fastrnn._kernels import runtime

@@ -44,9 +44,6 @@ _SIGNATURE = ("Tensor x, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] we
 
 _torch_library: Any = torch.library  # it has no types
 _library = _torch_library.Library("fastrnn", "FRAGMENT")
-_library.define(f"recurrent(str function, bool keep, {_SIGNATURE}) -> Tensor[]")
-_library.define("recurrent_backward(str function, Tensor tape, Tensor?[] doutputs, bool[] needs, "
-                f"{_SIGNATURE}) -> Tensor[]")
 
 
 # ---- what torch.compile traces -------------------------------------------------------------------
@@ -288,10 +285,6 @@ def _backward(
     return [gradient for gradient in gradients if gradient is not None]
 
 
-_library.impl("recurrent", _forward, "CPU")
-_library.impl("recurrent_backward", _backward, "CPU")
-
-
 # ---- shapes --------------------------------------------------------------------------------------
 
 
@@ -317,10 +310,6 @@ def _gradient_shapes(
     return [tensor.new_empty(tensor.shape)
             for tensor, need in zip((x, h0, c0, *weights), needs, strict=True)
             if need and tensor is not None]
-
-
-_torch_library.register_fake("fastrnn::recurrent", _shapes, lib=_library)
-_torch_library.register_fake("fastrnn::recurrent_backward", _gradient_shapes, lib=_library)
 
 
 # ---- gradients -----------------------------------------------------------------------------------
@@ -351,5 +340,22 @@ def _differentiate(ctx: Any, doutputs: Sequence[Tensor | None]) -> tuple[Any, ..
             *(None for _ in ctx.rest))
 
 
-_torch_library.register_autograd("fastrnn::recurrent", _differentiate, setup_context=_save,
-                                 lib=_library)
+# ---- registration --------------------------------------------------------------------------------
+
+
+def _register() -> None:
+    """Make the operators known to PyTorch, once in a process, however often this is imported."""
+    if hasattr(torch.ops.fastrnn, "recurrent"):
+        return
+    _library.define(f"recurrent(str function, bool keep, {_SIGNATURE}) -> Tensor[]")
+    _library.define("recurrent_backward(str function, Tensor tape, Tensor?[] doutputs, "
+                    f"bool[] needs, {_SIGNATURE}) -> Tensor[]")
+    _library.impl("recurrent", _forward, "CPU")
+    _library.impl("recurrent_backward", _backward, "CPU")
+    _torch_library.register_fake("fastrnn::recurrent", _shapes, lib=_library)
+    _torch_library.register_fake("fastrnn::recurrent_backward", _gradient_shapes, lib=_library)
+    _torch_library.register_autograd("fastrnn::recurrent", _differentiate, setup_context=_save,
+                                     lib=_library)
+
+
+_register()
