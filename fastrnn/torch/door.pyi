@@ -2,6 +2,8 @@ from typing import Any
 
 import torch
 
+from fastrnn._kernels.timeline import Timeline
+
 class Operator:
     name: str
     function: str
@@ -39,6 +41,10 @@ class Call:
         dcn: torch.Tensor | None, needs: tuple[bool, ...],
     ) -> tuple[torch.Tensor | None, ...]: ...
 
+def read_tensor(tensor: Any, size: int) -> Any: ...
+def read_lengths(
+    batch_sizes: torch.Tensor, N: int
+) -> tuple[int, int, Timeline | None] | None: ...
 def read_sequence(
     op: Operator, x: Any, batch_sizes: Any, h0: Any, c0: Any, weights: Any, bias: bool,
     num_layers: int, directions: int, batch_first: bool,

@@ -25,8 +25,7 @@ cdef object Tensor = torch.Tensor
 cdef object Parameter = torch.nn.Parameter
 cdef object grad_is_enabled = torch.is_grad_enabled
 cdef object get_num_threads = torch.get_num_threads
-cdef object FLOAT32 = torch.float32
-cdef object FLOAT64 = torch.float64
+cdef tuple FLOATS = (torch.float32, torch.float64)
 cdef tuple REVERSE = ((), (False,), (False, True))
 
 # Spare memory for tapes and packed weights; the only thing that outlives a call.
@@ -35,7 +34,7 @@ cdef object WORKSPACE = Workspace()
 
 def _converted(tensor):
     """Return the array of a tensor of a PyTorch without DLPack's C interface."""
-    if (tensor.device.type != "cpu" or tensor.dtype not in (FLOAT32, FLOAT64)
+    if (tensor.device.type != "cpu" or tensor.dtype not in FLOATS
             or tensor.layout is not torch.strided or tensor.data_ptr() % tensor.element_size()):
         return None
     return tensor.detach().numpy()
@@ -43,7 +42,7 @@ def _converted(tensor):
 
 def _created(shape, size):
     """Return a new tensor, likewise."""
-    return torch.empty(shape, dtype=FLOAT32 if size == 4 else FLOAT64, device="cpu")
+    return torch.empty(shape, dtype=FLOATS[size == 8], device="cpu")
 
 
 cdef Exchange EXCHANGE = Exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), _converted,
@@ -158,11 +157,11 @@ cdef class Call:
 
     cdef object borrow(self, object tensor):
         """Return the array of a tensor; None, with `reason` set, if the kernels cannot read it."""
-        if self.reason is None:
-            self.reason = refused(tensor)
-        array = None if self.reason is not None else EXCHANGE.view(tensor)
-        if array is None or self.itemsize not in (0, cnp.PyArray_ITEMSIZE(array)):
-            self.reason = self.reason or kind_of(tensor)
+        if self.reason is not None:
+            return None
+        array = read_tensor(tensor, self.itemsize)
+        if type(array) is str:
+            self.reason = array
             return None
         self.itemsize = cnp.PyArray_ITEMSIZE(array)
         return array
@@ -180,8 +179,10 @@ cdef class Call:
         if self.op.is_cell:
             self.T, self.B = 1, cnp.PyArray_DIM(x, 0)
         elif self.batch_sizes is not None:
-            if not self.read_lengths():
+            lengths = read_lengths(self.batch_sizes, len(x))
+            if lengths is None:
                 return "the batch sizes"
+            self.T, self.B, self.time = lengths
         else:
             self.T = cnp.PyArray_DIM(x, self.batch_first)
             self.B = cnp.PyArray_DIM(x, not self.batch_first)
@@ -197,21 +198,6 @@ cdef class Call:
             and (i == 0 or cnp.PyArray_DIM(array, 0) == self.num_layers * self.directions)
             and cnp.PyArray_DIM(array, i) == self.B
             and cnp.PyArray_DIM(array, i + 1) == self.hidden_size)
-
-    cdef bint read_lengths(self) except -1:
-        """Find T, B and the lengths of a packed sequence; return whether they fit."""
-        sizes = self.batch_sizes.numpy()
-        if sizes.ndim != 1 or not len(sizes) or sizes.dtype != np.int64:
-            return False
-        self.T, self.B = len(sizes), sizes[0]
-        if sizes[self.T - 1] < 1 or (sizes[1:] > sizes[:self.T - 1]).any():
-            return False
-        if sizes.sum() != len(self.x_array):
-            return False
-        if sizes[self.T - 1] != self.B:
-            lengths = self.T - np.searchsorted(sizes[::-1], np.arange(self.B), "right")
-            self.time = Timeline(lengths.astype(np.int64), self.T)
-        return True
 
     cdef bint is_compact(self) noexcept:
         """Whether the kernels can read all tensors as they lie."""
@@ -400,14 +386,31 @@ cdef inline tuple shape_of(object array):
     return tuple([cnp.PyArray_DIM(array, i) for i in range(cnp.PyArray_NDIM(array))])
 
 
-cdef inline str refused(object tensor):
-    """Return why the kernels cannot read a tensor, or None."""
+cpdef object read_tensor(object tensor, int size):
+    """Return the array of a tensor (elements of `size` bytes, 0: any), or a str: why not."""
     cdef type of = type(tensor)
     if of is not Tensor and of is not Parameter:
         return f"a tensor is of type {of.__name__}"
     if tensor.is_neg():
         return "a tensor is a negated view"
-    return None
+    array = EXCHANGE.view(tensor)
+    if array is None or size not in (0, cnp.PyArray_ITEMSIZE(array)):
+        return kind_of(tensor)
+    return array
+
+
+def read_lengths(batch_sizes, ptrdiff_t N):
+    """Return T, B and the Timeline (None: all rows have T steps) of N packed rows; None: no fit."""
+    sizes = batch_sizes.numpy()
+    if sizes.ndim != 1 or not len(sizes) or sizes.dtype != np.int64:
+        return None
+    T, B = len(sizes), int(sizes[0])
+    if sizes[T - 1] < 1 or (sizes[1:] > sizes[:T - 1]).any() or sizes.sum() != N:
+        return None
+    if sizes[T - 1] == B:
+        return T, B, None
+    lengths = T - np.searchsorted(sizes[::-1], np.arange(B), "right")
+    return T, B, Timeline(lengths.astype(np.int64), T)
 
 
 cdef str kind_of(object tensor):
@@ -416,7 +419,7 @@ cdef str kind_of(object tensor):
         return f"device {tensor.device.type}"
     if tensor.layout is not torch.strided:
         return f"layout {str(tensor.layout).removeprefix('torch.')}"
-    if tensor.dtype in (FLOAT32, FLOAT64) and tensor.data_ptr() % tensor.element_size():
+    if tensor.dtype in FLOATS and tensor.data_ptr() % tensor.element_size():
         return "a tensor is not aligned"
     return f"dtype {str(tensor.dtype).removeprefix('torch.')}"
 

@@ -21,7 +21,7 @@ from fastrnn._kernels.timeline import Timeline
 from fastrnn.cells.forms import Form
 from fastrnn.cells.instance import Instance, Plan
 from fastrnn.layers.programs import PROGRAMS
-from fastrnn.torch.door import Operator
+from fastrnn.torch.door import Operator, read_lengths, read_tensor
 
 __all__ = ["ProjectedCall", "read_projected"]
 
@@ -101,8 +101,11 @@ class ProjectedCall:
             return "the shape of the input"
         if self.batch_sizes is None:
             self.T, self.B = self.x.shape[self.batch_first], self.x.shape[not self.batch_first]
-        elif not self._read_lengths(self.batch_sizes.numpy()):
-            return "the batch sizes"
+        else:
+            lengths = read_lengths(self.batch_sizes, len(self.x))
+            if lengths is None:
+                return "the batch sizes"
+            self.T, self.B, self.time = lengths
         rows, H, P = self.num_layers * self.directions, self.hidden_size, self.proj_size
         if min(self.T, self.B, self.input_size, H, P) < 1:
             return "a size is 0"
@@ -122,18 +125,6 @@ class ProjectedCall:
                     self.batch_first, self.time is None, self.x.element_size(),
                     self.keep + (self.keep and self.x.requires_grad), self.threads)
         return None
-
-    def _read_lengths(self, sizes: np.ndarray) -> bool:
-        """Find T, B and the lengths of a packed sequence; return whether they fit."""
-        if sizes.ndim != 1 or not len(sizes) or sizes.dtype != np.int64 or sizes[-1] < 1:
-            return False
-        if (sizes[1:] > sizes[:-1]).any() or sizes.sum() != len(self.x):
-            return False
-        self.T, self.B = len(sizes), int(sizes[0])
-        if sizes[-1] != self.B:
-            lengths = self.T - np.searchsorted(sizes[::-1], np.arange(self.B), "right")
-            self.time = Timeline(lengths.astype(np.int64), self.T)
-        return True
 
     def _outer(self, array: np.ndarray) -> np.ndarray:
         """Return the array (T, B, ...) of an input or output, or (N, ...) of ragged rows."""
@@ -244,21 +235,6 @@ def _array(tensor: Tensor) -> np.ndarray:
     return array
 
 
-def _refused(tensor: Any, dtype: Any) -> str | None:
-    """Return why the kernels cannot read a tensor, or None."""
-    if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
-        return f"a tensor is of type {type(tensor).__name__}"
-    if tensor.is_neg():
-        return "a tensor is a negated view"
-    if tensor.device.type != "cpu":
-        return f"device {tensor.device.type}"
-    if tensor.layout is not torch.strided:
-        return f"layout {str(tensor.layout).removeprefix('torch.')}"
-    if tensor.dtype not in _TYPES or tensor.dtype is not dtype:
-        return f"dtype {str(tensor.dtype).removeprefix('torch.')}"
-    return "a tensor is not aligned" if tensor.data_ptr() % tensor.element_size() else None
-
-
 def read_projected(
     op: Operator, x: Any, batch_sizes: Any, h0: Any, c0: Any, weights: Any, bias: bool,
     num_layers: int, directions: int, batch_first: bool,
@@ -280,10 +256,12 @@ def read_projected(
     """
     if op.function != "lstm" or len(weights) != num_layers * directions * (5 if bias else 3):
         return "the number of weights"
+    size = 0
     for tensor in (x, h0, c0, *weights):
-        reason = _refused(tensor, x.dtype)
-        if reason is not None:
-            return reason
+        array = read_tensor(tensor, size)
+        if isinstance(array, str):
+            return array
+        size = array.itemsize
     if x.dim() < 2 or h0.dim() != 3 or c0.dim() != 3:
         return "the shape of the input or of hx"
     call = ProjectedCall(op, x, batch_sizes, h0, c0, list(weights), bias, num_layers, directions,
