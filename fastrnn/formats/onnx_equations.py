@@ -33,7 +33,7 @@ from fastrnn.cells.weights import effective
 from fastrnn.formats.onnx_writer import Graph
 from fastrnn.layers.recurrent import Recurrent
 
-__all__ = ["add_scans"]
+__all__ = ["add_scans", "rows_alive"]
 
 _ALONE = {"sigmoid": "Sigmoid", "tanh": "Tanh", "relu": "Relu", "exp": "Exp", "log": "Log",
           "sqrt": "Sqrt", "abs": "Abs", "softplus": "Softplus", "softsign": "Softsign",
@@ -69,7 +69,7 @@ def add_scans(
     cell = layer.cell
     assert isinstance(cell, Instance)
     I = layer.width if number else layer.input_size
-    alive = _alive(graph, x, lengths) if lengths else ""
+    alive = rows_alive(graph, x, lengths) if lengths else ""
     B = graph.add("Shape", x, start=1, end=2)
     ys, finals = [], []
     for d, suffix in enumerate(("", "_reverse")[: layer.directions]):
@@ -95,7 +95,7 @@ def add_scans(
         graph.add("Concat", *of, axis=0) for of in zip(*finals, strict=True)]
 
 
-def _alive(graph: Graph, x: str, lengths: str) -> str:
+def rows_alive(graph: Graph, x: str, lengths: str) -> str:
     """Return the name of booleans (T, B, 1): whether a step is before its row's end."""
     T = graph.add("Squeeze", graph.add("Shape", x, start=0, end=1))
     steps = graph.add("Range", graph.tensor("zero", np.array(0, np.int64)), T,

@@ -16,7 +16,7 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.cells.instance import Instance
 from fastrnn.formats.files import as_path, write_bytes
-from fastrnn.formats.onnx_equations import add_scans
+from fastrnn.formats.onnx_equations import add_scans, rows_alive
 from fastrnn.formats.onnx_nodes import package
 from fastrnn.formats.onnx_recurrent import RECURRENT
 from fastrnn.formats.onnx_writer import Graph
@@ -251,13 +251,8 @@ def _export_pair(graph: Graph, model: EncoderDecoder, lengths: bool) -> None:
 
 def _without_padding(graph: Graph, x: str, lengths: str) -> str:
     """Return the name of (T, B, N) that is zero past each row's end, as a model gives it."""
-    T = graph.add("Squeeze", graph.add("Shape", x, start=0, end=1))
-    steps = graph.add("Range", graph.tensor("zero", np.array(0, np.int64)), T,
-                      graph.tensor("one", np.array(1, np.int64)))
-    n = graph.add("Cast", lengths, to=graph.onnx.TensorProto.INT64)
-    alive = graph.add("Less", graph.add("Unsqueeze", steps, graph.axes(1)), n)
     nothing = graph.tensor("nothing", np.zeros((), graph.dtype))
-    return str(graph.add("Where", graph.add("Unsqueeze", alive, graph.axes(2)), x, nothing))
+    return str(graph.add("Where", rows_alive(graph, x, lengths), x, nothing))
 
 
 # ---- files ---------------------------------------------------------------------------------------
