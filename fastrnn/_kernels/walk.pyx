@@ -396,9 +396,10 @@ cdef void backward_pass(Pass *p, const Share *s) noexcept nogil:
     if not once:
         p.table.pack_plain(p.wb, p.w_hh, k, p.H, p.cell.gates, AS_IT_IS,
                            part(p.panels_h, s.rank, s.size), part(p.panels_h, s.rank + 1, s.size))
-    if p.need_dx and not once:
-        p.table.pack_plain(p.wi, p.w_ih, k, p.I, p.cell.gates, p.cell.order_x,
-                           part(p.panels_i, s.rank, s.size), part(p.panels_i, s.rank + 1, s.size))
+        if p.need_dx:
+            p.table.pack_plain(p.wi, p.w_ih, k, p.I, p.cell.gates, p.cell.order_x,
+                               part(p.panels_i, s.rank, s.size),
+                               part(p.panels_i, s.rank + 1, s.size))
     wait(&p.barrier, s.size)
     if s.by_units:
         panel0 = part(p.panels_h, s.rank, s.size)

@@ -64,14 +64,14 @@ def _accelerated(
     forward.__kwdefaults__ = own.__kwdefaults__
 
     def called(self: Any, input: Any, hx: Any = None) -> Any:
-        if type(input) is Proxy:
-            return _leaf(self, input, hx)
         if (type(input) is torch.Tensor and self._is_plain
                 and not torch.compiler.is_compiling()):
             operator = operator_of(self)
             outputs = operator and run_module(operator, self, input, hx)
             if outputs is not None:
                 return outputs
+        if type(input) is Proxy:
+            return _leaf(self, input, hx)
         return forward(self, input, hx)
 
     return functools.update_wrapper(called, own)
