@@ -5,6 +5,8 @@ steps, B batch, I input, H hidden, G gates, D directions.
 """
 
 import importlib
+import io
+import warnings
 
 import numpy as np
 import pytest
@@ -20,6 +22,18 @@ def fastrnn_onnx():
 
 def load(source):
     return fastrnn_onnx().load(source)
+
+
+def exported(module, arguments, opset, **options):
+    """Return the bytes of a module that torch's exporter from traces wrote."""
+    import torch
+
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter is called deprecated
+        torch.onnx.export(module.eval(), arguments, file, dynamo=False, opset_version=opset,
+                          **options)
+    return file.getvalue()
 
 
 def node(op, inputs, outputs, **attributes):

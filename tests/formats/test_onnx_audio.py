@@ -1,13 +1,11 @@
 """Networks for audio, of convolutions and recurrent layers: published files, and their kind."""
 
 import importlib.util
-import io
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_models import load, runtime
+from onnx_models import exported, load, runtime
 
 pytest.importorskip("onnx")
 RNG = np.random.default_rng(0)
@@ -43,17 +41,6 @@ def test_a_voice_activity_detector_step_by_step(path):
             states = [name for name in made.input_names if name not in ("input", "sr")]
             feeds |= dict(zip(states, got[1:], strict=True))
             theirs |= dict(zip(states, expected[1:], strict=True))
-
-
-def exported(module, arguments, opset, **options):
-    import torch
-
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter is called deprecated
-        torch.onnx.export(module.eval(), arguments, file, dynamo=False, opset_version=opset,
-                          **options)
-    return file.getvalue()
 
 
 def check(module, arguments, opset, **options):

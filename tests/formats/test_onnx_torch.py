@@ -1,11 +1,10 @@
 """Models that PyTorch exported: embedding, stacked layers, head, in every form of its opsets."""
 
-import io
 import warnings
 
 import numpy as np
 import pytest
-from onnx_models import load, runtime
+from onnx_models import exported, load, runtime
 
 pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
@@ -41,16 +40,6 @@ class Classifier(torch.nn.Module):
     def forward(self, x, h0, c0):
         _, (h, _) = self.lstm(torch.relu(x), (h0, c0))
         return torch.log_softmax(self.head(h[-1]), -1)
-
-
-def exported(module, arguments, opset, **options):
-    """Return the bytes of a module that torch's exporter from traces wrote."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter is called deprecated
-        torch.onnx.export(module.eval(), arguments, file, dynamo=False, opset_version=opset,
-                          **options)
-    return file.getvalue()
 
 
 def close(got, expected):
