@@ -69,7 +69,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     fastrnn.torch.set_mode(args.mode)
     found = []
-    for kind, (H, B, T) in itertools.product(KINDS, SIZES[::args.every]):
+    for kind, (H, B, T) in itertools.product(KINDS, SIZES[:: args.every]):
         theirs = getattr(torch.nn, kind)(H, H)
         ours = fastrnn.torch.accelerate(copy.deepcopy(theirs))
         gates = theirs.weight_hh_l0.shape[0]
