@@ -29,7 +29,8 @@ from fastrnn.layers.parameters import UNSET, Shapes, check_grads
 from fastrnn.layers.passes import Kept, Layout, Pass, as_rows, rows, some_of
 
 if TYPE_CHECKING:
-    from fastrnn._kernels.packed import Packed, Weights
+    from fastrnn._kernels.packed import Packed
+    from fastrnn._kernels.packed import _Weights as Weights
     from fastrnn.cells.table import AnyCell
 
 __all__ = ["Recurrent"]
