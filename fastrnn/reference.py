@@ -57,7 +57,12 @@ Grads = dict[str, Array]
 
 
 def sigmoid(x: Array) -> Array:
-    """Return 1 / (1 + exp(-x)) elementwise; exp sees no positive number and cannot overflow."""
+    """Return 1 / (1 + exp(-x)) elementwise; exp sees no positive number and cannot overflow.
+
+    Parameters
+    ----------
+    x : array of any shape
+    """
     e = np.exp(-np.abs(x))
     y: Array = np.where(x >= 0, 1, e) / (1 + e)
     return y
