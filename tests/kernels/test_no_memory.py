@@ -250,6 +250,8 @@ def sweep(cell):
     sweep_stream(call, np.array([3, 1]), embedding=call.x[:, 0].copy())
 
 
+@pytest.mark.skipif((3, 12) <= sys.version_info < (3, 14), reason="PyFunction_NewWithQualName of "
+                    "CPython 3.12.1 and 3.13.0 reads a null pointer when its allocation fails")
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
 def test_every_allocation_may_fail(cell):
     done = subprocess.run(
