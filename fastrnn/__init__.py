@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from fastrnn.models import EncoderDecoder, LanguageModel, SequenceModel, Stack
     from fastrnn.training import fit
 
+    __version__: str
+
 _HOMES = {
     "fastrnn.cells": ("cell",),
     "fastrnn.layers": ("GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"),
@@ -63,19 +65,21 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"fastrnn.{name}")
-    elif name == "__version__":
-        from fastrnn._config import version
+if not TYPE_CHECKING:  # which would take every name for one of this module
 
-        value = version()
-    else:
-        raise AttributeError(f"module 'fastrnn' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            value = getattr(importlib.import_module(_HOME[name]), name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"fastrnn.{name}")
+        elif name == "__version__":
+            from fastrnn._config import version
+
+            value = version()
+        else:
+            raise AttributeError(f"module 'fastrnn' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

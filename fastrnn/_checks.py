@@ -453,6 +453,25 @@ def timeline(
     return Timeline(np.full(B, T) if n is None else n, T, flags, reset_to == "initial")
 
 
+def of_one(value: Any, ndim: int, flags: tuple[str, Shape] | None = None) -> Any:
+    """Return what one sequence has as that of a batch of one; anything else as it came.
+
+    Of booleans, `flags` are the name and the shape.
+    """
+    if value is None or getattr(value, "ndim", ndim) != ndim or np.ndim(value) != ndim:
+        return value
+    if flags is not None:
+        value = booleans(flags[0], value, flags[1])
+    return np.asarray(value)[..., None]
+
+
+def refuse_packed(name: str, value: Any) -> None:
+    """Refuse a PackedSequence, which is no array."""
+    if hasattr(value, "batch_sizes"):
+        raise RefusedType(f"{name} is {kind(value)}, expected an array; of packed rows p "
+                          "pass forward_packed(p.data, p.batch_sizes)")
+
+
 def booleans(name: str, value: Any, shape: Shape) -> np.ndarray:
     """Return `value` as an array of booleans of a shape."""
     a = _as_array(name, value, "booleans")

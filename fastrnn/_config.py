@@ -46,6 +46,10 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     mode : {"stdout", "dicts"}
         Print, or return a dictionary instead.
 
+    Returns
+    -------
+    dict or None
+
     Raises
     ------
     ValueError

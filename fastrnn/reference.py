@@ -35,6 +35,9 @@ a zero x, and leaves nothing behind.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 __all__ = [
@@ -48,17 +51,27 @@ __all__ = [
     "sigmoid",
 ]
 
+Array = np.ndarray
+Pair = tuple[Array | None, Array | None]
+Grads = dict[str, Array]
 
-def sigmoid(x):
-    """Return 1 / (1 + exp(-x)) elementwise; exp sees no positive number and cannot overflow."""
+
+def sigmoid(x: Array) -> Array:
+    """Return 1 / (1 + exp(-x)) elementwise; exp sees no positive number and cannot overflow.
+
+    Parameters
+    ----------
+    x : array of any shape
+    """
     e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1, e) / (1 + e)
+    y: Array = np.where(x >= 0, 1, e) / (1 + e)
+    return y
 
 
 _LAYOUTS = {"weight_ih": "G*H I", "weight_hh": "G*H H", "bias_ih": "G*H", "bias_hh": "G*H"}
 
 # name: (h as a function of its argument a, dh/da as a function of h)
-_NONLINEARITIES = {
+_NONLINEARITIES: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
     "tanh": (np.tanh, lambda h: 1 - h * h),
     "relu": (lambda a: np.maximum(a, 0), lambda h: h > 0),
     "sigmoid": (sigmoid, lambda h: h * (1 - h)),
@@ -73,12 +86,15 @@ class Tape:
     time, the input's side of the gates and the gradients of the parameters.
     """
 
-    def __init__(self, cell, gates, x, weight_ih, weight_hh, bias_ih, bias_hh, embedding, **walk):
+    def __init__(
+        self, cell: str, gates: int, x: Array, weight_ih: Array, weight_hh: Array,
+        bias_ih: Array | None, bias_hh: Array | None, embedding: Array | None, **walk: Any,
+    ) -> None:
         self.cell = cell
         self.spent = False
-        self._kept = ()
-        self._sizes = {}
-        self._dtype = getattr(weight_hh, "dtype", None)
+        self._kept: tuple[Any, ...] = ()
+        self._sizes: dict[str, int] = {}
+        self._dtype: Any = getattr(weight_hh, "dtype", None)
         if self._dtype not in (np.float32, np.float64):
             came = self._dtype or type(weight_hh).__name__
             raise TypeError(f"{cell}: weight_hh is {came}, expected an array of float32 or float64")
@@ -89,7 +105,7 @@ class Tape:
                 f"{cell}: weight_hh has shape {weight_hh.shape}, expected (G*H, H) with G = {gates}"
             )
         params = zip(_LAYOUTS, (weight_ih, weight_hh, bias_ih, bias_hh), strict=True)
-        self._params = {
+        self._params: dict[str, Any] = {
             name: param for name, param in params if param is not None or "weight" in name
         }
         for name, param in self._params.items():
@@ -101,7 +117,8 @@ class Tape:
             self._check("embedding", embedding, "V I")
             self._check("x", x, "T B", np.integer)
         self._plan(**walk)
-        self._rows, self._embedding = None, embedding
+        self._rows: Any = None
+        self._embedding = embedding
         if embedding is None:
             self._x = self._real(x[self._walk])  # (T, B, I)
         else:
@@ -114,7 +131,9 @@ class Tape:
             self._x = self._zeros("T B I")
             self._x[self._alive] = embedding[rows]
 
-    def _plan(self, reverse, lengths, reset, reset_to):
+    def _plan(
+        self, reverse: bool, lengths: Array | None, reset: Array | None, reset_to: str
+    ) -> None:
         """Lay out the walk: whose steps are real, and what each of them begins with."""
         T, B = (self._sizes[k] for k in "TB")
         ends, step = np.full(B, T), np.arange(T)[:, None]  # (B,), (T, 1)
@@ -132,7 +151,7 @@ class Tape:
             raise ValueError(f"{self.cell}: reset_to is {reset_to!r}, expected 'zero' or 'initial'")
 
         # a[walk] puts time into the order of the walk, and the order of the walk into time
-        self._walk = slice(None, None, -1 if reverse else 1)
+        self._walk: Any = slice(None, None, -1 if reverse else 1)
         if reverse and lengths is not None:  # flip each row's own steps; its padding stays behind
             self._walk = (ends - 1 - step) % T, np.arange(B)
         alive = step < ends  # (T, B), in the order of the walk as all below
@@ -147,13 +166,13 @@ class Tape:
         self._follows = (alive & ~fresh)[..., None]  # begins with the state before it
         self._anew = (alive & fresh & (reset_to == "initial"))[..., None]  # with the initial state
 
-    def _check(self, name, array, letters, kind=None):
+    def _check(self, name: str, array: Any, shape: str, kind: Any = None) -> None:
         """Hold an array against the sizes known so far; a letter not met before learns its size."""
         kind = kind or self._dtype.type
         if not isinstance(array, np.ndarray) or not issubclass(array.dtype.type, kind):
             came = getattr(array, "dtype", type(array).__name__)
             raise TypeError(f"{self.cell}: {name} is {came}, expected an array of {kind.__name__}")
-        letters = letters.split()
+        letters = shape.split()
         known = ", ".join(f"{k} = {self._sizes[k]}" for k in letters if k in self._sizes)
         if array.ndim != len(letters) or any(
             self._sizes.setdefault(k, n) != n for k, n in zip(letters, array.shape, strict=True)
@@ -163,14 +182,14 @@ class Tape:
                 + (f" with {known}" if known else "")
             )
 
-    def _real(self, array):
+    def _real(self, array: Array) -> Array:
         """Return an array (T, B, n) in walking order with zeros in the padding."""
         return array if self._alive.all() else np.where(self._alive[..., None], array, 0)
 
-    def _zeros(self, letters):
+    def _zeros(self, letters: str) -> Array:
         return np.zeros([self._sizes[k] for k in letters.split()], self._dtype)
 
-    def _start(self, name, state):
+    def _start(self, name: str, state: Array | None) -> Array:
         """Return the states (T+1, B, H) of a walk, slot 0 filled with the initial one."""
         T, B, H = (self._sizes[k] for k in "TBH")
         states = np.zeros((T + 1, B, H), self._dtype)
@@ -179,32 +198,34 @@ class Tape:
             states[0] = state
         return states
 
-    def _before(self, states, t=...):
+    def _before(self, states: Array, t: Any = ...) -> Array:
         """Return the states that step t begins with, (B, H), or all steps, (T, B, H)."""
         anew = np.where(self._anew[t], states[0], 0)
         return np.where(self._follows[t], states[:-1][t], anew)
 
-    def _to_before(self, dstates, t, dbefore):
+    def _to_before(self, dstates: Array, t: int, dbefore: Array) -> None:
         """Hand the gradient of what _before gave to the states it came from."""
         dstates[0] += np.where(self._anew[t], dbefore, 0)
         dstates[t] = np.where(self._follows[t], dbefore, dstates[t])
 
-    def _from_x(self):
+    def _from_x(self) -> Any:
         """Return W_ih x + b_ih of all steps, (T, B, G*H)."""
         return self._x @ self._params["weight_ih"].T + self._params.get("bias_ih", 0)
 
-    def _from_h(self, h):
+    def _from_h(self, h: Array) -> Any:
         """Return W_hh h + b_hh of one step, (B, G*H)."""
         return h @ self._params["weight_hh"].T + self._params.get("bias_hh", 0)
 
-    def _finish(self, training, h, *more):
+    def _finish(self, training: bool, h: Array, *more: Any) -> tuple[Array, Array, Tape | None]:
         """Return (y, hn, self or None) and keep the cell's arrays, the states h first."""
         self._kept = (h, *more)
         # y and hn are copies: a caller who writes into them does not change the gradients
         y = self._real(h[1:])[self._walk].copy()
         return y, h[self._ends], self if training else None
 
-    def _spend(self, dy, grads, **dstates):
+    def _spend(
+        self, dy: Array | None, grads: Grads | None, **dstates: Any
+    ) -> tuple[Any, Array, Grads, Any]:
         """Check a backward's arguments, then hand out (kept, dy, grads, dstates), this once.
 
         dy (T, B, H) is in walking order. Each of dstates (T+1, B, H) mirrors the states, filled at
@@ -235,7 +256,7 @@ class Tape:
         self.spent, kept, self._kept = True, self._kept, ()
         return kept, self._real(dy[self._walk]), grads, dstates.values()
 
-    def _accumulate(self, grads, h, da_x, da_h):
+    def _accumulate(self, grads: Grads, h: Array, da_x: Array, da_h: Array) -> None:
         """Add the gradients of the parameters; the padding has none.
 
         h (T+1, B, H); da_x and da_h (T, B, G*H) are the gradients of what _from_x and _from_h gave.
@@ -246,19 +267,20 @@ class Tape:
             if f"bias_{side}" in grads:
                 grads[f"bias_{side}"] += da.sum(axis=(0, 1))
 
-    def _to_x(self, need_dx, da_x):
+    def _to_x(self, need_dx: bool, da_x: Array) -> Array | None:
         """Return the gradient of x (T, B, I), or of the embedding (V, I)."""
         if not need_dx:
             return None
-        dx = da_x @ self._params["weight_ih"]  # (T, B, I)
+        dx: Array = da_x @ self._params["weight_ih"]  # (T, B, I)
         if self._embedding is None:
-            return self._real(dx)[self._walk].copy()
+            dx = self._real(dx)[self._walk]
+            return dx.copy()
         dembedding = self._zeros("V I")
         np.add.at(dembedding, self._rows, dx[self._alive])
         return dembedding
 
 
-def _tape_of(cell, tape):
+def _tape_of(cell: str, tape: Tape | None) -> Tape:
     """Return the tape if it is one that this cell's forward made."""
     if tape is None:
         raise TypeError(f"{cell}_backward: tape is None; run {cell}_forward with training=True")
@@ -271,9 +293,12 @@ def _tape_of(cell, tape):
 # ------------------------------------------------------------------------------------------ rnn
 
 
-def rnn_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, nonlinearity="tanh",
-                reverse=False, training=True, embedding=None, lengths=None, reset=None,
-                reset_to="zero"):
+def rnn_forward(
+    x: Array, h0: Array | None, weight_ih: Array, weight_hh: Array, bias_ih: Array | None = None,
+    bias_hh: Array | None = None, *, nonlinearity: str = "tanh", reverse: bool = False,
+    training: bool = True, embedding: Array | None = None, lengths: Array | None = None,
+    reset: Array | None = None, reset_to: str = "zero",
+) -> tuple[Array, Array, Tape | None]:
     """Run Elman's simple recurrent network over a sequence.
 
     h(t) = phi(weight_ih x(t) + bias_ih + weight_hh h(t-1) + bias_hh). Arguments, results and errors
@@ -298,7 +323,10 @@ def rnn_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, nonl
     return tape._finish(training, h, dphi)
 
 
-def rnn_backward(dy, dhn, tape, *, need_dx=True, grads=None):
+def rnn_backward(
+    dy: Array | None, dhn: Array | None, tape: Tape | None, *, need_dx: bool = True,
+    grads: Grads | None = None,
+) -> tuple[Array | None, Array, Grads]:
     """Backpropagate through the steps of one rnn_forward, as fastrnn.functional.rnn_backward."""
     # da_t = phi'(a_t) (dy_t + dh_t),  dh_t-1 = W_hh^T da_t
     tape = _tape_of("rnn", tape)
@@ -315,8 +343,12 @@ def rnn_backward(dy, dhn, tape, *, need_dx=True, grads=None):
 # ----------------------------------------------------------------------------------------- lstm
 
 
-def lstm_forward(x, state, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, reverse=False,
-                 training=True, embedding=None, lengths=None, reset=None, reset_to="zero"):
+def lstm_forward(
+    x: Array, state: Pair | None, weight_ih: Array, weight_hh: Array, bias_ih: Array | None = None,
+    bias_hh: Array | None = None, *, reverse: bool = False, training: bool = True,
+    embedding: Array | None = None, lengths: Array | None = None, reset: Array | None = None,
+    reset_to: str = "zero",
+) -> tuple[Array, tuple[Array, Array], Tape | None]:
     """Run a long short-term memory with forget gates over a sequence, gates i f g o.
 
     Arguments, results and errors are those of fastrnn.functional.lstm_forward.
@@ -342,11 +374,14 @@ def lstm_forward(x, state, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, 
         c[t + 1] = f[t] * tape._before(c, t) + i[t] * g[t]
         h[t + 1] = o[t] * np.tanh(c[t + 1])
     cn = c[tape._ends]  # (B, H)
-    y, hn, tape = tape._finish(training, h, c, gates)
-    return y, (hn, cn), tape
+    y, hn, kept = tape._finish(training, h, c, gates)
+    return y, (hn, cn), kept
 
 
-def lstm_backward(dy, dstate, tape, *, need_dx=True, grads=None):
+def lstm_backward(
+    dy: Array | None, dstate: Pair | None, tape: Tape | None, *, need_dx: bool = True,
+    grads: Grads | None = None,
+) -> tuple[Array | None, tuple[Array, Array], Grads]:
     """Backpropagate through the steps of one lstm_forward, as fastrnn.functional.lstm_backward."""
     # do_ = sigma'(o) dh tanh(c_t)
     # dc += dh o tanh'(c_t)
@@ -375,8 +410,12 @@ def lstm_backward(dy, dstate, tape, *, need_dx=True, grads=None):
 # ------------------------------------------------------------------------------------------ gru
 
 
-def gru_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, reverse=False,
-                training=True, embedding=None, lengths=None, reset=None, reset_to="zero"):
+def gru_forward(
+    x: Array, h0: Array | None, weight_ih: Array, weight_hh: Array, bias_ih: Array | None = None,
+    bias_hh: Array | None = None, *, reverse: bool = False, training: bool = True,
+    embedding: Array | None = None, lengths: Array | None = None, reset: Array | None = None,
+    reset_to: str = "zero",
+) -> tuple[Array, Array, Tape | None]:
     """Run gated recurrent units over a sequence, reset after the recurrent product, gates r z n.
 
     Arguments, results and errors are those of fastrnn.functional.gru_forward.
@@ -405,7 +444,10 @@ def gru_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, reve
     return tape._finish(training, h, m, gates)
 
 
-def gru_backward(dy, dhn, tape, *, need_dx=True, grads=None):
+def gru_backward(
+    dy: Array | None, dhn: Array | None, tape: Tape | None, *, need_dx: bool = True,
+    grads: Grads | None = None,
+) -> tuple[Array | None, Array, Grads]:
     """Backpropagate through the steps of one gru_forward, as fastrnn.functional.gru_backward."""
     # dz = sigma'(z) dh (h_t-1 - n)
     # dn = tanh'(n) dh (1 - z)

@@ -1,6 +1,11 @@
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from typing_extensions import disjoint_base
+
+@disjoint_base
+class Carver:
+    def __new__(cls, itemsize: int) -> Self: ...
 
 def in_range(array: np.ndarray, count: int) -> np.ndarray | None: ...
 def is_masked(value: Any) -> bool: ...

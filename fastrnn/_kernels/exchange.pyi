@@ -1,6 +1,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class Exchange:
     def __init__(
         self, capsule: Any, convert: Callable[[Any], Any],

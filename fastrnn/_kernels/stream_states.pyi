@@ -1,11 +1,14 @@
 from typing import Any
 
 import numpy as np
+from typing_extensions import disjoint_base
 
+@disjoint_base
 class Rows:
-    def __getitem__(self, index: Any) -> Any: ...
-    def __setitem__(self, index: Any, state: Any) -> None: ...
+    def __getitem__(self, index: Any, /) -> Any: ...
+    def __setitem__(self, index: Any, state: Any, /) -> None: ...
 
+@disjoint_base
 class States:
     @property
     def num_layers(self) -> int: ...

@@ -1,10 +1,12 @@
 from typing import Any
 
 import numpy as np
+from typing_extensions import disjoint_base
 
 GRIDS: tuple[str, ...]
 LAYOUTS: tuple[str, ...]
 
+@disjoint_base
 class Timeline:
     T: int
     B: int

@@ -1,13 +1,16 @@
 from collections.abc import Iterable, Mapping
+from typing import Self
 
 import numpy as np
+from typing_extensions import disjoint_base
 
 def norms(flats: Iterable[np.ndarray], limit: float = ...) -> tuple[float, float]: ...
 
-Row = tuple[np.ndarray, np.ndarray, Mapping[str, np.ndarray], float, float]
+_Row = tuple[np.ndarray, np.ndarray, Mapping[str, np.ndarray], float, float]
 
+@disjoint_base
 class Ranges:
-    def __init__(self, rows: Iterable[Row]) -> None: ...
+    def __new__(cls, rows: Iterable[_Row]) -> Self: ...
     def norms(self, limit: float = ...) -> tuple[float, float]: ...
     def sgd(self, lr: float, momentum: float = 0.0, nesterov: bool = False,
             limit: float = ..., grad_scale: float = 1.0) -> None: ...

@@ -14,7 +14,10 @@ from fastrnn.cells.zoo import ZOO, definitions
 
 if TYPE_CHECKING:
     from fastrnn.cells.definition import Definition, cell
+    from fastrnn.cells.frameworks import *  # noqa: F403
     from fastrnn.cells.frameworks import clipped_lstm, elman, onnx_gru, onnx_lstm, onnx_rnn
+    from fastrnn.cells.literature import *  # noqa: F403
+    from fastrnn.cells.regularised import *  # noqa: F403
     from fastrnn.cells.tree import DefinitionError
 
 __all__ = ["BY_NUMBER", "CELLS", "ZOO", "Cell", "Definition", "DefinitionError", "Gate", "cell",
@@ -25,12 +28,14 @@ _HOME |= dict.fromkeys(("clipped_lstm", "elman", "onnx_gru", "onnx_lstm", "onnx_
 _HOME |= ZOO
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fastrnn.cells' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"fastrnn.cells.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # which would take every name for one of this module
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'fastrnn.cells' has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"fastrnn.cells.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

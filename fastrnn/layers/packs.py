@@ -26,7 +26,7 @@ from fastrnn.layers.engine import Engine
 from fastrnn.layers.parameters import Part, Shapes
 
 if TYPE_CHECKING:
-    from fastrnn._kernels.packed import Weights
+    from fastrnn._kernels.packed import _Weights as Weights
     from fastrnn.cells.table import AnyCell
     from fastrnn.layers.engine import States
 

@@ -13,6 +13,7 @@ import abc
 import contextlib
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ from fastrnn._checks import RefusedType, RefusedValue, public
 
 Shapes = dict[str, tuple[int, ...]]
 
+MOST_LAYERS = 10_000  # the names of their parameters take 30 MB
 MODES = ("training", "evaluation", "bfloat16")
 
 _OF_A_LAYER = re.compile(r"_l\d+(_reverse)?$")  # how the name of a layer's parameter ends
@@ -258,6 +260,9 @@ class Part(Parametrized):
     flat: np.ndarray
     flat_grads: np.ndarray
     version: int
+    _shapes: Shapes
+    _params: dict[str, np.ndarray]
+    _grads: dict[str, np.ndarray]
     _fixed: frozenset[str] = frozenset()  # attributes that cannot be set again
 
     def __init__(self, shapes: Shapes, dtype: Any) -> None:
@@ -300,9 +305,9 @@ class Part(Parametrized):
         """Set all gradients to zero."""
         self.flat_grads.fill(0)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> np.ndarray:
         """Return a parameter by its name."""
-        params = self.__dict__.get("_params", {})
+        params: dict[str, np.ndarray] = self.__dict__.get("_params", {})
         if name in params:
             return params[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -385,6 +390,13 @@ def parts_of(target: Any) -> list[tuple[str, Part]]:
 def distinct(target: Any) -> list[Part]:
     """Return each part of a target once."""
     return list({id(part): part for _, part in parts_of(target)}.values())
+
+
+def check_count(kind: str, size: int, layers: int, dtype: np.dtype) -> None:
+    """Refuse so many parameters in so many layers if no memory can hold them."""
+    if size * dtype.itemsize > sys.maxsize or layers > MOST_LAYERS:
+        raise MemoryError(f"{kind}: these sizes make {min(size, 10**300):.3g} parameters in "
+                          f"{min(layers, 10**300):.3g} layers, more than there is memory for")
 
 
 def check_grads(of: Parametrized, grads: Any) -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, overload
 
 import numpy as np
 
@@ -22,8 +22,16 @@ from fastrnn._kernels.timeline import Timeline
 from fastrnn.layers.engine import AnyTape, Engine
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # typing's has a default from Python 3.13 on
+
     from fastrnn.layers.parameters import Part
     from fastrnn.layers.recurrent import Recurrent
+
+    S = TypeVar("S", default=Any)  # the state of a cell: an array, or a tuple of arrays
+else:
+    from typing import TypeVar
+
+    S = TypeVar("S")
 
 __all__ = ["RECORD", "Pass", "Recorded"]
 
@@ -110,7 +118,7 @@ class Kept(NamedTuple):
 _SPENT = Kept([], Layout(), 0, None, None)
 
 
-class Pass:
+class Pass(Generic[S]):
     """One forward of a recurrent layer, to go back through: ``y, state, p = layer.forward(x)``.
 
     It refers to x, to the weights and to an embedding: leave them as they are until backward.
@@ -122,7 +130,7 @@ class Pass:
         Whether it has had its backward.
     """
 
-    def __init__(self, layer: Recurrent, kept: Kept) -> None:
+    def __init__(self, layer: Recurrent[S], kept: Kept) -> None:
         self.layer = layer
         self.kept = kept
         self.spent = False
@@ -132,6 +140,30 @@ class Pass:
         """Bytes of the tapes."""
         return sum(tape.nbytes for tape, _ in self.kept.tapes)
 
+    @overload
+    def backward(
+        self, dy: Any = None, dstate: Any = None, *, need_dx: Literal[True] = True,
+        record: tuple[()] = (), grads: Mapping[str, np.ndarray] | None = None,
+        retain: bool = False,
+    ) -> tuple[np.ndarray, S]: ...
+    @overload
+    def backward(
+        self, dy: Any = None, dstate: Any = None, *, need_dx: bool,
+        record: tuple[()] = (), grads: Mapping[str, np.ndarray] | None = None,
+        retain: bool = False,
+    ) -> tuple[np.ndarray | None, S]: ...
+    @overload
+    def backward(
+        self, dy: Any = None, dstate: Any = None, *, need_dx: bool = True,
+        record: tuple[str, *tuple[str, ...]], grads: Mapping[str, np.ndarray] | None = None,
+        retain: bool = False,
+    ) -> tuple[np.ndarray | None, S, Recorded]: ...
+    @overload
+    def backward(
+        self, dy: Any = None, dstate: Any = None, *, need_dx: bool = True,
+        record: tuple[str, ...], grads: Mapping[str, np.ndarray] | None = None,
+        retain: bool = False,
+    ) -> Any: ...
     @public
     def backward(
         self, dy: Any = None, dstate: Any = None, *, need_dx: bool = True,

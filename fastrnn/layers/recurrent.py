@@ -11,56 +11,37 @@ from __future__ import annotations
 import copy
 import math
 import os
-import sys
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn._checks import RefusedValue, public
 from fastrnn._kernels.runtime import Workspace
 from fastrnn._kernels.stream import Stream
 from fastrnn._kernels.timeline import Timeline
 from fastrnn.cells import Cell
 from fastrnn.layers.dropout import Dropout
-from fastrnn.layers.parameters import UNSET, Shapes, check_grads
-from fastrnn.layers.passes import Kept, Layout, Pass, as_rows, rows, some_of
+from fastrnn.layers.parameters import UNSET, Shapes, check_count, check_grads
+from fastrnn.layers.passes import Kept, Layout, Pass, S, as_rows, rows, some_of
 
 if TYPE_CHECKING:
-    from fastrnn._kernels.packed import Packed, Weights
+    from fastrnn._kernels.packed import Packed
+    from fastrnn._kernels.packed import _Weights as Weights
     from fastrnn.cells.table import AnyCell
 
 __all__ = ["Recurrent"]
 
 State = Any  # (L*D, B, H), or a tuple of such, one for each state of the cell, or None
-MOST_LAYERS = 10_000  # the names of their parameters take 30 MB
 _BATCHED = Layout()
 _UNBATCHED = Layout(batched=False)
 _BATCH_FIRST = Layout(batch_first=True)
 _ROWS = Layout(rows=True)
 
 
-def _of_one(value: Any, ndim: int, flags: tuple[str, _checks.Shape] | None = None) -> Any:
-    """Return what one sequence has as that of a batch of one; anything else as it came.
-
-    Of booleans, `flags` are the name and the shape.
-    """
-    if value is None or getattr(value, "ndim", ndim) != ndim or np.ndim(value) != ndim:
-        return value
-    if flags is not None:
-        value = _checks.booleans(flags[0], value, flags[1])
-    return np.asarray(value)[..., None]
-
-
-def _refuse_packed(name: str, value: Any) -> None:
-    if hasattr(value, "batch_sizes"):
-        raise RefusedType(f"{name} is {_checks.kind(value)}, expected an array; of packed rows p "
-                          "pass forward_packed(p.data, p.batch_sizes)")
-
-
-class Recurrent(Dropout):
+class Recurrent(Dropout, Generic[S]):
     """What RNN, LSTM and GRU share: everything but the constructor's arguments.
 
     Attributes
@@ -81,6 +62,8 @@ class Recurrent(Dropout):
                         "has_c", "state_widths", "output_size", "directions", "width"])
     directions: int
     width: int
+    _reverse: tuple[bool, ...]
+    _own_grads: list[tuple[Weights, ...]]
 
     def __init__(
         self, cell: AnyCell, input_size: int, hidden_size: int, num_layers: int = 1,
@@ -123,11 +106,8 @@ class Recurrent(Dropout):
         H = self.hidden_size
         first, more = (sum(map(math.prod, self.cell.parameters(I, H, False).values()))
                        for I in (self.input_size, self._input_size_of(self.num_layers - 1)))
-        size = self.directions * (first + more * (self.num_layers - 1))
-        if size * dtype.itemsize > sys.maxsize or self.num_layers > MOST_LAYERS:
-            raise MemoryError(f"{type(self).__name__}: these sizes make {min(size, 10**300):.3g} "
-                              f"parameters in {min(self.num_layers, 10**300):.3g} layers, more "
-                              "than there is memory for")
+        check_count(type(self).__name__, self.directions * (first + more * (self.num_layers - 1)),
+                    self.num_layers, dtype)
 
     def _parameter_shapes(self) -> Shapes:
         shapes: Shapes = {}
@@ -148,7 +128,7 @@ class Recurrent(Dropout):
     def __call__(
         self, x: Any, state: State = None, *, lengths: Any = None, reset: Any = None,
         reset_to: str = "zero",
-    ) -> tuple[np.ndarray, State]:
+    ) -> tuple[np.ndarray, S]:
         """Run the layers over a batch of sequences.
 
         In training mode the layer keeps the pass of its latest call, for `backward`; `forward`
@@ -191,11 +171,21 @@ class Recurrent(Dropout):
             self.__dict__["_last"] = p.kept
         return y, state
 
+    @overload
+    def forward(
+        self, x: Any, state: State = None, *, lengths: Any = None, reset: Any = None,
+        reset_to: str = "zero", grad: Literal[True] = True,
+    ) -> tuple[np.ndarray, S, Pass[S]]: ...
+    @overload
+    def forward(
+        self, x: Any, state: State = None, *, lengths: Any = None, reset: Any = None,
+        reset_to: str = "zero", grad: bool,
+    ) -> tuple[np.ndarray, S, Pass[S] | None]: ...
     @public
     def forward(
         self, x: Any, state: State = None, *, lengths: Any = None, reset: Any = None,
         reset_to: str = "zero", grad: bool = True,
-    ) -> tuple[np.ndarray, State, Pass | None]:
+    ) -> tuple[np.ndarray, S, Pass[S] | None]:
         """Run the layers over a batch of sequences, and return the pass to go back through.
 
         Parameters
@@ -222,7 +212,7 @@ class Recurrent(Dropout):
     def forward_packed(
         self, data: Any, batch_sizes: Any, state: State = None, *, reset: Any = None,
         reset_to: str = "zero", grad: bool = True,
-    ) -> tuple[np.ndarray, State, Pass | None]:
+    ) -> tuple[np.ndarray, S, Pass[S] | None]:
         """Run the layers over rows in the layout of torch's PackedSequence, without padding.
 
         Without `reset` the layers compute in this order, so nothing is copied.
@@ -249,7 +239,7 @@ class Recurrent(Dropout):
         TypeError, ValueError
             As of a call; also if batch_sizes are not in descending order, or not those of data.
         """
-        _refuse_packed("data", data)
+        _checks.refuse_packed("data", data)
         data = _checks.array("data", data, self.flat.dtype, ("N", self.input_size))
         T, B, time = _checks.packed_timeline(batch_sizes, len(data), reset, reset_to)
         drops = grad and self.mode == "training"
@@ -265,10 +255,10 @@ class Recurrent(Dropout):
     def _forward(
         self, x: Any, state: State, grad: bool, lengths: Any = None, reset: Any = None,
         reset_to: str = "zero", latest: bool = False,
-    ) -> tuple[np.ndarray, State, Pass | None]:
+    ) -> tuple[np.ndarray, S, Pass[S] | None]:
         I, dtype = self.input_size, self.flat.dtype
         if type(x) is not np.ndarray:
-            _refuse_packed("x", x)
+            _checks.refuse_packed("x", x)
             x = _checks.numeric("x", x, dtype)
         shape: _checks.Shape
         if x.ndim == 2:
@@ -283,7 +273,8 @@ class Recurrent(Dropout):
                 or reset_to != "zero"):
             T, B = layout.sizes(x)
             if not layout.batched:
-                lengths, reset = _of_one(lengths, 0), _of_one(reset, 1, ("reset", (T,)))
+                lengths = _checks.of_one(lengths, 0)
+                reset = _checks.of_one(reset, 1, ("reset", (T,)))
             time = _checks.timeline(lengths, reset, reset_to, T, B, layout.batch_first)
             if time is not None:
                 y, state, p = self.run(as_rows(x), None, state, grad=grad, dropout=drops,
@@ -312,7 +303,7 @@ class Recurrent(Dropout):
         self, x: Any, index: np.ndarray | None, state: State, *, grad: bool, dropout: bool,
         layout: Layout = _BATCHED, latest: bool = False, time: Timeline | None = None,
         source: str = "time", target: str = "time",
-    ) -> tuple[np.ndarray, State, Pass | None]:
+    ) -> tuple[np.ndarray, S, Pass[S] | None]:
         """Run the layers over checked input: what calls of a layer and of a model share.
 
         Parameters
@@ -377,10 +368,21 @@ class Recurrent(Dropout):
         if not layout.batched:
             final = tuple([a[:, 0] for a in final])
         p = Pass(self, Kept(tapes, layout, self.version, time, kernels)) if grad else None
-        return y, final[0] if len(final) == 1 else final, p
+        of_cell: Any = final[0] if len(final) == 1 else final
+        return y, of_cell, p
 
+    @overload
+    def backward(
+        self, dy: Any = None, dstate: State = None, *, need_dx: Literal[True] = True
+    ) -> tuple[np.ndarray, S]: ...
+    @overload
+    def backward(
+        self, dy: Any = None, dstate: State = None, *, need_dx: bool
+    ) -> tuple[np.ndarray | None, S]: ...
     @public
-    def backward(self, dy: Any = None, dstate: State = None, *, need_dx: bool = True) -> Any:
+    def backward(
+        self, dy: Any = None, dstate: State = None, *, need_dx: bool = True
+    ) -> tuple[np.ndarray | None, S]:
         """Backpropagate the latest training-mode call through time, and add to `grads`.
 
         The short form of `Pass.backward`, for one call at a time.
@@ -414,7 +416,8 @@ class Recurrent(Dropout):
                                "training-mode call serves one backward, and eval-mode calls none")
         p = Pass(self, last)
         try:
-            return p._backward(dy, dstate, need_dx)
+            dx, dstate0 = p._backward(dy, dstate, need_dx)[:2]
+            return dx, dstate0
         finally:
             if p.spent and self._last is last:
                 self.__dict__["_last"] = None
@@ -458,7 +461,7 @@ class Recurrent(Dropout):
     def grads_by_layer(self, grads: Mapping[str, Any] | None) -> list[tuple[Weights, ...]]:
         """Return a mapping's gradient arrays (None: the layer's own) by layer and direction."""
         if grads is None:
-            return self._own_grads  # type: ignore[no-any-return]
+            return self._own_grads
         check_grads(self, grads)
         return self._by_layer(grads)
 

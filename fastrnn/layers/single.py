@@ -8,7 +8,7 @@ bits as a call of the layer. Letters: B batch, I input, H hidden.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, Literal, overload
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from fastrnn.cells import CELLS, Cell, vanilla
 from fastrnn.layers.engine import AnyTape
 from fastrnn.layers.packs import PackedPart
 from fastrnn.layers.parameters import UNSET, Shapes, check_grads
-from fastrnn.layers.passes import adding, check_unspent
+from fastrnn.layers.passes import S, adding, check_unspent
 
 __all__ = ["SINGLE", "CellPass", "GRUCell", "LSTMCell", "RNNCell", "SingleCell"]
 
@@ -27,7 +27,7 @@ State = Any  # (B, H) or (H,), or a pair of such, or None
 _FORWARD = (False,)  # one direction, not reversed
 
 
-class SingleCell(PackedPart):
+class SingleCell(PackedPart, Generic[S]):
     """What RNNCell, LSTMCell and GRUCell share: everything but the constructor's arguments.
 
     Attributes
@@ -42,6 +42,7 @@ class SingleCell(PackedPart):
 
     _fixed = frozenset(["cell", "input_size", "hidden_size", "bias", "has_c", "state_widths",
                         "output_size"])
+    _own_grads: tuple[tuple[Any, ...], ...]
 
     def __init__(
         self, cell: Cell, input_size: int, hidden_size: int, bias: bool, dtype: Any, seed: Any
@@ -60,7 +61,7 @@ class SingleCell(PackedPart):
     # ---- calls ------------------------------------------------------------------------------
 
     @public
-    def __call__(self, x: Any, state: State = None) -> State:
+    def __call__(self, x: Any, state: State = None) -> S:
         """Compute one step, and keep nothing for a backward: `forward` returns the pass.
 
         Parameters
@@ -84,10 +85,18 @@ class SingleCell(PackedPart):
         """
         return self._step(x, state, False)[0]
 
+    @overload
+    def forward(
+        self, x: Any, state: State = None, *, grad: Literal[True] = True
+    ) -> tuple[S, CellPass[S]]: ...
+    @overload
+    def forward(
+        self, x: Any, state: State = None, *, grad: bool
+    ) -> tuple[S, CellPass[S] | None]: ...
     @public
     def forward(
         self, x: Any, state: State = None, *, grad: bool = True
-    ) -> tuple[State, CellPass | None]:
+    ) -> tuple[S, CellPass[S] | None]:
         """Compute one step, and return the pass to go back through.
 
         Parameters
@@ -110,7 +119,7 @@ class SingleCell(PackedPart):
         """
         return self._step(x, state, grad)
 
-    def _step(self, x: Any, state: State, grad: bool) -> tuple[State, CellPass | None]:
+    def _step(self, x: Any, state: State, grad: bool) -> tuple[S, CellPass[S] | None]:
         I, dtype = self.input_size, self.flat.dtype
         if type(x) is not np.ndarray:
             x = _checks.numeric("x", x, dtype)
@@ -132,7 +141,8 @@ class SingleCell(PackedPart):
         tape = self._kernels.forward(self._kinds[0], x, None, weights, _FORWARD, before, after[0],
                                      tuple(after), grad, self._workspace)
         p = None if tape is None else CellPass(self, tape, batched, self.version)
-        return state[0] if len(state) == 1 else tuple(state), p
+        of_cell: Any = state[0] if len(state) == 1 else tuple(state)
+        return of_cell, p
 
     def _explain(self, x: np.ndarray) -> str:
         """Return what to add to the sentence about an x of a wrong shape."""
@@ -185,7 +195,7 @@ def _as_state(arrays: tuple[np.ndarray, ...], batched: bool) -> State:
     return tuple([a[0] if batched else a[0, 0] for a in arrays])
 
 
-class CellPass:
+class CellPass(Generic[S]):
     """One forward of a single cell, to go back through: ``h, p = cell.forward(x, h)``.
 
     It refers to x and to the weights: leave them as they are until backward. The state before the
@@ -200,7 +210,7 @@ class CellPass:
 
     __slots__ = ("_batched", "_tape", "_version", "cell", "spent")
 
-    def __init__(self, cell: SingleCell, tape: AnyTape, batched: bool, version: int) -> None:
+    def __init__(self, cell: SingleCell[S], tape: AnyTape, batched: bool, version: int) -> None:
         self.cell = cell
         self.spent = False
         self._tape: AnyTape | None = tape
@@ -212,11 +222,21 @@ class CellPass:
         """Bytes of the tape."""
         return 0 if self._tape is None else self._tape.nbytes
 
+    @overload
+    def backward(
+        self, dstate: Any, *, need_dx: Literal[True] = True,
+        grads: Mapping[str, np.ndarray] | None = None, retain: bool = False,
+    ) -> tuple[np.ndarray, S]: ...
+    @overload
+    def backward(
+        self, dstate: Any, *, need_dx: bool,
+        grads: Mapping[str, np.ndarray] | None = None, retain: bool = False,
+    ) -> tuple[np.ndarray | None, S]: ...
     @public
     def backward(
         self, dstate: Any, *, need_dx: bool = True,
         grads: Mapping[str, np.ndarray] | None = None, retain: bool = False,
-    ) -> Any:
+    ) -> tuple[np.ndarray | None, S]:
         """Backpropagate through the step, and add to the cell's `grads` or to those given.
 
         Parameters
@@ -272,7 +292,7 @@ class CellPass:
         return dx, _as_state(before, self._batched)
 
 
-class RNNCell(SingleCell):
+class RNNCell(SingleCell[np.ndarray]):
     """One step of Elman's network, h' = phi(W_ih x + b_ih + W_hh h + b_hh): torch.nn.RNNCell.
 
     Parameters
@@ -330,7 +350,7 @@ class RNNCell(SingleCell):
         return super().config | {"nonlinearity": self.nonlinearity}
 
 
-class LSTMCell(SingleCell):
+class LSTMCell(SingleCell[tuple[np.ndarray, np.ndarray]]):
     """One step of an LSTM with forget gates: torch.nn.LSTMCell's equations, gate order i f g o.
 
     Parameters
@@ -365,7 +385,7 @@ class LSTMCell(SingleCell):
         super().__init__(CELLS["lstm"], input_size, hidden_size, bias, dtype, seed)
 
 
-class GRUCell(SingleCell):
+class GRUCell(SingleCell[np.ndarray]):
     """One step of gated recurrent units: torch.nn.GRUCell's equations, gate order r z n.
 
     Parameters

@@ -19,7 +19,7 @@ from fastrnn.layers.recurrent import Recurrent
 __all__ = ["GRU", "LAYERS", "LSTM", "RNN", "cell_of"]
 
 
-class RNN(Recurrent):
+class RNN(Recurrent[np.ndarray]):
     """Elman's simple recurrent network, h(t) = phi(W_ih x(t) + b_ih + W_hh h(t-1) + b_hh).
 
     Parameters
@@ -88,7 +88,7 @@ class RNN(Recurrent):
         return super().config | {"nonlinearity": self.nonlinearity}
 
 
-class LSTM(Recurrent):
+class LSTM(Recurrent[tuple[np.ndarray, np.ndarray]]):
     """Long short-term memory with forget gates: torch.nn.LSTM's equations, gate order i f g o.
 
     Parameters
@@ -143,7 +143,7 @@ class LSTM(Recurrent):
         return super().config | ({"proj_size": self.proj_size} if self.proj_size else {})
 
 
-class GRU(Recurrent):
+class GRU(Recurrent[np.ndarray]):
     """Gated recurrent units, reset after the product: torch.nn.GRU's equations, order r z n.
 
     Parameters

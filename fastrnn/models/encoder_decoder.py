@@ -124,6 +124,11 @@ class EncoderDecoder(Model):
         -------
         LossPass
             ``p.value``, ``p.weight``, ``p.state`` (the decoder's final state), ``p.backward()``.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If the source, the inputs or the targets do not fit the model or each other.
         """
         grad = self.training if grad is None else _checks.flag("grad", grad)
         decoder = self.decoder
@@ -163,6 +168,12 @@ class EncoderDecoder(Model):
         Returns
         -------
         integers (length, B), or array (length, B, N)
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If `source` or `first` do not fit the model or each other, or another argument is out
+            of its range.
         """
         sampling = generate.Sampling.checked(temperature, top_k, top_p, seed)
         length = _checks.positive("length", length)

@@ -6,7 +6,7 @@ Letters: B batch, T steps, H hidden, L layers, V symbols, E width of a symbol's 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -170,6 +170,21 @@ class LanguageModel(SequenceModel):
                               "expected a model of bytes or of characters")
         return bytes(numbers.astype(np.uint8)).decode("utf-8", errors)
 
+    @overload
+    def sample(
+        self, prompt: str, length: int, temperature: float = 1.0, seed: Any = None, *,
+        top_k: int | None = None, top_p: float = 1.0,
+    ) -> str: ...
+    @overload
+    def sample(
+        self, prompt: bytes, length: int, temperature: float = 1.0, seed: Any = None, *,
+        top_k: int | None = None, top_p: float = 1.0,
+    ) -> bytes: ...
+    @overload
+    def sample(
+        self, prompt: Any, length: int, temperature: float = 1.0, seed: Any = None, *,
+        top_k: int | None = None, top_p: float = 1.0,
+    ) -> np.ndarray: ...
     @public
     def sample(
         self, prompt: Any, length: int, temperature: float = 1.0, seed: Any = None, *,

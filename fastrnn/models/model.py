@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -109,6 +109,12 @@ class Model(Parametrized):
 
     # ---- users' data ------------------------------------------------------------------------
 
+    @overload
+    def predict(
+        self, x: np.ndarray, *, batch_size: int = 256, **options: Any
+    ) -> np.ndarray: ...
+    @overload
+    def predict(self, x: Any, *, batch_size: int = 256, **options: Any) -> Any: ...
     def predict(self, x: Any, *, batch_size: int = 256, **options: Any) -> Any:
         """Return predictions for sequences; see fastrnn.models.inference.predict."""
         from fastrnn.models.inference import predict

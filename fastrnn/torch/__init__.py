@@ -9,9 +9,9 @@ the first two. A call that fastrnn cannot compute, or not faster, goes to PyTorc
 
 try:
     import torch as _torch  # noqa: F401
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ModuleNotFoundError("fastrnn.torch needs PyTorch, expected it to be installed: "
-                              "pip install 'fastrnn[torch]'", name="torch") from error
+                              "pip install 'fastrnn[torch]'", name="torch") from _error
 
 from fastrnn.torch import team as _team
 from fastrnn.torch.choice import get_mode, mode, set_mode

@@ -103,7 +103,13 @@ def get_mode() -> str:
 
 @contextlib.contextmanager
 def mode(name: str) -> Iterator[None]:
-    """Use another mode inside a with block; see `set_mode`."""
+    """Use another mode inside a with block.
+
+    Parameters
+    ----------
+    name : str
+        As of `set_mode`.
+    """
     before = _mode
     set_mode(name)
     try:

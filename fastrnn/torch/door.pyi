@@ -1,9 +1,11 @@
 from typing import Any
 
 import torch
+from typing_extensions import disjoint_base
 
 from fastrnn._kernels.timeline import Timeline
 
+@disjoint_base
 class Operator:
     name: str
     function: str
@@ -15,6 +17,7 @@ class Operator:
         self, name: str, function: str, kind: int, gates: int, has_c: bool, is_cell: bool
     ) -> None: ...
 
+@disjoint_base
 class Call:
     op: Operator
     num_layers: int

@@ -56,6 +56,11 @@ def omega(
         The steps at which each direction begins a sequence or an episode, so that no gradient goes
         further back; by default the one that it reads first.
 
+    Returns
+    -------
+    float
+        The weight times Omega.
+
     Raises
     ------
     TypeError

@@ -395,7 +395,11 @@ def test_signatures_are_the_contract():
         "lstm_backward": "(dy, dstate, tape, *, need_dx=True, grads=None)",
         "gru_backward": "(dy, dhn, tape, *, need_dx=True, grads=None)",
     }
-    got = {name: str(inspect.signature(getattr(reference, name))) for name in expected}
+    got = {}
+    for name in expected:
+        signature = inspect.signature(getattr(reference, name))
+        arguments = [a.replace(annotation=a.empty) for a in signature.parameters.values()]
+        got[name] = str(inspect.Signature(arguments))
     assert got == expected
 
 

@@ -1,0 +1,1 @@
+# Other compiled modules alone call this one; Python sees nothing in it.
