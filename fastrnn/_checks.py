@@ -435,7 +435,7 @@ def timeline(
     flags = None
     if reset is not None:
         flags = booleans("reset", reset, (B, T) if batch_first else (T, B))
-        flags = np.array(flags.T if batch_first else flags, order="C") if flags.any() else None
+        flags = (flags.T if batch_first else flags) if flags.any() else None  # it is copied below
     n = None
     if lengths is not None:
         name = "lengths" if of == "x" else f"lengths of {of}"

@@ -39,7 +39,14 @@ from fastrnn._kernels.packed_program cimport (
     use_machine,
 )
 from fastrnn._kernels.program_tape cimport ProgramTape
-from fastrnn._kernels.runtime cimport Buffer, Workspace, pitch_of, run
+from fastrnn._kernels.runtime cimport (
+    Buffer,
+    Workspace,
+    keep_denormals,
+    pitch_of,
+    restore,
+    run,
+)
 from fastrnn._kernels.sequence cimport check_state, chunk_of, lay_out_taken, use_index
 from fastrnn._kernels.state cimport add_states, load_state, store_row
 from fastrnn._kernels.tape cimport check_outer, checked_input, give_back
@@ -123,6 +130,7 @@ def forward(kind, x, index, tuple weights, tuple reverse, initial, y, tuple fina
     cdef RunJob job
     cdef PackedProgram packed
     cdef Pass p
+    cdef unsigned state
     dtype = y.dtype
     m = kind.machine(dtype)
     if D not in (1, 2) or len(reverse) != D:
@@ -236,7 +244,11 @@ def forward(kind, x, index, tuple weights, tuple reverse, initial, y, tuple fina
         else:
             alive[d] = held, arrays, use_index(&r.p, index, reverse[d], time)
             if one_hot:
-                project_one_hot(r, m, arrays, tape.used_rows)
+                state = keep_denormals()
+                try:  # the caller may round in another way
+                    project_one_hot(r, m, arrays, tape.used_rows)
+                finally:
+                    restore(state)
             else:
                 r.p.x = rows_of(pointer(x), r.p.V, 0, x.strides[0] // x.itemsize)
         r.p.y = caller_rows(y, d * O, reverse[d], time, target)
@@ -353,6 +365,7 @@ def backward(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple grads, tupl
     cdef RunJob job
     cdef Buffer buffer, memory
     cdef Pass p
+    cdef unsigned state
     if tape.used or tape.buffer is None:
         raise RuntimeError("backward: this tape was used already, a tape serves one backward")
     check_back(tape, dy, dfinal, dx, dinitial, grads, record)
@@ -457,7 +470,11 @@ def backward(ProgramTape tape, dy, dfinal, dx, tuple dinitial, tuple grads, tupl
             add_states(dinitial[s], None if dfinal is None else dfinal[s], d, &p, r.carries[s], B,
                        begins[d], ends[d])
         if r.symbols_ready:
-            add_one_hot(r, m, grads[d], used)
+            state = keep_denormals()
+            try:
+                add_one_hot(r, m, grads[d], used)
+            finally:
+                restore(state)
     if dx is not None and used is None and tape.time is not None:
         tape.time.blank(dx, tape.source)
     if dx is not whole:

@@ -20,7 +20,14 @@ from fastrnn._kernels.machine cimport CODE, NEW, Machine, Run, state_at
 from fastrnn._kernels.packed cimport Packed
 from fastrnn._kernels.packed_program cimport PackedProgram, sized_run
 from fastrnn._kernels.project cimport project
-from fastrnn._kernels.runtime cimport Buffer, flush_denormals, pitch_of, restore, table_for
+from fastrnn._kernels.runtime cimport (
+    Buffer,
+    flush_denormals,
+    keep_denormals,
+    pitch_of,
+    restore,
+    table_for,
+)
 from fastrnn._kernels.stack cimport Layer
 from fastrnn._kernels.walk cimport rows_of
 
@@ -310,8 +317,12 @@ cdef Buffer program_symbols(PackedProgram packed, object embedding):
     table = cnp.PyArray_SimpleNewFromData(2, shape, m.dtype.num, buffer.data)
     if embedding is None:
         start = cnp.PyArray_SimpleNewFromData(1, &width, m.dtype.num, packed.starts)
-        table[:, :columns] = packed.panel_rows(m.x_packed, columns // m.table.lanes,
-                                               m.input_size).T + start
+        rows = packed.panel_rows(m.x_packed, columns // m.table.lanes, m.input_size).T
+        state = keep_denormals()
+        try:  # the caller may round in another way
+            np.add(rows, start, out=table[:, :columns])
+        finally:
+            restore(state)
         return buffer
     r.p.wx = packed.packs + m.x_packed * size
     r.p.start = packed.starts

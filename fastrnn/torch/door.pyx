@@ -401,7 +401,7 @@ cpdef object read_tensor(object tensor, int size):
 
 def read_lengths(batch_sizes, ptrdiff_t N):
     """Return T, B and the Timeline (None: all rows have T steps) of N packed rows; None: no fit."""
-    sizes = batch_sizes.numpy()
+    sizes = batch_sizes.numpy().copy()  # another thread may change the tensor
     if sizes.ndim != 1 or not len(sizes) or sizes.dtype != np.int64:
         return None
     T, B = len(sizes), int(sizes[0])
