@@ -194,6 +194,14 @@ def rows_contiguous(a: np.ndarray) -> np.ndarray:
     return a if readable else np.array(a, a.dtype.newbyteorder("="), order="C")
 
 
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return a new array; where no memory can hold it, the error says how large it would be."""
+    try:
+        return np.empty(shape, dtype)
+    except ValueError as error:  # more than 2^63 bytes: NumPy's sentence names no size
+        raise MemoryError(f"an array of shape {shape} is larger than any memory") from error
+
+
 def output(name: str, value: Any, dtype: Any, shape: Shape) -> np.ndarray:
     """Return `value` if kernels can write a C-contiguous result of this shape into it."""
     if not isinstance(value, np.ndarray) or value.dtype != dtype or not value.dtype.isnative:

@@ -63,7 +63,8 @@ def seen():
         "tasks": len(os.listdir("/proc/self/task")), "threads": threading.active_count(),
         "files": sorted(os.listdir("/proc/self/fd")), "handlers": handlers, "mask": mask,
         "status": status, "environment": dict(os.environ), "filters": list(warnings.filters),
-        "folder": os.getcwd(), "here": sorted(os.listdir(".")), "recursion": sys.getrecursionlimit(),
+        "folder": os.getcwd(), "here": sorted(os.listdir(".")),
+        "recursion": sys.getrecursionlimit(),
         "hooks": [sys.excepthook, sys.displayhook, threading.excepthook, sys.unraisablehook,
                   sys.gettrace(), sys.getprofile()], "path": list(sys.path),
         "meta": list(sys.meta_path), "locale": locale.setlocale(locale.LC_ALL),
@@ -166,7 +167,8 @@ def test_no_home_and_no_folder_to_write_to(tmp_path, expected):
     home = str(tmp_path / "nowhere")
     for changes in ({"HOME": home, "TMPDIR": home, "XDG_CACHE_HOME": home},
                     {"HOME": "", "TMPDIR": "", "PATH": ""}):
-        assert children.words(f"import os; os.chdir({str(closed)!r})\n" + WORK, **changes) == expected
+        code = f"import os; os.chdir({str(closed)!r})\n" + WORK
+        assert children.words(code, **changes) == expected
     assert os.listdir(closed) == []
     closed.chmod(0o755)
 
