@@ -66,6 +66,10 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
         except Refused as error:
             name = _class_name(args[0]) + shown if method else function.__name__
             raise error.builtin(f"{name}: {error}") from error.__cause__
+        except SystemError as error:  # NumPy's reductions say this where there is no memory
+            if "without" in str(error) and "exception" in str(error):
+                raise MemoryError from error
+            raise
 
     return named
 

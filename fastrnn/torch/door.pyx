@@ -199,7 +199,7 @@ cdef class Call:
             and cnp.PyArray_DIM(array, i) == self.B
             and cnp.PyArray_DIM(array, i + 1) == self.hidden_size)
 
-    cdef bint is_compact(self) noexcept:
+    cdef bint is_compact(self) except -1:
         """Whether the kernels can read all tensors as they lie."""
         cdef int last = cnp.PyArray_NDIM(self.x_array) - 1
         if (cnp.PyArray_DIM(self.x_array, last) > 1
