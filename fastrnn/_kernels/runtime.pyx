@@ -31,6 +31,7 @@ from fastrnn._kernels.c cimport (
     fr_isa_table,
     fr_pitch,
     fr_place,
+    fr_refused,
     fr_restore,
     fr_number,
     fr_run,
@@ -56,6 +57,8 @@ cdef extern from *:
     static _Thread_local int fr_borrowed;
     """
     int fr_borrowed
+    # The system may refuse a thread where the GIL is not held.
+    int Py_AddPendingCall(int (*function)(void *) noexcept, void *argument) nogil
 
 cdef object FLOAT32 = np.dtype(np.float32)
 cdef object FLOAT64 = np.dtype(np.float64)
@@ -64,6 +67,7 @@ cdef int isa = -1
 cdef int threads = 1
 cdef bint flush = True
 cdef bint warned = False
+cdef bint warns_of_refused = True
 
 
 def isa_names():
@@ -242,7 +246,19 @@ cdef int threads_for(double operations) noexcept nogil:
 
 
 cdef void run(fr_work work, void *arg, int n) noexcept nogil:
+    global warns_of_refused
     fr_run(work, arg, n, fr_borrowed > 0)
+    if warns_of_refused and fr_refused():
+        warns_of_refused = False
+        Py_AddPendingCall(warn_of_refused, NULL)
+
+
+cdef int warn_of_refused(void *unused) noexcept with gil:
+    """Warn, as soon as Python's main thread runs, that the pool got fewer threads than it wants."""
+    warnings.warn(f"fastrnn: the system refused a thread, so calls run on {1 + fr_workers()} of "
+                  f"{threads} threads: a limit of processes, or of memory, may be too low",
+                  RuntimeWarning, stacklevel=1)
+    return 0
 
 
 cdef void wait(fr_barrier *barrier, int size) noexcept nogil:
@@ -255,6 +271,10 @@ cdef bint wait_step(fr_barrier *barrier, int size) noexcept nogil:
 
 cdef unsigned flush_denormals() noexcept nogil:
     return fr_flush_denormals(flush)
+
+
+cdef unsigned keep_denormals() noexcept nogil:
+    return fr_flush_denormals(0)
 
 
 cdef void restore(unsigned state) noexcept nogil:
