@@ -28,7 +28,8 @@ def test_a_wrong_weight_is_beyond_the_bound(monkeypatch, cell):
 @per_cell
 def test_an_error_grows_no_faster_than_the_bound_says(cell):
     layer, wide, _ = soak.twins(cell)
-    growth, _ = soak.bound(cell, *(layer.state_dict()[f"weight_{name}_l0"] for name in ("ih", "hh")))
+    weights = layer.state_dict()
+    growth, _ = soak.bound(cell, weights["weight_ih_l0"], weights["weight_hh_l0"])
     rng = np.random.default_rng(0)
     B = 500
     streams, shape = (wide.stream(B), wide.stream(B)), (1, B, soak.H)
