@@ -193,13 +193,13 @@ def run_training(steps: int) -> dict[str, float]:
     model = SequenceModel(GRU(I, H, seed=0), 1, loss="mse", seed=0)
     optimiser = optim.Adam(model, 0.003)
     rng = np.random.default_rng(0)
-    nothing = np.zeros((4, 12, I), np.float32), np.zeros((4, 12, 1), np.float32)
-    times, before, loss, learned = np.zeros(steps), 0, np.inf, np.inf
+    nothing = np.zeros((12, 4, I), np.float32), np.zeros((12, 4, 1), np.float32)
+    times, before, loss, learned = np.ones(steps), 0, np.inf, np.inf
     for step in range(steps):
         x, goal = nothing
         if step < steps // 2:
-            x = rng.random((4, 12, I), np.float32)
-            goal = np.concatenate([np.zeros((4, 1, 1), np.float32), x[:, :-1, :1]], 1)
+            x = rng.random((12, 4, I), np.float32)
+            goal = np.concatenate([np.zeros((1, 4, 1), np.float32), x[:-1, :, :1]])
         begin = time.process_time()
         optimiser.zero_grad()
         found = model.loss(x, goal)

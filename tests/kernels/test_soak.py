@@ -52,7 +52,7 @@ def differences(one, other):
 
 def test_a_training_stays_finite():
     figures = soak.run_training(1_000)
-    assert figures["loss"] < figures["loss at half"] < 0.2
+    assert figures["loss"] < figures["loss at half"] < 0.05  # without a memory: 1/12
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e-39])
