@@ -73,6 +73,12 @@ PYTHON = {
     "fastrnn/training/regularisers.py": "training/test_regularisers",
     "fastrnn/training/schedules.py": "training/test_schedules",
 }
+WIDER = {  # with --thorough, in a process of its own: what was computed at import is computed anew
+    "fastrnn/cells": "cells kernels/test_machine.py kernels/test_cell_functional.py "
+                     "models/test_equation_models.py gradflow/test_equation_flow.py",
+    "fastrnn/layers": "layers kernels/test_functional.py", "fastrnn": "kernels/test_kernels.py",
+    "fastrnn/models": "models training/test_fit.py", "fastrnn/training": "training",
+}
 HOOK = """
 #include "fastrnn.h"
 #include <string.h>
@@ -211,7 +217,10 @@ class Server:
     def judge(self, mutant):
         """Return the result of one mutant."""
         if mutant.file.endswith(".py"):
-            return self.run(mutant, lambda: put_python(mutant))
+            found = self.run(mutant, partial(put_python, mutant))
+            if found["status"] == "survived" and self.options.thorough:
+                return in_a_new_process(mutant)
+            return found
         vector = mutant.file.startswith("src_c/vec")
         isas = [stem(mutant.file)] if vector else ["avx2", "avx512", "scalar"]
         status, compiled = "equivalent", 0
@@ -280,6 +289,8 @@ class Server:
             if not name:
                 return {"status": "survived"}
             why = self.why
+            if name == "import (4)":
+                return {"status": "invalid", "why": why}
             item = [i for i in items if i.nodeid == name.partition(" (")[0]]
             key = name, isa, vector
             if key in self.sound or not self.fork(lambda: self.put_plain(mutant, isa), item):
@@ -331,7 +342,11 @@ class Server:
         manager = items[0].config.pluginmanager
         manager.unregister(name="terminalreporter")
         self.inside = write
-        put()
+        try:
+            put()
+        except Exception as error:
+            os.write(write, f"WHY {error!r}\n".encode())
+            os._exit(4)
         for item, following in zip(items, [*items[1:], None], strict=True):
             limit = 6 * SECONDS if "guard" in item.nodeid else SECONDS
             signal.setitimer(signal.ITIMER_PROF, limit)
@@ -387,6 +402,25 @@ def put_python(mutant):
                     function.__code__ = new[code.co_qualname][places.index(code.co_firstlineno)]
 
 
+def in_a_new_process(mutant):
+    """Return the result of a mutant whose file is changed, in the folder of the copy."""
+    place, plain = Path(mutant.file), Path(mutant.file).read_text()
+    place.write_text(mutant.text)
+    folder = [f"tests/{name}" for name in WIDER[str(place.parent)].split()]
+    try:
+        done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
+                               *tests_of(mutant.file), *folder], capture_output=True, text=True,
+                              env=os.environ | {"PYTHONPATH": "."}, check=False, timeout=1800)
+    except subprocess.TimeoutExpired:
+        return {"status": "killed", "by": "half an hour"}
+    finally:
+        place.write_text(plain)
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+    if done.returncode == 0:
+        return {"status": "survived"}
+    return {"status": "killed", "by": " ".join(failed) or str(done.returncode)}
+
+
 def results(path):
     """Return what earlier runs have found."""
     lines = Path(path).read_text().splitlines() if os.path.exists(path) else ()
@@ -428,9 +462,7 @@ def main():
     mutants = [m for m in mutants if m.name not in done
                and (not options.only or re.search(options.only, m.name))]
     tree = Path(options.work) / "tree"
-    if not tree.exists():
-        copy_of_tree(tree)
-    shutil.copytree(HERE / "tests", tree / "tests", dirs_exist_ok=True)
+    copy_of_tree(tree)
     os.chdir(tree)
     sys.path.insert(0, str(tree))
     import pytest
