@@ -54,7 +54,8 @@ PROGRAMS = ["tests/kernels/test_machine.py", "tests/kernels/test_cell_functional
             "tests/cells/test_program_edges.py", "tests/kernels/test_stream_programs.py"]
 LOSS, UPDATE = ["tests/kernels/test_loss_kernels.py"], ["tests/kernels/test_update.py"]
 GUARD = ["tests/kernels/test_guard.py"]  # slow
-TESTS = {"loss": LOSS + GUARD, "update": UPDATE + GUARD,
+TESTS = {"symbols": [LAYERS[9], LAYERS[0], "tests/layers/test_one_hot_layers.py"],
+         "loss": LOSS + GUARD, "update": UPDATE + GUARD,
          "machine": [*PROGRAMS, "tests/cells/test_program_guard.py"],
          "vlog": [*PROGRAMS, "tests/kernels/test_activations.py"],
          "vmath": [LAYERS[7], *PROGRAMS, *LOSS, *LAYERS[:4]], "pack": LAYERS + PROGRAMS + GUARD,
@@ -192,7 +193,7 @@ class Server:
 
     def __init__(self, options, mutants):
         self.options, self.mutants, self.inside = options, mutants, False
-        self.kills, self.broken, self.sound, self.items = {}, set(), set(), {}
+        self.kills, self.seconds, self.broken, self.sound, self.items = {}, {}, set(), set(), {}
 
     def pytest_runtestloop(self, session):
         """Run all mutants in place of the tests."""
@@ -204,6 +205,8 @@ class Server:
         self.compiler = Compiler(Path(self.options.work) / "c")
         for item in session.items:
             self.items.setdefault(item.nodeid.partition("::")[0], []).append(item)
+        for result in results(self.options.out):
+            self.count(result["file"], result.get("by", "").partition(" (")[0])
         start = time.monotonic()
         for mutant in self.mutants:
             result = self.judge(mutant)
@@ -259,9 +262,9 @@ class Server:
         self.runtime.set_isa(isa)
 
     def chosen(self, file, isa, bits):
-        """Return the tests of a file: those that killed before, then one of each function first."""
+        """Return the tests of a file: those that killed before, then some of each function."""
         found = []
-        for order, name in enumerate(tests_of(file)):
+        for name in tests_of(file):
             turn, items = {}, list(self.items.get(name, ()))
             random.Random(name).shuffle(items)
             for item in items:
@@ -272,10 +275,12 @@ class Server:
                 if bits and dtypes and str(bits) not in dtypes:
                     continue
                 count = turn[item.originalname] = turn.get(item.originalname, -1) + 1
-                if count >= 8 and not self.options.thorough:
+                if count >= 3 and not self.options.thorough:
                     continue
-                kills = self.kills.get((stem(file), item.nodeid), 0)
-                found.append(((name in GUARD, -kills, order if count > 1 else 0, count), item))
+                kills = self.kills.get((stem(file), item.nodeid), 0) * 5
+                kills += self.kills.get(item.nodeid, 0)
+                seconds = self.seconds.get(item.nodeid, 1)
+                found.append(((name in GUARD, -kills / seconds, count, seconds), item))
         found.sort(key=lambda pair: pair[0])
         return [item for _, item in found]
 
@@ -298,8 +303,13 @@ class Server:
             print(f"       not used, it fails without a fault: {name}", flush=True)
             self.broken.add((name.partition(" (")[0], vector))
         self.sound.add(key)
-        self.kills[stem(mutant.file), name] = self.kills.get((stem(mutant.file), name), 0) + 1
+        self.count(mutant.file, item[0].nodeid)
         return {"status": "killed", "by": name, "why": why}
+
+    def count(self, file, name):
+        """Remember which test has killed."""
+        for known in ((stem(file), name), name):
+            self.kills[known] = self.kills.get(known, 0) + 1
 
     def put_plain(self, mutant, isa):
         """Give all instruction sets the same kernels, as a mutant of a template does."""
@@ -324,7 +334,12 @@ class Server:
         os.close(write)
         name, self.why = "import", ""
         with os.fdopen(read) as lines:
+            begun = None
             for line in lines:
+                now = time.monotonic()
+                if begun:
+                    self.seconds[name] = min(self.seconds.get(name, 100), now - begun + 0.01)
+                begun = now
                 if line.startswith("WHY "):
                     self.why = line[4:].strip()
                 else:
