@@ -19,6 +19,7 @@ cdef class BaseTape:
     cdef readonly object dtype
     cdef readonly tuple shape      # (T, B, I, features of y of one direction)
     cdef readonly bint used
+    cdef public object shadow      # with FASTRNN_CHECK=1, the same call by the scalar table
     cdef ptrdiff_t copy_to(self, BaseTape twin) except? -1
     cdef object places(self, bint reverse)
     cdef object input(self)

@@ -3,6 +3,7 @@ from typing import Any, Self
 import numpy as np
 
 class BaseTape:
+    shadow: Any
     @property
     def dtype(self) -> np.dtype: ...
     @property

@@ -84,7 +84,7 @@ cdef class BaseTape:
         """Give the memory back; backward is not possible any more."""
         buffer = self.buffer
         self.used = True
-        self.buffer = self.kept = self.weights = None
+        self.buffer = self.kept = self.weights = self.shadow = None
         if buffer is not None:
             give_back(self.workspace, buffer)
 
@@ -119,6 +119,7 @@ cdef class BaseTape:
         twin.dtype = self.dtype
         twin.shape = self.shape
         twin.buffer = target
+        twin.shadow = None if self.shadow is None else self.shadow.copy()
         return target.data - source.data
 
     def __reduce__(self):
