@@ -5,11 +5,13 @@ ceil(log2(K T)) eps (tests/cases.py: by norm, and of a single step also for each
 numbers below 1 count as 1), so two tables differ by at most twice that. K is the number of terms of
 the longest sum, T the steps that it passes through. Numbers that the kernels flush to zero do not
 count. This holds for a well-conditioned call. Others enlarge rounding errors: chaotic states do
-over many steps, cancellation in a sum, a ReLU near its kink. So before a larger difference is
-called an error, the scalar table computes the call again with numbers that are changed at random by
-rounding's size, 4 ceil(log2(K T)) eps of themselves. If its results move by more than a quarter of
-the difference, rounding explains it. A kink may be missed by one such change, so there are up to
-RUNS. NaN and infinities must be at the same places, but where such a change moves them too.
+over many steps, cancellation in a sum, saturated gates in backward, a ReLU near its kink. So before
+a larger difference is called an error, the scalar table computes the call again with numbers that
+are changed at random by rounding's size, 4 ceil(log2(K T)) eps of themselves; in backward those of
+the tape too. If its results move by more than a quarter of the difference, rounding explains it. A
+kink may be missed by one such change, so there are up to RUNS. NaN and infinities must be at the
+same places, but where such a change moves them too. So in a chaotic call only large differences are
+found.
 
 Letters: T steps, K terms of a sum.
 """
