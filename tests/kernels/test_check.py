@@ -236,6 +236,14 @@ def child_linear():
     assert backward(need_dx=False) is None
     with Damage(linear, "linear_forward", lambda y, *_: y * np.float32(1.00001)):
         refused(["linear_forward", "y differs", "R 9, K 5, N 7"], forward)
+
+    def wrong_number(y, *_):
+        y[3, 2] += 1e-3
+
+    right, out = forward(), np.empty((9, 7), np.float32)
+    with Damage(linear, "linear_forward", wrong_number):
+        refused(["most at (3, 2)"], linear.linear_forward, x, weight, bias, out)
+    assert np.argwhere(out != right).tolist() == [[3, 2]]  # the caller has what the call computed
     with Damage(linear, "linear_backward", lambda dx, *_: dx * np.float32(1.0001)):
         refused(["linear_backward", "dx differs"], backward)
 
@@ -311,6 +319,30 @@ def child_chaos():
         layer = fastrnn.RNN(3, 64, nonlinearity="relu", seed=seed)
         y, _, p = layer.forward(draw(50, 16, 3, seed=seed))
         p.backward(rng.standard_normal(y.shape).astype(np.float32))
+
+
+def child_threads():
+    """See that the scalar table is one thread's alone, while others are in the same functions."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from fastrnn._kernels.compared import scalar
+
+    layer = fastrnn.GRU(5, 7, seed=0)
+    x = draw(9, 3, 5)
+    expected = layer.forward(x)[0].tobytes()
+
+    def run(_):
+        for _ in range(20):
+            y, _, p = layer.forward(x)
+            assert y.tobytes() == expected
+            p.backward(np.ones_like(y), grads=layer.new_grads())
+
+    with ThreadPoolExecutor(4) as pool:
+        with scalar():
+            assert runtime.get_isa() == "scalar"
+            assert pool.submit(runtime.get_isa).result() == FASTEST
+        assert runtime.get_isa() == FASTEST
+        list(pool.map(run, range(4)))
 
 
 def child_scalar():
