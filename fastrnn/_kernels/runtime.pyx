@@ -55,8 +55,10 @@ cdef double SERIAL = 1e6
 cdef extern from *:
     """
     static _Thread_local int fr_borrowed;
+    static _Thread_local int fr_plain; /* calls of this thread use the scalar table */
     """
     int fr_borrowed
+    int fr_plain
     # The system may refuse a thread where the GIL is not held.
     int Py_AddPendingCall(int (*function)(void *) noexcept, void *argument) nogil
 
@@ -77,7 +79,7 @@ def isa_names():
 
 def get_isa():
     """Name of the instruction set in use."""
-    return fr_isa_name(isa).decode()
+    return fr_isa_name(0 if fr_plain else isa).decode()
 
 
 def set_isa(name=None):
@@ -93,6 +95,12 @@ def set_isa(name=None):
         raise ValueError(f"FASTRNN_ISA: this CPU does not have {name!r}, it has "
                          + ", ".join(n for n, has in known.items() if has))
     isa = list(known).index(name)
+
+
+def use_scalar(bint on):
+    """Let calls of this thread use the scalar table, the first, or no longer; see checked.py."""
+    global fr_plain
+    fr_plain = on
 
 
 def cpu_limit():
@@ -229,14 +237,14 @@ _from_environment()
 
 cdef const fr_table *table_for(object dtype) except NULL:
     if dtype is FLOAT32 or dtype == np.float32:  # the first is quicker, and nearly always it
-        return fr_isa_table(isa, 32)
+        return table_of(32)
     if dtype is FLOAT64 or dtype == np.float64:
-        return fr_isa_table(isa, 64)
+        return table_of(64)
     raise TypeError(f"dtype is {dtype}, expected float32 or float64")
 
 
 cdef const fr_table *table_of(int bits) noexcept nogil:
-    return fr_isa_table(isa, bits)
+    return fr_isa_table(0 if fr_plain else isa, bits)
 
 
 cdef int threads_for(double operations) noexcept nogil:
