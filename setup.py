@@ -30,7 +30,7 @@ link = ["-pthread"]
 if sys.platform == "linux":
     link += ["-Wl,-z,relro,-z,now,-z,noexecstack", "-Wl,--hash-style=gnu"]
 if sanitize:
-    flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1", "-DFR_ROLLED"]
+    flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1", "-O1", "-DFR_ROLLED"]
     link += [f"-fsanitize={sanitize}"]
 else:  # Python's own flags may have it, too, and another level of it is an error
     flags += ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]

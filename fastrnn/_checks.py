@@ -66,6 +66,10 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
         except Refused as error:
             name = _class_name(args[0]) + shown if method else function.__name__
             raise error.builtin(f"{name}: {error}") from error.__cause__
+        except SystemError as error:  # NumPy's reductions say this where there is no memory
+            if "without" in str(error) and "exception" in str(error):
+                raise MemoryError from error
+            raise
 
     return named
 
@@ -192,6 +196,14 @@ def rows_contiguous(a: np.ndarray) -> np.ndarray:
         and all(stride % size == 0 for stride in a.strides)
     )
     return a if readable else np.array(a, a.dtype.newbyteorder("="), order="C")
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return a new array; where no memory can hold it, the error says how large it would be."""
+    try:
+        return np.empty(shape, dtype)
+    except ValueError as error:  # more than 2^63 bytes: NumPy's sentence names no size
+        raise MemoryError(f"an array of shape {shape} is larger than any memory") from error
 
 
 def output(name: str, value: Any, dtype: Any, shape: Shape) -> np.ndarray:
@@ -435,7 +447,7 @@ def timeline(
     flags = None
     if reset is not None:
         flags = booleans("reset", reset, (B, T) if batch_first else (T, B))
-        flags = np.array(flags.T if batch_first else flags, order="C") if flags.any() else None
+        flags = (flags.T if batch_first else flags) if flags.any() else None  # it is copied below
     n = None
     if lengths is not None:
         name = "lengths" if of == "x" else f"lengths of {of}"

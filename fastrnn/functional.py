@@ -85,8 +85,8 @@ def _forward(
     states = cell.states
     initial = _checks.states("state" if len(states) > 1 else "h0", state, states, dtype,
                              [(B, H)] * len(states))
-    y = np.empty((T, B, H), dtype)
-    final = tuple(np.empty((1, B, H), dtype) for _ in states)
+    y = _checks.empty((T, B, H), dtype)
+    final = tuple(_checks.empty((1, B, H), dtype) for _ in states)
     out = y
     if time is not None:
         out = y.reshape(T * B, H)
@@ -135,7 +135,7 @@ def _backward(
     for name, shape in shapes.items():
         _checks.output(f"grads[{name!r}]", grads[name], dtype, shape)
     dx = np.empty(tape.x_shape, dtype) if need_dx else None
-    dinitial = tuple(np.empty((1, B, H), dtype) for _ in states)
+    dinitial = tuple(_checks.empty((1, B, H), dtype) for _ in states)
     sequence.backward(tape, dy, _checks.with_direction(dfinal), dx, dinitial,
                       (tuple(grads.get(name) for name in _PARAMETERS),))
     if dx is not None and not tape.symbols:

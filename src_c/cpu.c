@@ -55,10 +55,12 @@ const char *fr_isa_name(int isa) { return isas[isa].name; }
 int fr_isa_supported(int isa) { return isas[isa].supported(); }
 const fr_table *fr_isa_table(int isa, int bits) { return isas[isa].table[bits == 64]; }
 
+/* Another library may have set a rounding mode, flushing, or exceptions that trap: kernels take nothing
+ * of the caller's state, so that results are the same bits in every thread. */
 #if defined(__x86_64__)
 unsigned fr_flush_denormals(int on) {
   const unsigned state = _mm_getcsr();
-  if (on) _mm_setcsr(state | 0x8040); /* FTZ: results, DAZ: operands */
+  _mm_setcsr(on ? 0x9fc0 : 0x1f80); /* to nearest, no traps; 0x8000 FTZ: results, 0x40 DAZ: operands */
   return state;
 }
 void fr_restore(unsigned state) { _mm_setcsr(state); }
@@ -66,7 +68,7 @@ void fr_restore(unsigned state) { _mm_setcsr(state); }
 unsigned fr_flush_denormals(int on) {
   uint64_t state; /* as wide as the register, everywhere */
   __asm__ volatile("mrs %0, fpcr" : "=r"(state));
-  if (on) __asm__ volatile("msr fpcr, %0" : : "r"(state | (1u << 24)));
+  __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)(on ? 1u << 24 : 0)));
   return (unsigned)state;
 }
 void fr_restore(unsigned state) {

@@ -283,6 +283,7 @@ typedef void (*fr_team)(void (*share)(void *), void *arg, unsigned threads, unsi
 typedef int (*fr_number)(void);
 void fr_set_team(fr_team parallel, fr_number rank, fr_number size);
 int fr_workers(void);                     /* threads that exist beside the caller */
+int fr_refused(void);                     /* how many threads the system has refused to make */
 void fr_any_number(int on);               /* whether a job may have more threads than CPUs: for tests */
 
 typedef struct {

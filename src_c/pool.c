@@ -60,6 +60,7 @@
 enum { PATIENT = 100000, LONGEST = 1000000, HASTY = 5000, WAKE = 500000, BRIEF = 50000 };
 enum { GIVE_UP = 200000, LOOK = 10000000, AGAIN = 20000000, HASTE = 15000000 };
 enum { ALONE = 5000000, LONGER = 4, LONG_ALONE = 640000000 };
+enum { REFUSED = 100000000 }; /* how long no thread is asked for after the system refused one */
 
 typedef struct {
   int ticket;              /* counts the jobs that this worker is asked to join */
@@ -87,6 +88,8 @@ static int64_t hasty_until;
 static int64_t alone_for;   /* how long owners were alone the last time, 0: not lately */
 static int64_t alone_until; /* 0: not alone */
 static int64_t last_look;
+static int64_t hire_again;  /* when to ask for a thread again after the system refused one */
+static int refused;         /* how many threads the system has refused */
 static int cpus = FR_MAX_THREADS;
 static int any_number;      /* more threads than CPUs may be used */
 static __thread int is_worker;
@@ -362,6 +365,7 @@ static void after_fork_in_child(void) {
   pthread_mutex_init(&busy, NULL);
   forget_sleepers();
   workers = owner_asleep = 0;
+  hire_again = 0;
   team_parallel = NULL; /* GNU OpenMP would wait for threads that the child does not have */
 }
 
@@ -375,7 +379,7 @@ static void watch_forks(void) {
 /* Makes workers until there are n; fewer if the system has no more threads to give. Signals are for
  * the threads of the program: workers block them all. */
 static void hire(int n) {
-  if (workers >= n) return;
+  if (workers >= n || (refused && job_start < hire_again)) return;
   watch_forks();
   sigset_t all, before;
   sigfillset(&all);
@@ -386,7 +390,11 @@ static void hire(int n) {
     state->seen = state->ticket;
     state->place = place_of(state->ticket, OUT);
     state->asleep = state->id = 0;
-    if (pthread_create(&thread, NULL, worker, state)) break;
+    if (pthread_create(&thread, NULL, worker, state)) {
+      __atomic_store_n(&refused, refused + 1, __ATOMIC_RELAXED);
+      hire_again = job_start + REFUSED;
+      break;
+    }
     pthread_detach(thread);
     __atomic_store_n(&workers, workers + 1, __ATOMIC_RELAXED);
   }
@@ -478,6 +486,7 @@ void fr_run(fr_work work, void *arg, int threads, int on_team) {
 }
 
 int fr_workers(void) { return __atomic_load_n(&workers, __ATOMIC_RELAXED); }
+int fr_refused(void) { return __atomic_load_n(&refused, __ATOMIC_RELAXED); }
 
 /* A barrier: the last to come opens the next phase. */
 static void meet(fr_barrier *b, int size, int *slow) {

@@ -21,6 +21,12 @@
 #define FR_UNROLL(n) FR_PRAGMA(GCC unroll n)
 #endif
 
+#if defined(FR_NO_PREFETCH) /* a switch for tests */
+#define FR_FETCH(address, write, level) (void)(address)
+#else
+#define FR_FETCH(address, write, level) __builtin_prefetch(address, write, level)
+#endif
+
 #define FR_PASTE3(a, b, c) a##_##b##c
 #define FR_PASTE(a, b, c) FR_PASTE3(a, b, c)
 #define FR_STRING2(a) #a

@@ -59,6 +59,7 @@ def layers(make, dtype):
             if not layer.bidirectional:
                 step = layer.stream(B)
                 yield [step(row).copy() for row in x]
+                yield layer.stream(B).block(x)
 
 
 def programs(dtype):

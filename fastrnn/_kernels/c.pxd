@@ -176,6 +176,7 @@ cdef extern from "fastrnn.h" nogil:
     ctypedef int (*fr_number)() noexcept nogil
     void fr_set_team(fr_team, fr_number, fr_number)
     int fr_workers()
+    int fr_refused()
     void fr_wait(fr_barrier *, int)
     int fr_wait_step(fr_barrier *, int)
     void fr_any_number(int)

@@ -11,7 +11,14 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
 from fastrnn._kernels.c cimport fr_table
-from fastrnn._kernels.runtime cimport flush_denormals, restore, run, table_for, threads_for
+from fastrnn._kernels.runtime cimport (
+    flush_denormals,
+    keep_denormals,
+    restore,
+    run,
+    table_for,
+    threads_for,
+)
 from fastrnn._kernels.check cimport check_flat
 from fastrnn._kernels.walk cimport ceil_div, part
 
@@ -88,6 +95,9 @@ def softmax_cross_entropy(logits, targets, double scale=1.0, grad=None, weights=
     """
     cdef Softmax s
     cdef int threads
+    cdef unsigned state
+    cdef double total = 0
+    cdef ptrdiff_t i
     memset(&s, 0, sizeof(s))
     dtype = logits.dtype
     R, N = logits.shape
@@ -112,4 +122,8 @@ def softmax_cross_entropy(logits, targets, double scale=1.0, grad=None, weights=
     with nogil:
         threads = threads_for(30.0 * s.R * s.N)
         run(walk_softmax, &s, threads)
-    return float(partial.sum())
+        state = keep_denormals()
+        for i in range(s.blocks):
+            total += s.partial[i]
+        restore(state)
+    return total

@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 from fastrnn._kernels.c cimport FR_CELLS, fr_cell_row, fr_table
 from fastrnn._kernels.check cimport Carver, check_flat, check_weights, numbers, pointer
 from fastrnn._kernels.project cimport pack_weights
-from fastrnn._kernels.runtime cimport Buffer, table_for
+from fastrnn._kernels.runtime cimport Buffer, flush_denormals, restore, table_for
 from fastrnn._kernels.walk cimport Pass, ceil_div, sized
 
 cnp.import_array()
@@ -116,10 +116,13 @@ cdef class Packed:
         cdef ptrdiff_t K = (p.H + 1) // 2 if self.half else p.H
         cdef const void *b_ih = pointer(self.biases[0])
         cdef const void *b_hh = pointer(self.biases[1])
+        cdef unsigned state
         with nogil:
+            state = flush_denormals()
             pack_weights(p, wx, w_ih, p.I, 0, p.panels)
             pack_weights(p, wh, w_hh, K, 0, p.panels)
             p.table.pack_bias(self.start, self.bias_n, b_ih, b_hh, p.H, p.pitch, p.cell)
+            restore(state)
 
     @property
     def nbytes(self):

@@ -13,7 +13,7 @@ from fastrnn._kernels.check cimport Carver, check_flat, pointer
 from fastrnn._kernels.layout cimport make_machine
 from fastrnn._kernels.machine cimport Machine, Run, Weight
 from fastrnn._kernels.machine_packs cimport pack_run
-from fastrnn._kernels.runtime cimport Buffer, table_for
+from fastrnn._kernels.runtime cimport Buffer, flush_denormals, restore, table_for
 from fastrnn._kernels.timeline cimport even_times
 from fastrnn._kernels.walk cimport ceil_div
 
@@ -113,6 +113,7 @@ cdef void set_pointers(void **pointers, tuple arrays) noexcept:
 cdef class PackedProgram:
     def __cinit__(self, kind, dtype, tuple parameters):
         cdef Run r
+        cdef unsigned state
         cdef Machine m = kind.machine(np.dtype(dtype))
         check_parameters(m, parameters, False)
         self.machine = m
@@ -135,7 +136,9 @@ cdef class PackedProgram:
         r.parameters = <void **> (self.buffer.data + <ptrdiff_t> pointers)
         set_pointers(r.parameters, parameters)
         with nogil:
+            state = flush_denormals()
             pack_run(&r, 0, 1)
+            restore(state)
 
     cdef object panel_rows(self, ptrdiff_t packed, ptrdiff_t vectors, ptrdiff_t K):
         """Return the rows (vectors * lanes, K) of panels, a copy."""

@@ -11,7 +11,7 @@ import numpy as np
 
 cimport numpy as cnp
 from libc.stdint cimport int32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from fastrnn._kernels.c cimport fr_barrier, fr_place, fr_rows
 from fastrnn._kernels.check cimport (
@@ -23,6 +23,7 @@ from fastrnn._kernels.check cimport (
     put_rows,
 )
 from fastrnn._kernels.machine cimport (
+    Gradient,
     Machine,
     Run,
     RunJob,
@@ -39,7 +40,14 @@ from fastrnn._kernels.packed_program cimport (
     use_machine,
 )
 from fastrnn._kernels.program_tape cimport ProgramTape
-from fastrnn._kernels.runtime cimport Buffer, Workspace, pitch_of, run
+from fastrnn._kernels.runtime cimport (
+    Buffer,
+    Workspace,
+    keep_denormals,
+    pitch_of,
+    restore,
+    run,
+)
 from fastrnn._kernels.sequence cimport check_state, chunk_of, lay_out_taken, use_index
 from fastrnn._kernels.state cimport add_states, load_state, store_row
 from fastrnn._kernels.tape cimport check_outer, checked_input, give_back
@@ -277,23 +285,53 @@ def forward(kind, x, index, tuple weights, tuple reverse, initial, y, tuple fina
 
 cdef object project_one_hot(Run *r, Machine m, tuple arrays, object used):
     """Fill the rows of symbols: the biases and the columns of the weights that are in use."""
-    cdef ptrdiff_t U = len(used), lanes = m.table.lanes, at_ = 0, row = r.p.row
-    symbols = np.zeros((U, row), m.dtype)
+    cdef ptrdiff_t U = len(used), lanes = m.table.lanes, at_ = 0, row = r.p.row, width, g, b
+    cdef ptrdiff_t size = m.table.itemsize
+    cdef unsigned state
+    cdef char *target
     names = m.program.vector_names
     weights = {w[0]: i for i, w in enumerate(m.program.weights)}
+    memset(r.p.symbols, 0, U * row * size)
     for group in m.program.groups:
         if group.weight is None:
             continue
-        columns = arrays[weights[group.weight]][:, used].T  # (U, blocks * width)
-        start = np.zeros(group.blocks * group.width, m.dtype)
-        for bias in group.biases:
-            start += arrays[m.weight_count + <ptrdiff_t> names.index(bias)]
+        weight = arrays[weights[group.weight]]
+        width = group.width
+        start = np.zeros(group.blocks * width, m.dtype)
+        biases = [arrays[m.weight_count + <ptrdiff_t> names.index(bias)] for bias in group.biases]
+        state = keep_denormals()  # the caller may round in another way
+        for b in range(len(biases)):
+            m.table.add_rows(pointer(start), 0, pointer(biases[b]), 0, NULL, 1,
+                             cnp.PyArray_SIZE(start))
         for g in range(group.blocks):
-            own = slice(g * group.width, (g + 1) * group.width)
-            symbols[:, at_: at_ + group.width] = columns[:, own] + start[own]
-            at_ += ceil_div(group.width, lanes) * lanes
-    memcpy(r.p.symbols, cnp.PyArray_DATA(symbols), U * row * m.table.itemsize)
+            target = <char *> r.p.symbols + at_ * size
+            add_columns(target, row, 1, pointer(weight), 1, cnp.PyArray_DIM(weight, 1), used,
+                        g * width, width, size, False)
+            m.table.add_rows(target, row, <char *> pointer(start) + g * width * size, 0, NULL, U,
+                             width)
+            at_ += ceil_div(width, lanes) * lanes
+        restore(state)
     r.symbols_ready = True
+
+
+cdef void add_columns(void *y, ptrdiff_t y_symbol, ptrdiff_t y_unit, const void *x,
+                      ptrdiff_t x_symbol, ptrdiff_t x_unit, object used, ptrdiff_t first,
+                      ptrdiff_t width, ptrdiff_t size, bint of_y) noexcept:
+    """Add to y (U, width) what x has, by symbols and units; a weight has units as rows.
+
+    The weight is x, or, with `of_y`, y: its place of a symbol is the column `used[u]`, and that of
+    a unit the row first + i.
+    """
+    cdef const int32_t *column = <const int32_t *> pointer(used)
+    cdef ptrdiff_t u, i, to, source
+    for u in range(cnp.PyArray_SIZE(used)):
+        for i in range(width):
+            to = column[u] + (first + i) * y_unit if of_y else u * y_symbol + i * y_unit
+            source = u * x_symbol + i * x_unit if of_y else column[u] + (first + i) * x_unit
+            if size == 4:
+                (<float *> y)[to] += (<const float *> x)[source]
+            else:
+                (<double *> y)[to] += (<const double *> x)[source]
 
 
 cdef void store_final(object target, object initial, int d, const Run *r, int s, ptrdiff_t B,
@@ -489,18 +527,19 @@ cdef fr_rows record_rows(object array, ptrdiff_t offset, ProgramTape tape, int d
     return rows
 
 
-cdef object add_one_hot(Run *r, Machine m, tuple grads, object used):
+cdef void add_one_hot(Run *r, Machine m, tuple grads, object used) noexcept:
     """Add the gradients of the columns in use, from the rows of symbols."""
-    cdef ptrdiff_t U = len(used), lanes = m.table.lanes, g
+    cdef ptrdiff_t lanes = m.table.lanes, size = m.table.itemsize, slot, g
+    cdef const Gradient *of
+    cdef unsigned state = keep_denormals()  # the caller may round in another way
     cdef int i
-    symbols = np.empty((U, r.p.row), m.dtype)
-    memcpy(cnp.PyArray_DATA(symbols), r.p.symbols, U * r.p.row * m.table.itemsize)
     for i in range(m.gradient_count):
-        of = m.gradients[i]
+        of = &m.gradients[i]
         if not of.of_x or grads[of.weight] is None:
             continue
         slot = ceil_div(of.width, lanes) * lanes
         for g in range(of.blocks):
-            own = slice(g * of.width, (g + 1) * of.width)
-            start = of.offset + g * slot
-            grads[of.weight][own, used] += symbols[:, start: start + of.width].T
+            add_columns(pointer(grads[of.weight]), 1, cnp.PyArray_DIM(grads[of.weight], 1),
+                        <char *> r.p.symbols + (of.offset + g * slot) * size, r.p.row, 1, used,
+                        g * of.width, of.width, size, True)
+    restore(state)

@@ -8,7 +8,7 @@ import numpy as np
 cimport numpy as cnp
 
 from fastrnn._kernels.machine cimport Run
-from fastrnn._kernels.tape cimport copy_rows
+from fastrnn._kernels.tape cimport copy_rows, numbers_at
 
 cnp.import_array()
 
@@ -44,6 +44,19 @@ cdef class ProgramTape(BaseTape):
             for s in range(r.state_count):
                 r.states[s] += distance
         return twin
+
+    def memory(self):
+        """Return the values and states that backward reads, as flat views; for checked.py."""
+        cdef Run *r
+        cdef int d, s
+        found = []
+        for d in range(self.count):
+            r = &self.runs[d]
+            found.append(numbers_at(self, r.p.gates, r.p.times.N * <object> r.p.row))
+            for s in range(r.state_count):
+                found.append(numbers_at(self, r.states[s],
+                                        (r.p.times.R + r.p.times.N) * <object> r.state[s].pitch))
+        return found
 
     @property
     def state_names(self):

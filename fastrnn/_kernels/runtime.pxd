@@ -9,7 +9,8 @@ cdef int threads_for(double operations) noexcept nogil
 cdef void run(fr_work work, void *arg, int threads) noexcept nogil
 cdef void wait(fr_barrier *barrier, int size) noexcept nogil
 cdef bint wait_step(fr_barrier *barrier, int size) noexcept nogil
-cdef unsigned flush_denormals() noexcept nogil
+cdef unsigned flush_denormals() noexcept nogil  # sets the kernels' floating-point state
+cdef unsigned keep_denormals() noexcept nogil   # the same without flushing
 cdef void restore(unsigned state) noexcept nogil
 cdef ptrdiff_t pitch_of(ptrdiff_t hidden, ptrdiff_t itemsize) noexcept nogil
 

@@ -31,6 +31,7 @@ from fastrnn._kernels.c cimport (
     fr_isa_table,
     fr_pitch,
     fr_place,
+    fr_refused,
     fr_restore,
     fr_number,
     fr_run,
@@ -54,8 +55,12 @@ cdef double SERIAL = 1e6
 cdef extern from *:
     """
     static _Thread_local int fr_borrowed;
+    static _Thread_local int fr_plain; /* calls of this thread use the scalar table */
     """
     int fr_borrowed
+    int fr_plain
+    # The system may refuse a thread where the GIL is not held.
+    int Py_AddPendingCall(int (*function)(void *) noexcept, void *argument) nogil
 
 cdef object FLOAT32 = np.dtype(np.float32)
 cdef object FLOAT64 = np.dtype(np.float64)
@@ -64,6 +69,7 @@ cdef int isa = -1
 cdef int threads = 1
 cdef bint flush = True
 cdef bint warned = False
+cdef bint warns_of_refused = True
 
 
 def isa_names():
@@ -73,7 +79,7 @@ def isa_names():
 
 def get_isa():
     """Name of the instruction set in use."""
-    return fr_isa_name(isa).decode()
+    return fr_isa_name(0 if fr_plain else isa).decode()
 
 
 def set_isa(name=None):
@@ -89,6 +95,12 @@ def set_isa(name=None):
         raise ValueError(f"FASTRNN_ISA: this CPU does not have {name!r}, it has "
                          + ", ".join(n for n, has in known.items() if has))
     isa = list(known).index(name)
+
+
+def use_scalar(bint on):
+    """Let calls of this thread use the scalar table, the first, or no longer; see checked.py."""
+    global fr_plain
+    fr_plain = on
 
 
 def cpu_limit():
@@ -225,14 +237,14 @@ _from_environment()
 
 cdef const fr_table *table_for(object dtype) except NULL:
     if dtype is FLOAT32 or dtype == np.float32:  # the first is quicker, and nearly always it
-        return fr_isa_table(isa, 32)
+        return table_of(32)
     if dtype is FLOAT64 or dtype == np.float64:
-        return fr_isa_table(isa, 64)
+        return table_of(64)
     raise TypeError(f"dtype is {dtype}, expected float32 or float64")
 
 
 cdef const fr_table *table_of(int bits) noexcept nogil:
-    return fr_isa_table(isa, bits)
+    return fr_isa_table(0 if fr_plain else isa, bits)
 
 
 cdef int threads_for(double operations) noexcept nogil:
@@ -242,7 +254,19 @@ cdef int threads_for(double operations) noexcept nogil:
 
 
 cdef void run(fr_work work, void *arg, int n) noexcept nogil:
+    global warns_of_refused
     fr_run(work, arg, n, fr_borrowed > 0)
+    if warns_of_refused and fr_refused():
+        warns_of_refused = False
+        Py_AddPendingCall(warn_of_refused, NULL)
+
+
+cdef int warn_of_refused(void *unused) noexcept with gil:
+    """Warn, as soon as Python's main thread runs, that the pool got fewer threads than it wants."""
+    warnings.warn(f"fastrnn: the system refused a thread, so calls run on {1 + fr_workers()} of "
+                  f"{threads} threads: a limit of processes, or of memory, may be too low",
+                  RuntimeWarning, stacklevel=1)
+    return 0
 
 
 cdef void wait(fr_barrier *barrier, int size) noexcept nogil:
@@ -255,6 +279,10 @@ cdef bint wait_step(fr_barrier *barrier, int size) noexcept nogil:
 
 cdef unsigned flush_denormals() noexcept nogil:
     return fr_flush_denormals(flush)
+
+
+cdef unsigned keep_denormals() noexcept nogil:
+    return fr_flush_denormals(0)
 
 
 cdef void restore(unsigned state) noexcept nogil:

@@ -10,6 +10,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
 from fastrnn._kernels.check cimport pointer
+from fastrnn._kernels.runtime cimport keep_denormals, restore
 from fastrnn._kernels.timeline cimport length_of
 from fastrnn._kernels.walk cimport Pass, at, c_at, h_at
 
@@ -84,14 +85,17 @@ cdef void add_states(object target, object dfinal, int d, const Pass *p, const c
     cdef const char *final = <const char *> pointer(dfinal)
     cdef const int32_t *taken = <const int32_t *> pointer(begins)
     cdef const int32_t *end = <const int32_t *> pointer(ends)
+    cdef unsigned state
     if taken == NULL:
         for b in range(B):
             memcpy(at(data, b * p.H, p), at(carry, b * p.pitch, p), size)
         return
     memset(data, 0, B * size)
+    state = keep_denormals()
     for r in range(p.times.R):
         if taken[r] >= 0:
             add_row(at(data, taken[r] * p.H, p), at(carry, r * p.pitch, p), p)
+    restore(state)
     for b in range(B):
         if end[b] < 0 and final != NULL:
             memcpy(at(data, b * p.H, p), at(final, (d * B + b) * p.H, p), size)

@@ -24,7 +24,7 @@ from fastrnn._kernels.check cimport as_array, check_out, numbers
 from fastrnn._kernels.packed cimport Head, Packed, panels_width
 from fastrnn._kernels.packed_program cimport PackedProgram
 from fastrnn._kernels.project cimport project_symbols, unpack_halves
-from fastrnn._kernels.runtime cimport Buffer, run, threads_for
+from fastrnn._kernels.runtime cimport Buffer, flush_denormals, restore, run, threads_for
 from fastrnn._kernels.stack cimport is_flat, is_index, is_matrix, overlap, walk_stack
 from fastrnn._kernels.stream_program cimport (
     StateRows,
@@ -151,6 +151,7 @@ cdef class Stream(States):
         """Make the table of a hand-written first layer."""
         cdef Pass p = sized(first.kind, self.dtype, 1, 1, first.input_size, first.hidden_size)
         cdef Buffer wx
+        cdef unsigned state
         p.V = self.V
         p.start = first.start
         self.symbols = Buffer(<object> self.V * p.row * self.itemsize)
@@ -172,7 +173,9 @@ cdef class Stream(States):
                 p.wx_half = first.wx_half
                 unpack_halves(&p, 0, p.panels)
         with nogil:
+            state = flush_denormals()
             project_symbols(&p, 0, self.V)
+            restore(state)
 
     def __call__(self, x, out=None, *, rows=None):
         """Advance one step.

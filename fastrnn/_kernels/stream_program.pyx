@@ -20,7 +20,14 @@ from fastrnn._kernels.machine cimport CODE, NEW, Machine, Run, state_at
 from fastrnn._kernels.packed cimport Packed
 from fastrnn._kernels.packed_program cimport PackedProgram, sized_run
 from fastrnn._kernels.project cimport project
-from fastrnn._kernels.runtime cimport Buffer, flush_denormals, pitch_of, restore, table_for
+from fastrnn._kernels.runtime cimport (
+    Buffer,
+    flush_denormals,
+    keep_denormals,
+    pitch_of,
+    restore,
+    table_for,
+)
 from fastrnn._kernels.stack cimport Layer
 from fastrnn._kernels.walk cimport rows_of
 
@@ -297,7 +304,6 @@ cdef Buffer program_symbols(PackedProgram packed, object embedding):
     cdef Run r = sized_run(m, 1, 1, False)
     cdef ptrdiff_t V, columns = m.x_columns, row = m.lean_row, size = m.table.itemsize
     cdef cnp.npy_intp[2] shape
-    cdef cnp.npy_intp width = columns
     cdef unsigned state
     cdef Buffer buffer
     if embedding is None and m.x_offset >= 0:
@@ -309,9 +315,11 @@ cdef Buffer program_symbols(PackedProgram packed, object embedding):
     shape[1] = row
     table = cnp.PyArray_SimpleNewFromData(2, shape, m.dtype.num, buffer.data)
     if embedding is None:
-        start = cnp.PyArray_SimpleNewFromData(1, &width, m.dtype.num, packed.starts)
         table[:, :columns] = packed.panel_rows(m.x_packed, columns // m.table.lanes,
-                                               m.input_size).T + start
+                                               m.input_size).T
+        state = keep_denormals()
+        m.table.add_rows(buffer.data, row, packed.starts, 0, NULL, V, columns)
+        restore(state)
         return buffer
     r.p.wx = packed.packs + m.x_packed * size
     r.p.start = packed.starts

@@ -79,12 +79,19 @@ cdef check_outer(BaseTape tape, object dy, object dx, tuple grads):
         raise ValueError(f"grads: {len(grads)} directions, expected {tape.count}")
 
 
+cdef object numbers_at(BaseTape tape, char *data, object count):
+    """Return a view (count,) of a tape's memory, valid as long as the tape has it."""
+    cdef cnp.npy_intp[1] shape
+    shape[0] = count
+    return cnp.PyArray_SimpleNewFromData(1, shape, tape.dtype.num, data)
+
+
 cdef class BaseTape:
     def release(self):
         """Give the memory back; backward is not possible any more."""
         buffer = self.buffer
         self.used = True
-        self.buffer = self.kept = self.weights = None
+        self.buffer = self.kept = self.weights = self.shadow = None
         if buffer is not None:
             give_back(self.workspace, buffer)
 
@@ -119,6 +126,7 @@ cdef class BaseTape:
         twin.dtype = self.dtype
         twin.shape = self.shape
         twin.buffer = target
+        twin.shadow = None if self.shadow is None else self.shadow.copy()
         return target.data - source.data
 
     def __reduce__(self):
@@ -212,6 +220,18 @@ cdef class Tape(BaseTape):
             move(&p.symbols, distance)
             memset(&p.barrier, 0, sizeof(fr_barrier))
         return twin
+
+    def memory(self):
+        """Return the gates and states that backward reads, as flat views; for checked.py."""
+        cdef Pass *p
+        cdef int d
+        found = []
+        for d in range(self.count):
+            p = &self.passes[d]
+            states = (p.times.R + p.times.N) * <object> p.pitch
+            found.append(numbers_at(self, p.gates, p.times.N * <object> p.row))
+            found.append(numbers_at(self, p.h if p.keeps_h else p.c, states))
+        return found
 
     @property
     def biases(self):

@@ -66,7 +66,7 @@ cdef class Timeline:
         self.to_initial = to_initial
         self.tables = {}
         if reset is not None:
-            reset = np.ascontiguousarray(reset)
+            reset = np.array(reset, order="C")  # it is read twice: nobody else knows the copy
             if reset.dtype != bool or reset.shape != (self.T, self.B):
                 raise ValueError(f"reset: is {reset.dtype} of shape {reset.shape}, expected bool "
                                  f"of shape {(self.T, self.B)}")

@@ -15,6 +15,7 @@ from fastrnn._kernels.c cimport fr_optimizer, fr_table, fr_update
 from fastrnn._kernels.runtime cimport (
     Buffer,
     flush_denormals,
+    keep_denormals,
     restore,
     run,
     table_for,
@@ -94,8 +95,8 @@ cdef double elements(const Row *rows, int count) noexcept nogil:
 # ---- norms --------------------------------------------------------------------------------------
 
 cdef void walk_norm(void *arg, int rank, int size) noexcept nogil:
-    # denormal numbers count: no flushing here
     cdef Norm *s = <Norm *> arg
+    cdef unsigned state = keep_denormals()
     cdef ptrdiff_t block = part(s.blocks, rank, size), end = part(s.blocks, rank + 1, size), begin
     cdef const fr_table *table
     cdef const Row *row = s.rows
@@ -112,6 +113,7 @@ cdef void walk_norm(void *arg, int rank, int size) noexcept nogil:
         if s.limit < INFINITY:  # the block is still in a cache
             s.partial[s.blocks + block] = table.sum_squares(x, n, s.limit, s.scale[1])
         block += 1
+    restore(state)
 
 
 cdef double added(const double *partial, ptrdiff_t blocks) noexcept nogil:
@@ -135,6 +137,7 @@ cdef tuple norms_of(const Row *rows, int count, ptrdiff_t blocks, double limit):
     cdef double total[2]
     cdef bint wide = False
     cdef int i, threads
+    cdef unsigned state
     s.table[0] = table_of(32)
     s.table[1] = table_of(64)
     s.rows = rows
@@ -147,6 +150,7 @@ cdef tuple norms_of(const Row *rows, int count, ptrdiff_t blocks, double limit):
         partial = np.empty(2 * blocks)
         s.partial = <double *> cnp.PyArray_DATA(partial)
     with nogil:
+        state = keep_denormals()
         for i in range(count):
             wide |= rows[i].bits == 64
         threads = threads_for(2.0 * elements(rows, count))
@@ -161,6 +165,7 @@ cdef tuple norms_of(const Row *rows, int count, ptrdiff_t blocks, double limit):
             total[1] = added(s.partial + blocks, blocks) if limit < INFINITY else total[0]
         for i in range(2):
             total[i] = sqrt(total[i]) / s.scale[i]
+        restore(state)
     return total[0], total[1]
 
 
@@ -375,12 +380,19 @@ cdef class Ranges:
             raise ValueError("rows: have no buffer m or v, expected both in every row")
         if step < 1:
             raise ValueError(f"step: is {step}, expected at least 1")
-        cdef double correction = sqrt(1 - pow(beta2, step))
+        cdef unsigned state = keep_denormals()
+        cdef double correction, both
+        try:  # the caller may round in another way
+            correction = sqrt(1 - pow(beta2, step))
+            both = correction / (1 - pow(beta1, step))
+            eps *= correction
+        finally:
+            restore(state)
         memset(&s, 0, sizeof(s))
         s.optimizer[0] = table_of(32).adam
         s.optimizer[1] = table_of(64).adam
         s.shared.beta1 = beta1
         s.shared.beta2 = beta2
-        s.shared.eps = eps * correction
+        s.shared.eps = eps
         s.decoupled = True
-        self.step(&s, lr, correction / (1 - pow(beta1, step)), limit, grad_scale)
+        self.step(&s, lr, both, limit, grad_scale)

@@ -117,8 +117,8 @@ def forward(
     drawn, weight_masks = _masks(plan, _mapping("masks", masks), (T, B), bool(walk.reverse), time,
                                  dtype)
     O = plan.sizes[definition.output_width]
-    y = np.empty((T, B, O), dtype)
-    final = tuple(np.empty((1, B, width), dtype) for width in widths)
+    y = _checks.empty((T, B, O), dtype)
+    final = tuple(_checks.empty((1, B, width), dtype) for width in widths)
     source: Any = x if embedding is None else embedding
     out = y
     if time is not None:
@@ -165,7 +165,7 @@ def backward(
     into = tuple(grads.get(name) for name in kept.names)
     made = plan.new_gradients(into, dtype)
     dx = np.empty(tape.x_shape, dtype) if need_dx else None
-    dinitial = tuple(np.empty((1, B, width), dtype) for width in widths)
+    dinitial = tuple(_checks.empty((1, B, width), dtype) for width in widths)
     program.backward(tape, dy, _checks.with_direction(dfinal), dx, dinitial,
                      (made,))
     plan.add_gradients(into, made, kept.weight_masks)

@@ -41,13 +41,13 @@ class Dropout(PackedPart):
     def _generator(self) -> np.random.Generator:
         """Return the generator of the masks.
 
-        A forked child makes a new one in the same state: the lock of the parent's generator may be
-        held by a thread that the child does not have.
+        In a forked child the lock is made new, since a thread that the child does not have may
+        hold it; CPython's own modules do so, too.
         """
         if self._masks_pid != os.getpid():
-            masks = np.random.default_rng(0)
-            masks.bit_generator.state = self._masks.bit_generator.state
-            self._masks, self._masks_pid = masks, os.getpid()
+            lock: Any = self._masks.bit_generator.lock
+            lock._at_fork_reinit()
+            self._masks_pid = os.getpid()
         return self._masks
 
     @property

@@ -198,7 +198,7 @@ class PackedPart(Part):
         """Return an array (rows, B, width) for each state."""
         made, dtype = [], self.flat.dtype
         for width in self.state_widths:
-            made.append(np.empty((rows, B, width), dtype))
+            made.append(_checks.empty((rows, B, width), dtype))
         return tuple(made)
 
     def check_pass(self) -> None:

@@ -42,8 +42,8 @@ Recorded = list[dict[str, np.ndarray]]  # one dict for each stacked layer
 def rows(T: int, B: int, N: int, dtype: Any, batch_first: bool) -> np.ndarray:
     """Return a new (T, B, N) that lies in memory as that, or as (B, T, N)."""
     if batch_first:
-        return np.empty((B, T, N), dtype).transpose(1, 0, 2)
-    return np.empty((T, B, N), dtype)
+        return _checks.empty((B, T, N), dtype).transpose(1, 0, 2)
+    return _checks.empty((T, B, N), dtype)
 
 
 class Layout(NamedTuple):

@@ -349,7 +349,7 @@ class Recurrent(Dropout, Generic[S]):
         for number in range(L):
             onto = target if number == L - 1 else "walk"  # between layers there is no padding
             y = rows(T, B, self.width, dtype, layout.batch_first) if time is None else (
-                np.empty((time.size(onto), self.width), dtype))
+                _checks.empty((time.size(onto), self.width), dtype))
             before, after = (initial, final) if L == 1 else (
                 some_of(initial, number, D), some_of(final, number, D))
             tape = kernels.forward(

@@ -135,7 +135,7 @@ class SingleCell(PackedPart, Generic[S]):
         (weights,) = self._weights if self.mode == "training" else self._packed()
         after, state = [], []  # arrays (1, B, width), and views as the caller has them
         for width in self.state_widths:
-            after.append(a := np.empty((1, B, width), dtype))
+            after.append(a := _checks.empty((1, B, width), dtype))
             state.append(a[0] if batched else a[0, 0])
         # of one step the output is the final state: the kernel fills it once
         tape = self._kernels.forward(self._kinds[0], x, None, weights, _FORWARD, before, after[0],

@@ -41,7 +41,7 @@ class Scratch:
                 if taken.shape == shape and taken.dtype == dtype:
                     return taken
                 break  # another thread has moved the list: this one is dropped
-        return np.empty(shape, dtype)
+        return _checks.empty(shape, dtype)
 
     def give(self, array: np.ndarray) -> None:
         """Take back an array that nobody uses any more."""
@@ -89,7 +89,7 @@ class Linear(Part):
         """Return y (..., N) for x (..., K), in an array to give back if it is from `scratch`."""
         N, K = self._shapes["weight"]
         shape = (*x.shape[:-1], N)
-        y = self.scratch.take(shape, self.dtype) if scratch else np.empty(shape, self.dtype)
+        y = self.scratch.take(shape, self.dtype) if scratch else _checks.empty(shape, self.dtype)
         linear.linear_forward(np.ascontiguousarray(x).reshape(-1, K), self._params["weight"],
                               self._params["bias"], y.reshape(-1, N))
         return y

@@ -260,6 +260,7 @@ def _check_classes(
         # where all labels are classes, a number that is no class need not be looked for
         if w is None and not 0 <= ignore_index < N and (found := in_range(labels, N)) is not None:
             return Goals(found, None, float(found.size))
+        labels = labels.copy()  # it is read several times, and another thread may change it
         if ignore_index in labels:
             w = np.where(labels == ignore_index, 0.0, 1.0 if w is None else w)
     if w is not None:  # the labels of rows that do not count may be anything
@@ -289,7 +290,8 @@ def _check_chances(
     targets: Any, weights: Any, ignore_index: Any, shape: tuple[int, ...], dtype: np.dtype
 ) -> Goals:
     goals = _check_numbers(targets, weights, ignore_index, shape, dtype)
-    a, w = goals.targets, goals.weights
+    a, w = goals.targets.copy(), goals.weights  # another thread may change what was checked
+    goals = Goals(a, w, goals.total)
     used = a if w is None else a[w > 0]
     if used.size and not (used.min() >= 0 and used.max() <= 1):
         raise RefusedValue(f"targets has numbers from {used.min()} to {used.max()}, expected "

@@ -199,7 +199,7 @@ cdef class Call:
             and cnp.PyArray_DIM(array, i) == self.B
             and cnp.PyArray_DIM(array, i + 1) == self.hidden_size)
 
-    cdef bint is_compact(self) noexcept:
+    cdef bint is_compact(self) except -1:
         """Whether the kernels can read all tensors as they lie."""
         cdef int last = cnp.PyArray_NDIM(self.x_array) - 1
         if (cnp.PyArray_DIM(self.x_array, last) > 1
@@ -401,7 +401,7 @@ cpdef object read_tensor(object tensor, int size):
 
 def read_lengths(batch_sizes, ptrdiff_t N):
     """Return T, B and the Timeline (None: all rows have T steps) of N packed rows; None: no fit."""
-    sizes = batch_sizes.numpy()
+    sizes = batch_sizes.numpy().copy()  # another thread may change the tensor
     if sizes.ndim != 1 or not len(sizes) or sizes.dtype != np.int64:
         return None
     T, B = len(sizes), int(sizes[0])

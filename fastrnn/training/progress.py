@@ -16,12 +16,17 @@ __all__ = ["progress_bar", "shown"]
 Show = Callable[[Progress], Any]
 INTERVAL = 0.2  # seconds between two drawings of a bar
 
+# Standard error may be closed or full, or its terminal gone: no training ends because of its bar.
+UNWRITABLE = (AttributeError, OSError, ValueError)
+
 
 @contextlib.contextmanager
 def progress_bar(
     text: Callable[[Progress], str] = "loss {0.loss:.4g}, {0.speed:,.0f}/s".format
 ) -> Iterator[Show]:
     """Give a function that draws a progress bar (tqdm, extra [cli]) on standard error.
+
+    Where standard error cannot be written to, nothing is drawn.
 
     Parameters
     ----------
@@ -36,18 +41,29 @@ def progress_bar(
     from tqdm import tqdm
 
     layout = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
-    with tqdm(total=1, bar_format=layout, mininterval=0) as drawn:
-        last = -INTERVAL
+    try:
+        drawn = tqdm(total=1, bar_format=layout, mininterval=0)
+    except UNWRITABLE:
+        yield lambda now: None
+        return
+    last = -INTERVAL
 
-        def show(now: Progress) -> None:
-            nonlocal last
-            if now.seconds - last < INTERVAL and now.fraction < 1:
-                return
-            last = now.seconds
-            drawn.set_description_str(text(now), refresh=False)
+    def show(now: Progress) -> None:
+        nonlocal last
+        if drawn.disable or (now.seconds - last < INTERVAL and now.fraction < 1):
+            return
+        last = now.seconds
+        drawn.set_description_str(text(now), refresh=False)
+        try:
             drawn.update(now.fraction - drawn.n)
+        except UNWRITABLE:
+            drawn.disable = True
 
+    try:
         yield show
+    finally:
+        with contextlib.suppress(*UNWRITABLE):
+            drawn.close()
 
 
 def shown(progress: Any) -> contextlib.AbstractContextManager[Show | None]:

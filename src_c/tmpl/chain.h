@@ -6,11 +6,17 @@
 
 #define MAX_ROWS 12
 #define MAX_VECS 12
+#if defined(FR_ONE_TILE) /* a switch for tests: tiles of one row by one panel; the bits stay */
+#define TILE_ROWS(NV) 1
+#define TILE_PANELS(M, NV) 1
+#define MAX_PANELS(M, NV) 1
+#else
 #define TILE_ROWS(NV) (NREG >= 32 ? (24 / (NV) < MAX_ROWS ? 24 / (NV) : MAX_ROWS) : 12 / (NV))
 /* Few rows leave few chains; an FMA takes 4 cycles and two start in each, so take as many panels at
  * once as make eight, and at most as fit into the registers. */
 #define TILE_PANELS(M, NV) ((M) * (NV) >= 8 ? 1 : (7 + (M) * (NV)) / ((M) * (NV)))
 #define MAX_PANELS(M, NV) (12 / ((M) * (NV)))
+#endif
 
 typedef vec tile[MAX_ROWS][MAX_VECS];
 
@@ -66,7 +72,7 @@ FR_INLINE ahead ahead_of(const void *b, ptrdiff_t panel, ptrdiff_t width, ptrdif
 }
 
 #define FETCH_AHEAD(M, Q, n) \
-  if (FETCHES_AHEAD(M, Q)) __builtin_prefetch(next.line + 64 * (n), 0, 2)
+  if (FETCHES_AHEAD(M, Q)) FR_FETCH(next.line + 64 * (n), 0, 2)
 /* A value that the compiler may move to another register here, and nowhere in a loop. */
 #define SETTLE(M, V) \
   FR_UNROLL(12) for (int m = 0; m < M; m++) FR_UNROLL(12) for (int v = 0; v < V; v++) vsettle(&acc[m][v])

@@ -19,7 +19,7 @@ FR_INLINE void gradient_tile(const int M, real *c, ptrdiff_t c_pitch, const real
   /* C comes from afar, and is wanted only after the loop */
   FR_UNROLL(12) for (int m = 0; m < M; m++)
     for (int v = 0; v < VPLAIN * VW; v += 64 / (int)sizeof(real))
-      if (v < columns) __builtin_prefetch(c + m * c_pitch + v, 1, 3);
+      if (v < columns) FR_FETCH(c + m * c_pitch + v, 1, 3);
   FR_UNROLL(12) for (int m = 0; m < M; m++)
     FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) acc[m][v] = vset1(0);
 #define ONE_K(k)                                                                      \

@@ -35,7 +35,11 @@ const fr_table FR_PASTE(fr_table, FR_ISA, FR_BITS) = {
     .itemsize = sizeof(real),
     .lanes = VW,
     .plain_vectors = VPLAIN,
+#if defined(FR_NO_WALK) /* a switch for tests: one row goes through the tiles, too */
+    .row_panels = 0,
+#else
     .row_panels = ROW_PANELS,
+#endif
     .gradient_scratch = GRADIENT_SCRATCH,
     .cell = {[FR_RNN_TANH] = RNN_ROW(rnn_tanh),
              [FR_RNN_RELU] = RNN_ROW(rnn_relu),

@@ -218,7 +218,7 @@ def test_from_and_output_may_be_one_file(run, corpus, small, tmp_path):
 # what it needs is imported before: the folder of the package may be closed to nobody
 NOBODY = """
 import importlib, os, pkgutil, sys
-import fastrnn, fastrnn.cli, numpy.random, tqdm
+import fastrnn, fastrnn.cli, locale, numpy.random, tqdm
 for module in pkgutil.walk_packages(fastrnn.__path__, "fastrnn."):
     if not module.name.endswith(("__main__", "plot", "unfolded", ".torch")):  # with extras
         importlib.import_module(module.name)

@@ -15,9 +15,9 @@ import pytest
 from runs import values
 
 import fastrnn
-from fastrnn import GRU
+from fastrnn import GRU, optim, training
 from fastrnn.models import SequenceModel
-from fastrnn.training import checkpoint
+from fastrnn.training import Windows, checkpoint
 
 TRIALS = int(os.environ.get("FASTRNN_TRIALS", "4"))
 
@@ -76,7 +76,22 @@ def test_ctrl_c_at_any_moment_leaves_a_checkpoint_of_the_last_step(tmp_path):
         assert history.progress.steps == len(history.losses) == int(steps)
         assert np.isfinite(values(fastrnn.load(folder / "latest.safetensors"))).all()
         assert [p.name for p in folder.iterdir()] == ["latest.safetensors"]
+        goes_on(folder, int(steps))
     print(f"{TRIALS} trials: stopped within {longest:.2f} s")
+
+
+def goes_on(folder, steps):
+    """Check that a run that goes on is bitwise one that was never interrupted."""
+    found = []
+    for options in ({"folder": folder, "resume": True}, {}):
+        model = SequenceModel(GRU(1, 16, seed=0), 1, loss="mse", seed=0)
+        x = np.sin(np.arange(3000) / 5).astype(np.float32)[:, None]
+        optimizer = optim.Adam(model, 1e-3)
+        history = training.fit(model, Windows(x, 10, 4), optimizer, steps=steps + 3, **options)
+        found.append((values(model).tobytes(), history.losses,
+                      {name: a.tobytes() for name, a in optimizer.state_dict().items()}))
+    assert len(found[0][1]) == steps + 3
+    assert found[0] == found[1]
 
 
 @posix
