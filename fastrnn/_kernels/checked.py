@@ -399,7 +399,7 @@ class Ranges(update.Ranges):
 
     def __new__(cls, rows: Any) -> Ranges:
         rows = list(rows)
-        self = super().__new__(cls, rows)  # type: ignore[call-arg]
+        self = super().__new__(cls, rows)
         self._rows = rows
         return self
 
