@@ -178,7 +178,7 @@ def checked_backward(original: Callable[..., Any]) -> Callable[..., Any]:
         def again(change: Change) -> Named:
             tape = shadow.again(change)[1]
             for numbers in tape.memory():  # rounded too: 1 - h^2 loses digits where h is near 1
-                numbers[...] = change(numbers)
+                numbers[...] = change.near(numbers)
             return run_plain(tape, (*change(given[:2]), given[2]))
 
         with scalar():
