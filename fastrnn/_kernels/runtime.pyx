@@ -104,23 +104,47 @@ def use_scalar(bint on):
 
 
 def cpu_limit():
-    """Threads that may run at once here: the affinity mask, cut by the cgroup's quota."""
+    """Threads that may run at once here: the affinity mask, cut by the quotas of control groups."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:
         count = os.cpu_count() or 1
-    for path, parse in (
-        ("/sys/fs/cgroup/cpu.max", lambda text: text.split()),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", lambda text: (text, "100000")),
-    ):
+    for folder in control_groups():
         try:
-            with open(path) as file:
-                quota, period = parse(file.read())
+            if os.path.exists(f"{folder}/cpu.max"):
+                quota, period = read(f"{folder}/cpu.max").split()
+            else:
+                quota = read(f"{folder}/cpu.cfs_quota_us")
+                period = read(f"{folder}/cpu.cfs_period_us")
             if quota != "max" and float(quota) > 0:
                 count = min(count, max(1, round(float(quota) / float(period))))
         except (OSError, ValueError):
             continue
     return count
+
+
+def control_groups():
+    """Folders of the groups, of both versions, that this process is in, and of those above them.
+
+    In a container its own group is usually the topmost that can be seen.
+    """
+    folders = ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu"]
+    try:
+        lines = read("/proc/self/cgroup").splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "cpu" in controllers.split(","):
+            home = folders[bool(controllers)]
+            names = path.strip("/").split("/")
+            folders += ["/".join((home, *names[:n + 1])) for n in range(len(names)) if names[n]]
+    return folders
+
+
+def read(path):
+    with open(path) as file:
+        return file.read().strip()
 
 
 def set_num_threads(n):
