@@ -59,11 +59,13 @@ cdef extern from *:
     /* Calls read the settings without the GIL, while another thread may change them. */
     #define fr_read(setting) __atomic_load_n(&(setting), __ATOMIC_RELAXED)
     #define fr_write(setting, value) __atomic_store_n(&(setting), value, __ATOMIC_RELAXED)
+    #define fr_take(setting) __atomic_exchange_n(&(setting), 0, __ATOMIC_RELAXED)
     """
     int fr_borrowed
     int fr_plain
     int fr_read(int) noexcept nogil
     void fr_write(int, int) noexcept nogil
+    int fr_take(int) noexcept nogil
     # The system may refuse a thread where the GIL is not held.
     int Py_AddPendingCall(int (*function)(void *) noexcept, void *argument) nogil
 
@@ -257,10 +259,8 @@ cdef int threads_for(double operations) noexcept nogil:
 
 
 cdef void run(fr_work work, void *arg, int n) noexcept nogil:
-    global warns_of_refused
     fr_run(work, arg, n, fr_borrowed > 0)
-    if warns_of_refused and fr_refused():
-        warns_of_refused = False
+    if fr_read(warns_of_refused) and fr_refused() and fr_take(warns_of_refused):
         Py_AddPendingCall(warn_of_refused, NULL)
 
 
