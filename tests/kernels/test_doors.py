@@ -15,7 +15,9 @@ import numpy as np
 import programs
 import pytest
 
+import fastrnn
 from fastrnn._kernels import packed, program, runtime, sequence, timeline
+from fastrnn.cells.instance import Instance, Plan
 
 
 def test_a_sequence_has_one_or_two_directions_and_a_known_cell():
@@ -121,6 +123,31 @@ def test_backward_of_a_program_checks_first():
     assert np.isfinite(dx).all()
     with pytest.raises(RuntimeError, match="a tape serves one backward"):
         back(made, kept, x, dx)
+
+
+def test_a_program_records_what_is_asked_for():
+    made, x = programs.Made("lstm", 4, 4, np.float64, 0), highway(np.float64)[1]
+    made.kind = Plan(Instance(fastrnn.cell(programs.CELLS["lstm"])), 4, 4, True)
+    names = ("dc", "dh", "c", "h")
+    whole = back(made, run(made, x)[1], x, record=names)
+    for name in names:
+        only = back(made, run(made, x)[1], x, record=(name,))
+        assert list(only) == [name]
+        assert only[name].tobytes() == whole[name].tobytes()
+
+
+def test_a_long_row_leaves_a_thread_without_rows(threads):
+    layer = fastrnn.Layer(fastrnn.cell(programs.CELLS["lstm"]), 64, 64, seed=0)
+    x = np.random.default_rng(2).standard_normal((60, 12, 64), np.float32)
+    lengths = np.array([1] * 5 + [60] + [1] * 6)  # a third of all steps is less than half this row
+    found = []
+    for n in (1, 3):
+        runtime.set_num_threads(n)
+        layer.zero_grad()
+        y, state = layer(x, lengths=lengths)
+        dx, dstate = layer.backward(y)
+        found.append([a.tobytes() for a in (y, *state, dx, *dstate, layer.flat_grads)])
+    assert found[0] == found[1]
 
 
 def test_a_program_without_a_real_step():
