@@ -16,7 +16,7 @@ import programs
 import pytest
 
 import fastrnn
-from fastrnn._kernels import packed, program, runtime, sequence, timeline
+from fastrnn._kernels import packed, program, runtime, sequence, stream, timeline
 from fastrnn.cells.instance import Instance, Plan
 
 
@@ -114,6 +114,9 @@ def test_backward_of_a_program_checks_first():
     _, kept = run(made, x)
     with pytest.raises(ValueError, match=f"states: expected {len(made.widths)}"):
         back(made, kept, x, dinitial=())
+    dinitial = tuple(np.empty((1, 2, width), x.dtype) for width in made.widths)
+    with pytest.raises(ValueError, match=f"states: expected {len(made.widths)}"):
+        program.backward(kept, x, (), None, dinitial, (made.parameters,))
     with pytest.raises(ValueError, match="record: has 'nothing', expected names out of"):
         back(made, kept, x, record=("nothing",))
     with pytest.raises(ValueError, match="grads: 2 directions, expected 1"):
@@ -134,6 +137,37 @@ def test_a_program_records_what_is_asked_for():
         only = back(made, run(made, x)[1], x, record=(name,))
         assert list(only) == [name]
         assert only[name].tobytes() == whole[name].tobytes()
+
+
+def test_both_directions_of_a_program_run_on_two_teams(threads):
+    layer = fastrnn.Layer(fastrnn.cell(programs.CELLS["lstm"]), 64, 64, bidirectional=True, seed=0)
+    x = np.random.default_rng(2).standard_normal((20, 8, 64), np.float32)
+    found = []
+    for n in (1, 2, 4):
+        runtime.set_num_threads(n)
+        layer.zero_grad()
+        y, state = layer(x)
+        dx, dstate = layer.backward(y)
+        found.append([a.tobytes() for a in (y, *state, dx, *dstate, layer.flat_grads)])
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_stream_takes_no_vector_for_a_matrix():
+    layer = fastrnn.GRU(3, 4, seed=0)
+    packs = layer.stream_packs()
+    with pytest.raises(ValueError, match=r"head\[0\] has shape \(4,\), expected \(N, 4\)"):
+        stream.Stream([packs], 1, np.float32, head=(np.zeros(4, "f4"), np.zeros(4, "f4")))
+    with pytest.raises(ValueError, match=r"embedding has shape \(3,\), expected \(V, 3\)"):
+        stream.Stream([packs], 1, np.float32, np.zeros(3, "f4"))
+    with pytest.raises(ValueError, match=r"groups\[1\] is 7, expected a list of Packed"):
+        stream.Stream([packs, 7], 1, np.float32)
+
+
+def test_a_row_that_comes_three_times_is_refused():
+    step = fastrnn.GRU(3, 4, seed=0).eval().stream(5)
+    with pytest.raises(ValueError, match="rows"):
+        step(np.zeros((3, 3), "f4"), rows=np.array([2, 2, 2]))
+    step(np.zeros((3, 3), "f4"), rows=np.array([2, 1, 0]))
 
 
 def test_a_long_row_leaves_a_thread_without_rows(threads):
@@ -159,6 +193,9 @@ def test_a_program_without_a_real_step():
     dx, grads = np.full_like(x, np.nan), tuple(map(np.zeros_like, made.parameters))
     back(made, kept, x, dx, grads=grads)
     assert (dx == 0).all()
+    assert all((grad == 0).all() for grad in grads)
+    _, kept = run(made, x, time=time)
+    back(made, kept, x, None, grads=grads)
     assert all((grad == 0).all() for grad in grads)
 
 
