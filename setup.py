@@ -1,7 +1,8 @@
 """Builds the C side once and the Cython modules over it.
 
 Metadata stands in pyproject.toml. Switches: FASTRNN_SANITIZE=address,undefined (or thread) builds
-an instrumented package; FASTRNN_DEBUG=1 keeps assertions and bounds checks.
+an instrumented package, and FASTRNN_COVERAGE=1 one that counts its lines (tools/coverage);
+FASTRNN_DEBUG=1 keeps assertions and bounds checks.
 
 The extensions use only CPython's stable ABI, so one wheel serves every CPython from 3.11. Builds of
 CPython without the GIL have no stable ABI yet; for them the wheel is of one version.
@@ -18,6 +19,8 @@ from setuptools import Extension, setup
 
 sanitize = os.environ.get("FASTRNN_SANITIZE", "")
 debug = os.environ.get("FASTRNN_DEBUG", "") == "1"
+coverage = os.environ.get("FASTRNN_COVERAGE", "") == "1"
+observed = bool(debug or sanitize or coverage)
 
 # -g0: Python's own flags ask for debug information, which would be nine tenths of the package.
 # -ffp-contract=off: a product and a sum become one rounding only where the source says so (vfma),
@@ -32,11 +35,15 @@ if sys.platform == "linux":
 if sanitize:
     flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1", "-O1", "-DFR_ROLLED"]
     link += [f"-fsanitize={sanitize}"]
+elif coverage:
+    # atomic: the compiler may run a loop by a counter of lines, and other threads change that, too
+    flags += ["--coverage", "-fprofile-update=atomic", "-g", "-O1", "-DFR_ROLLED"]
+    link += ["--coverage"]
 else:  # Python's own flags may have it, too, and another level of it is an error
     flags += ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
 if not debug:
     flags.append("-DNDEBUG")
-if not (debug or sanitize) and sys.platform == "linux":
+if not observed and sys.platform == "linux":
     link.append("-Wl,-s")  # no tables of symbols
 
 stable = not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -46,7 +53,7 @@ if stable:
 
 
 # Modules without loops of their own, which no step of a stream enters: made small.
-small = () if debug or sanitize else (
+small = () if observed else (
     "exchange", "layout", "linear", "loss", "machine_gradients", "machine_packs", "packed",
     "packed_program", "program", "program_tape", "project", "stream_program", "timeline", "update")
 

@@ -99,6 +99,7 @@ static fr_number team_rank, team_size;
 
 /* ---- waiting for an int to change ----------------------------------------------------------- */
 
+static int is_any_number(void) { return __atomic_load_n(&any_number, __ATOMIC_RELAXED); }
 static int load(const int *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 
 #if defined(_WIN32)
@@ -211,7 +212,7 @@ static int64_t worth(int64_t spent, int64_t least) {
 
 /* At the end of a job, or of the wait for sleeping workers; returns whether it was in vain. */
 static int look_back(void) {
-  if (job_waited < BRIEF || any_number) return 0; /* tests want their threads */
+  if (job_waited < BRIEF || is_any_number()) return 0; /* tests want their threads */
   const int64_t time = now();
   if (job_waited <= worth(time - job_start, BRIEF)) return 0;
   if (time - last_vain >= AGAIN + alone_for) {
@@ -412,10 +413,10 @@ static int most_threads(int64_t time) {
 #else
   (void)time, (void)last_look;
 #endif
-  return any_number ? FR_MAX_THREADS : cpus;
+  return is_any_number() ? FR_MAX_THREADS : cpus;
 }
 
-void fr_any_number(int on) { any_number = on; }
+void fr_any_number(int on) { __atomic_store_n(&any_number, on, __ATOMIC_RELAXED); }
 
 /* A share of the job on a thread of another library's team. */
 static void team_share(void *unused) {

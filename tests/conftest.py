@@ -35,3 +35,16 @@ def threads():
     before = runtime.get_num_threads()
     yield (1, 2, 3, 4, 8)
     runtime.set_num_threads(before)
+
+
+# What FASTRNN_CHECK=1 cannot leave as it is: memory and time of a call (a second call runs), and
+# stderr (a warning that the scalar instruction set has nothing to compare).
+UNCHECKED = ("allocates_nothing", "test_a_dropped_tape_gives_its_memory_back", "test_no_memory.py",
+             "test_pressure.py", "test_the_environment_decides[{'FASTRNN_ISA': 'scalar'}")
+
+
+def pytest_collection_modifyitems(items):
+    if os.environ.get("FASTRNN_CHECK") == "1":
+        for item in items:
+            if any(name in item.nodeid for name in UNCHECKED):
+                item.add_marker(pytest.mark.skip(reason="measures what FASTRNN_CHECK=1 changes"))

@@ -156,6 +156,18 @@ def c_mutants(file, text):
     return [partial(make, *change) for change in dict.fromkeys(c_changes(file, code))]
 
 
+def commutes(mutant):
+    """Return whether a mutant has two factors or two terms in each other's place."""
+    for at in re.finditer(r"\b(?:vfma|vfnma|vadd|vmul|vadd_bits)\(", mutant.before):
+        inner = arguments(mutant.before, at.end())
+        if mutant.rule == "arguments" and len(inner) > 1:
+            one, two = (mutant.before[slice(*inner[i])].strip() for i in (0, 1))
+            start, end = inner[0][0], inner[1][1]
+            if f"{mutant.before[:start]}{two}, {one}{mutant.before[end:]}" == mutant.after:
+                return True
+    return False
+
+
 BINARY = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult,
           ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.MatMult: ast.Mult,
           ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr}

@@ -253,7 +253,7 @@ cdef object as_array(str name, object value, object of):
         return np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} is a ragged sequence, expected an array of {of}") from error
-    except RuntimeError as error:  # a tensor of torch that is part of a graph
+    except (RuntimeError, TypeError) as error:  # a tensor of a graph, or of bfloat16
         raise TypeError(f"{name} is of type {type(value).__name__}, expected an array of {of}: "
                         f"{error}") from error
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -178,7 +179,7 @@ def checked_backward(original: Callable[..., Any]) -> Callable[..., Any]:
         def again(change: Change) -> Named:
             tape = shadow.again(change)[1]
             for numbers in tape.memory():  # rounded too: 1 - h^2 loses digits where h is near 1
-                numbers[...] = change(numbers)
+                numbers[...] = change.near(numbers)
             return run_plain(tape, (*change(given[:2]), given[2]))
 
         with scalar():
@@ -253,7 +254,7 @@ class Stream(stream.Stream):
         head: Any = None, nested: Any = False, name: str = "Stream",
     ) -> None:
         super().__init__(groups, batch_size, dtype, embedding, one_hot, head, nested, name)
-        self._groups = groups
+        self._groups, self._name, self._lock = groups, name, threading.Lock()
         if runtime.get_isa() != "scalar":
             with scalar():
                 self.twin = BASE["Stream"](plain(groups), batch_size, dtype, embedding, one_hot,
@@ -271,6 +272,15 @@ class Stream(stream.Stream):
         advance = getattr(BASE["Stream"], method)
         if self.twin is None:
             return advance(self, x, out, rows=rows)
+        if not self._lock.acquire(blocking=False):  # a step and its check belong together
+            raise RuntimeError(f"{self._name}: this stream is in use by another thread, make one "
+                               "stream per thread")
+        try:
+            return self._compared(method, advance, x, out, rows)
+        finally:
+            self._lock.release()
+
+    def _compared(self, method: str, advance: Any, x: Any, out: Any, rows: Any) -> Any:
         before, given, chosen = self.state, copied(x), copied(rows)
         y = advance(self, x, out, rows=rows)
 
@@ -299,7 +309,7 @@ class Stream(stream.Stream):
     def copy(self) -> Any:
         """Return a stream with the same weights and a copy of the state."""
         new = super().copy()
-        new._groups = self._groups
+        new._groups, new._name, new._lock = self._groups, self._name, threading.Lock()
         if self.twin is not None:
             with scalar():
                 new.twin = self.twin.copy()

@@ -56,9 +56,16 @@ cdef extern from *:
     """
     static _Thread_local int fr_borrowed;
     static _Thread_local int fr_plain; /* calls of this thread use the scalar table */
+    /* Calls read the settings without the GIL, while another thread may change them. */
+    #define fr_read(setting) __atomic_load_n(&(setting), __ATOMIC_RELAXED)
+    #define fr_write(setting, value) __atomic_store_n(&(setting), value, __ATOMIC_RELAXED)
+    #define fr_take(setting) __atomic_exchange_n(&(setting), 0, __ATOMIC_RELAXED)
     """
     int fr_borrowed
     int fr_plain
+    int fr_read(int) noexcept nogil
+    void fr_write(int, int) noexcept nogil
+    int fr_take(int) noexcept nogil
     # The system may refuse a thread where the GIL is not held.
     int Py_AddPendingCall(int (*function)(void *) noexcept, void *argument) nogil
 
@@ -79,12 +86,11 @@ def isa_names():
 
 def get_isa():
     """Name of the instruction set in use."""
-    return fr_isa_name(0 if fr_plain else isa).decode()
+    return fr_isa_name(0 if fr_plain else fr_read(isa)).decode()
 
 
 def set_isa(name=None):
     """Choose the instruction set for every later call; None: the widest that this CPU has."""
-    global isa
     known = isa_names()
     if name is None:
         *_, name = (n for n, has in known.items() if has)
@@ -94,7 +100,7 @@ def set_isa(name=None):
     if not known[name]:
         raise ValueError(f"FASTRNN_ISA: this CPU does not have {name!r}, it has "
                          + ", ".join(n for n, has in known.items() if has))
-    isa = list(known).index(name)
+    fr_write(isa, list(known).index(name))
 
 
 def use_scalar(bint on):
@@ -104,23 +110,47 @@ def use_scalar(bint on):
 
 
 def cpu_limit():
-    """Threads that may run at once here: the affinity mask, cut by the cgroup's quota."""
+    """Threads that may run at once here: the affinity mask, cut by the quotas of control groups."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:
         count = os.cpu_count() or 1
-    for path, parse in (
-        ("/sys/fs/cgroup/cpu.max", lambda text: text.split()),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", lambda text: (text, "100000")),
-    ):
+    for folder in control_groups():
         try:
-            with open(path) as file:
-                quota, period = parse(file.read())
+            if os.path.exists(f"{folder}/cpu.max"):
+                quota, period = read(f"{folder}/cpu.max").split()
+            else:
+                quota = read(f"{folder}/cpu.cfs_quota_us")
+                period = read(f"{folder}/cpu.cfs_period_us")
             if quota != "max" and float(quota) > 0:
                 count = min(count, max(1, round(float(quota) / float(period))))
         except (OSError, ValueError):
             continue
     return count
+
+
+def control_groups():
+    """Folders of the groups, of both versions, that this process is in, and of those above them.
+
+    In a container its own group is usually the topmost that can be seen.
+    """
+    folders = ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu"]
+    try:
+        lines = read("/proc/self/cgroup").splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "cpu" in controllers.split(","):
+            home = folders[bool(controllers)]
+            names = path.strip("/").split("/")
+            folders += ["/".join((home, *names[:n + 1])) for n in range(len(names)) if names[n]]
+    return folders
+
+
+def read(path):
+    with open(path) as file:
+        return file.read().strip()
 
 
 def set_num_threads(n):
@@ -140,13 +170,13 @@ def set_num_threads(n):
     ValueError
         If `n` is not a whole number of at least 1.
     """
-    global threads, warned
+    global warned
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise ValueError(f"set_num_threads: n is {n!r}, expected a whole number of at least 1")
     any_number = os.environ.get("FASTRNN_OVERSUBSCRIBE") == "1"
     fr_any_number(any_number)
     most = FR_MAX_THREADS if any_number else min(FR_MAX_THREADS, cpu_limit())
-    threads = min(n, most)
+    fr_write(threads, min(n, most))
     if n > most and not any_number and not warned:
         warned = True
         warnings.warn(f"set_num_threads: {n} threads are asked for, {most} are used: this process "
@@ -155,7 +185,7 @@ def set_num_threads(n):
 
 def get_num_threads():
     """Return how many threads a call may use."""
-    return threads
+    return fr_read(threads)
 
 
 def borrow_threads(int n):
@@ -208,13 +238,12 @@ def set_flush_denormals(on):
         float32) count as zero, which keeps decaying states fast. The caller's own
         floating-point state is restored on return. False: IEEE arithmetic throughout.
     """
-    global flush
-    flush = bool(on)
+    fr_write(flush, bool(on))
 
 
 def get_flush_denormals():
     """Return whether kernels treat denormal numbers as zero."""
-    return flush
+    return bool(fr_read(flush))
 
 
 def _from_environment():
@@ -244,20 +273,18 @@ cdef const fr_table *table_for(object dtype) except NULL:
 
 
 cdef const fr_table *table_of(int bits) noexcept nogil:
-    return fr_isa_table(0 if fr_plain else isa, bits)
+    return fr_isa_table(0 if fr_plain else fr_read(isa), bits)
 
 
 cdef int threads_for(double operations) noexcept nogil:
     if operations <= SERIAL:
         return 1
-    return min(fr_borrowed, FR_MAX_THREADS) if fr_borrowed > 0 else threads
+    return min(fr_borrowed, FR_MAX_THREADS) if fr_borrowed > 0 else fr_read(threads)
 
 
 cdef void run(fr_work work, void *arg, int n) noexcept nogil:
-    global warns_of_refused
     fr_run(work, arg, n, fr_borrowed > 0)
-    if warns_of_refused and fr_refused():
-        warns_of_refused = False
+    if fr_read(warns_of_refused) and fr_refused() and fr_take(warns_of_refused):
         Py_AddPendingCall(warn_of_refused, NULL)
 
 
@@ -278,7 +305,7 @@ cdef bint wait_step(fr_barrier *barrier, int size) noexcept nogil:
 
 
 cdef unsigned flush_denormals() noexcept nogil:
-    return fr_flush_denormals(flush)
+    return fr_flush_denormals(fr_read(flush))
 
 
 cdef unsigned keep_denormals() noexcept nogil:

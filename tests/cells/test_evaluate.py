@@ -7,6 +7,7 @@ from fastrnn import reference
 from fastrnn.cells import cell
 from fastrnn.cells.evaluate import forward
 from fastrnn.cells.weights import initial, shape
+from fastrnn.functional import cell_forward
 
 DTYPES = (np.float32, np.float64)
 RTOL = {np.float32: 2e-5, np.float64: 1e-12}
@@ -182,6 +183,16 @@ def test_each_function_is_its_formula_also_of_infinities_and_nan(expression, for
     assert found.dtype == dtype
     tiny = 1e-6 if dtype == np.float32 else 1e-14
     np.testing.assert_allclose(found, expected, RTOL[dtype], tiny)
+
+
+@pytest.mark.parametrize(("expression", "formula"), FORMULAS.items(), ids=list(FORMULAS))
+def test_each_compiled_function_is_its_formula(expression, formula):
+    """Of the programs that layers run, whose operations are made by other code."""
+    a = np.array([[[0.0, 0.5, -0.5, 1.0, -1.0, 1.1, 1.5, -1.7, 2.5, -2.25, 0.75, 0.3]]])
+    definition = cell(f"learned p = 1\na = x + h\nh = p * ({expression})")  # h begins at 0
+    found, _, _ = cell_forward(definition, a, None, {"p": np.ones(a.shape[2])}, training=False)
+    with np.errstate(all="ignore"):
+        np.testing.assert_allclose(found, formula(a), 1e-12, 1e-14)
 
 
 @pytest.mark.parametrize("function", ["sigmoid", "tanh", "relu", "softplus", "silu", "gelu", "abs",

@@ -63,7 +63,7 @@ def functional_call(index):
     functional.lstm_backward(y, None, tape)
 
 def packed(sizes):
-    y, _, p = layer.forward_packed(x.reshape(T * B, I), sizes)
+    y, _, p = layer.forward_packed(x.reshape(T * B, I)[:-1], sizes)
     p.backward(y)
 
 # name: the array that changes, good values, bad values, the call
@@ -103,6 +103,18 @@ CASES = {
     "predict": ((B, T), np.int64, V, bad, lambda a: language.predict(a)),
     "chances": ((T, B, 1), np.float32, 1, [-1, 2, np.nan], lambda a: chances.loss(x, a).backward()),
 }
+if name == "torch_batch_sizes":
+    import torch
+    from fastrnn.torch.door import read_lengths
+
+    def lengths_of(sizes):
+        found = read_lengths(torch.from_numpy(sizes), T * B)
+        if found is None:
+            raise ValueError
+        steps, batch, time = found
+        assert (steps * batch if time is None else time.N) == T * B, found
+
+    CASES["torch batch sizes"] = (T,), np.int64, 1, [-1, B, B + 1, 2**40], lengths_of
 if name == "names":
     print(*(n.replace(" ", "_") for n in CASES))
     sys.exit()
@@ -110,8 +122,10 @@ shape, dtype, count, wrong, call = CASES[name.replace("_", " ")]
 start = rng.integers(0, count, shape).astype(dtype)
 if name == "rows" or "rows_" in name or "_rows" in name:
     start = np.arange(4)
-elif name == "batch_sizes":
+elif name.endswith("batch_sizes"):
     start = np.full(T, B)
+    start[-1] -= 1  # rows of different lengths
+    start[0] += 1 if name.startswith("torch") else 0
 start = np.ascontiguousarray(start, dtype)
 shared = start.copy()
 call(shared)  # it is right without the other thread
@@ -121,10 +135,18 @@ def write():
     k, size = 0, shared.itemsize
     places = [a.ctypes.data for a in (shared, start)]
     others = [np.full(shape, value).astype(dtype) for value in wrong]
+    # bad and good values in turns, many times in one call, in which NumPy holds no GIL
+    rows = (1 + 10**6 // shared.size, 2, shared.size)
+    strided = np.lib.stride_tricks.as_strided
+    turns = [strided(np.stack([a.reshape(-1), start.reshape(-1)]), rows, (0, start.nbytes, size))
+             for a in others]
+    target = strided(shared, rows, (0, 0, size))
     while not stop.is_set():
         k += 1
         # ctypes gives the GIL away: the other thread goes on while bytes are written
-        if k % 3:
+        if k % 20 == 0:
+            np.copyto(target, turns[k // 20 % len(turns)])
+        elif k % 3:
             at = k * 7919 % shared.size
             libc.memcpy(places[0] + at * size, others[k % len(others)].ctypes.data, size)
             libc.memcpy(places[0] + at * size, places[1] + at * size, size)
@@ -170,6 +192,12 @@ def run(name, seconds):
 @pytest.mark.parametrize("name", ["embedding", "timeline", "targets", "stream", "rows", "lengths"])
 def test_another_thread_may_change_them(name):
     run(name, 0.5)
+
+
+@linux
+def test_another_thread_may_change_a_tensor():
+    pytest.importorskip("torch")
+    assert run("torch_batch_sizes", 1)[1] > 0
 
 
 @linux

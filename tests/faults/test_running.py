@@ -148,6 +148,31 @@ def test_a_quota_that_changes(group):
     print(f"quota changed {count // 10} times in {calls} calls")
 
 
+@linux
+@pytest.mark.skipif(runtime.cpu_limit() < 2, reason="one CPU")
+@pytest.mark.parametrize("share", [0, 30, 100, 150])
+def test_the_quota_of_the_own_group_is_a_limit(group, share):
+    """Not only that of the topmost one, which a process outside of a container is not in."""
+    folder, set_share = group
+    set_share(share)
+    below = folder / "below"
+    below.mkdir()
+    try:
+        code = """
+import os, sys
+with open(sys.argv[1], "w") as file:
+    file.write(str(os.getpid()))
+import fastrnn
+print(fastrnn.get_num_threads())
+"""
+        for place in (folder, below):
+            found, = children.words(code, place / "cgroup.procs")
+            expected = runtime.cpu_limit() if share == 0 else max(1, round(share / 100))
+            assert int(found) == min(expected, runtime.cpu_limit())
+    finally:
+        below.rmdir()
+
+
 # ---- Python's threads ----------------------------------------------------------------------------
 
 

@@ -213,3 +213,19 @@ def test_backward_refuses_what_does_not_fit():
     assert tape.definition is CELL
     functional.cell_backward(None, None, tape)
     assert tape.used
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_of_wide_vectors_over_many_rows(isa, dtype):
+    """Whole numbers, so that the sums are exact; more columns and more rows than one block has."""
+    rows, width = 300, 600
+    wide = fastrnn.cell("learned p = 1\nlearned q = 1\nh = p * x + q * h", name="Wide")
+    rng = np.random.default_rng(0)
+    x, dy, h = (rng.integers(-8, 9, (rows, width)).astype(dtype) for _ in range(3))
+    given = {name: np.full(width, 2, dtype) for name in "pq"}
+    _, _, tape = functional.cell_forward(wide, x[None], h, given)
+    dx, dh, grads = functional.cell_backward(dy[None], None, tape)
+    np.testing.assert_array_equal(dx[0], 2 * dy)
+    np.testing.assert_array_equal(dh, 2 * dy)
+    np.testing.assert_array_equal(grads["p"], (dy * x).sum(0))
+    np.testing.assert_array_equal(grads["q"], (dy * h).sum(0))

@@ -173,6 +173,32 @@ def test_two_python_threads_share_the_pool():
     assert not any(wrong)
 
 
+def test_settings_change_while_other_threads_compute():
+    # the thread sanitizer sees whether they are atomic
+    stop, wrong, flush = threading.Event(), [], runtime.get_flush_denormals()
+
+    def serve():
+        while not stop.is_set():
+            wrong.append(job() != EXPECTED)
+
+    threads = [threading.Thread(target=serve) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in (2, 8, 1, 3) * 25:
+            runtime.set_num_threads(number)
+            runtime.set_flush_denormals(number % 2 == 0)
+            runtime.set_isa(runtime.get_isa())
+            time.sleep(0.001)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        runtime.set_flush_denormals(flush)
+    assert wrong
+    assert not any(wrong)
+
+
 # ---------------------------------------------------------------------------------------- limits
 
 

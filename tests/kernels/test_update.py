@@ -76,6 +76,11 @@ def test_the_norm_of_arrays_of_several_dtypes_and_sizes(isa):
     assert norms([]) == norms([np.zeros(0), np.zeros(3, np.float32)], 1.0) == (0.0, 0.0)
 
 
+def test_the_norm_of_more_blocks_than_fit_on_the_stack():
+    x = np.random.default_rng(0).standard_normal(70 * 32768 + 5, np.float32)
+    assert norms([x])[0] == pytest.approx(np.linalg.norm(x.astype(float)), rel=1e-12)
+
+
 @pytest.mark.parametrize("limit", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_the_norm_of_limited_elements(isa, dtype, limit):

@@ -270,3 +270,13 @@ def test_what_every_one_refuses(name, cell):
 def test_numbers_that_the_dtype_cannot_hold_are_no_parameters(attempt):
     with pytest.raises(ValueError, match=r": a (weight|bias) has .* which float32 cannot hold"):
         attempt()
+
+
+@pytest.mark.parametrize(("call", "expected"), [
+    (init.forget_bias, "expected an LSTM"), (init.identity, "expected"),
+    (lambda x: init.chrono(x, 9), "expected an LSTM or a GRU")],
+    ids=["forget_bias", "identity", "chrono"])
+def test_cells_from_equations_have_no_gates_by_name(call, expected):
+    definition = fastrnn.cell("f, c = W x + U h + b\nh = sigmoid(f) * h + tanh(c)", name="Own")
+    with pytest.raises(ValueError, match=rf"layer is Layer\(Own, 3, 4\), {expected}"):
+        call(fastrnn.Layer(definition, 3, 4))

@@ -452,3 +452,42 @@ def test_measuring_draws_no_mask():
     gradient_flow(layer, draw(T, B, I))
     assert layer.dropout_state == before
     assert P == 2
+
+
+HIGHWAY = fastrnn.cell("""
+    a, f = W x + U h + b
+    h = sigmoid(f) * x + (1 - sigmoid(f)) * tanh(a)   # x itself is read, and it has a gradient
+""")
+
+
+def test_both_directions_add_to_the_gradient_of_an_input_that_the_cell_reads_itself():
+    both = fastrnn.Layer(HIGHWAY, 4, 4, bidirectional=True, dtype=np.float64, seed=0)
+    rng = np.random.default_rng(1)
+    x, dy = rng.standard_normal((5, 3, 4)), rng.standard_normal((5, 3, 8))
+    y, _ = both(x)
+    dx, _ = both.backward(dy)
+    total = 0
+    for d, suffix in enumerate(("", "_reverse")):
+        one = fastrnn.Layer(HIGHWAY, 4, 4, dtype=np.float64, seed=0)
+        for name, array in one.parameters().items():
+            array[...] = both.parameters()[name + suffix]
+        order = slice(None, None, -1 if d else 1)
+        part, _ = one(np.ascontiguousarray(x[order]))
+        assert (y[..., 4 * d:4 * d + 4] == part[order]).all()
+        own, _ = one.backward(np.ascontiguousarray(dy[order, :, 4 * d:4 * d + 4]))
+        total = total + own[order]
+    np.testing.assert_allclose(dx, total, rtol=1e-14, atol=1e-15)
+
+
+def test_a_pass_of_evaluation_is_retained():
+    layer = fastrnn.Layer(HIGHWAY, 4, 4, dtype=np.float64, seed=0)
+    rng = np.random.default_rng(1)
+    x, dy = rng.standard_normal((5, 3, 4)), rng.standard_normal((5, 3, 4))
+    layer(x)
+    dx, dh = layer.backward(dy)
+    layer.eval()
+    _, _, p = layer.forward(x)
+    for retain in (True, True, False):
+        again, more = p.backward(dy, retain=retain, grads=layer.new_grads())
+        assert again.tobytes() == dx.tobytes()
+        assert more.tobytes() == dh.tobytes()

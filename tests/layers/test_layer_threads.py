@@ -236,3 +236,30 @@ def test_a_child_forked_during_another_threads_training_call_can_train(form):
     done = subprocess.run([sys.executable, "-c", FORK, form], capture_output=True, text=True,
                           timeout=180, check=False, env={**os.environ, "PYTHONPATH": str(HOME)})
     assert done.returncode == 0, done.stderr
+
+
+MASKS = """
+import os
+import numpy as np
+import fastrnn
+
+layer = fastrnn.LSTM(3, 40, 2, dropout=0.5, seed=0)
+x = np.ones((4, 2, 3), np.float32)
+layer(x)
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
+    os.write(write, layer(x)[0].tobytes())
+    os._exit(0)
+os.close(write)
+with open(read, "rb") as pipe:
+    assert pipe.read() == layer(x)[0].tobytes()
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_draws_the_masks_that_its_parent_draws():
+    done = subprocess.run([sys.executable, "-c", MASKS], capture_output=True, text=True,
+                          timeout=180, check=False, env={**os.environ, "PYTHONPATH": str(HOME)})
+    assert done.returncode == 0, done.stderr

@@ -206,5 +206,9 @@ def test_tensors_that_are_no_arrays_are_refused_in_one_sentence(cell):
     x = torch.zeros(4, 3, 7, dtype=torch.float64, requires_grad=True)
     with pytest.raises(TypeError, match=rf"^{name}: x is of type Tensor, expected an array of"):
         ours(x)
+    step = ours.stream(3)
+    for row in (x[0], x[0].bfloat16()):
+        with pytest.raises(TypeError, match=rf"^{name}.stream: x is of type Tensor, expected an"):
+            step(row)
     assert ours.flat.tobytes() == before
     ours.load_state_dict({key: tensor.half() for key, tensor in theirs.state_dict().items()})

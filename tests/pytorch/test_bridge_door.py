@@ -1,0 +1,77 @@
+"""Calls whose tensors do not fit together: PyTorch computes them, or raises its own error.
+
+Letters: T steps, B batch, I input, H hidden.
+"""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fastrnn.torch.door import Operator, read_lengths, read_module, read_sequence  # noqa: E402
+
+T, B, I, H = 4, 3, 2, 5
+GRU = Operator("gru", "gru", 4, 3, False, False)
+LSTM = Operator("lstm", "lstm", 3, 4, True, False)
+
+
+def weights(gates, H=H):
+    return [torch.zeros(gates * H, I), torch.zeros(gates * H, H),
+            torch.zeros(gates * H), torch.zeros(gates * H)]
+
+
+def read(op, given, *, bias=True, batch_sizes=None):
+    """Return the reason why PyTorch must compute the call; fail if there is none."""
+    x = torch.zeros(T, B, I) if batch_sizes is None else torch.zeros(T * B, I)
+    c0 = torch.zeros(1, B, H) if op.has_c else None
+    reason = read_sequence(op, x, batch_sizes, torch.zeros(1, B, H), c0, given, bias, 1, 1, False)
+    assert isinstance(reason, str)
+    return reason
+
+
+def test_weights_that_do_not_fit():
+    whole = weights(3)
+    for few in ([], whole[:1], [whole[0], whole[2]]):
+        assert read(GRU, few) == "the shape of a weight"
+    assert read(GRU, whole[:3]) == "the number of weights"
+    assert read(GRU, whole, bias=False) == "the number of weights"
+    assert read(LSTM, [*weights(4), torch.zeros(2, H)]) == "projection"
+    for i, reason in enumerate(["the shape of a weight"] * 2 + ["the shape of a bias"] * 2):
+        wrong = list(whole)
+        wrong[i] = wrong[i][:-1]
+        assert read(GRU, wrong) == reason
+    wrong = [*whole[:3], whole[3][:, None]]
+    assert read(GRU, wrong) == "the shape of a bias"
+
+
+@pytest.mark.parametrize("sizes", [
+    [[3, 3, 3, 3]], [], [3, 3, 3, 0], [3, 3, 2, 3], [3, 3, 3, 2], np.array([3, 3, 3, 3], "i4")])
+def test_batch_sizes_that_do_not_fit(sizes):
+    sizes = torch.as_tensor(np.array(sizes, getattr(sizes, "dtype", "i8")))
+    assert read_lengths(sizes, T * B) is None
+    assert read(GRU, weights(3), batch_sizes=sizes) == "the batch sizes"
+    fine = read_lengths(torch.tensor([3, 3, 3, 3]), T * B)
+    assert fine == (T, B, None)
+
+
+def test_a_module_with_other_names_of_its_weights_is_left_alone():
+    module = torch.nn.GRU(I, H)
+    x = torch.zeros(T, B, I)
+    assert read_module(GRU, module, x, None) is not None
+    module._flat_weights_names = module._flat_weights_names[:-1]
+    assert read_module(GRU, module, x, None) is None
+
+
+def test_a_gradient_of_another_dtype_is_converted():
+    torch.manual_seed(0)
+    x, h0 = torch.randn(T, B, I), torch.zeros(1, B, H)
+    given = [torch.randn_like(weight) for weight in weights(3)]
+    call = read_sequence(GRU, x, None, h0, None, given, True, 1, 1, False)
+    needs = (True, True, False, *[True] * len(given))  # no c0
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        (y, _), tapes = call.forward(True)
+        found.append(call.backward(tapes, torch.ones_like(y, dtype=dtype), None, None, needs))
+    for one, other in zip(*found, strict=True):
+        assert one is other is None or torch.equal(one, other)
+    assert found[0][0].abs().sum() > 0
