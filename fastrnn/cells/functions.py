@@ -51,18 +51,11 @@ def _plain(op: str) -> Callable[..., Node]:
     return lambda graph, *args: graph.apply(op, *args)
 
 
-def _default(graph: Graph, args: tuple[Node, ...], *values: float) -> list[Node]:
-    """Return the arguments, those that are missing from their defaults."""
-    return [*args, *(graph.constant(v) for v in values[len(args):])]
-
-
-def _leaky_relu(graph: Graph, a: Node, *args: Node) -> Node:
-    slope, = _default(graph, args, 0.01)
+def _leaky_relu(graph: Graph, a: Node, slope: Node) -> Node:
     return graph.apply("less", graph.constant(0), a, a, graph.mul(slope, a))
 
 
-def _elu(graph: Graph, a: Node, *args: Node) -> Node:
-    alpha, = _default(graph, args, 1.0)
+def _elu(graph: Graph, a: Node, alpha: Node) -> Node:
     below = graph.mul(alpha, graph.sub(graph.apply("exp", graph.apply(
         "min", a, graph.constant(0))), graph.constant(1)))
     return graph.apply("less", graph.constant(0), a, a, below)
@@ -76,8 +69,7 @@ def _clip(graph: Graph, a: Node, low: Node, high: Node) -> Node:
     return graph.apply("min", graph.apply("max", a, low), high)
 
 
-def _hard_sigmoid(graph: Graph, a: Node, *args: Node) -> Node:
-    alpha, beta = _default(graph, args, 0.2, 0.5)
+def _hard_sigmoid(graph: Graph, a: Node, alpha: Node, beta: Node) -> Node:
     return _clip(graph, _affine(graph, a, alpha, beta), graph.constant(0), graph.constant(1))
 
 
@@ -85,8 +77,7 @@ def _scaled_tanh(graph: Graph, a: Node, alpha: Node, beta: Node) -> Node:
     return graph.mul(alpha, graph.apply("tanh", graph.mul(beta, a)))
 
 
-def _thresholded_relu(graph: Graph, a: Node, *args: Node) -> Node:
-    alpha, = _default(graph, args, 1.0)
+def _thresholded_relu(graph: Graph, a: Node, alpha: Node) -> Node:
     return graph.apply("less", alpha, a, a, graph.constant(0))
 
 
@@ -117,15 +108,13 @@ def _scale(graph: Graph, a: Node, eps: Node) -> Node:
     return graph.mul(a, graph.div(graph.constant(1), root))
 
 
-def _norm(graph: Graph, a: Node, *args: Node) -> Node:
+def _norm(graph: Graph, a: Node, eps: Node) -> Node:
     """Return layer normalisation (Ba, Kiros and Hinton 2016), without gain and bias."""
-    eps, = _default(graph, args, 1e-5)
     return _scale(graph, graph.sub(a, _mean(graph, a)), eps)
 
 
-def _rms_norm(graph: Graph, a: Node, *args: Node) -> Node:
+def _rms_norm(graph: Graph, a: Node, eps: Node) -> Node:
     """Return RMS normalisation (Zhang and Sennrich 2019), without gain."""
-    eps, = _default(graph, args, 1e-5)
     return _scale(graph, a, eps)
 
 

@@ -71,6 +71,17 @@ def test_threads_change_no_bit(cell, shape, threads):
 
 
 @per_cell
+def test_gradients_of_two_calls_add_up(isa, cell):
+    layer, symbols = layer_of(cell, 9, 19, np.float64), symbols_of(4, 5, 9)
+    once, grads = run(layer, symbols), layer.new_grads()
+    for _ in range(2):
+        y, _, p = layer.run(None, symbols, None, grad=True, dropout=False)
+        p.backward(np.ones_like(y), grads=grads)
+    for name, array in grads.items():
+        np.testing.assert_allclose(array, 2 * once[name], 1e-12, 1e-13, err_msg=name)
+
+
+@per_cell
 def test_what_no_symbol_names_is_not_looked_at(cell):
     layer, symbols = layer_of(cell, 6, 9), np.array([[1, 4], [4, 1], [1, 1]], np.int32)
     expected = run(layer, symbols)
