@@ -177,6 +177,16 @@ def test_row_numbers_have_one_axis():
         step(np.zeros((2, 3), "f4"), rows=np.array([[0], [1]]))
 
 
+@pytest.mark.skipif(runtime.get_isa() == "scalar", reason="needs two instruction sets")
+def test_packs_are_of_the_instruction_set_in_use():
+    call, before = calls.make("gru", 3, 2, 4, 5), runtime.get_isa()
+    runtime.set_isa("scalar")
+    pack = packed.Packed(call.kind, call.weights[0])
+    runtime.set_isa(before)
+    with pytest.raises(ValueError, match="packed for another cell, dtype, size or instruction"):
+        call.forward(keep=False, weights=(pack,))
+
+
 @pytest.mark.parametrize(("I", "H"), [(4, 6), (3, 5)])
 def test_both_directions_have_packs_of_one_size(I, H):
     call, other = calls.make("gru", 3, 2, 4, 5, D=2), calls.make("gru", 3, 2, I, H)
