@@ -163,6 +163,38 @@ def test_a_stream_takes_no_vector_for_a_matrix():
         stream.Stream([packs, 7], 1, np.float32)
 
 
+@pytest.mark.parametrize("x", [np.zeros((2, 1), int), np.zeros(3, int), [], [[0], [1]], [0.0, 1.0]])
+def test_a_stream_of_symbols_takes_one_for_each_row(x):
+    step = fastrnn.GRU(3, 4, seed=0).eval().stream(2, one_hot=True)
+    with pytest.raises((ValueError, TypeError), match=r"^GRU.stream: x .*expected"):
+        step(x)
+    assert step([0, 1]).shape == step(np.array([0, 1])).shape == (2, 4)
+
+
+def test_row_numbers_have_one_axis():
+    step = fastrnn.GRU(3, 4, seed=0).eval().stream(5)
+    with pytest.raises((ValueError, IndexError, TypeError), match=r"^GRU.stream: rows"):
+        step(np.zeros((2, 3), "f4"), rows=np.array([[0], [1]]))
+
+
+@pytest.mark.skipif(runtime.get_isa() == "scalar", reason="needs two instruction sets")
+def test_packs_are_of_the_instruction_set_in_use():
+    call, before = calls.make("gru", 3, 2, 4, 5), runtime.get_isa()
+    runtime.set_isa("scalar")
+    pack = packed.Packed(call.kind, call.weights[0])
+    runtime.set_isa(before)
+    with pytest.raises(ValueError, match="packed for another cell, dtype, size or instruction"):
+        call.forward(keep=False, weights=(pack,))
+
+
+@pytest.mark.parametrize(("I", "H"), [(4, 6), (3, 5)])
+def test_both_directions_have_packs_of_one_size(I, H):
+    call, other = calls.make("gru", 3, 2, 4, 5, D=2), calls.make("gru", 3, 2, I, H)
+    packs = tuple(packed.Packed(call.kind, w) for w in (call.weights[0], other.weights[0]))
+    with pytest.raises(ValueError, match="packed for another cell, dtype, size"):
+        call.forward(keep=False, weights=packs)
+
+
 def test_a_row_that_comes_three_times_is_refused():
     step = fastrnn.GRU(3, 4, seed=0).eval().stream(5)
     with pytest.raises(ValueError, match="rows"):

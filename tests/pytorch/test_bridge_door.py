@@ -62,6 +62,20 @@ def test_a_module_with_other_names_of_its_weights_is_left_alone():
     assert read_module(GRU, module, x, None) is None
 
 
+def test_a_module_gets_no_half_of_a_state():
+    module = torch.nn.LSTM(I, H)
+    x, h = torch.zeros(T, B, I), torch.zeros(1, B, H)
+    assert read_module(LSTM, module, x, (h, h)) is not None
+    for half in ((None, h), (h, None), (None, None)):
+        assert read_module(LSTM, module, x, half) is None
+
+
+def test_input_without_features():
+    none = [torch.zeros(3 * H, 0), *weights(3)[1:]]
+    found = read_sequence(GRU, torch.zeros(T, B, 0), None, None, None, none, True, 1, 1, False)
+    assert found == "a size is 0"
+
+
 def test_a_gradient_of_another_dtype_is_converted():
     torch.manual_seed(0)
     x, h0 = torch.randn(T, B, I), torch.zeros(1, B, H)
