@@ -35,7 +35,8 @@ SECONDS = 10  # of CPU time, for one test
 QUICK = 4  # for all tests of a mutant, without --thorough
 
 KERNELS = {  # of the table, what is compiled for a file: enough of what uses it
-    "cell": "FR_RNN_TANH FR_LSTM", "chain": "FR_LSTM product_plain gradient", "row": "FR_RNN_TANH FR_LSTM",
+    "cell": "FR_RNN_TANH FR_LSTM", "chain": "FR_LSTM product_plain gradient",
+    "row": "FR_RNN_TANH FR_LSTM",
     "tiles": "FR_LSTM product_plain", "product": "product_plain product_gates",
     "gradient": "gradient sum_rows pack_plain", "gru": "FR_GRU", "lstm": "FR_LSTM",
     "rnn": "FR_RNN_TANH FR_RNN_RELU FR_RNN_SIGMOID", "loss": "softmax_loss",
