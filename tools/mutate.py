@@ -35,7 +35,8 @@ SECONDS = 10  # of CPU time, for one test
 QUICK = 4  # for all tests of a mutant, without --thorough
 
 KERNELS = {  # of the table, what is compiled for a file: enough of what uses it
-    "cell": "FR_RNN_TANH FR_LSTM", "chain": "FR_LSTM product_plain", "row": "FR_RNN_TANH FR_LSTM",
+    "cell": "FR_RNN_TANH FR_LSTM", "chain": "FR_LSTM product_plain gradient",
+    "row": "FR_RNN_TANH FR_LSTM",
     "tiles": "FR_LSTM product_plain", "product": "product_plain product_gates",
     "gradient": "gradient sum_rows pack_plain", "gru": "FR_GRU", "lstm": "FR_LSTM",
     "rnn": "FR_RNN_TANH FR_RNN_RELU FR_RNN_SIGMOID", "loss": "softmax_loss",
@@ -51,11 +52,13 @@ KERNELS |= dict.fromkeys(("step", "scalar", "avx2", "avx512"), VECTOR)
 LAYERS = [f"tests/kernels/test_{name}.py" for name in (
     "kernels", "lengths", "packed", "stream_rows", "stream_kernels", "stream_block", "linear",
     "activations", "functional", "symbols")]
+RECORDS = ["tests/gradflow/test_record.py"]  # dL/dh and dL/dc of every step
 PROGRAMS = ["tests/kernels/test_machine.py", "tests/kernels/test_cell_functional.py",
             "tests/cells/test_program_edges.py", "tests/kernels/test_stream_programs.py"]
 LOSS, UPDATE = ["tests/kernels/test_loss_kernels.py"], ["tests/kernels/test_update.py"]
 GUARD = ["tests/kernels/test_guard.py"]  # slow
-TESTS = {"symbols": [LAYERS[9], LAYERS[0], "tests/layers/test_one_hot_layers.py"],
+TESTS = {"cell": LAYERS + RECORDS + GUARD, "lstm": LAYERS + RECORDS + GUARD,
+         "symbols": [LAYERS[9], LAYERS[0], "tests/layers/test_one_hot_layers.py"],
          "loss": LOSS + GUARD, "update": UPDATE + GUARD,
          "machine": [*PROGRAMS, "tests/cells/test_program_guard.py"],
          "vlog": [*PROGRAMS, "tests/kernels/test_activations.py"],
