@@ -272,7 +272,7 @@ cdef int threads_for(double operations) noexcept nogil:
 cdef void run(fr_work work, void *arg, int n) noexcept nogil:
     global warns_of_refused
     fr_run(work, arg, n, fr_borrowed > 0)
-    if warns_of_refused and fr_refused():
+    if n > 1 and warns_of_refused and fr_refused():
         warns_of_refused = False
         Py_AddPendingCall(warn_of_refused, NULL)
 
