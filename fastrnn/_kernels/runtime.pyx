@@ -284,7 +284,7 @@ cdef int threads_for(double operations) noexcept nogil:
 
 cdef void run(fr_work work, void *arg, int n) noexcept nogil:
     fr_run(work, arg, n, fr_borrowed > 0)
-    if fr_read(warns_of_refused) and fr_refused() and fr_take(warns_of_refused):
+    if n > 1 and fr_read(warns_of_refused) and fr_refused() and fr_take(warns_of_refused):
         Py_AddPendingCall(warn_of_refused, NULL)
 
 
