@@ -10,16 +10,16 @@ Counts do not depend on how busy the machine is. valgrind's callgrind counts the
 the other, in one process with one thread and the AVX2 kernels (valgrind does not know AVX-512).
 There are three counts for each call: in the module `runtime`, which has all kernels; in the other
 compiled modules; and in all code, with CPython and NumPy. The first depends on the compiler, the
-second also on Cython, the last also on CPython and NumPy. So the record names these versions, and a
-count is compared only if its versions are the same. What is not compared is printed and is not an
-error. The exit status is 1 if a count is more than 2% above the record, or a call is not in it.
+second also on Cython: the record names these versions, and a count is compared only if its versions
+are the same. What is not compared is printed and is not an error. The third varies by up to 4%
+between installations of one build, so it is shown and decides nothing. The exit status is 1 if one
+of the first two is more than 2% above the record, or a call is not in it.
 """
 
 import argparse
 import gc
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -29,8 +29,8 @@ from pathlib import Path
 
 RECORD = Path(__file__).parent.parent / "bench" / "counts.json"
 TOLERANCE = 0.02
-COUNTS = {"kernels": ("compiler",), "modules": ("compiler", "cython"),
-          "all": ("compiler", "cython", "cpython", "numpy", "libc", "valgrind")}
+COUNTS = ("kernels", "modules", "all")
+JUDGED = {"kernels": ("compiler",), "modules": ("compiler", "cython")}
 WARM = 10  # calls before the counted ones: CPython rewrites its bytecode in the first ones
 REPEATS = 5  # counted calls, of which the least count is kept: malloc tidies up in some of them
 
@@ -41,8 +41,6 @@ class CannotCount(Exception):
 
 def versions():
     """Return what the counts depend on."""
-    import numpy as np
-
     from fastrnn._kernels import runtime
 
     text = Path(runtime.__file__).read_bytes()
@@ -50,11 +48,7 @@ def versions():
                 or re.search(rb"GCC: [^\0]+", text))
     cython = re.search(rb"_cython_(\d+_\d+_\d+)", text)
     return {"compiler": compiler[0].decode().strip() if compiler else "unknown",
-            "cython": cython[1].decode().replace("_", ".") if cython else "unknown",
-            "cpython": " ".join(sys.version.split()), "numpy": np.__version__,
-            "libc": " ".join(platform.libc_ver()),
-            "valgrind": subprocess.run(["valgrind", "--version"], check=True, capture_output=True,
-                                       text=True).stdout.strip()}
+            "cython": cython[1].decode().replace("_", ".") if cython else "unknown"}
 
 
 def count_here(library, package, only):
@@ -162,7 +156,7 @@ def count(only):
 def compare(here, record):
     """Print a table; return the sentences about what failed."""
     kinds = []
-    for kind, needs in COUNTS.items():
+    for kind, needs in JUDGED.items():
         other = [f"{need} {record['versions'].get(need)}, here {here['versions'][need]}"
                  for need in needs if record["versions"].get(need) != here["versions"][need]]
         if other:
@@ -176,12 +170,11 @@ def compare(here, record):
         cells = []
         for kind, n in counts.items():
             cell = f"{n:,}"
-            if before and kind in kinds:
+            if before:
                 change = n / before[kind] - 1
                 cell += f" {change:+7.2%}"
-                if abs(change) > TOLERANCE:
+                if kind in kinds and change > TOLERANCE:
                     cell += "!"
-                if change > TOLERANCE:
                     failed.append(f"{name}: {kind}: {n:,}, recorded {before[kind]:,}, "
                                   f"{change:+.2%}")
             cells.append(f"{cell:>22}")

@@ -10,8 +10,7 @@ from test_package import ROOT, load
 
 from fastrnn._kernels import runtime
 
-VERSIONS = {"compiler": "GCC: 12", "cython": "3.2.9", "cpython": "3.11.7", "numpy": "2.4.6",
-            "libc": "glibc 2.36", "valgrind": "valgrind-3.19.0"}
+VERSIONS = {"compiler": "GCC: 12", "cython": "3.2.9"}
 
 DUMP = """\
 desc: Trigger: Client Request: GRU, a step
@@ -53,7 +52,7 @@ def test_counts_are_read_by_module(counts, tmp_path):
         "GRU, a step", {"kernels": 120, "modules": 7, "all": 1132})
 
 
-@pytest.mark.parametrize(("now", "caught"), [(1000, 0), (1019, 0), (1021, 3), (1050, 3), (900, 0)])
+@pytest.mark.parametrize(("now", "caught"), [(1000, 0), (1019, 0), (1021, 2), (1050, 2), (900, 0)])
 def test_more_than_two_per_cent_fail(counts, now, caught):
     failed = counts.compare(made(step=now, other=500), made(step=1000, other=500))
     assert len(failed) == caught
@@ -66,8 +65,7 @@ def test_a_new_call_must_be_recorded(counts):
 
 
 @pytest.mark.parametrize(("version", "compared"), [
-    ("compiler", set()), ("cython", {"kernels"}), ("numpy", {"kernels", "modules"}),
-    ("valgrind", {"kernels", "modules"}),
+    ("compiler", set()), ("cython", {"kernels"}),
 ])
 def test_only_equal_versions_are_compared(counts, capsys, version, compared):
     here = made(step=2000)
@@ -75,8 +73,8 @@ def test_only_equal_versions_are_compared(counts, capsys, version, compared):
     failed = counts.compare(here, made(step=1000))
     assert {sentence.split(": ")[1] for sentence in failed} == compared
     printed = capsys.readouterr().out
-    assert {kind for kind in counts.COUNTS if f"{kind}: not compared" in printed} == (
-        set(counts.COUNTS) - compared)
+    assert {kind for kind in counts.JUDGED if f"{kind}: not compared" in printed} == (
+        set(counts.JUDGED) - compared)
 
 
 def test_the_record_has_all_calls():
