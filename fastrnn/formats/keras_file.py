@@ -34,6 +34,8 @@ Shape = tuple[int | None, ...]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HEAP = b"GCOL\1\0\0\0"  # where texts of any length are
+_ATTRIBUTES = b"model_config", b"keras_version", b"layer_names", b"weight_names"
+_ANY_LENGTH = 9  # HDF5's class of types whose values have lengths of their own
 _ZIP = b"PK\x03\x04"
 _WEIGHTS = "model.weights.h5"
 _LONGEST = 10_000_000  # bytes of a configuration
@@ -377,6 +379,56 @@ def _h5py() -> Any:
                                   name="h5py") from error
 
 
+def _places(file: Any, mark: bytes) -> list[int]:
+    """Return where in a file a few bytes are."""
+    places, at, before = [], 0, b""
+    file.seek(0)
+    while block := file.read(_BLOCK):
+        data = before + block
+        found = data.find(mark)
+        while found >= 0:
+            places.append(at - len(before) + found)
+            found = data.find(mark, found + 1)
+        at += len(block)
+        before = data[1 - len(mark) :]
+    return places
+
+
+def _check_texts(file: Any) -> None:
+    """Refuse an attribute with a text that is longer than the file.
+
+    HDF5 takes memory for a text before it looks whether the text is there.
+    """
+    end = file.seek(0, 2)
+    for place in (place for name in _ATTRIBUTES for place in _places(file, name)):
+        for version, before in ((1, 8), (2, 8), (3, 9)):
+            file.seek(max(0, place - before))
+            data = file.read(_BLOCK)
+            if place >= before and len(data) >= 8 and data[0] == version:
+                for length in _text_lengths(data, version, before):
+                    if length > end:
+                        raise RefusedValue("it has an attribute with a text longer than the file")
+
+
+def _text_lengths(data: bytes, version: int, at: int) -> Iterator[int]:
+    """Return the lengths of an attribute's texts, and the size of one text's entry.
+
+    An attribute has a version, the sizes of three parts, and the parts: its name at `at`, its type
+    and its shape. Then each text has its length (4 bytes), the place of a heap (8), a number (4).
+    """
+    sizes = struct.unpack_from("<3H", data, 2)
+    name, kind, shape = (-(-size // 8) * 8 for size in sizes) if version == 1 else sizes
+    entry, form = data[at + name :][:8], data[at + name + kind :][:shape]
+    if len(entry) < 8 or entry[0] & 15 != _ANY_LENGTH or len(form) < 4:
+        return
+    yield struct.unpack_from("<L", entry, 4)[0]
+    first = 8 if form[0] == 1 else 4
+    dims = struct.unpack_from(f"<{min(form[1], (len(form) - first) // 8)}Q", form, first)
+    start = at + name + kind + shape
+    for i in range(min(math.prod(dims), (len(data) - start) // 16)):
+        yield struct.unpack_from("<L", data, start + 16 * i)[0]
+
+
 def _check_heaps(file: Any) -> None:
     """Refuse a heap of texts whose entries do not follow each other to its end.
 
@@ -389,20 +441,11 @@ def _check_heaps(file: Any) -> None:
     lengths = start[14] if start[8] < 2 else start[10]
     if lengths != 8:
         raise RefusedValue(f"it has lengths of {lengths} bytes, expected 8")
-    places, at, before = [], 0, b""
-    file.seek(0)
-    while block := file.read(_BLOCK):
-        data = before + block
-        found = data.find(_HEAP)
-        while found >= 0:
-            places.append(at - len(before) + found)
-            found = data.find(_HEAP, found + 1)
-        at += len(block)
-        before = data[1 - len(_HEAP) :]
-    for place in places:
+    end = file.seek(0, 2)
+    for place in _places(file, _HEAP):
         file.seek(place + 8)
         left = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0] - 16
-        if left > at:
+        if left > end:
             raise RefusedValue("it has a heap that is larger than the file")
         while left >= 16:
             entry = file.read(16)
@@ -419,5 +462,6 @@ def _check_heaps(file: Any) -> None:
 @contextlib.contextmanager
 def _h5(file: Any) -> Iterator[Any]:
     _check_heaps(file)
+    _check_texts(file)
     with _h5py().File(file, "r") as root:
         yield root
