@@ -19,10 +19,13 @@ OPS = ("sigmoid", "tanh", "exp")
 LIMIT = 2.5  # ULP
 BITS = {np.float32: np.uint32, np.float64: np.uint64}
 WIDER = {np.float32: np.float64, np.float64: np.longdouble}
+# musl on AArch64 has a wide type, but its tanh is that of float64.
+WIDE = np.finfo(np.longdouble).eps < 2.0**-60 and all(
+    op(np.longdouble("0.3")) != np.float64(op(np.longdouble("0.3"))) for op in (np.exp, np.tanh))
 DTYPES = [
     np.float32,
     pytest.param(np.float64, marks=pytest.mark.skipif(
-        np.finfo(np.longdouble).eps > 2.0**-60, reason="nothing wider than float64 here")),
+        not WIDE, reason="nothing wider than float64 here")),
 ]
 
 
