@@ -259,13 +259,15 @@ def test_a_quota_limits_the_threads(quota, limit):
         there = open
 
         def opened(path, *rest, **options):
+            path = str(path)
             if path == "/sys/fs/cgroup/cpu.max":
                 return io.StringIO({quota!r})
-            if path == "/sys/fs/cgroup/cpu/cpu.cfs_quota_us":
+            if path == "/proc/self/cgroup" or path.startswith("/sys/fs/cgroup"):
                 raise FileNotFoundError(path)
             return there(path, *rest, **options)
 
         builtins.open = opened  # before the module looks it up
+        os.path.exists = lambda path: path == "/sys/fs/cgroup/cpu.max"
         from fastrnn._kernels.runtime import cpu_limit
 
         os.sched_getaffinity = lambda process: set(range(8))
