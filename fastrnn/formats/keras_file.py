@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import tempfile
@@ -379,70 +380,81 @@ def _h5py() -> Any:
                                   name="h5py") from error
 
 
-def _places(file: Any, mark: bytes) -> list[int]:
-    """Return where in a file a few bytes are."""
-    places, at, before = [], 0, b""
+def _places(file: Any) -> tuple[list[int], list[int]]:
+    """Return where the heaps of a file begin, and the names of attributes that have texts."""
+    heaps: list[int] = []
+    names: list[int] = []
+    at, before = 0, b""
+    longest = max(map(len, (_HEAP, *_ATTRIBUTES)))
+    marks = re.compile(b"|".join(map(re.escape, (_HEAP, *_ATTRIBUTES))))
     file.seek(0)
     while block := file.read(_BLOCK):
         data = before + block
-        found = data.find(mark)
-        while found >= 0:
-            places.append(at - len(before) + found)
-            found = data.find(mark, found + 1)
+        for found in marks.finditer(data):
+            if found.end() > len(before):  # else it was found in the block before
+                (heaps if found[0] == _HEAP else names).append(at - len(before) + found.start())
         at += len(block)
-        before = data[1 - len(mark) :]
-    return places
+        before = data[1 - longest :]
+    return heaps, names
 
 
-def _check_texts(file: Any) -> None:
+def _check_texts(file: Any, names: list[int]) -> None:
     """Refuse an attribute with a text that is longer than the file.
 
-    HDF5 takes memory for a text before it looks whether the text is there.
+    HDF5 takes memory for a text before it looks whether the text is there. `names` are the places
+    of attributes' names, in order.
     """
-    end = file.seek(0, 2)
-    for place in (place for name in _ATTRIBUTES for place in _places(file, name)):
+    size, behind = file.seek(0, 2), 0
+    for place in names:
         for version, before in ((1, 8), (2, 8), (3, 9)):
-            file.seek(max(0, place - before))
-            data = file.read(_BLOCK)
-            if place >= before and len(data) >= 8 and data[0] == version:
-                for length in _text_lengths(data, version, before):
-                    if length > end:
-                        raise RefusedValue("it has an attribute with a text longer than the file")
+            if place < before:
+                continue
+            file.seek(place - before)
+            head = file.read(8)
+            if len(head) < 8 or head[0] != version:
+                continue
+            if place < behind:  # real ones do not overlap, and each is read once
+                raise RefusedValue("it has attributes that lie in each other")
+            file.seek(place - before)
+            lengths, end = _text_lengths(file, version, before)
+            behind = max(behind, place - before + end)
+            if any(length > size for length in lengths):
+                raise RefusedValue("it has an attribute with a text longer than the file")
 
 
-def _text_lengths(data: bytes, version: int, at: int) -> Iterator[int]:
-    """Return the lengths of an attribute's texts, and the size of one text's entry.
+def _text_lengths(file: Any, version: int, at: int) -> tuple[list[int], int]:
+    """Return the lengths of an attribute's texts with the size of an entry, and where it ends.
 
     An attribute has a version, the sizes of three parts, and the parts: its name at `at`, its type
     and its shape. Then each text has its length (4 bytes), the place of a heap (8), a number (4).
+    Of an attribute that has no texts the list is empty and the end 0.
     """
-    sizes = struct.unpack_from("<3H", data, 2)
+    head = file.read(at)
+    sizes = struct.unpack_from("<3H", head, 2)
     name, kind, shape = (-(-size // 8) * 8 for size in sizes) if version == 1 else sizes
-    entry, form = data[at + name :][:8], data[at + name + kind :][:shape]
-    if len(entry) < 8 or entry[0] & 15 != _ANY_LENGTH or len(form) < 4:
-        return
-    yield struct.unpack_from("<L", entry, 4)[0]
+    file.seek(name, 1)
+    entry = file.read(8)
+    if len(entry) < 8 or entry[0] & 15 != _ANY_LENGTH:
+        return [], 0
+    file.seek(kind - 8, 1)
+    form = file.read(shape)
+    if len(form) < 4:
+        return [], 0
     first = 8 if form[0] == 1 else 4
-    dims = struct.unpack_from(f"<{min(form[1], (len(form) - first) // 8)}Q", form, first)
-    start = at + name + kind + shape
-    for i in range(min(math.prod(dims), (len(data) - start) // 16)):
-        yield struct.unpack_from("<L", data, start + 16 * i)[0]
+    dims = struct.unpack_from(f"<{max(0, min(form[1], (len(form) - first) // 8))}Q", form, first)
+    texts = file.read(16 * min(math.prod(dims), _BLOCK // 16))
+    whole = texts[: len(texts) // 16 * 16]
+    lengths = [length for length, _, _ in struct.iter_unpack("<LQL", whole)]
+    return [struct.unpack_from("<L", entry, 4)[0], *lengths], at + name + kind + shape + len(texts)
 
 
-def _check_heaps(file: Any) -> None:
+def _check_heaps(file: Any, heaps: list[int]) -> None:
     """Refuse a heap of texts whose entries do not follow each other to its end.
 
     HDF5 2.0 can search such a heap for ever.
     """
-    file.seek(0)
-    start = file.read(16)
-    if not start.startswith(_HDF5) or len(start) < 16:
-        raise RefusedValue("its variables are no HDF5 file")
-    lengths = start[14] if start[8] < 2 else start[10]
-    if lengths != 8:
-        raise RefusedValue(f"it has lengths of {lengths} bytes, expected 8")
     end = file.seek(0, 2)
-    for place in _places(file, _HEAP):
+    for place in heaps:
         file.seek(place + 8)
         left = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0] - 16
         if left > end:
@@ -461,7 +473,15 @@ def _check_heaps(file: Any) -> None:
 
 @contextlib.contextmanager
 def _h5(file: Any) -> Iterator[Any]:
-    _check_heaps(file)
-    _check_texts(file)
+    file.seek(0)
+    start = file.read(16)
+    if not start.startswith(_HDF5) or len(start) < 16:
+        raise RefusedValue("its variables are no HDF5 file")
+    lengths = start[14] if start[8] < 2 else start[10]
+    if lengths != 8:
+        raise RefusedValue(f"it has lengths of {lengths} bytes, expected 8")
+    heaps, names = _places(file)
+    _check_heaps(file, heaps)
+    _check_texts(file, names)
     with _h5py().File(file, "r") as root:
         yield root

@@ -5,6 +5,7 @@ import itertools
 import json
 import pickle
 import random
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -399,3 +400,18 @@ def test_loading_peaks_at_twice_the_file(tmp_path):
                           capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= 2.1 * path.stat().st_size  # parameters and packed weights
+
+
+def test_attributes_that_lie_in_each_other_are_refused(tmp_path):
+    """Each is read once: a file full of them would take a time that grows with its square."""
+    whole = Path(__file__).parents[1] / "fuzz" / "corpus" / "h5" / "whole"
+    kind = bytes([0x19, 1, 1, 0]) + struct.pack("<L", 16) + bytes(16)
+    shape = bytes([1, 1, 0, 0, 0, 0, 0, 0]) + struct.pack("<Q", 60_000)
+    one = struct.pack("<BB3H", 1, 0, 13, 24, 16) + b"model_config".ljust(16, b"\0") + kind + shape
+    path = tmp_path / "m.h5"
+    path.write_bytes(whole.read_bytes() + one + bytes(1_200_000))
+    fastrnn.load(path)  # what is behind the end is not read
+    # at this distance the second one, read as texts of the first, has no long text
+    path.write_bytes(whole.read_bytes() + one + bytes(12) + one + bytes(1_200_000))
+    with pytest.raises(ValueError, match="attributes that lie in each other"):
+        fastrnn.load(path)
