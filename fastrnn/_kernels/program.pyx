@@ -305,8 +305,8 @@ cdef object project_one_hot(Run *r, Machine m, tuple arrays, object used):
                              cnp.PyArray_SIZE(start))
         for g in range(group.blocks):
             target = <char *> r.p.symbols + at_ * size
-            add_columns(target, row, 1, pointer(weight), 1, cnp.PyArray_DIM(weight, 1), used,
-                        g * width, width, size, False)
+            add_columns(target, row, pointer(weight), cnp.PyArray_DIM(weight, 1), used, g * width,
+                        width, size, False)
             m.table.add_rows(target, row, <char *> pointer(start) + g * width * size, 0, NULL, U,
                              width)
             at_ += ceil_div(width, lanes) * lanes
@@ -314,24 +314,25 @@ cdef object project_one_hot(Run *r, Machine m, tuple arrays, object used):
     r.symbols_ready = True
 
 
-cdef void add_columns(void *y, ptrdiff_t y_symbol, ptrdiff_t y_unit, const void *x,
-                      ptrdiff_t x_symbol, ptrdiff_t x_unit, object used, ptrdiff_t first,
-                      ptrdiff_t width, ptrdiff_t size, bint of_y) noexcept:
-    """Add to y (U, width) what x has, by symbols and units; a weight has units as rows.
+cdef void add_columns(void *rows, ptrdiff_t row, void *weight, ptrdiff_t symbols, object used,
+                      ptrdiff_t first, ptrdiff_t width, ptrdiff_t size, bint to_weight) noexcept:
+    """Add columns of a weight (units, symbols) to rows (U, width), or the rows to them.
 
-    The weight is x, or, with `of_y`, y: its place of a symbol is the column `used[u]`, and that of
-    a unit the row first + i.
+    Row u belongs to the column `used[u]`, and its unit i to the weight's row first + i.
     """
     cdef const int32_t *column = <const int32_t *> pointer(used)
-    cdef ptrdiff_t u, i, to, source
+    cdef ptrdiff_t u, i, of_row, of_weight
     for u in range(cnp.PyArray_SIZE(used)):
         for i in range(width):
-            to = column[u] + (first + i) * y_unit if of_y else u * y_symbol + i * y_unit
-            source = u * x_symbol + i * x_unit if of_y else column[u] + (first + i) * x_unit
-            if size == 4:
-                (<float *> y)[to] += (<const float *> x)[source]
+            of_row, of_weight = u * row + i, column[u] + (first + i) * symbols
+            if size == 4 and to_weight:
+                (<float *> weight)[of_weight] += (<float *> rows)[of_row]
+            elif size == 4:
+                (<float *> rows)[of_row] += (<float *> weight)[of_weight]
+            elif to_weight:
+                (<double *> weight)[of_weight] += (<double *> rows)[of_row]
             else:
-                (<double *> y)[to] += (<const double *> x)[source]
+                (<double *> rows)[of_row] += (<double *> weight)[of_weight]
 
 
 cdef void store_final(object target, object initial, int d, const Run *r, int s, ptrdiff_t B,
@@ -539,7 +540,7 @@ cdef void add_one_hot(Run *r, Machine m, tuple grads, object used) noexcept:
             continue
         slot = ceil_div(of.width, lanes) * lanes
         for g in range(of.blocks):
-            add_columns(pointer(grads[of.weight]), 1, cnp.PyArray_DIM(grads[of.weight], 1),
-                        <char *> r.p.symbols + (of.offset + g * slot) * size, r.p.row, 1, used,
+            add_columns(<char *> r.p.symbols + (of.offset + g * slot) * size, r.p.row,
+                        pointer(grads[of.weight]), cnp.PyArray_DIM(grads[of.weight], 1), used,
                         g * of.width, of.width, size, True)
     restore(state)
