@@ -9,6 +9,7 @@ import children
 import pytest
 
 CALLS = int(os.environ.get("FASTRNN_CALLS", "2000"))
+ROUNDS = 4
 
 PROGRAM = """
 import contextlib, gc, sys
@@ -20,7 +21,7 @@ from fastrnn._kernels.loss import softmax_cross_entropy
 from fastrnn._kernels.update import Ranges, norms
 
 fastrnn.set_num_threads(2)
-calls, name = int(sys.argv[1]), sys.argv[2]
+calls, rounds, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 rng = np.random.default_rng(0)
 T, B, I, H = 6, 3, 4, 5
 x, dy = (rng.standard_normal((T, B, n)).astype(np.float32) for n in (I, H))
@@ -154,12 +155,14 @@ def look():
 warm = max(200, calls // 20)
 for k in range(warm):
     WORK(k)
-before = look()
-for k in range(calls):
-    WORK(k)
-after = look()
-grown = [b - a for a, b in zip(before[2], after[2])]
-print(after[0] - before[0], after[1] - before[1], max(map(abs, grown)), after[3] - before[3])
+looks = [look()]
+for _ in range(rounds):
+    for k in range(calls // rounds):
+        WORK(k)
+    looks.append(look())
+growths = [(b[0] - a[0], b[1] - a[1], max(abs(j - i) for i, j in zip(a[2], b[2])), b[3] - a[3])
+           for a, b in zip(looks, looks[1:])]
+print(*map(min, zip(*growths)))
 """
 
 
@@ -168,12 +171,14 @@ print(after[0] - before[0], after[1] - before[1], max(map(abs, grown)), after[3]
 def test_calls_leave_nothing_behind(name):
     if name == "torch":
         pytest.importorskip("torch")
+    # A leak grows in every round; what CPython keeps once, such as a table that doubles, in one.
     grown, objects, references, blocks = map(int, children.words(
-        PROGRAM, CALLS, name, timeout=60 + CALLS // 5))
-    print(f"{name}: {CALLS} calls: {grown:+,} bytes, {objects:+} objects, {blocks:+} blocks, "
-          f"reference counts {references:+}")
+        PROGRAM, CALLS, ROUNDS, name, timeout=60 + CALLS // 5))
+    calls = CALLS // ROUNDS
+    print(f"{name}: in the best of {ROUNDS} times {calls} calls: {grown:+,} bytes, "
+          f"{objects:+} objects, {blocks:+} blocks, reference counts {references:+}")
     # a leaked reference to a singleton shows as one a call; some counts of None waver
-    assert references < min(100, CALLS / 10)
-    assert abs(objects) < 100
-    assert blocks < 0.1 * CALLS
-    assert grown < 3e6 + 10 * CALLS  # fewer bytes than the smallest object that a call may leak
+    assert references < min(100, calls / 10)
+    assert objects < min(100, calls / 10)
+    assert blocks < calls / 4
+    assert grown < 1e6 + 10 * calls  # fewer bytes than the smallest object that a call may leak
