@@ -144,7 +144,7 @@ def _measure(workers: Workers, cells: list[str], args: argparse.Namespace, effor
             elif grid == "loop":
                 result = loop.run(n, effort.rounds, short=args.quickly)
             elif grid == "pressure":
-                result = pressure.run(0.2 if args.quickly else 2.0)
+                result = pressure.run(0.2 if args.quickly else 4.0)
             elif grid == "programs":
                 plain = args.against == Path("plain")
                 result = []
