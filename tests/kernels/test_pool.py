@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,11 +9,10 @@ from pathlib import Path
 import cases
 import numpy as np
 import pytest
+from children import words
 
-import fastrnn
 from fastrnn._kernels import linear, runtime
 
-HOME = Path(fastrnn.__file__).parent.parent
 TASKS = Path("/proc/self/task")
 
 
@@ -24,16 +21,6 @@ def restored():
     before = runtime.get_num_threads()
     yield
     runtime.set_num_threads(before)
-
-
-def in_a_new_process(code, **environment):
-    clean = {name: value for name, value in os.environ.items()
-             if name not in ("FASTRNN_NUM_THREADS", "FASTRNN_OVERSUBSCRIBE", "OMP_NUM_THREADS")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**clean, "PYTHONPATH": str(HOME), **environment},
-        capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
 
 
 X, WEIGHT = (cases.drawer(np.float32)(*shape) for shape in ((64, 128), (128, 128)))
@@ -76,7 +63,7 @@ print(before, seconds())
 """
     ratios = []
     for _ in range(5):
-        before, after = map(float, in_a_new_process(code, FASTRNN_OVERSUBSCRIBE="1"))
+        before, after = map(float, words(code, FASTRNN_OVERSUBSCRIBE="1"))
         ratios.append(after / before)
         if ratios[-1] < 1.3:
             return
@@ -204,13 +191,14 @@ def test_settings_change_while_other_threads_compute():
 
 SHOW = ("from fastrnn._kernels import runtime as r; print(r.get_num_threads(), r.cpu_limit());"
         "r.set_num_threads(10**6); print(r.get_num_threads())")
+QUIET = ("-W", "ignore::RuntimeWarning")  # test_pressure.py has the warning
 
 
 def test_more_threads_than_cpus_are_not_used():
-    count, limit, most = map(int, in_a_new_process(SHOW, FASTRNN_NUM_THREADS="1000"))
+    count, limit, most = map(int, words(SHOW, options=QUIET, FASTRNN_NUM_THREADS="1000"))
     assert count == limit == most == min(64, runtime.cpu_limit())
-    count, _, most = map(int, in_a_new_process(SHOW, FASTRNN_NUM_THREADS="50",
-                                               FASTRNN_OVERSUBSCRIBE="1"))
+    count, _, most = map(int, words(SHOW, options=QUIET, FASTRNN_NUM_THREADS="50",
+                                    FASTRNN_OVERSUBSCRIBE="1"))
     assert (count, most) == (50, 64)
 
 
@@ -219,7 +207,7 @@ def test_the_limit_is_taken_at_the_call():
     code = ("import os; from fastrnn._kernels import runtime as r;"
             "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); r.set_num_threads(9);"
             "print(r.get_num_threads())")
-    assert in_a_new_process(code) == ["1"]
+    assert words(code, options=QUIET) == ["1"]
 
 
 def test_rows_of_the_cells():

@@ -1,29 +1,16 @@
 """Threads that are late, fewer CPUs than threads, and other libraries that limit the threads."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from children import words
 
 import fastrnn
 from fastrnn._kernels import runtime
 
-HOME = Path(fastrnn.__file__).parent.parent
 linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
 two_cpus = pytest.mark.skipif(runtime.cpu_limit() < 2, reason="one CPU")
-
-
-def in_a_new_process(code, *options, **environment):
-    clean = {name: value for name, value in os.environ.items()
-             if name not in ("FASTRNN_NUM_THREADS", "FASTRNN_OVERSUBSCRIBE", "OMP_NUM_THREADS")}
-    done = subprocess.run(
-        [sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=120,
-        env={**clean, "PYTHONPATH": str(HOME), **environment}, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
 
 
 @linux
@@ -41,7 +28,7 @@ for _ in range(20):
     linear.linear_forward(x, weight)
 print(runtime.get_num_threads(), runtime.pool_workers())
 """
-    assert in_a_new_process(code) == ["2", "0"]
+    assert words(code) == ["2", "0"]
 
 
 def test_more_threads_than_cpus_are_one_warning():
@@ -54,13 +41,13 @@ with warnings.catch_warnings(record=True) as caught:
         fastrnn.set_num_threads(n)
 print(len(caught), caught[0].category.__name__, caught[0].filename)
 """
-    count, category, file = in_a_new_process(code)
+    count, category, file = words(code)
     assert (count, category, file) == ("1", "RuntimeWarning", "<string>")
 
 
 def test_the_environment_does_not_warn_of_its_own_cap():
     code = "import fastrnn; fastrnn.get_num_threads()"
-    in_a_new_process(code, "-W", "error", OMP_NUM_THREADS="1000")
+    words(code, options=("-W", "error"), OMP_NUM_THREADS="1000")
 
 
 STEPS = """
@@ -95,7 +82,7 @@ print(wrong)
 def test_a_team_that_is_given_up_leaves_the_same_bits():
     # sixteen threads share the units of each step: on fewer CPUs somebody is late in nearly every
     # call, and the first thread takes the rest
-    assert in_a_new_process(STEPS, FASTRNN_OVERSUBSCRIBE="1") == ["0"]
+    assert words(STEPS, FASTRNN_OVERSUBSCRIBE="1") == ["0"]
 
 
 @two_cpus
@@ -125,7 +112,7 @@ print(statistics.fmean(times[2]) / statistics.fmean(times[1]))
     # 100 times and more where every step waits for a thread that has no CPU; there are three tries
     ratios = []
     for _ in range(3):
-        ratios += map(float, in_a_new_process(code))
+        ratios += map(float, words(code))
         if ratios[-1] < 4:
             return
     pytest.fail(f"two threads take {ratios} times as long as one")

@@ -3,17 +3,15 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import cases
 import numpy as np
 import pytest
 from cases import assert_same_bytes, replace, run
+from children import start
 
 import fastrnn
 from fastrnn import functional
@@ -22,7 +20,6 @@ from fastrnn._kernels import runtime
 COUNTS = (1, 2, 3, 4, 8)
 FUSED = [name for name, has in runtime.isa_names().items() if has and name != "scalar"]
 PATIENCE = 10  # seconds until a child counts as hanging
-HOME = Path(fastrnn.__file__).parent.parent
 
 # (T, B, I, H), all above the work that is worth a thread: few rows split the hidden units, more
 # split rows, and few rows of small steps split into pairs of rows (walk.pyx, plan)
@@ -248,17 +245,6 @@ def test_a_long_call_leaves_the_interpreter_to_others(which):
 # -------------------------------------------------------------------------------------- settings
 
 
-def in_a_new_process(code, **environment):
-    clean = {
-        name: value for name, value in os.environ.items()
-        if name not in ("FASTRNN_NUM_THREADS", "FASTRNN_ISA", "OMP_NUM_THREADS")
-    }
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**clean, "PYTHONPATH": str(HOME), **environment},
-        capture_output=True, text=True, timeout=60, check=False,
-    )
-
-
 SHOW = ("import fastrnn; from fastrnn._kernels import runtime as r; "
         "print(fastrnn.get_num_threads(), r.get_isa())")
 LIMIT = runtime.cpu_limit()
@@ -281,7 +267,7 @@ WIDEST = [name for name, has in runtime.isa_names().items() if has][-1]
     ids=str,
 )
 def test_the_environment_decides(environment, expected):
-    done = in_a_new_process(SHOW, **environment)
+    done = start(SHOW, FASTRNN_OVERSUBSCRIBE="1", **environment)
     assert done.stderr == ""
     assert done.stdout.split() == [str(part) for part in expected]
 
@@ -298,7 +284,7 @@ def test_the_environment_decides(environment, expected):
     ],
 )
 def test_an_environment_that_makes_no_sense_is_one_sentence(name, value, sentence):
-    done = in_a_new_process(SHOW, **{name: value})
+    done = start(SHOW, **{name: value})
     assert done.returncode == 1
     *_, last = done.stderr.strip().splitlines()
     assert last.startswith(f"ValueError: {sentence}")

@@ -1,20 +1,14 @@
 """What an import loads, what it does not, and that every module stands on its own."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from children import start
 
 import fastrnn
 
-HOME = Path(fastrnn.__file__).parent.parent
-
 
 def run(code, *options):
-    done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True,
-                          timeout=300, check=False, env={**os.environ, "PYTHONPATH": str(HOME)})
+    done = start(code, options=options, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -2,23 +2,20 @@
 
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import cases
 import numpy as np
 import pytest
 from cases import assert_same_bytes
+from children import start
 
 import fastrnn
 from fastrnn._kernels import runtime
 
 COUNTS = (1, 2, 3, 4, 8)
-HOME = Path(fastrnn.__file__).parent.parent
 
 # (T, B, I, H), all above the work that is worth a thread: see tests/kernels/test_threads.py
 UNITS = [(9, 1, 40, 260), (4, 2, 33, 256), (3, 5, 30, 270)]
@@ -233,8 +230,7 @@ assert train(form) == expected
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("form", ["short", "pass"])
 def test_a_child_forked_during_another_threads_training_call_can_train(form):
-    done = subprocess.run([sys.executable, "-c", FORK, form], capture_output=True, text=True,
-                          timeout=180, check=False, env={**os.environ, "PYTHONPATH": str(HOME)})
+    done = start(FORK, form, timeout=180)
     assert done.returncode == 0, done.stderr
 
 
@@ -260,6 +256,5 @@ os.waitpid(child, 0)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_draws_the_masks_that_its_parent_draws():
-    done = subprocess.run([sys.executable, "-c", MASKS], capture_output=True, text=True,
-                          timeout=180, check=False, env={**os.environ, "PYTHONPATH": str(HOME)})
+    done = start(MASKS, timeout=180)
     assert done.returncode == 0, done.stderr
