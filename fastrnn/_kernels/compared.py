@@ -79,7 +79,11 @@ class Change:
 
 
 class Call(NamedTuple):
-    """What an error says of a call, and what the tolerance depends on."""
+    """What an error says of a call, and what the tolerance depends on.
+
+    `least` has, for results that are differences of larger numbers, the size of those: their error
+    is relative to it.
+    """
 
     entry: str
     sizes: str
@@ -87,6 +91,7 @@ class Call(NamedTuple):
     K: float = 1
     T: int = 1
     factor: int = 1
+    least: Mapping[str, float] = {}
 
     @property
     def change(self) -> float:
@@ -119,7 +124,7 @@ def norm(a: np.ndarray) -> float:
 
 
 @np.errstate(all="ignore")
-def errors(got: Any, expected: Any, single: bool) -> dict[str, float]:
+def errors(got: Any, expected: Any, single: bool, least: float = 0) -> dict[str, float]:
     """Return the relative difference by norm and, of a single step, the largest of an element."""
     got, expected = np.asarray(got), np.asarray(expected)
     if got.shape != expected.shape or got.dtype != expected.dtype:
@@ -139,7 +144,7 @@ def errors(got: Any, expected: Any, single: bool) -> dict[str, float]:
         return {"by norm": 0.0} | ({"of an element": 0.0} if single else {})
     unit = max(difference.max(), np.abs(b).max())
     flushed = math.sqrt(a.size) * float(limits.tiny) / float(limits.eps)
-    scale = max(norm(b / unit), flushed / unit)
+    scale = max(norm(b / unit), flushed / unit, least / 2 / unit)
     found = {"by norm": norm(difference / unit) / scale}
     if single:
         found["of an element"] = float((difference / np.maximum(np.abs(b), 0.5)).max())
@@ -175,9 +180,10 @@ def judge(call: Call, got: Named, expected: Named, again: Again) -> None:
     again : callable
         Takes a Change and returns what `expected` has for changed numbers; called under `scalar`.
     """
+    single, least = call.T == 1, call.least.get
     doubtful = {}  # (name, measure): error, allowed
     for name, array in expected.items():
-        for measure, error in errors(got[name], array, call.T == 1).items():
+        for measure, error in errors(got[name], array, single, least(name, 0)).items():
             if not error <= call.allowed:
                 doubtful[name, measure] = error, call.allowed
     if not doubtful:
@@ -191,7 +197,7 @@ def judge(call: Call, got: Named, expected: Named, again: Again) -> None:
         with scalar():
             moved = again(Change(seed, call.change))
         for (name, measure), (error, allowed) in list(doubtful.items()):
-            movement = errors(moved[name], unmoved[name], call.T == 1)
+            movement = errors(moved[name], unmoved[name], single, least(name, 0))
             # a change of kind has another name, and is as large as can be
             explained = MARGIN * movement.get(measure, max(movement.values()))
             doubtful[name, measure] = error, max(allowed, explained)

@@ -271,6 +271,15 @@ def child_loss():
 
     with Damage(loss, "softmax_cross_entropy", wrong_grad):
         refused(["softmax_cross_entropy", "grad differs"], run)
+    # nearly certain: each row's loss is the logarithm of a sum whose rounding it keeps
+    sure = np.full((128, 5), -10.25, np.float32)
+    sure[:, 2] = 0
+    for weights in (None, np.linspace(0, 1, 128)):
+        loss.softmax_cross_entropy(sure, np.full(128, 2), 1.0, None, weights)
+        with Damage(loss, "softmax_cross_entropy", lambda value, *_: value + 0.02):
+            refused(["softmax_cross_entropy", "loss differs"],
+                    lambda w=weights: loss.softmax_cross_entropy(
+                        sure, np.full(128, 2), 1.0, None, w))
 
 
 def child_update():
