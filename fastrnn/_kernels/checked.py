@@ -34,7 +34,7 @@ from fastrnn._kernels import (
     stream,
     update,
 )
-from fastrnn._kernels.compared import Call, Change, Named, WrongResult, judge, scalar
+from fastrnn._kernels.compared import Call, Change, Named, WrongResult, judge, norm, scalar
 
 __all__ = ["WrongResult", "install"]
 
@@ -377,10 +377,11 @@ def softmax_cross_entropy(
     expected, got = twice(lambda: original(logits, targets, scale, grad, weights),
                           lambda: run_plain(logits))
     R, N = given.shape
-    # of each row the logarithm of a sum of at least 1, whose rounding a loss near 0 keeps
-    size = float(R if weights is None else np.sum(weights))
+    # A sure row has the logarithm of a sum near 1, and p - 1 for p near 1: rounded as 1 is.
+    rows = np.ones(R) if weights is None else np.asarray(weights)
+    least = {"loss": float(rows.sum()), "grad": abs(scale) * norm(rows)}
     judge(Call("softmax_cross_entropy", f"R {R}, N {N}, {given.dtype}", given.dtype, R * N,
-               least={"loss": size}),
+               least=least),
           {"loss": given.dtype.type(got)} | named("grad", grad), expected,
           lambda change: run_plain(change(given)))
     return got

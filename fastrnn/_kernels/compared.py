@@ -30,7 +30,7 @@ import numpy as np
 
 from fastrnn._kernels import runtime
 
-__all__ = ["Call", "Change", "Named", "WrongResult", "judge", "scalar"]
+__all__ = ["Call", "Change", "Named", "WrongResult", "judge", "norm", "scalar"]
 
 RUNS = 24     # changed calls: each misses a kink with a probability of about 1/2
 MARGIN = 4    # rounding may be a few times as unlucky as a random change
@@ -81,7 +81,7 @@ class Change:
 class Call(NamedTuple):
     """What an error says of a call, and what the tolerance depends on.
 
-    `least` has, for results that are differences of larger numbers, the size of those: their error
+    `least` has, for results that are differences of larger numbers, the norm of those: their error
     is relative to it.
     """
 
@@ -147,7 +147,8 @@ def errors(got: Any, expected: Any, single: bool, least: float = 0) -> dict[str,
     scale = max(norm(b / unit), flushed / unit, least / 2 / unit)
     found = {"by norm": norm(difference / unit) / scale}
     if single:
-        found["of an element"] = float((difference / np.maximum(np.abs(b), 0.5)).max())
+        small = max(0.5, least / 2 / math.sqrt(a.size))
+        found["of an element"] = float((difference / np.maximum(np.abs(b), small)).max())
     return found
 
 

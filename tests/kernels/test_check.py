@@ -271,15 +271,17 @@ def child_loss():
 
     with Damage(loss, "softmax_cross_entropy", wrong_grad):
         refused(["softmax_cross_entropy", "grad differs"], run)
-    # nearly certain: each row's loss is the logarithm of a sum whose rounding it keeps
-    sure = np.full((128, 5), -10.25, np.float32)
-    sure[:, 2] = 0
-    for weights in (None, np.linspace(0, 1, 128)):
-        loss.softmax_cross_entropy(sure, np.full(128, 2), 1.0, None, weights)
-        with Damage(loss, "softmax_cross_entropy", lambda value, *_: value + 0.02):
-            refused(["softmax_cross_entropy", "loss differs"],
-                    lambda w=weights: loss.softmax_cross_entropy(
-                        sure, np.full(128, 2), 1.0, None, w))
+    # A sure row has the logarithm of a sum near 1, and p - 1 for p near 1: rounded as 1 is.
+    for size in (2, 5, 16, 33):
+        for small in np.linspace(-16, -3, 27):
+            sure = np.full((128, size), small, np.float32)
+            sure[:, 1] = 0
+            for weights in (None, np.linspace(0, 1, 128)):
+                loss.softmax_cross_entropy(sure, np.full(128, 1), 0.1, np.empty_like(sure), weights)
+
+    with Damage(loss, "softmax_cross_entropy", lambda value, *_: value + 0.02):
+        refused(["softmax_cross_entropy", "loss differs"],
+                lambda: loss.softmax_cross_entropy(sure, np.full(128, 1)))
 
 
 def child_update():
