@@ -57,6 +57,15 @@ def fresh(value: Any) -> Any:
     return np.empty(value.shape, value.dtype) if isinstance(value, np.ndarray) else value
 
 
+def outline(value: Any) -> Any:
+    """Return arrays of the same shapes without memory of their own, also in tuples."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(outline, value))
+    if not isinstance(value, np.ndarray):
+        return value
+    return np.broadcast_to(np.empty((), value.dtype), value.shape)
+
+
 def plain(value: Any) -> Any:
     """Return packed weights as the scalar table reads them, also in tuples."""
     if isinstance(value, tuple | list):
@@ -130,9 +139,11 @@ def checked_forward(entry: str, original: Callable[..., Any]) -> Callable[..., A
         if runtime.get_isa() == "scalar":
             return run_fast()
         began = copied(initial)  # the caller may change it after forward
+        # The tape lives in PyTorch's graph, which belongs to y: who holds y there holds itself.
+        outputs = outline((y, final))
 
         def run_plain(x: Any, weights: Any, initial: Any) -> tuple[Named, Any]:
-            out, ends = fresh(y), fresh(final)
+            out, ends = fresh(outputs)
             tape = original(kind, x, index, weights, reverse, initial, out, ends, keep,
                             runtime.Workspace(), time, source, target)
             return {"y": out} | named("final", ends), tape
