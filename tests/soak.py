@@ -28,7 +28,7 @@ from fastrnn import GRU, LSTM, RNN, SequenceModel, optim
 
 CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 I, H = 2, 8
-STEPS = {"block": 1_000_000_000, "single": 100_000_000, "training": 100_000}
+STEPS = {"block": 1_000_000_000, "single": 1_000_000_000, "training": 100_000}
 PIECE = 200_000  # steps between checkpoints
 SILENT = 8  # every so many pieces are silent
 WARM = 10  # pieces, or thousandths of the training, until memory counts

@@ -248,7 +248,7 @@ class Server:
                 if found["status"] != "survived" or not self.options.thorough:
                     return found
                 status = "survived"
-            if compiled:
+            if compiled and not self.options.thorough:
                 break
         return {"status": status, "isa": isa}
 
@@ -474,7 +474,7 @@ def main():
     parser.add_argument("--out", default="mutants.jsonl", help="one line a mutant; continued")
     parser.add_argument("--only", help="a regular expression that the names of mutants match")
     parser.add_argument("--thorough", action="store_true",
-                        help="all tests, both dtypes; survivors once more")
+                        help="all tests, dtypes, instruction sets; survivors once more")
     options = parser.parse_args()
     options.out, options.work = os.path.abspath(options.out), os.path.abspath(options.work)
     files = options.files or [

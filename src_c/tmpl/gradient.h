@@ -7,6 +7,7 @@
 #define GN (VPLAIN * VW)
 #define GMV ((GM + VW - 1) / VW) /* vectors of a row of a sliver */
 enum { A_COLUMNS = 24 * 12, B_COLUMNS = 1024 }; /* per packed block: 288 and 1024 KB in float32 */
+_Static_assert(A_COLUMNS % GM == 0 && B_COLUMNS % GN == 0, "whole slivers and whole panels");
 #define APART (64 / (ptrdiff_t)sizeof(real))
 #define SLIVER (FR_KC * GM + APART)
 #define PANEL (FR_KC * GN + APART)
