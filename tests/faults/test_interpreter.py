@@ -150,15 +150,19 @@ ABORTS = pytest.mark.xfail(sys.version_info[:2] == (3, 12), reason="free(): inva
 @linux
 @pytest.mark.parametrize("order", ["first", pytest.param("last", marks=ABORTS)])
 def test_subinterpreters_are_right_or_refused(order, expected):
-    """NumPy serves the interpreter that imports it first, and refuses others with ImportError."""
+    """NumPy serves the interpreter that imports it first, and refuses others with ImportError.
+
+    CPython refuses both NumPy and the kernels in an interpreter with a GIL of its own (the default
+    from 3.12), and the main one is right then.
+    """
     done = children.start(SUB, WORK, order)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     found = done.stdout.split()
     assert set(found) <= {expected[0], "refused"}, done.stdout
     assert len(found) == 3 + (order == "first")
-    assert found[0] == expected[0]
+    assert expected[0] in (found[0], found[-1])
     if order == "first":
-        assert found[-1] == expected[0]
+        assert found[0] == found[-1]
 
 
 # ---- poor places ---------------------------------------------------------------------------------
