@@ -11,8 +11,8 @@ import pytest
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 
-# A training, an evaluation and a stream; the words are the same wherever they are computed. (By no
-# hashlib: with CPython 3.12.1 a program that only imports it in subinterpreters aborts at its end.)
+# A training, an evaluation and a stream; the words are the same wherever they are computed. Without
+# hashlib: with CPython 3.12.1 it makes a program with subinterpreters abort at its end.
 WORK = """
 import zlib
 import numpy as np
