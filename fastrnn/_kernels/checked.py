@@ -139,7 +139,7 @@ def checked_forward(entry: str, original: Callable[..., Any]) -> Callable[..., A
         if runtime.get_isa() == "scalar":
             return run_fast()
         began = copied(initial)  # the caller may change it after forward
-        # The tape lives in PyTorch's graph, which belongs to y: who holds y there holds itself.
+        # In PyTorch y keeps a graph, and the graph the tape: a tape that kept y would never go.
         outputs = outline((y, final))
 
         def run_plain(x: Any, weights: Any, initial: Any) -> tuple[Named, Any]:
