@@ -63,7 +63,7 @@ TESTS = {"cell": LAYERS + RECORDS + GUARD, "lstm": LAYERS + RECORDS + GUARD,
          "machine": [*PROGRAMS, "tests/cells/test_program_guard.py"],
          "vlog": [*PROGRAMS, "tests/kernels/test_activations.py"],
          "vmath": [LAYERS[7], *PROGRAMS, *LOSS, *LAYERS[:4]], "pack": LAYERS + PROGRAMS + GUARD,
-         "gradient": LAYERS + PROGRAMS + GUARD}
+         "gradient": [*LAYERS, *PROGRAMS, "tests/kernels/test_tape.py", *GUARD]}
 PYTHON = {
     "fastrnn/reference.py": "kernels/test_reference kernels/test_reference_lengths",
     "fastrnn/layers/init.py": "layers/test_init",

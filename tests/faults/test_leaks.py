@@ -139,11 +139,11 @@ if name == "torch":
 WORK = {"model": one_model, "stream": one_stream, "kernel": one_kernel, "torch": one_torch,
         **{n: lambda k, n=n: one_layer(n, k) for n in layers}}[name]
 # what every call passes: nobody may keep a reference
-# (from CPython 3.12 None and True live for ever, and their counts mean nothing)
-mortal = (None, True) if sys.version_info < (3, 12) else ()
-shared = [x, dy, symbols, lengths, reset, state, goals, logits, classes, *weights, *mortal,
+shared = [x, dy, symbols, lengths, reset, state, goals, logits, classes, *weights, None, True,
           x.dtype, *layers.values(), model, language, optimizer, stream, text, cell,
           np.dtype(np.int64)]
+# From CPython 3.12 some live for ever, and their counts mean nothing: None, True, NumPy's dtypes.
+shared = [one for one in shared if sys.getrefcount(one) < 2**30]
 
 def resident():
     with open("/proc/self/statm") as file:
