@@ -43,27 +43,26 @@ CELLS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm", "gru")  # in the order o
 
 # ---- copies -------------------------------------------------------------------------------------
 
+def each(act: Callable[[np.ndarray], np.ndarray], value: Any) -> Any:
+    """Return act of arrays, also in tuples; everything else as it is."""
+    if isinstance(value, tuple | list):
+        return type(value)(each(act, one) for one in value)
+    return act(value) if isinstance(value, np.ndarray) else value
+
+
 def copied(value: Any) -> Any:
     """Return a copy of arrays, also in tuples; everything else as it is."""
-    if isinstance(value, tuple | list):
-        return type(value)(map(copied, value))
-    return np.array(value, order="C") if isinstance(value, np.ndarray) else value
+    return each(lambda a: np.array(a, order="C"), value)
 
 
 def fresh(value: Any) -> Any:
     """Return new arrays of the same shapes, also in tuples; everything else as it is."""
-    if isinstance(value, tuple | list):
-        return type(value)(map(fresh, value))
-    return np.empty(value.shape, value.dtype) if isinstance(value, np.ndarray) else value
+    return each(lambda a: np.empty(a.shape, a.dtype), value)
 
 
 def outline(value: Any) -> Any:
     """Return arrays of the same shapes without memory of their own, also in tuples."""
-    if isinstance(value, tuple | list):
-        return type(value)(map(outline, value))
-    if not isinstance(value, np.ndarray):
-        return value
-    return np.broadcast_to(np.empty((), value.dtype), value.shape)
+    return each(lambda a: np.broadcast_to(np.empty((), a.dtype), a.shape), value)
 
 
 def plain(value: Any) -> Any:

@@ -1,12 +1,9 @@
 """Pictures: what the drawn lines, bars and nodes hold. Needs matplotlib."""
 
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from children import start
 
 import fastrnn
 from fastrnn.gradflow import GradientFlow, gradient_flow, jacobians
@@ -144,20 +141,13 @@ def test_errors_name_the_argument(call, error, match):
     assert "\n" not in str(raised.value)
 
 
-def run(code):
-    """Run Python code in a process that imports the same fastrnn."""
-    place = str(pathlib.Path(fastrnn.__file__).parents[1])
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
-                          env=os.environ | {"PYTHONPATH": place})
-
-
 def test_matplotlib_is_imported_when_something_is_drawn():
-    done = run("import sys, fastrnn.plot, fastrnn.gradflow; print('matplotlib' in sys.modules)")
+    done = start("import sys, fastrnn.plot, fastrnn.gradflow; print('matplotlib' in sys.modules)")
     assert done.stdout == "False\n", done.stderr
 
 
 def test_without_matplotlib_there_is_a_sentence():
-    done = run("import sys; sys.modules['matplotlib'] = None\n"
+    done = start("import sys; sys.modules['matplotlib'] = None\n"
                "import fastrnn.plot as plot\n"
                "try: plot.unfolded((2, 3))\n"
                "except ModuleNotFoundError as error: print(error)")
