@@ -32,14 +32,17 @@ cdef extern from *:
 
 cdef bint is_flat(object array, object dtype, tuple shape, bint writeable):
     """Whether an array is all that check_flat asks for, found out quickly."""
+    cdef cnp.ndarray a
     cdef int i
-    if not (isinstance(array, cnp.ndarray) and isinstance(dtype, cnp.dtype)
-            and cnp.PyArray_TYPE(array) == (<cnp.dtype> dtype).type_num
-            and (cnp.PyArray_ISCARRAY(array) if writeable else cnp.PyArray_ISCARRAY_RO(array))
-            and cnp.PyArray_NDIM(array) == len(shape)):
+    if not (isinstance(array, cnp.ndarray) and isinstance(dtype, cnp.dtype)):
+        return False
+    a = <cnp.ndarray> array
+    if not (cnp.PyArray_TYPE(a) == (<cnp.dtype> dtype).type_num
+            and (cnp.PyArray_ISCARRAY(a) if writeable else cnp.PyArray_ISCARRAY_RO(a))
+            and cnp.PyArray_NDIM(a) == len(shape)):
         return False
     for i in range(len(shape)):
-        if cnp.PyArray_DIM(array, i) != shape[i]:
+        if cnp.PyArray_DIM(a, i) != shape[i]:
             return False
     return True
 
@@ -93,7 +96,7 @@ cdef check_weights(tuple weights, int gates, object dtype, ptrdiff_t I, ptrdiff_
 
 cdef void *pointer(object array) noexcept:
     """Return where an array's elements begin; NULL for None."""
-    return NULL if array is None else cnp.PyArray_DATA(array)
+    return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray> array)
 
 
 cdef fr_rows grid(object array, ptrdiff_t offset, bint reverse):

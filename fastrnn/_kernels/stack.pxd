@@ -42,17 +42,20 @@ cdef inline bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
 
 cdef inline bint is_flat(object a, int typenum, int ndim) noexcept:
     """Whether it is a C-contiguous, aligned, native array of this dtype and number of axes."""
-    return (cnp.PyArray_CheckExact(a) and cnp.PyArray_TYPE(a) == typenum
-            and cnp.PyArray_NDIM(a) == ndim and cnp.PyArray_ISCARRAY_RO(a))
+    # <cnp.ndarray>: Cython would test the type once more at each use
+    return (cnp.PyArray_CheckExact(a) and cnp.PyArray_TYPE(<cnp.ndarray> a) == typenum
+            and cnp.PyArray_NDIM(<cnp.ndarray> a) == ndim
+            and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> a))
 
 
 cdef inline bint is_matrix(object a, int typenum, ptrdiff_t rows, ptrdiff_t columns) noexcept:
     """The same of a matrix of this shape."""
-    return (is_flat(a, typenum, 2) and cnp.PyArray_DIM(a, 0) == rows
-            and cnp.PyArray_DIM(a, 1) == columns)
+    return (is_flat(a, typenum, 2) and cnp.PyArray_DIM(<cnp.ndarray> a, 0) == rows
+            and cnp.PyArray_DIM(<cnp.ndarray> a, 1) == columns)
 
 
 cdef inline bint is_index(object a) noexcept:
     """Whether it is a C-contiguous, aligned, native array of int32 or int64."""
-    return (cnp.PyArray_CheckExact(a) and cnp.PyArray_ISCARRAY_RO(a)
-            and (cnp.PyArray_TYPE(a) == cnp.NPY_INT64 or cnp.PyArray_TYPE(a) == cnp.NPY_INT32))
+    return (cnp.PyArray_CheckExact(a) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> a)
+            and (cnp.PyArray_TYPE(<cnp.ndarray> a) == cnp.NPY_INT64
+                 or cnp.PyArray_TYPE(<cnp.ndarray> a) == cnp.NPY_INT32))

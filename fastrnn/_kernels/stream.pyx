@@ -232,17 +232,17 @@ cdef class Stream(States):
             out = cnp.PyArray_SimpleNew(2, shape, self.typenum)
         else:
             if not (is_matrix(out, self.typenum, n, self.output_size)
-                    and cnp.PyArray_ISCARRAY(out)):
+                    and cnp.PyArray_ISCARRAY(<cnp.ndarray> out)):
                 check_out(f"{self.name}: out", out, self.dtype, (n, self.output_size))
-            if not self.indexed and overlap(<object> x, <object> out):
+            if not self.indexed and overlap(<cnp.ndarray> x, <cnp.ndarray> out):
                 x = x.copy()
         if self.busy and not chosen:  # only now: what came before may have let others run
             self.refuse()
         if self.indexed:
             self.copy_symbols(given, x, self.row_numbers, n)
             self.look_up(n)
-        source = cnp.PyArray_DATA(x)
-        target = cnp.PyArray_DATA(out)
+        source = cnp.PyArray_DATA(<cnp.ndarray> x)  # without Cython's test of the type
+        target = cnp.PyArray_DATA(<cnp.ndarray> out)
         self.busy = True  # nothing fails until it is False again, but for what heavy programs ask
         if self.heavy:
             try:
