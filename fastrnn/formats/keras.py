@@ -265,11 +265,9 @@ class KerasModel:
         values: tuple[Value, ...] = (Value(x),)
         finals: list[States] = []
         for step, reads in zip(self.steps, self._reads, strict=True):
-            if isinstance(step, Recurrence):
-                values, final = step.run(values[reads], states[len(finals)]
-                                         if step.stateful and states else None)
-                if step.stateful:
-                    finals.append(final)
+            if isinstance(step, Recurrence) and step.stateful:
+                values, final = step.run(values[reads], states[len(finals)] if states else None)
+                finals.append(final)
             else:
                 values = step(values[reads])
         chosen = range(len(values)) if self._outputs is None else self._outputs

@@ -184,9 +184,10 @@ def _sources(name: str, node: Any) -> list[tuple[str, int]]:
     """Return the layers that a layer reads, and which of their outputs."""
     if isinstance(node, list):  # of Keras 2: [layer, node, output, other arguments]
         for source in node:
-            if any(value is not None for value in (source[3] if len(source) > 3 else {}).values()):
+            options = source[3] if len(source) > 3 else {}
+            if any(value is not None for of, value in options.items() if of != "training" or value):
                 raise RefusedValue(f"layer {_checks.show(name)} is called with "
-                                   f"{list(source[3])}, expected its input alone")
+                                   f"{list(options)}, expected its input alone")
         return [_reference(source) for source in node]
     kwargs = node["kwargs"]
     if kwargs.get("training"):

@@ -42,7 +42,6 @@ _WEIGHTS = "model.weights.h5"
 _LONGEST = 10_000_000  # bytes of a configuration
 _DEEPEST = 12  # groups inside groups
 _BLOCK = 1 << 20  # bytes that are read at once
-_ROOT = "layers"  # the group of the layers
 
 
 class Variable:
@@ -145,7 +144,9 @@ class File:
         self._walk(root, "", 0)
         attributes = root.attrs
         self.legacy = "layer_names" in attributes or "model_weights" in root
+        self._top = "layers/"  # how the names of the layers' variables begin
         if self.legacy:
+            self._top = "model_weights/" if "model_weights" in root else ""
             if config is None and "model_config" in attributes:
                 self.config = _json(attributes["model_config"], size)
             self._group = root.get("model_weights", root)
@@ -173,12 +174,11 @@ class File:
     def owner(self, path: str, name: str) -> Owner:
         """Return the variables of a layer, by its group's path or, in older files, its name."""
         if not self.legacy:
-            return Owner(self, None, f"{_ROOT}/{path}")
+            return Owner(self, None, f"{self._top}{path}")
         if name not in self._group:
             return Owner(self, [], name)
         names = _names(self._group[name], "weight_names")
-        prefix = "model_weights/" if "model_weights/" in self._group.name + "/" else ""
-        return Owner(self, [f"{prefix}{name}/{of}" for of in names], name)
+        return Owner(self, [f"{self._top}{name}/{of}" for of in names], name)
 
     def inside(self, group: str) -> list[str]:
         """Return the names of the variables 0, 1, ... of a group."""
@@ -206,7 +206,9 @@ class File:
                 or dataset.id.get_storage_size() != size):
             raise RefusedValue(f"{name} ({of}) is not stored contiguously in the file itself")
         self._bytes += size
-        if name in self._taken or self._bytes > self._size:
+        if name in self._taken:
+            raise RefusedValue(f"{name} ({of}) is another variable already")
+        if self._bytes > self._size:
             raise RefusedValue(f"{name} ({of}) needs more bytes than the file has")
         self._taken.add(name)
         return Variable(name, dataset)
@@ -219,7 +221,7 @@ class File:
         """
         left = [name for name in self._datasets if name not in self._taken]
         if not self.legacy:
-            more = [name for name in left if name.startswith(f"{_ROOT}/")
+            more = [name for name in left if name.startswith(self._top)
                     and "seed_generator" not in name]
             if more:
                 raise RefusedValue(f"unexpected variables {more[:5]}: no layer of the "
@@ -230,9 +232,9 @@ class File:
         """Return the shapes of the variables by the first group, for a sentence."""
         shapes: dict[str, list[tuple[int, ...]]] = {}
         for name, dataset in self._datasets.items():
-            parts = name.split("/")
-            if parts[0] == _ROOT and "seed_generator" not in parts and dataset.shape:
-                shapes.setdefault(parts[1], []).append(dataset.shape)
+            parts = name.removeprefix(self._top).split("/")
+            if name.startswith(self._top) and "seed_generator" not in parts and dataset.shape:
+                shapes.setdefault(parts[0], []).append(dataset.shape)
         return shapes
 
 
@@ -407,8 +409,6 @@ def _check_texts(file: Any, names: list[int]) -> None:
     size, behind = file.seek(0, 2), 0
     for place in names:
         for version, before in ((1, 8), (2, 8), (3, 9)):
-            if place < before:
-                continue
             file.seek(place - before)
             head = file.read(8)
             if len(head) < 8 or head[0] != version:
@@ -438,9 +438,9 @@ def _text_lengths(file: Any, version: int, at: int) -> tuple[list[int], int]:
         return [], 0
     file.seek(kind - 8, 1)
     form = file.read(shape)
-    if len(form) < 4:
+    first = 8 if form[:1] == b"\1" else 4
+    if len(form) < first:
         return [], 0
-    first = 8 if form[0] == 1 else 4
     dims = struct.unpack_from(f"<{max(0, min(form[1], (len(form) - first) // 8))}Q", form, first)
     texts = file.read(16 * min(math.prod(dims), _BLOCK // 16))
     whole = texts[: len(texts) // 16 * 16]

@@ -155,7 +155,14 @@ def layer_activation(kind: str, config: dict[str, Any]) -> tuple[Function, str]:
         axes = tuple(axis) if isinstance(axis, list) else axis
         if not all(type(a) is int for a in (axes if isinstance(axes, tuple) else (axes,))):
             raise RefusedValue(f"axis is {_checks.show(axis)}, expected whole numbers")
-        return (lambda x: _softmax(x, axes)), f"Softmax(axis={axis})"
+
+        def softmax(x: np.ndarray) -> np.ndarray:
+            try:
+                return _softmax(x, axes)
+            except ValueError as error:  # x has no such axis
+                raise RefusedValue(f"Softmax(axis={axis}): {error}") from error
+
+        return softmax, f"Softmax(axis={axis})"
     if kind == "LeakyReLU":
         slope = number("negative_slope", number("alpha", 0.3))
         return (lambda x: np.where(x > 0, x, slope * x)), f"LeakyReLU({slope:g})"

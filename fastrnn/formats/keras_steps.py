@@ -6,6 +6,7 @@ N sequences, T steps, I input, H hidden, V symbols, E width of a symbol's vector
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ class Value(NamedTuple):
     mask: np.ndarray | None = None
 
 
-class Step:
+class Step(abc.ABC):
     """A layer of the chain.
 
     Parameters
@@ -56,9 +57,9 @@ class Step:
     def __init__(self, name: str, shown: str) -> None:
         self.name, self.shown = name, shown
 
+    @abc.abstractmethod
     def __call__(self, value: Value) -> tuple[Value, ...]:
         """Return the outputs for an input."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return self.shown

@@ -95,8 +95,8 @@ class Program:
     def __call__(self, *values: Any) -> tuple[Any, ...]:
         """Return the outputs for the values of `reads`."""
         known: dict[str, Any] = self._constants | dict(zip(self.reads, values, strict=True))
-        known[""] = None
         for step in self._steps:
+            known[""] = None  # an input that is not given; it may also name an unwanted output
             try:
                 results = step.run(*[known[name] for name in step.inputs])
             except _Named:

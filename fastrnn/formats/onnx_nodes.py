@@ -268,10 +268,6 @@ class Node:
             raise RefusedValue(f"it has no attribute {name!r}")
         return value
 
-    def graphs(self) -> list[Any]:
-        """Return all graphs of the attributes, which do not count as used."""
-        return [a.g for a in self._attributes.values() if a.type == _GRAPH]
-
     def check_all_used(self) -> None:
         """Refuse attributes that no code has asked for."""
         if self._attributes:

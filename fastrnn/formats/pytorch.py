@@ -131,10 +131,7 @@ def _load(tensors: dict[str, _Tensor], options: Options, make: Make) -> Any:
     params = model.parameters()
     # the largest first: tensors in memory give way to the model, and the last ones are small
     for ours, theirs in sorted(found.names.items(), key=lambda item: -params[item[0]].nbytes):
-        array, tensor = params[ours], renamed[theirs]
-        if array.shape != tensor.shape:
-            raise RefusedValue(f"{names[theirs]} is {tensor.shape}, expected {array.shape}")
-        tensor.fill(array)
+        renamed[theirs].fill(params[ours])
     for ours in params:
         if ours not in found.names:  # the bias of a head that has none
             params[ours][...] = 0

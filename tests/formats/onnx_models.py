@@ -71,6 +71,15 @@ def model(nodes, inputs, outputs, tensors=(), opset=14):
     return made.SerializeToString()
 
 
+def varint(value):
+    """Return a whole number as Protocol Buffers have it."""
+    made = b""
+    while value > 127:
+        made += bytes([value & 127 | 128])
+        value >>= 7
+    return made + bytes([value])
+
+
 def runtime(data, feeds):
     """Return what ONNX Runtime gives for a model's bytes."""
     ort = pytest.importorskip("onnxruntime")

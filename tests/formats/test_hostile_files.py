@@ -1,7 +1,9 @@
 """Files that are cut off, damaged or made to do harm: one error that names the file."""
 
+import errno
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -235,6 +237,16 @@ def test_a_header_that_does_not_fit(tmp_path, change, match):
         fastrnn.load(path)
 
 
+@pytest.mark.parametrize("metadata", [None, 3, [], {"fastrnn": 3}, {"more": {}}], ids=str)
+def test_metadata_that_are_not_strings(tmp_path, metadata):
+    header, about, arrays = split(bytes_of(tmp_path, "model"))
+    known = {"fastrnn": json.dumps(about)}
+    header["__metadata__"] = known | metadata if isinstance(metadata, dict) else metadata
+    (tmp_path / "m").write_bytes(join(json.dumps(header).encode(), "", arrays))
+    with pytest.raises(ValueError, match="is not a safetensors file: its metadata are not strings"):
+        fastrnn.load(tmp_path / "m")
+
+
 def test_a_file_that_shrinks_while_it_is_read(tmp_path):
     path = tmp_path / "m"
     fastrnn.save(GRU(20, 30, seed=0), path)
@@ -251,6 +263,28 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
     done = subprocess.run([sys.executable, "-c", program, str(path)], text=True,
                           capture_output=True, timeout=60)
     assert done.stdout.endswith("is not a model of fastrnn: it ends too early\n"), done.stderr
+
+
+def test_a_file_that_shrinks_before_its_header_is_read(tmp_path, monkeypatch):
+    path, stat = tmp_path / "m", os.fstat
+    fastrnn.save(GRU(2, 3, seed=0), path)
+
+    def shrink(handle):
+        found = stat(handle)
+        os.truncate(path, 20)
+        return found
+
+    monkeypatch.setattr(os, "fstat", shrink)
+    with pytest.raises(ValueError, match="m' is not a safetensors file: it ends too early"):
+        fastrnn.load(path)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no /proc/self/mem")
+def test_a_disk_that_fails_is_no_damage_of_the_file():
+    """The first page of a process is never there: reading it is an error of the system."""
+    with pytest.raises(OSError, match=r"'/proc/self/mem'$") as raised:
+        fastrnn.load("/proc/self/mem")
+    assert (raised.value.errno, raised.value.filename) == (errno.EIO, "/proc/self/mem")
 
 
 def test_arrays_that_overlap_or_leave_gaps_are_refused(tmp_path):

@@ -87,6 +87,20 @@ def test_no_file_takes_much_more_memory_than_its_size(tmp_path, kind):
         tracemalloc.stop()
 
 
+def test_a_long_archive_whose_last_record_is_not_there(tmp_path):
+    """The record that has the directory's length would be past the end."""
+    pytest.importorskip("torch")
+    path = tmp_path / "m.zip"
+    zipped(path, {"a": b""})
+    data = path.read_bytes()
+    at = data.index(b"PK\5\6")
+    for place in (len(data), len(data) + 3, 2**64 - 1):
+        locator = b"PK\6\7" + bytes(4) + place.to_bytes(8, "little") + b"\1\0\0\0"
+        path.write_bytes(data[:at] + locator + data[at:])
+        with pytest.raises(ValueError, match=r"m.zip' is not a model of fastrnn: (?!unpack)"):
+            fastrnn.load(path)
+
+
 def test_what_could_not_be_read_again_is_not_written(tmp_path):
     model = fastrnn.GRU(2, 3, seed=0)
     fastrnn.save(model, tmp_path / "m", {"list": [0] * 10_000})

@@ -5,7 +5,6 @@ import itertools
 import json
 import pickle
 import random
-import struct
 import subprocess
 import sys
 import tracemalloc
@@ -272,6 +271,34 @@ def test_a_variable_that_claims_more_than_the_file_has(tmp_path):
         tracemalloc.stop()
 
 
+def test_layers_that_share_their_numbers_are_no_more_than_the_file(tmp_path):
+    path, count = tmp_path / "m.weights.h5", 8
+    with h5py.File(path, "w") as root:
+        root["layers/dense/vars/0"] = np.ones((60, 60), np.float32)
+        for number in range(1, count):
+            root[f"layers/dense_{number}/vars/0"] = root["layers/dense/vars/0"]
+    assert path.stat().st_size < count * 60 * 60 * 4
+    with pytest.raises(ValueError, match=r"vars/0 \(kernel\) needs more bytes than the file has"):
+        load(path, layers=[("Dense", {"use_bias": False})] * count)
+
+
+def test_what_is_no_variable_of_a_layer(tmp_path):
+    def edit(root):
+        root["layers/dropout/seed_generator/vars/0"] = np.ones(2, np.uint32)
+        root["optimizer/vars/0"] = np.ones(3, np.float32)
+        root["layers/kind"] = np.dtype("f4")  # a type with a name
+
+    x, y = expected()
+    model = load(pack(tmp_path / "m.keras", weights=edited(edit)))
+    assert_close("y", model(x), y, 4 * tolerance(np.float32, 20, 5))
+    assert sorted(model.unused) == ["layers/dropout/seed_generator/vars/0", "optimizer/vars/0"]
+    with h5py.File(tmp_path / "m.weights.h5", "w") as root:
+        edit(root)
+        root["layers/gru/cell/vars/0"] = np.ones((4, 9), np.float32)
+    with pytest.raises(ValueError, match=r"it has \{'gru': \[\(4, 9\)\]\}$"):
+        load(tmp_path / "m.weights.h5")
+
+
 @pytest.mark.parametrize("member", ["config", "weights"])
 def test_a_zip_bomb(tmp_path, member):
     path = pack(tmp_path / "m.keras", zipfile.ZIP_DEFLATED, **{member: b" " * 100_000_000})
@@ -293,9 +320,13 @@ def test_other_files(tmp_path):
     for changes in ({"config": None}, {"weights": b""}, {"config": b"[" * 100_000},
                     {"config": []}, {"config": {"class_name": "Sequential", "config": {
                         "layers": []}}}):
-        members = {"config": b"x"} | changes
-        pack(path, **members)
+        pack(path, **changes)
         check(path, path.read_bytes(), readers(path), refused=True)
+    for data in (b"", b"\x89HDF\r\n\x1a\n", bytes(100)):
+        with pytest.raises(ValueError, match="its variables are no HDF5 file"):
+            load(pack(path, weights=data))
+    with pytest.raises(ValueError, match="its configuration has 10000001 bytes, expected at most"):
+        load(pack(path, config=b" " * 20_000_000))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"")
     with pytest.raises(ValueError, match=r"config\.json is missing"):
@@ -306,6 +337,12 @@ def test_other_files(tmp_path):
         load(tmp_path)
     with pytest.raises(TypeError, match="path"):
         load(3)
+
+
+def test_an_embedding_that_masks_is_none_of_a_trainable_model():
+    model = load(SMALL)
+    with pytest.raises(ValueError, match=r"^KerasModel\.to_model: Embedding\(.* masks steps"):
+        model.to_model()
 
 
 def test_without_h5py(tmp_path, monkeypatch):
@@ -372,6 +409,52 @@ def test_names_and_nodes_of_keras_2(tmp_path):
         load(tmp_path / "m.h5")
 
 
+def test_long_lists_of_names_are_several_attributes(tmp_path):
+    x, y = expected()
+    with h5py.File(of_keras_2(tmp_path / "m.h5"), "r+") as root:
+        attributes = root["model_weights/both"].attrs
+        names = attributes.pop("weight_names")
+        attributes["weight_names0"], attributes["weight_names1"] = names[:4], names[4:]
+    assert_close("y", load(tmp_path / "m.h5")(x), y, 4 * tolerance(np.float32, 20, 5))
+
+
+def test_weights_alone_under_the_names_of_keras_2(tmp_path):
+    x, y = expected()
+    with h5py.File(of_keras_2(tmp_path / "m.h5"), "r") as whole, h5py.File(
+            tmp_path / "w.h5", "w") as alone:
+        described = json.loads(whole.attrs["model_config"])
+        for name, group in whole["model_weights"].items():
+            whole.copy(group, alone, name)
+        alone.attrs["layer_names"] = np.array(list(alone), "S")
+        alone.attrs["keras_version"] = whole.attrs["keras_version"]
+    model = load(tmp_path / "w.h5", config=described)
+    assert_close("y", model(x), y, 4 * tolerance(np.float32, 20, 5))
+    with pytest.raises(ValueError, match=r"alone, expected config=.*: it has .*'gru': \[\(4, 9\)"):
+        load(tmp_path / "w.h5")
+
+
+def names_of(layer, change):
+    def edit(root):
+        attributes = root[f"model_weights/{layer}"].attrs
+        names = change(attributes["weight_names"].tolist())
+        attributes["weight_names"] = np.array(names, "S")
+    return edit
+
+
+@pytest.mark.parametrize(("edit", "match"), [
+    (removed("model_weights/out"), "layer 'out': out has 0 variables, expected 2: kernel, bias"),
+    (removed("model_weights/out/out/vars/weight_1:0"),
+     r"layer 'out': model_weights/out/out/vars/weight_1:0 \(bias\) is missing"),
+    (names_of("both", lambda names: names[:3] * 2),
+     r"forward_layer/weight_0:0 \(kernel\) is another variable already"),
+])
+def test_names_of_keras_2_that_do_not_fit(tmp_path, edit, match):
+    with h5py.File(of_keras_2(tmp_path / "m.h5"), "r+") as root:
+        edit(root)
+    with pytest.raises(ValueError, match=match):
+        load(tmp_path / "m.h5")
+
+
 PROGRAM = """
 import sys, numpy as np
 from fastrnn.formats.keras import load
@@ -400,18 +483,3 @@ def test_loading_peaks_at_twice_the_file(tmp_path):
                           capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= 2.1 * path.stat().st_size  # parameters and packed weights
-
-
-def test_attributes_that_lie_in_each_other_are_refused(tmp_path):
-    """Each is read once: a file full of them would take a time that grows with its square."""
-    whole = Path(__file__).parents[1] / "fuzz" / "corpus" / "h5" / "whole"
-    kind = bytes([0x19, 1, 1, 0]) + struct.pack("<L", 16) + bytes(16)
-    shape = bytes([1, 1, 0, 0, 0, 0, 0, 0]) + struct.pack("<Q", 60_000)
-    one = struct.pack("<BB3H", 1, 0, 13, 24, 16) + b"model_config".ljust(16, b"\0") + kind + shape
-    path = tmp_path / "m.h5"
-    path.write_bytes(whole.read_bytes() + one + bytes(1_200_000))
-    fastrnn.load(path)  # what is behind the end is not read
-    # at this distance the second one, read as texts of the first, has no long text
-    path.write_bytes(whole.read_bytes() + one + bytes(12) + one + bytes(1_200_000))
-    with pytest.raises(ValueError, match="attributes that lie in each other"):
-        fastrnn.load(path)

@@ -8,6 +8,7 @@ import pytest
 import fastrnn
 from fastrnn import GRU, LSTM, RNN, EncoderDecoder, LanguageModel, SequenceModel, Stack
 from fastrnn.formats import describe
+from fastrnn.formats.models import try_save
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((5, 2, 3))
@@ -140,6 +141,29 @@ def test_errors_of_saving(tmp_path):
         fastrnn.load(tmp_path / "none")
     with pytest.raises(IsADirectoryError):
         fastrnn.load(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["m", "m.bin", "m.pt", "m.safetensors"])
+def test_an_onnx_file_needs_no_suffix(tmp_path, name):
+    pytest.importorskip("onnx")
+    model = GRU(3, 4, seed=0)
+    fastrnn.save(model, tmp_path / "m.onnx")
+    (tmp_path / "m.onnx").rename(tmp_path / name)
+    (y,) = fastrnn.load(tmp_path / name)(single(X))
+    np.testing.assert_allclose(y, model(single(X))[0], 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize(("model", "name", "match"), [
+    (RNN(3, 4, nonlinearity="sigmoid"), "m.pt", "its nonlinearity is sigmoid"),
+    (RNN(3, 4), "m.json", "no layer of RTNeural|RTNeural runs no others"),
+    (GRU(3, 4), "m.onnx", "'m.onnx', expected a safetensors file, which can be converted to ONNX"),
+    (MyGRU(3, 4), "m", "a subclass of GRU cannot be made again"),
+])
+def test_a_trial_of_every_kind_of_file_leaves_none(tmp_path, model, name, match):
+    try_save(GRU(3, 4), tmp_path / name.replace(".onnx", ""))
+    with pytest.raises((ValueError, TypeError), match=f"try_save: .*({match})"):
+        try_save(model, tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 

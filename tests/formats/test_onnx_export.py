@@ -7,6 +7,7 @@ from onnx_models import fastrnn_onnx, load, runtime
 
 import fastrnn
 from fastrnn import GRU, LSTM, RNN, LanguageModel, SequenceModel, Stack
+from fastrnn.formats.models import model_from
 
 onnx = pytest.importorskip("onnx")
 
@@ -131,9 +132,18 @@ def test_a_written_model_has_its_own_weights():
     np.testing.assert_allclose(back(x)[0], y, 1e-6, 1e-6)
 
 
+class Own(GRU):
+    pass
+
+
 @pytest.mark.parametrize(("model", "error"), [
     (lambda: fastrnn.EncoderDecoder(Stack(GRU(3, 4)), SequenceModel(GRU(2, 4), 2)), "its encoder"),
     (lambda: fastrnn.GRUCell(3, 4), "model is of type GRUCell"),
+    (lambda: Own(3, 4), r"model is Own\(3, 4\), expected RNN, LSTM, GRU or a layer of a cell from"),
+    (lambda: Stack([GRU(2, 3), Own(3, 4)]), r"layers\[1\] is Own\(3, 4\), expected RNN"),
+    # its parameters are zeros that nobody touches, which take no memory
+    (lambda: model_from("RNN", {"input_size": 1, "hidden_size": 23_200}),
+     "model has 2153238400 bytes of parameters, expected less than 2 GB"),
     (lambda: 3, "model is of type int"), (lambda: None, "model is None"),
 ])
 def test_what_cannot_be_written_is_refused_and_leaves_no_file(model, error, tmp_path):
@@ -201,7 +211,7 @@ def test_a_cell_with_every_kind_of_function(bias):
 @pytest.mark.parametrize("text", [
     "learned a = normal(0, 1)\nh = tanh(W x + U h) * norm(h + a)",
     "learned a = normal(0, 1)\nc = a\nh = h * c + x", "s[H] = 0.5\nh = s * h + W x",
-    "m = 2\nh = h / m + W x",
+    "m = 2\nh = h / m + W x", "h = affine(h, 0.5, 0.25) + W x",
     "size P = 3\nlearned a[P] = normal(0, 1)\nr, z = V a\nh = sigmoid(r) * h + z * (W x)"])
 def test_values_that_have_no_rows(text):
     I = 4 if "+ x" in text else 3

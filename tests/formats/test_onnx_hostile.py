@@ -1,5 +1,6 @@
 """ONNX files that are cut off, damaged or made to do harm: one error that names the file."""
 
+import os
 import random
 import subprocess
 import sys
@@ -7,9 +8,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from onnx_models import draw, fastrnn_onnx, graph, load, model, node, recurrent_node
+from onnx_models import draw, fastrnn_onnx, graph, load, model, node, recurrent_node, varint
 
 from fastrnn import GRU, LSTM, LanguageModel
+from fastrnn.formats import onnx_wire
 
 onnx = pytest.importorskip("onnx")
 
@@ -146,9 +148,11 @@ def with_type(number):
     return change
 
 
-def with_floats(proto):
-    proto.graph.initializer[0].ClearField("raw_data")
-    proto.graph.initializer[0].float_data.extend([1.0, 2.0])
+def with_numbers(field, *numbers):
+    def change(proto):
+        proto.graph.initializer[0].ClearField("raw_data")
+        getattr(proto.graph.initializer[0], field).extend(numbers)
+    return change
 
 
 @pytest.mark.parametrize(("change", "error"), [
@@ -159,7 +163,8 @@ def with_floats(proto):
     (with_dims(*[1] * 40, 3), "the tensor 'w' has the shape"),
     (with_type(8), "the tensor 'w' has the ONNX data type 8"),
     (with_type(16), "data type 16"), (with_type(99), "data type 99"), (with_type(7), "12 bytes"),
-    (with_floats, "the tensor 'w' has other than 3 numbers"),
+    (with_numbers("float_data", 1.0, 2.0), "the tensor 'w' has other than 3 numbers"),
+    (with_numbers("int64_data", 1, 2, 3), "or they are in a field of another type"),
     (lambda p: p.graph.initializer[0].ClearField("raw_data"), "has 0 numbers, expected 3"),
     (lambda p: p.graph.initializer.append(p.graph.initializer[0]), "the name 'w' is there twice"),
     (lambda p: p.graph.initializer.pop(), "its input 'w' is no input"),
@@ -196,6 +201,21 @@ def test_a_tensor_in_another_file_of_the_folder(tmp_path):
     np.testing.assert_array_equal(load(path)(X)[0], np.tile(W["w"], (2, 1)))
     with pytest.raises(ValueError, match="bytes have no folder"):
         load(path.read_bytes())
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch, beside):
+    path, other = tmp_path / "a.onnx", tmp_path / "w.bin"
+    other.write_bytes(W["w"].tobytes())
+    data = external("w.bin") if beside else edited(lambda proto: None, [ADD], W)
+    room = onnx_wire._room
+
+    def shrink(*args):
+        os.truncate(other if beside else path, 8)
+        return room(*args)
+
+    monkeypatch.setattr(onnx_wire, "_room", shrink)
+    refused(path, data, "'w.bin' ends before the tensor 'w'" if beside else "it became shorter")
 
 
 @pytest.mark.parametrize(("location", "more", "error"), [
@@ -265,6 +285,18 @@ def test_nested_graphs_are_bounded(tmp_path, constant):
             np.testing.assert_array_equal(load(proto.SerializeToString())(feeds)[0], X["x"])
         else:
             refused(tmp_path / "deep.onnx", proto.SerializeToString(), "nested|parsing")
+
+
+@pytest.mark.parametrize(("depth", "error"), [
+    (33, "does not say which version"), (34, "nested, expected at most 100 one in another")])
+def test_messages_in_each_other_are_bounded(tmp_path, depth, error):
+    def field(number, content):
+        return varint(number << 3 | 2) + varint(len(content)) + content
+
+    inner = b""
+    for _ in range(depth):  # the graph of an attribute of a node
+        inner = field(1, field(5, field(6, inner)))
+    refused(tmp_path / "deep.onnx", field(7, inner), error)
 
 
 # ---- calls ---------------------------------------------------------------------------------------

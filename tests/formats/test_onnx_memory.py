@@ -1,14 +1,16 @@
 """What loading an ONNX file takes: twice the file, however it holds its weights."""
 
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from onnx_models import draw, graph, load, model, node, recurrent_node, runtime
+from onnx_models import draw, graph, load, model, node, recurrent_node, runtime, varint
 
 onnx = pytest.importorskip("onnx")
 
+linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status")
 ROOM = 16 * 2**20  # bytes beside twice the file
 
 PROGRAM = """
@@ -33,6 +35,32 @@ else:
     before = peak()
     model = fastrnn.onnx.load(path)
     print(peak() - before)
+"""
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+import fastrnn.onnx
+
+def limit(extra):
+    with open("/proc/self/status") as file:
+        size = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmSize"))
+    resource.setrlimit(resource.RLIMIT_AS, (size + int(extra), -1))
+
+what, path = sys.argv[1:]
+model = fastrnn.onnx.load(path)  # imports what is needed
+model(np.array([1]))
+with open(path, "rb") as file:
+    data = file.read()
+calls = {"load": lambda: fastrnn.onnx.load(path), "load bytes": lambda: fastrnn.onnx.load(data),
+         "call": lambda: model(np.array([2**27]))}
+limit(32e6)  # tensors have 64 MB, the result of the call 512 MB
+try:
+    calls[what]()
+except MemoryError as error:
+    print(error, end="")
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 """
 
 
@@ -102,8 +130,7 @@ def test_the_outputs_are_right(kind):
     np.testing.assert_allclose(load(data)(feeds)[0], runtime(data, feeds)[0], 1e-5, 1e-5)
 
 
-@pytest.mark.parametrize("how", ["traced", pytest.param("resident", marks=pytest.mark.skipif(
-    sys.platform != "linux", reason="/proc/self/status"))])
+@pytest.mark.parametrize("how", ["traced", pytest.param("resident", marks=linux)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_loading_peaks_at_twice_the_file(kind, how, tmp_path):
     path = tmp_path / "large.onnx"
@@ -132,6 +159,57 @@ def test_numbers_in_the_fields_of_their_types(dtype, numbers):
         np.testing.assert_array_equal(got, expected)
 
 
+def with_tensor(dtype, dims, content=b""):
+    """Return a model that gives a tensor, whose message ends in this content."""
+    kind = getattr(onnx.TensorProto, dtype)
+    proto = onnx.load_from_string(model([node("Identity", ["w"], ["y"])], {}, [
+        ("y", onnx.helper.tensor_dtype_to_np_dtype(kind))]))
+    tensor = onnx.TensorProto(name="w", data_type=kind, dims=dims).SerializeToString() + content
+    graph = proto.graph.SerializeToString() + b"*" + varint(len(tensor)) + tensor
+    proto.ClearField("graph")
+    return proto.SerializeToString() + b":" + varint(len(graph)) + graph
+
+
+@pytest.mark.parametrize(("dtype", "content", "expected"), [
+    ("FLOAT", b"".join(b"%" + struct.pack("<f", a) for a in (1.5, -2)), [1.5, -2]),
+    ("DOUBLE", b"".join(b"Q" + struct.pack("<d", a) for a in (1.5, -2)), [1.5, -2]),
+    ("FLOAT16", b"".join(b"(" + varint(a) for a in (0x3E00, 0xC000)), [1.5, -2]),
+    ("INT64", b"".join(b"8" + varint(a) for a in (300, 2**64 - 1)), [300, -1]),
+    ("BOOL", b"".join(b"(" + varint(a) for a in (1, 0)), [True, False]),
+    *[(dtype, b"", []) for dtype in ("FLOAT", "FLOAT16", "INT64", "BOOL")]])
+def test_numbers_that_are_fields_one_by_one(dtype, content, expected):
+    """Old writers do not pack them; an empty tensor may have no field at all."""
+    (got,) = load(with_tensor(dtype, [len(expected)], content))()
+    assert got.dtype == onnx.helper.tensor_dtype_to_np_dtype(getattr(onnx.TensorProto, dtype))
+    assert got.tolist() == expected
+
+
+@pytest.mark.parametrize("numbers", [
+    b"\x80" * 10 + b"\x01", b"\x80" * 2**18 + b"\x01", b"\x01\x80", b"\x01\x01", b"\x80"],
+    ids=["of eleven bytes", "of many parts", "cut off", "too many", "too few"])
+def test_whole_numbers_that_are_none(numbers):
+    data = with_tensor("INT64", [1], b":" + varint(len(numbers)) + numbers)
+    with pytest.raises(ValueError, match="the tensor 'w' has other than 1 numbers, expected 1"):
+        load(data)
+
+
+@linux
+@pytest.mark.parametrize("what", ["load", "load bytes", "call"])
+def test_lack_of_memory_is_named(what, tmp_path):
+    path = tmp_path / "a.onnx"
+    value = onnx.numpy_helper.from_array(np.ones(1, np.float32))
+    nodes = [node("ConstantOfShape", ["n"], ["ones"], name="large", value=value),
+             node("Concat", ["ones", "w"], ["y"], axis=0)]
+    path.write_bytes(model(nodes, {"n": np.array([3])}, ["y"], {"w": np.zeros(2**24, "f4")}))
+    done = subprocess.run([sys.executable, "-c", LIMITED, what, path], capture_output=True,
+                          text=True, check=True)
+    assert done.stdout == {
+        "load": f"there is not enough memory to load {str(path)!r}, a file of "
+                f"{path.stat().st_size:,} bytes",
+        "load bytes": "there is not enough memory to load the model",
+        "call": f"{str(path)!r}, node 'large' (ConstantOfShape): not enough memory"}[what]
+
+
 def test_bytes_of_any_kind_and_a_buffer_that_changes_later():
     data, feeds = of_kind("convolution")
     data = bytearray(data)
@@ -141,14 +219,6 @@ def test_bytes_of_any_kind_and_a_buffer_that_changes_later():
     np.testing.assert_array_equal(made(feeds)[0], before)
     with pytest.raises(ValueError, match=r"no graph|cut off"):
         load(memoryview(data))
-
-
-def varint(value):
-    made = b""
-    while value > 127:
-        made += bytes([value & 127 | 128])
-        value >>= 7
-    return made + bytes([value])
 
 
 @pytest.mark.parametrize("message", [

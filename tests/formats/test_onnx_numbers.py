@@ -1,5 +1,7 @@
 """Convolutions, pools, reductions, normalisations and functions against ONNX Runtime."""
 
+import string
+
 import numpy as np
 import pytest
 from onnx_models import check_form, load, model, node, of_form, runtime
@@ -86,6 +88,7 @@ EQUATIONS = [("btgi,gih->btgh", (2, 3, 4, 5), (4, 5, 6)), ("ij,jk", (2, 3), (3, 
              ("...ij,...jk->...ik", (2, 3, 4), (2, 4, 5)),
              ("...ij,jk->...ik", (2, 3, 4), (4, 5)), ("fi,fij->j", (2, 3), (2, 3, 4)),
              ("ab,bc,cd->ad", (2, 3), (3, 4), (4, 5)), ("ab,cd->bd", (2, 3), (4, 5)),
+             ("...ij,...jk->...ik", (1, 2, 3), (4, 3, 5)), ("...i->...", (2, 3)),
              (" b i , o i -> b o ", (2, 3), (4, 3))]
 
 
@@ -192,6 +195,9 @@ def test_pools_are_onnx_runtimes(attributes):
         check_form(op, [IMAGE], {}, 13)
 
 
+ALPHABETS = f"{string.ascii_lowercase},{string.ascii_uppercase},...->"
+
+
 @pytest.mark.parametrize(("op", "arrays", "attributes", "error"), [
     ("Conv", [LINE, normal(3, 5, 2)], {}, "do not fit for 1 groups"),
     ("Conv", [LINE, normal(3, 2, 2)], {"group": 2}, "do not fit for 2 groups"),
@@ -210,6 +216,10 @@ def test_pools_are_onnx_runtimes(attributes):
     ("ConvTranspose", [LINE, normal(4, 3, 2)], {"output_shape": [2**31 - 1]}, "at most"),
     ("ConvTranspose", [LINE, normal(4, 3, 2)], {"pads": [6, 6]}, "leaves nothing"),
     ("ConvTranspose", [LINE, normal(4, 3, 2)], {"output_padding": [-1]}, "its output_padding"),
+    ("ConvTranspose", [LINE[..., :0], normal(4, 3, 2)], {}, "expected no axis of size 0"),
+    ("ConvTranspose", [LINE, normal(4, 3, 2)], {"output_shape": [9, 9]}, "expected 1 numbers"),
+    ("GlobalAveragePool", [A], {}, "expected three axes or more"),
+    ("GlobalMaxPool", [IMAGE[:, :, :0]], {}, "expected three axes or more"),
     ("MaxPool", [IMAGE], {}, "no attribute 'kernel_shape'"),
     ("MaxPool", [IMAGE], {"kernel_shape": [2]}, "expected 3 axes"),
     ("AveragePool", [IMAGE], {"kernel_shape": [2, 2], "pads": [2, 0, 0, 0]}, "less than the ker"),
@@ -225,6 +235,8 @@ def test_pools_are_onnx_runtimes(attributes):
     ("Einsum", [A], {"equation": "ij->k"}, "has a letter"),
     ("Einsum", [A], {"equation": "ij->ii"}, "has a letter"),
     ("Einsum", [normal(2000)] * 3, {"equation": "a,b,c->"}, "expected at most"),
+    ("Einsum", [np.ones([1] * 26, np.float32)] * 2 + [ROW], {"equation": ALPHABETS},
+     "no letters left for 1 axes"),
     ("Einsum", [A], {"equation": "i$->i"}, "its equation is"),
     ("Pow", [whole(2), whole(-1)], {}, "are negative"), ("Mod", [N, whole(0)], {}, "numbers by 0"),
     ("Clip", [CUBE, ROW, ROW], {}, "its min has the shape"),
@@ -232,6 +244,7 @@ def test_pools_are_onnx_runtimes(attributes):
     ("Tile", [A, whole(10**6, 10**6)], {}, "expected at most"),
     ("Tile", [A, whole(1)], {}, "its repeats are"),
     ("Sqrt", [N], {}, "is int64, expected floating"), ("Max", [CUBE, N], {}, "expected one dtype"),
+    *[(op, [A > 0], {}, "its input is bool, expected numbers") for op in ("Max", "Abs", "Relu")],
 ])
 def test_what_an_operator_refuses(op, arrays, attributes, error):
     for fixed in ((), range(len(arrays))):

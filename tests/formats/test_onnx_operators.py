@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx_models import check_form, graph, load, model, node, runtime
+from onnx_models import check_form, graph, load, model, node, of_form, runtime
 
 pytest.importorskip("onnx")
 
@@ -126,14 +126,18 @@ def test_a_constant(attributes, expected):
     ("MatMul", [normal(2, 3, 4), normal(3, 4, 5)], {}, "have no product"),
     ("Gemm", [A, B], {}, "have no product"), ("Gemm", [CUBE, B], {}, "expected two axes"),
     ("Gemm", [A, normal(4, 5), normal(3)], {}, "broadcast"),
+    ("Gemm", [A, normal(4, 5), normal(1, 3, 5)], {}, r"its C has the shape \(1, 3, 5\)"),
     ("Transpose", [A], {"perm": [0, 0]}, "its perm is"),
     ("Softmax", [A], {"axis": 2}, "the axis 2"),
     ("Squeeze", [A, whole(0)], {}, "expected size 1"),
     ("Unsqueeze", [A, whole(5)], {}, "the axis 5"),
     ("Unsqueeze", [A, whole(0, 0)], {}, "an axis twice"),
+    ("Unsqueeze", [A, whole(*range(31))], {}, "it makes 33 axes, expected at most 32"),
     ("Reshape", [A, whole(5, -1)], {}, "cannot become"),
     ("Reshape", [A, whole(-1, -1)], {}, "become"),
     ("Reshape", [A, whole(0, 0, 0)], {}, "copies an axis"), ("Reshape", [A, ROW], {}, "is float32"),
+    ("Reshape", [A, whole(12)[None]], {}, r"its shape has the shape \(1, 1\), expected 1 axes"),
+    ("Reshape", [A, whole(12, *[1] * 64)], {}, "its shape has 65 numbers, expected at most 64"),
     ("Concat", [A, CUBE], {"axis": 0}, "expected the same"),
     ("Concat", [A, ROW[None][:, :3]], {"axis": 0}, "expected the same"),
     ("Concat", [A], {}, "no attribute 'axis'"), ("Flatten", [A], {"axis": 3}, "the axis 3"),
@@ -141,6 +145,7 @@ def test_a_constant(attributes, expected):
     ("Slice", [A, whole(0), whole(1), whole(0), whole(0)], {}, "steps"),
     ("Slice", [A, whole(0, 1), whole(1)], {}, "it has the starts"),
     ("Split", [A, whole(9, 1)], {}, "it splits 3 into"), ("Cast", [A], {"to": 8}, "data type 8"),
+    ("Split", [A], {"num_outputs": 3}, "its num_outputs is 3, but it has 2 outputs"),
     ("Cast", [A], {}, "no attribute 'to'"), ("Cast", [A], {"to": 1, "other": 1}, "'other'"),
     ("ConstantOfShape", [whole(-1)], {}, "the shape"),
     ("ConstantOfShape", [whole(10**6, 10**6)], {}, "expected at most"),
@@ -148,10 +153,13 @@ def test_a_constant(attributes, expected):
     ("Expand", [ROW, whole(3)], {}, "does not broadcast"),
     ("Range", [whole(0), whole(10**12), whole(1)], {}, "expected at most"),
     ("Range", [whole(0), whole(1), whole(0)], {}, "in steps of 0"),
+    ("Range", [whole(0), whole(1, 2), whole(1)], {}, "no single numbers"),
     ("Range", [np.float32(0), np.float32(np.inf), np.float32(1)], {}, "from 0.0 to inf"),
     ("Pad", [A, whole(0, 0, 0, 10**12)], {}, "expected at most"),
     ("Pad", [A, whole(0, 0, 0, -9)], {}, "its pads are"),
     ("Pad", [A, whole(1)], {}, "its pads are"),
+    ("Pad", [A, whole(0, 0, 0, 0), ROW], {}, r"value has the shape \(4,\), expected one number"),
+    ("Dropout", [A, np.float32(0.5), np.array(True)], {}, "its training_mode is True"),
     ("Add", [A], {}, "it has 1 inputs, expected 2"), ("Relu", [A, B], {}, "it has 2 inputs"),
     ("Det", [CUBE], {}, "does not have the operator 'Det'"),
 ])
@@ -165,6 +173,68 @@ def test_what_an_operator_refuses(op, arrays, attributes, error):
         with pytest.raises((ValueError, TypeError), match=rf"the model.*node 'the {op}' \({op}\): "
                                                           rf".*{error}"):
             load(data)(feeds)
+
+
+@pytest.mark.parametrize(("op", "arrays", "attributes", "opset", "error"), [
+    ("Add", [A, B], {"broadcast": 1}, 6, "broadcasts as before opset 7"),
+    ("Add", [A, B], {"axis": 1}, 6, "broadcasts as before opset 7"),
+    ("Pow", [A, B], {}, 6, "broadcasts as before opset 7"),
+    ("Tile", [A, whole(2), whole(0)], {}, 5, "repeats one axis as before opset 6"),
+    ("Unsqueeze", [A], {}, 11, "no attribute 'axes'"),
+    *[("Slice", [A], given, 9, "no attributes 'starts' and 'ends'")
+      for given in ({}, {"starts": [0]}, {"ends": [1]})],
+    *[(op, [A, None, B], {}, 13, "one of its inputs is not given") for op in ("Max", "Mean")],
+    ("Concat", [A, None], {"axis": 0}, 13, "one of its inputs is not given"),
+    ("Einsum", [A, None], {"equation": "ij,kl->"}, 13, "one of its inputs is not given"),
+    ("Constant", [], {"value_int": 1, "value_float": 1.0}, 13, "it has 2 values, expected one"),
+    ("Constant", [], {}, 13, "it has 0 values, expected one"),
+    ("Constant", [], {"value_string": "a"}, 13, "it has the attributes .'value_string'."),
+    ("ConstantOfShape", [whole(2)], {"value": whole(5, 6)}, 13, "its value has 2 numbers"),
+    ("Gelu", [A], {"approximate": "erf"}, 20, "its attribute 'approximate' is 'erf'"),
+    ("GRU", [A, B, ROW], {}, 14, "it has 4 outputs, expected at most 2"),
+])
+def test_a_form_that_is_refused_at_load(op, arrays, attributes, opset, error):
+    data, _ = of_form(op, arrays, attributes, opset, outputs=4 if op == "GRU" else 1)
+    with pytest.raises(ValueError, match=rf"load: .*node 'the {op}' \({op}\): .*{error}"):
+        load(data)
+
+
+SLOPE = normal(3)
+IMAGE, SCALE = normal(2, 3, 4, 5), [normal(3), normal(3), normal(3), abs(normal(3))]
+
+
+def per_channel(a):
+    return a[:, None, None]
+
+
+@pytest.mark.parametrize(("op", "arrays", "attributes", "opset", "expected"), [
+    ("Reshape", [CUBE], {"shape": [0, -1], "consumed_inputs": [0]}, 1, CUBE.reshape(2, 12)),
+    ("Reshape", [ROW[:1]], {}, 1, ROW[0]),
+    *[(op, [A, B], {"consumed_inputs": [0, 0]}, 1, function(A, B)) for op, function in (
+        ("Max", np.maximum), ("Min", np.minimum), ("Sum", np.add))],
+    ("PRelu", [CUBE, SLOPE], {}, 6, np.where(CUBE < 0, SLOPE[:, None] * CUBE, CUBE)),
+    ("Gemm", [A, B.T, SLOPE], {"broadcast": 1}, 6, A @ B.T + SLOPE),
+    ("BatchNormalization", [IMAGE, *SCALE], {"is_test": 1, "consumed_inputs": [0] * 5}, 1,
+     (IMAGE - per_channel(SCALE[2])) / np.sqrt(per_channel(SCALE[3]) + np.float32(1e-5))
+     * per_channel(SCALE[0]) + per_channel(SCALE[1])),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_a_form_of_the_first_opsets(op, arrays, attributes, opset, expected):
+    """ONNX Runtime has no kernels for them."""
+    data, feeds = of_form(op, arrays, attributes, opset)
+    (got,) = load(data)(feeds)
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_an_output_that_nobody_wants_is_no_input_of_later_nodes(constant):
+    """Both have the name "": here it is the first part, and the bound that is not given."""
+    feeds, tensors = {"x": np.array([5, -3], np.float32)}, {"ten": np.float32(10)}
+    nodes = [node("Split", ["x"], ["", "last"], axis=0), node("Clip", ["x", "", "ten"], ["kept"]),
+             node("Add", ["kept", "last"], ["y"])]
+    data = model(nodes, {} if constant else feeds, ["y"], tensors | (feeds if constant else {}))
+    (y,) = load(data)({} if constant else feeds)
+    assert y.tolist() == [2, -6]
 
 
 def test_an_array_that_grows_in_every_node_is_refused():

@@ -69,8 +69,9 @@ def test_defaults(op, direction, bias, state, lengths):
 def test_a_gru_that_resets_before_or_after_its_product(direction, linear):
     D = 2 if direction == "bidirectional" else 1
     check("GRU", draw("GRU", D=D, lengths=True), directions=direction, linear_before_reset=linear)
-    check("GRU", draw("GRU", D=D, lengths=True), directions=direction, linear_before_reset=linear,
-          clip=0.5)
+    for bias in (True, False):
+        check("GRU", draw("GRU", D=D, bias=bias, lengths=True), directions=direction,
+              linear_before_reset=linear, clip=0.5)
 
 
 @pytest.mark.parametrize("clip", [None, 0.4])
@@ -152,6 +153,29 @@ def test_any_output_may_be_absent(outputs):
     assert loaded.output_names == tuple(filter(None, outputs))
     for name, a in zip(loaded.output_names, got, strict=True):
         np.testing.assert_allclose(a, expected[name], 1e-11, 1e-11)
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+@pytest.mark.parametrize("op", OPS)
+def test_a_node_of_opset_1_says_whether_it_gives_every_step(op, wanted):
+    feeds = draw(op)
+    data = model([recurrent_node(op, feeds, output_sequence=wanted)], feeds, OUTPUTS[op], opset=1)
+    for mine, right in zip(load(data)(feeds), recurrent(op, feeds), strict=True):
+        np.testing.assert_allclose(mine, right, 1e-11, 1e-11)
+    later = model([recurrent_node(op, feeds, output_sequence=wanted)], feeds, OUTPUTS[op])
+    with pytest.raises(ValueError, match=r"attributes .'output_sequence'."):
+        load(later)
+
+
+def test_nodes_of_one_name_have_a_layer_each():
+    feeds = draw("GRU", bias=False, state=False)
+    nodes = [node("GRU", ["X", *weights], ["", h], name="same")
+             for weights, h in ((("W", "R"), "h"), (("W2", "R"), "h2"))]
+    weights = {name: feeds[name] for name in "WR"} | {"W2": 2 * feeds["W"]}
+    loaded = load(model(nodes, {"X": feeds["X"]}, ["h", "h2"], weights))
+    assert list(loaded.layers) == ["same", "same'"]
+    for mine, W in zip(loaded(feeds["X"]), (feeds["W"], 2 * feeds["W"]), strict=True):
+        np.testing.assert_allclose(mine, recurrent("GRU", feeds | {"W": W})[1], 1e-11, 1e-11)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -303,6 +327,7 @@ def test_weights_and_attributes_that_do_not_fit_are_refused_at_load(change, attr
     ({"X": np.zeros((5, 4, 3), np.float32)}, "its X is float32"),
     ({"initial_h": np.zeros((1, 3, 6))}, "its initial_h has the shape"),
     ({"initial_c": np.zeros((2, 4, 6))}, "its initial_c has the shape"),
+    ({"initial_c": np.zeros((1, 4, 6), int)}, "its initial_c is int64, expected float64"),
     ({"sequence_lens": np.array([1, 2, 3, 6], np.int32)}, "its sequence_lens is 1 to 6, expected"),
     ({"sequence_lens": np.array([1, 2, -3, 4], np.int32)}, "its sequence_lens is -3 to 4"),
     ({"sequence_lens": np.ones(3, np.int32)}, "its sequence_lens is int32 .3,."),

@@ -130,6 +130,37 @@ def test_numbered_modules_are_in_the_order_of_their_numbers(tmp_path):
                                       tensors[f"encoder.lstm{number}.weight_hh_l0"])
 
 
+def test_numbers_that_the_widths_contradict_are_no_order(tmp_path):
+    tensors = layer("rnn1.", "GRU", 4, 3) | layer("rnn2.", "GRU", 2, 4)
+    model = load(tmp_path, tensors)
+    assert [(one.input_size, one.hidden_size) for one in model.layers] == [(2, 4), (4, 3)]
+
+
+def test_the_order_of_many_modules_is_not_searched(tmp_path):
+    names = "abcdefgh"
+    tensors = {}
+    for width, name in enumerate(names, 1):
+        tensors |= layer(f"{name}.", "GRU", width, width + 1)
+    refused(tmp_path, tensors, "are not found to make a chain; choose with mapping")
+    model = load(tmp_path, tensors, mapping={"layers": list(names)})
+    assert [one.hidden_size for one in model.layers] == list(range(2, 10))
+    seven = {name: a for name, a in tensors.items() if not name.startswith("h.")}
+    assert len(load(tmp_path, seven).layers) == 7
+
+
+def test_a_role_that_no_module_has(tmp_path):
+    tensors = {"emb.weight": random(7, 4)} | layer("rnn.", "GRU", 4, 5) | linear("fc", 3, 5)
+    for roles, kind, left in ((["head"], Stack, ["fc.bias", "fc.weight"]),
+                              (["embedding"], SequenceModel, ["emb.weight"]),
+                              (["embedding", "head"], GRU,
+                               ["emb.weight", "fc.bias", "fc.weight"])):
+        mapping = dict.fromkeys(roles)
+        refused(tmp_path, tensors, f"no part of a .* needs .*'{left[0]}'", mapping=mapping)
+        found = load(tmp_path, tensors, mapping=mapping, strict=False)
+        assert type(found) is kind
+        assert sorted(found.unused) == left
+
+
 def test_what_is_ambiguous_is_refused_with_the_candidates(tmp_path):
     rnn = layer("rnn.", "GRU", 4, 5)
     heads = linear("fc", 3, 5) | linear("aux", 2, 5)
@@ -153,7 +184,10 @@ def test_what_is_ambiguous_is_refused_with_the_candidates(tmp_path):
     refused(tmp_path, equal, "fit each other in several orders.*mapping")
     chosen = load(tmp_path, equal, mapping={"layers": ["encoder", "decoder"]})
     np.testing.assert_array_equal(chosen.layers[0].weight_ih_l0, equal["encoder.weight_ih_l0"])
-    refused(tmp_path, layer("a.", "GRU", 4, 5) | layer("b.", "GRU", 4, 5), "not found to make a")
+    alike = layer("a.", "GRU", 4, 5) | layer("b.", "GRU", 4, 5)
+    refused(tmp_path, alike, "not found to make a")
+    refused(tmp_path, alike, r"'b' \(4 to 5\), 'a' \(4 to 5\) do not follow each other",
+            mapping={"layers": ["b", "a"]})
     one = load(tmp_path, equal, mapping={"layers": "decoder"}, strict=False)
     assert type(one) is GRU
     assert len(one.unused) == 4
@@ -188,6 +222,7 @@ def test_a_prefix(tmp_path):
     assert sorted(model.unused) == ["net2.bias", "net2.weight"]
     assert type(load(tmp_path, tensors, prefix="net.encoder.rnn.")) is GRU
     refused(tmp_path, tensors, "no tensor is below the prefix 'other'", prefix="other")
+    refused(tmp_path, tensors, "prefix is 3, expected the beginning of names", prefix=3)
 
 
 def test_surplus_is_named_or_reported(tmp_path):
@@ -378,6 +413,40 @@ def test_tied_weights_and_views(tmp_path):
         fastrnn.load(tmp_path / "m.pt", strict=False)
 
 
+@with_torch
+@pytest.mark.parametrize(("make", "match"), [
+    (lambda state: list(state.values()), "it is of type list, expected a state_dict"),
+    (lambda state: {3: state["weight_hh_l0"]}, "a name in it is 3, expected a text"),
+    (lambda state: state | {"weight_hh_l0": 3}, r"weight_hh_l0 is \(\), expected a matrix"),
+    (lambda state: state | {"weight_hh_l0": state["weight_hh_l0"].to_sparse()},
+     "weight_hh_l0 has no floats"),
+    (lambda state: state | {"weight_hh_l0": state["weight_hh_l0"].to("meta")},
+     "weight_hh_l0 has no floats"),
+    (lambda state: state | {"weight_hh_l0": state["weight_hh_l0"].int()},
+     "weight_hh_l0 has no floats"),
+])
+def test_what_is_no_dictionary_of_tensors_with_numbers(tmp_path, make, match):
+    import torch
+
+    torch.save(make(torch.nn.GRU(3, 5).state_dict()), tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=rf"m.pt' gives no model: {match}"):
+        fastrnn.load(tmp_path / "m.pt")
+
+
+@with_torch
+def test_other_values_of_a_state_dict_are_not_needed(tmp_path):
+    import torch
+
+    module = torch.nn.GRU(3, 5)
+    others = {"version": 3, "sparse": torch.eye(4).to_sparse(), "nothing": None}
+    torch.save(module.state_dict() | others, tmp_path / "m.pt")
+    found = fastrnn.load(tmp_path / "m.pt", strict=False)
+    same(found, {name: a.numpy() for name, a in module.state_dict().items()})
+    assert found.unused == tuple(others)
+    with pytest.raises(ValueError, match=r"no part of a GRU needs \['version', 'sparse'"):
+        fastrnn.load(tmp_path / "m.pt")
+
+
 class Evil:
     """What unpickling would call."""
 
@@ -434,6 +503,7 @@ def test_without_torch_it_says_what_to_do(tmp_path, monkeypatch):
     (lambda: SequenceModel(GRU(2, 3), 1), {"head": None}, "head.weight is to be left out"),
     (lambda: SequenceModel(GRU(2, 3), 1), {"head": 3}, "is 3, expected a name"),
     (lambda: SequenceModel(GRU(2, 3), 1), "pytorch", "names is 'pytorch', expected 'torch'"),
+    (lambda: SequenceModel(GRU(2, 3), 1).head, "torch", "it is no recurrent layer"),
     (dict, "torch", "model is of type dict"),
 ])
 def test_what_torch_cannot_load_is_not_written(tmp_path, make, names, match):

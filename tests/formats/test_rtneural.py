@@ -229,6 +229,28 @@ def test_a_file_that_does_not_fit(tmp_path, file, match):
     assert repr(str(path)) in str(raised.value)
 
 
+def test_a_file_that_is_too_long_is_not_read(tmp_path):
+    path = tmp_path / "m.json"
+    with open(path, "wb") as file:
+        file.truncate(100_000_001)  # takes no place on the disk
+    with pytest.raises(ValueError, match=r"m.json'.* it has 100000001 bytes, expected at most"):
+        fastrnn.load(path)
+
+
+def test_a_chain_is_shown_in_its_order(tmp_path):
+    model = fastrnn.load(write(tmp_path / "m.json", FILES["around"][1]))
+    assert repr(model) == (
+        "RTNeuralModel: Linear(1, 6), tanh, GRU(6, 5), Linear(5, 4), relu, LSTM(4, 3), sigmoid, "
+        "Linear(3, 5), elu, prelu, Linear(5, 3), softmax")
+
+
+@pytest.mark.parametrize("state", [3, np.zeros((1, B, 5), "f"), (), (None,), (None,) * 3])
+def test_a_chain_has_a_state_for_each_recurrent_layer(tmp_path, state):
+    model = fastrnn.load(write(tmp_path / "m.json", FILES["around"][1]))
+    with pytest.raises(TypeError, match=r"expected a tuple with one entry for each of 2 layers"):
+        model(np.zeros((T, B, 1), "f"), state)
+
+
 def test_options_for_tensors_are_refused(tmp_path):
     path = write(tmp_path / "m.json", FILES["gru"][1])
     with pytest.raises(ValueError, match=r"load: strict is False, .* is a file of rtneural"):

@@ -75,6 +75,21 @@ def test_we_read_what_the_safetensors_library_writes(tmp_path):
         equal(array, ARRAYS[name])
 
 
+def test_an_array_of_another_dtype_or_shape_is_not_filled(tmp_path):
+    safetensors.write(tmp_path / "a", ARRAYS, ABOUT)
+    for reader in ("read_into", "read_float"):
+        with (pytest.raises(ValueError, match=r"a' is not a file of fastrnn: weight is .*\(3, 4\), "
+                                              r"expected .*\(4, 3\)"),
+              safetensors.opened(tmp_path / "a") as file):
+            getattr(file, reader)("weight", np.zeros((4, 3)))
+    with (pytest.raises(ValueError, match=r"half is \(4,\), expected \(3,\)"),
+          safetensors.opened(tmp_path / "a") as file):
+        file.read_float("half", np.zeros(3, np.float32))
+    with (pytest.raises(ValueError, match=r"half is float16 \(4,\), expected float32 \(4,\)"),
+          safetensors.opened(tmp_path / "a") as file):
+        file.read_into("half", np.zeros(4, np.float32))
+
+
 def test_files_need_numpy_alone(tmp_path):
     program = (
         "import sys, fastrnn\n"
@@ -150,6 +165,20 @@ def test_a_trial_leaves_everything_as_it_was(tmp_path):
     for place in (tmp_path / "none" / "a", tmp_path / "a" / "b", tmp_path):
         with pytest.raises(OSError, match=str(place)):
             safetensors.try_write(place, ARRAYS, ABOUT)
+
+
+@posix
+def test_a_file_of_others_in_a_folder_for_all_is_not_replaced(tmp_path, monkeypatch):
+    safetensors.write(tmp_path / "a", ARRAYS, ABOUT)
+    before, me = (tmp_path / "a").read_bytes(), os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    tmp_path.chmod(0o1777)
+    with pytest.raises(PermissionError, match=r"a' is another user's, expected a file that may be"):
+        safetensors.write(tmp_path / "a", {}, {})
+    assert (tmp_path / "a").read_bytes() == before
+    tmp_path.chmod(0o755)
+    safetensors.write(tmp_path / "a", {}, {})
+    assert read(tmp_path / "a")[0] == {}
 
 
 @posix
