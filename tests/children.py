@@ -1,9 +1,12 @@
 """Programs in processes of their own, which nothing of the other tests has touched."""
 
+import contextlib
 import os
+import random
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import fastrnn
@@ -32,6 +35,31 @@ def words(code, *arguments, **options):
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     assert done.stderr == "", done.stderr
     return done.stdout.split()
+
+
+@contextlib.contextmanager
+def begun(code, *arguments, **changes):
+    """Start a program and wait for its first line, "begun"; it is killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "begun\n", process.stderr.read()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def cut_off(code, path, number, longest):
+    """Send a program a signal at a random moment; return (exit status, output, seconds)."""
+    with begun(code, path) as process:
+        time.sleep(random.uniform(0, longest))
+        process.send_signal(number)
+        sent = time.perf_counter()
+        out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err, err
+    return process.returncode, out, time.perf_counter() - sent
 
 
 # A job that uses the pool where there are two threads: `job()` returns the bytes of its results.

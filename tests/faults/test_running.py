@@ -7,8 +7,6 @@ import contextlib
 import hashlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -58,20 +56,13 @@ print(count)
 
 def during(act, seconds=SECONDS, threads=2, **changes):
     """Run the program, and act(pid, k) every few milliseconds; return how often, and its calls."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(seconds), str(threads)], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=children.environment(**changes))
-    try:
-        assert process.stdout.readline() == "begun\n", process.stderr.read()
+    with children.begun(PROGRAM, seconds, threads, **changes) as process:
         count = 0
         while process.poll() is None and count < 1e6:
             act(process.pid, count)
             count += 1
             time.sleep(0.003)
         out, err = process.communicate(timeout=60 + 10 * seconds)
-    finally:
-        process.kill()
-        process.communicate()
     assert process.returncode == 0, err
     assert int(out) > 0
     return count, int(out)

@@ -2,13 +2,12 @@
 
 import errno
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
+import children
 import numpy as np
 import pytest
 
@@ -200,16 +199,6 @@ training.fit(model, Windows(x, 10, 4), optim.Adam(model, 1e-3), minutes=1, folde
 """
 
 
-def kill(program, path, longest):
-    process = subprocess.Popen([sys.executable, "-c", program, str(path)], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout.readline() == "begun\n", process.stderr.read()
-    time.sleep(random.uniform(0, longest))
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
-
-
 def whole(path, suffix):
     """Return what tells two whole files apart; reading one that is not whole fails."""
     if suffix == ".checkpoint":
@@ -233,7 +222,7 @@ def test_a_kill_at_any_moment_of_saving(tmp_path, suffix):
     assert len(expected) == 2
     seen, cut = set(), 0
     for _ in range(TRIALS):
-        kill(SAVING, path, 0.1)
+        assert children.cut_off(SAVING, path, signal.SIGKILL, 0.1)[0] == -signal.SIGKILL
         seen.add(whole(path, suffix))
         beside = [other for other in tmp_path.iterdir() if other != path]
         cut += len(beside)
@@ -249,7 +238,7 @@ def test_a_kill_at_any_moment_of_a_training(tmp_path):
     cut = 0
     for trial in range(TRIALS):
         folder = tmp_path / str(trial)
-        kill(TRAINING, folder, 0.3)
+        assert children.cut_off(TRAINING, folder, signal.SIGKILL, 0.3)[0] == -signal.SIGKILL
         model = SequenceModel(GRU(1, 64, seed=0), 1, loss="mse", seed=0)
         past, _, _ = checkpoint.load(folder / "latest.safetensors", model, optim.Adam(model))
         assert past.progress.steps == len(past.losses) >= 1

@@ -4,12 +4,10 @@ FASTRNN_TRIALS=200 makes as many trials as docs/performance.md reports, each at 
 """
 
 import os
-import random
 import signal
-import subprocess
 import sys
-import time
 
+import children
 import numpy as np
 import pytest
 from runs import values
@@ -49,27 +47,14 @@ while True:
 posix = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 
 
-def cut_off(script, path, signum, longest):
-    """Start a script, send it a signal at a random moment; return (process, output, seconds)."""
-    process = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "begun\n", process.stderr.read()
-    time.sleep(random.uniform(0, longest))
-    process.send_signal(signum)
-    sent = time.perf_counter()
-    out, err = process.communicate(timeout=30)
-    assert "Traceback" not in err, err
-    return process, out, time.perf_counter() - sent
-
-
 @posix
 def test_ctrl_c_at_any_moment_leaves_a_checkpoint_of_the_last_step(tmp_path):
     longest = 0.0
     for trial in range(TRIALS):
         folder = tmp_path / str(trial)
-        process, out, seconds = cut_off(TRAINING, folder, signal.SIGINT, 0.3)
+        status, out, seconds = children.cut_off(TRAINING, folder, signal.SIGINT, 0.3)
         longest = max(longest, seconds)
-        assert process.returncode == 0
+        assert status == 0
         stopped, steps = out.split()
         assert stopped == "interrupted"
         history = checkpoint.history(folder / "latest.safetensors")
@@ -100,8 +85,7 @@ def test_a_kill_during_a_save_leaves_the_old_file_or_the_new_one(tmp_path):
     whole = {values(SequenceModel(GRU(9, 64, seed=s), 5, seed=s)).tobytes() for s in (0, 1)}
     seen = set()
     for _ in range(TRIALS):
-        process, _, _ = cut_off(SAVING, path, signal.SIGKILL, 0.1)
-        assert process.returncode == -signal.SIGKILL
+        assert children.cut_off(SAVING, path, signal.SIGKILL, 0.1)[0] == -signal.SIGKILL
         seen.add(values(fastrnn.load(path)).tobytes())
     assert seen <= whole
     beside = [p for p in tmp_path.iterdir() if p != path]
