@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import time
 
 import numpy as np
 
 import fastrnn
+from fastrnn._kernels import runtime
 
 CELLS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm", "gru")
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "rnn_sigmoid": 1, "lstm": 4, "gru": 3}
@@ -271,6 +273,14 @@ def run(module, case, *, need_dx=True, grads=None, **options):
     """Return outputs and gradients by name."""
     out, tape = forward(module, case, **options)
     return out | backward(module, case, tape, need_dx=need_dx, grads=grads)
+
+
+def fill_pool(call, workers):
+    """Call until the pool has so many workers: beside busy programs it is alone for a while."""
+    end = time.monotonic() + 20
+    while runtime.pool_workers() < workers and time.monotonic() < end:
+        call()
+    assert runtime.pool_workers() >= workers, "the pool was not used"
 
 
 def assert_same_bytes(got, expected, label=""):
