@@ -383,8 +383,9 @@ def at_least(name: str, value: Any, least: float = 0, most: float = math.inf) ->
     """Return `value` if it is a number of at least `least` and below `most`."""
     number = _real(value)
     if not least <= number < most:
-        limit = f"at least {least:g}" + (f" and below {most:g}" if most < math.inf else "")
-        raise RefusedValue(f"{name} is {show(value)}, expected a number of {limit}")
+        limit = f" of at least {least:g}" if least > -math.inf else ""
+        limit += f" and below {most:g}" if most < math.inf else ""
+        raise RefusedValue(f"{name} is {show(value)}, expected a number{limit}")
     return number
 
 

@@ -144,11 +144,11 @@ def equation(name: str) -> str:
 def layer_activation(kind: str, config: dict[str, Any]) -> tuple[Function, str]:
     """Return the function of an activation layer, and how it is shown."""
 
-    def number(name: str, default: float | None) -> float | None:
+    def number(name: str, default: float) -> float:
         value = config.get(name, default)
         if isinstance(value, dict):  # an array of NumPy in Keras's JSON
             value = value.get("config", {}).get("value")
-        return None if value is None else _checks.at_least(name, value, -math.inf)
+        return _checks.at_least(name, value, -math.inf)
 
     if kind == "Softmax":
         axis = config.get("axis", -1)
@@ -168,9 +168,7 @@ def layer_activation(kind: str, config: dict[str, Any]) -> tuple[Function, str]:
         return (lambda x: np.where(x > 0, x, slope * x)), f"LeakyReLU({slope:g})"
     if kind == "ELU":
         alpha = number("alpha", 1.0)
-        assert alpha is not None
         return (lambda x: _elu(x, alpha)), f"ELU({alpha:g})"
-    most, slope, least = (number("max_value", None), number("negative_slope", 0.0),
-                          number("threshold", 0.0))
-    bound = math.inf if most is None else most
+    bound = math.inf if config.get("max_value") is None else number("max_value", math.inf)
+    slope, least = number("negative_slope", 0.0), number("threshold", 0.0)
     return (lambda x: np.where(x >= least, np.minimum(x, bound), slope * (x - least))), "ReLU()"

@@ -107,7 +107,9 @@ class Masking(Step):
 
     def __call__(self, value: Value) -> tuple[Value, ...]:  # noqa: D102
         _dimensions(self.name, value.x, 3)
-        real = (value.x != value.x.dtype.type(self._value)).any(-1)
+        with np.errstate(over="ignore"):  # infinite, as in Keras
+            masked = value.x.dtype.type(self._value)
+        real = (value.x != masked).any(-1)
         return (Value(np.where(real[..., None], value.x, value.x.dtype.type(0)), real),)
 
 

@@ -44,7 +44,8 @@ def masked(x):
     ([("LeakyReLU", {"alpha": array(0.125)})], lambda x: np.where(x > 0, x, 0.125 * x)),
     ([("ReLU", {"max_value": array(0.5)})], lambda x: np.clip(x, 0, 0.5)),
     ([("Masking", {"mask_value": array(0.25)}), ("GlobalAveragePooling1D", {})], masked),
-], ids=["relu", "swish", "none", "LeakyReLU", "ReLU", "Masking"])
+    ([("Masking", {"mask_value": 1e300}), ("GlobalAveragePooling1D", {})], lambda x: x.mean(1)),
+], ids=["relu", "swish", "none", "LeakyReLU", "ReLU", "Masking", "Masking, infinite"])
 def test_options_as_older_versions_write_them(tmp_path, layers, expected):
     x = X.copy()
     x[0, 2] = x[1, 4:] = 0.25
@@ -65,6 +66,7 @@ BOTH = {f"bidirectional/{direction}_layer/cell": [(rows, H), (H, H), (H,)]
     ([("Softmax", {"axis": [1, 0.5]})], {}, r"axis is \[1, 0.5\], expected whole numbers"),
     ([("Masking", {"mask_value": "none"})], {}, "mask_value is 'none', expected a number"),
     ([("Masking", {"mask_value": array(None)})], {}, "mask_value is None, expected a number"),
+    ([("LeakyReLU", {"alpha": None})], {}, "alpha is None, expected a number$"),
     ([("Flatten", {"data_format": "channels_first"})], {}, "expected 'channels_last'"),
     ([("GlobalMaxPooling1D", {"data_format": "channels_first"})], {}, "expected 'channels_last'"),
     ([("Reshape", {"target_shape": [-1, -1]})], {}, r"target_shape is \[-1, -1\], expected sizes"),
