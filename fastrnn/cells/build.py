@@ -84,11 +84,7 @@ class _Builder:
         stack = [root]
         while stack:
             e = stack[-1]
-            if id(e) in self.done:
-                stack.pop()
-                continue
-            before = self.needed(e)
-            missing = [n for n in before if id(n) not in self.done]
+            missing = [n for n in self.needed(e) if id(n) not in self.done]
             if missing:
                 stack.extend(reversed(missing))
                 continue

@@ -137,7 +137,7 @@ def _sub(r: _Reverse, n: Node, g: Node) -> None:
     before = r.sums.get(n.args[1].number)
     if before is None:
         r.give(n.args[1], r.graph.negative(g))
-    elif n.args[1].op not in ("constant", "mask"):
+    else:
         r.sums[n.args[1].number] = r.graph.sub(before, g)
 
 

@@ -50,7 +50,8 @@ class Node:
 
     def __repr__(self) -> str:
         of = ", ".join(f"#{a.number}" for a in self.args)
-        return f"#{self.number} {self.op}({of}) {self.data if self.data is not None else ''}"
+        data = "" if self.data is None else f" {self.data}"
+        return f"#{self.number} {self.op}({of}){data}"
 
 
 class Group:

@@ -194,6 +194,7 @@ class Plan(Compiled):
         """Add the gradients of the matrices to those of the parameters."""
         for i, weight in self.reparametrised:
             target, gradient = grads[i], of[i]
-            if target is not None and gradient is not None:
-                target += pull_back(weight, gradient, self.sizes, self.instance.constants,
-                                    masks.get(i))
+            assert target is not None  # it is learned
+            assert gradient is not None
+            target += pull_back(weight, gradient, self.sizes, self.instance.constants,
+                                masks.get(i))

@@ -32,8 +32,7 @@ def run(args: argparse.Namespace) -> None:
     except ImportError as error:  # its sentence says what to install
         raise ValueError(str(error)) from error
     print(f"model: {model!r}".partition("\n")[0])
-    if hasattr(model, "num_parameters"):
-        print(f"parameters: {model.num_parameters:,} of {model.dtype}")
+    print(f"parameters: {model.num_parameters:,} of {model.dtype}")
     unused = getattr(model, "unused", ())
     if unused:
         print(f"not used, {len(unused)}:")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedType, RefusedValue
+from fastrnn._checks import RefusedValue
 from fastrnn._kernels import sequence
 from fastrnn._kernels.packed import Packed
 from fastrnn._kernels.runtime import get_isa
@@ -155,9 +155,6 @@ class PackedPart(Part):
         if isinstance(self.cell, Cell):
             self.__dict__["_kinds"] = [self.cell.number] * self._levels
             return
-        if not hasattr(self.cell, "definition"):
-            raise RefusedType(f"cell is {_checks.kind(self.cell)}, expected one of the table, or "
-                              "one from equations")
         # takes milliseconds, which the table's cells save
         from fastrnn.cells.instance import Plan
         from fastrnn.layers.programs import PROGRAMS

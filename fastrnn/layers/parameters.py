@@ -138,9 +138,9 @@ class Parametrized(abc.ABC):
         return sum(part.flat.size for part in self.parts().values())
 
     @property
+    @abc.abstractmethod
     def dtype(self) -> np.dtype:
         """Dtype of parameters, inputs and outputs: float32 or float64."""
-        return next(iter(self.parts().values())).flat.dtype
 
     def zero_grad(self) -> None:
         """Set all gradients to zero."""

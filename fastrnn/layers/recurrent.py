@@ -291,9 +291,7 @@ class Recurrent(Dropout, Generic[S]):
         """Return what to add to the sentence about an x of a wrong shape."""
         if x.ndim not in (2, 3):
             return f" or (T, {self.input_size})"
-        if x.shape[-1] != self.input_size:
-            return f": x has {x.shape[-1]} features, weight_ih_l0 expects {self.input_size}"
-        return ""
+        return f": x has {x.shape[-1]} features, weight_ih_l0 expects {self.input_size}"
 
     def state_shapes(self, B: int) -> list[tuple[int, int, int]]:
         """Return the shape (L*D, B, width) of each state."""
@@ -451,8 +449,6 @@ class Recurrent(Dropout, Generic[S]):
         """Return the parameters of each direction, with the masks of one call in training."""
         from fastrnn.layers.programs import draw
 
-        if self.mode != "training":
-            return tuple(self._packed()[number])
         held = self._held[number] if self._held else (None,) * self.directions
         return tuple(
             draw(self._kinds[number], own, self._generator(), B, N, self.flat.dtype,  # type: ignore[arg-type]

@@ -31,9 +31,6 @@ class _Originals:
     def __init__(self) -> None:
         self.__dict__ |= {name: _direct(name) for name in operators.FUNCTIONS}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(_own, name)
-
 
 def _direct(name: str) -> Callable[..., Any]:
     function = getattr(_own, name)

@@ -72,8 +72,8 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         module.__loader__ = self.own
-        if module.__spec__ is not None:
-            module.__spec__.loader = self.own
+        assert module.__spec__ is not None  # importlib has set it
+        module.__spec__.loader = self.own
         self.own.exec_module(module)
         _extend(module)
 

@@ -184,6 +184,7 @@ def width_of(definition, name):
     ("size P = H\nc[P] = W x + c\nd = c * 2\nh = V d + h", {"c": "P", "d": "P", "h": "H"}),
     ("size P = H\nlearned p[P] = 0\na = W x + p\nh = V a + h", {"a": "P", "p": "P"}),
     ("size P = H\nstate s[P]\ns = W x + s\nh = V s + h", {"s": "P", "h": "H"}),
+    ("size P = H\nstate s\ns[P] = W x + s\nh = V s + h", {"s": "P", "h": "H"}),
     ("h = W x + U old\nold = x", {"old": "I", "x": "I"}),
     ("h = W (x * dropout(0.5)) + h", {"x": "I"}),
     ("size P = H\na[P] = W x\nh = V where(a > 0, 1, a) + h", {"a": "P"}),
@@ -338,6 +339,12 @@ def test_arithmetic_without_a_result(text):
     _, (equation,) = parse(f"y = {text}")
     value = fold(equation.expression, {})
     assert value != value
+
+
+def test_what_is_no_arithmetic_has_no_number():
+    _, (equation,) = parse("y = 1 + tanh(1)")
+    with pytest.raises(TypeError, match="Call is no number"):
+        fold(equation.expression, {})
 
 
 # ---------------------------------------------------------------------------------------- an object

@@ -359,7 +359,8 @@ def test_kinds_of_weights():
 
 @pytest.mark.parametrize(("text", "state"), [
     ("h = W x + U h", True), ("h = W x + h", False), ("learned p = 0\nh = sum(x) * p + h", False),
-    ("h = 0.5 * h + sum(x)", True)])
+    ("h = 0.5 * h + sum(x)", True), ("size P = 2\na[P] = V x\nh = W a + h", False),
+    ("learned q = 1\nlearned p = 0\nh = sum(x * q) * p + h", False)])
 def test_a_parameter_or_the_state_shows_the_hidden_size(text, state):
     definition = cell(text)
     p = draw(definition, 3, 4, np.float64)

@@ -14,6 +14,7 @@ from slopes import check_gradients
 
 from fastrnn._kernels import program
 from fastrnn.cells import cell
+from fastrnn.cells.build import build
 from fastrnn.cells.instance import Instance, Plan
 
 LSTM = """
@@ -147,6 +148,32 @@ def test_a_short_text_takes_a_few_milliseconds():
         Plan(Instance(cell(LSTM)), 3, 3, True).machine(np.dtype(np.float32))
         seconds.append(time.process_time() - begin)
     assert min(seconds) < 0.005
+
+
+# ---------------------------------------------------------------------------- numbers, and no more
+
+
+@pytest.mark.parametrize("text", [
+    "h = tanh(W x + U h) * 2**0.7", "constant c = 3\nh = tanh(W x + U h) * c**(-0.3)",
+    "h = tanh(W x + U h) * sqrt(2)", "constant k = 3\nh = tanh(W x + U h)**k",
+    "learned p = 0.5\nweight W\nh = tanh(W x + U h) * p**2 - log(4)"])
+def test_functions_and_powers_of_numbers(text):
+    got = check(make(text, 3, 2, 3, 3))
+    assert all(np.isfinite(array).all() for array in got.values())
+
+
+@pytest.mark.parametrize(("number", "expected"), [
+    ("(1 / 0)", np.inf), ("sqrt(-1)", np.nan), ("log(-2)", np.nan), ("exp(1000)", np.inf)])
+def test_numbers_that_are_not_finite(number, expected):
+    got = check(make(f"h = abs(W x + 0 * h) * {number}", 1, 2, 3, 3))
+    np.testing.assert_array_equal(got["y"], np.full_like(got["y"], expected))
+
+
+def test_a_node_shows_its_operation_and_its_operands():
+    graph = build(cell("h = 0.5 * h + x"), {"I": 3, "H": 3}, {})
+    shown = {node.op: repr(node) for node in graph.nodes}
+    assert shown["constant"] == "#1 constant() 0.5"
+    assert shown["fma"] == "#4 fma(#1, #0, #3)"
 
 
 # ------------------------------------------------------------------------------------- few or none

@@ -31,6 +31,7 @@ GRAMMAR = [
     ("h = tanh~(W x + h", "this parenthesis is not closed"),
     ("h = tanh~(W x + h\nc = h", "this parenthesis is not closed before the next equation"),
     ("h = tanh~(W x + (h)\nc, d = V h", "this parenthesis is not closed before the next equation"),
+    ("h = tanh~(W x\nc = h", "this parenthesis is not closed before the next equation"),
     ("h = ~(W x + h\n\n", "this parenthesis is not closed"),
     ("h = h + (~)", r"'\)' came, expected a value"),
     ("h = min(h,~)", r"'\)' came, expected a value"),

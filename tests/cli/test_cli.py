@@ -1,6 +1,7 @@
 """The command line from end to end: train, sample, gradflow, info."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -119,6 +120,14 @@ def test_gradflow_refuses_before_it_starts(corpus, tmp_path, capsys, monkeypatch
     assert (out, len(err.splitlines())) == ("", 1)
     assert re.search(match, err), err
     assert [p.name for p in tmp_path.iterdir()] == ["MODEL"]
+
+
+def test_gradflow_without_matplotlib_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli.main(["gradflow", "m", str(tmp_path)]) == 1
+    assert capsys.readouterr() == ("", (
+        "fastrnn gradflow: needs matplotlib, expected it to be installed: "
+        "pip install 'fastrnn[cli,plot]'\n"))
 
 
 def test_info_prints_the_configuration(capsys):

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from fastrnn import Layer, cells, cli
+from fastrnn.cli.cells import options
 
 GOOD = """\
 # a cell of everything
@@ -106,6 +107,12 @@ masks       dropout of H units, drawn each step
     assert f"{learned:,} for I = H = 128, and 16,384 that are not learned" in facts
     kept = re.search(r"([\d,]+) numbers kept for backward, of each step and sequence", facts)
     assert 2 * 128 <= int(kept[1].replace(",", "")) < 20 * 128
+
+
+def test_the_options_that_a_layer_takes():
+    definition = cells.cell(GOOD)
+    assert options(definition) == ["P = H // 2", "Q = 6", "alpha = 0.5"]
+    assert options(cells.definitions()["MGU"]) == []
 
 
 def test_what_a_cell_needs_is_said(written, capsys):

@@ -1,5 +1,6 @@
 """Runs that stop, go on, or begin from a model; and places that cannot be written."""
 
+import errno
 import os
 import pathlib
 import re
@@ -14,7 +15,7 @@ import pytest
 
 import fastrnn
 from fastrnn import LanguageModel, cli
-from fastrnn.training import checkpoint
+from fastrnn.training import checkpoint, text
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's files and signals")
 root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0,
@@ -268,6 +269,23 @@ def test_what_cannot_be_read_in_a_folder_is_one_line(small):
     assert done.stderr.count("left out") == 1
     assert named.returncode == 1
     assert named.stderr == f"fastrnn train: Permission denied: {folder / 'b'}\n"
+
+
+@pytest.mark.parametrize("name", ["train", "gradflow"])
+def test_what_was_left_out_of_a_text_is_said_first(corpus, small, tmp_path, capsys, monkeypatch,
+                                                   name):
+    pytest.importorskip("matplotlib")
+    found = text.search([corpus])
+    found.unreadable.append(PermissionError(errno.EACCES, "Permission denied", "closed"))
+    monkeypatch.setattr(text, "search", lambda paths: found)
+    model = tmp_path / "m"
+    fastrnn.save(LanguageModel(embedding_size=2, hidden_size=3, seed=0), model)
+    args = {"train": [str(corpus), *small, "--steps", "1", "-o", str(model)],
+            "gradflow": [str(model), str(corpus), "-o", str(tmp_path / "drawn"), "--bptt", "2"]}
+    assert cli.main([name, *args[name]]) == 0
+    assert capsys.readouterr().err.startswith(
+        f"fastrnn {name}: left out 1 file or folder that could not be read, the first 'closed': "
+        "Permission denied\n")
 
 
 FULL = """

@@ -1,7 +1,9 @@
 """Standard output and error of every kind: no encoding, no reader, or none at all."""
 
+import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 
@@ -124,6 +126,20 @@ def test_a_full_device_is_one_sentence_and_the_model_is_saved(command, train, mo
         assert b"Traceback" not in done.stderr
         assert b"Exception ignored" not in done.stderr
     fastrnn.load(tmp_path / "m")
+
+
+def test_standard_output_may_be_any_text_stream(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", shown := io.StringIO())
+    assert cli.main(["info"]) == 0
+    assert "instruction set" in shown.getvalue()
+
+
+@pytest.mark.parametrize("module", ["fastrnn.cli.__main__", "fastrnn.torch.__main__"])
+def test_a_spawned_process_imports_the_main_module_and_runs_nothing(module, monkeypatch):
+    if "torch" in module:
+        pytest.importorskip("torch")
+    monkeypatch.setattr(sys, "argv", ["fastrnn", "--help"])
+    assert callable(runpy.run_module(module, run_name="__mp_main__")["main"])
 
 
 def test_usage_errors_are_argparse_s(capsys):

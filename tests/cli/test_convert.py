@@ -50,6 +50,18 @@ def test_names_in_both_directions(plain, tmp_path):
         assert "layers.0.weight_ih_l0" in file.entries
 
 
+def test_twenty_names_of_what_is_not_used_are_shown(plain, tmp_path, capsys):
+    with safetensors.opened(plain, plain=True) as file:
+        arrays = {name: file.array(name) for name in file.entries}
+    arrays |= {f"net.norm.weight_{k:02}": np.zeros(3, "f") for k in range(24)}
+    safetensors.write(plain, arrays, None)
+    assert cli.main(["convert", str(plain), str(tmp_path / "out"), "--not-strict"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index("not used, 25:")
+    assert sum(line.startswith("  net.norm.weight") for line in lines) == 20
+    assert lines[first + 21:first + 23] == ["  and 5 more", lines[-1]]
+
+
 @pytest.mark.parametrize(("options", "said"), [
     ([], "no part of a SequenceModel needs ['net.norm.weight']"),
     (["--map", "x"], "--map is 'x', expected two names with = between them"),

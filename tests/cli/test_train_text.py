@@ -7,7 +7,7 @@ import pytest
 
 import fastrnn
 from fastrnn import LanguageModel, SequenceModel
-from fastrnn.training import language, text
+from fastrnn.training import Interrupt, language, text
 
 TEXT = "".join(f"line {i}: def f_{i % 7}(x): return x + {i % 10}\n" for i in range(600))
 
@@ -148,6 +148,19 @@ def test_train_on_takes_text_and_paths(tmp_path, symbols):
         model.train_on(tmp_path / "none", steps=1)
     with pytest.raises(ValueError, match="the text has 0 characters"):
         model.train_on([], steps=1)
+
+
+def test_without_a_length_train_on_trains_for_a_minute():
+    seen = []
+    with Interrupt() as interrupt:
+        def show(now):
+            seen.append(now)
+            interrupt.asked = True
+
+        done = small_model().train_on(TEXT, progress=show, interrupt=interrupt)
+    assert done.stopped == "interrupted"
+    assert len(done.losses) == 1
+    assert seen[0].fraction == pytest.approx(seen[0].seconds / 60)
 
 
 def test_train_on_holds_a_part_out(symbols):

@@ -1,5 +1,6 @@
 """Text: files are found once, read as they are, and what cannot be read is named."""
 
+import errno
 import os
 import pathlib
 import subprocess
@@ -95,6 +96,43 @@ def test_errors_of_finding(corpus, paths, error, match):
     paths = [there.get(p, p) for p in paths] if isinstance(paths, list) else paths
     with pytest.raises(error, match=match):
         text.find_files(paths)
+
+
+@posix
+def test_pipes_and_links_that_lead_nowhere_are_read_if_they_are_named(corpus):
+    os.mkfifo(corpus / "pipe")
+    (corpus / "lost").symlink_to("nowhere")
+    assert names([corpus]) == ["0.txt", "1.txt", "2.txt", "3.txt", "last"]
+    assert names([corpus / "pipe"]) == ["pipe"]  # nothing is read from it yet
+    with pytest.raises(FileNotFoundError, match=r"no file or folder '.*lost'"):
+        text.find_files([corpus / "lost"])
+
+
+def test_what_the_system_does_not_open_is_an_error_if_it_is_named_and_else_counted(
+        corpus, monkeypatch):
+    closed = {os.fspath(corpus / name) for name in ("1.txt", "below")}
+
+    def guarded(function):
+        def call(path, *arguments, **options):
+            if os.fspath(path) in closed:
+                raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+            return function(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", guarded(os.scandir))
+    monkeypatch.setattr(pathlib.Path, "open", guarded(pathlib.Path.open))
+    found = text.search([corpus])
+    assert [path.name for path in found.files] == ["0.txt", "2.txt", "3.txt"]
+    assert {error.filename for error in found.unreadable} == closed
+    left_out = "left out 2 files or folders that could not be read, the first '"
+    assert found.complaint().startswith(left_out)
+    with pytest.warns(UserWarning, match=f"^find_files: {left_out}.*: Permission denied$") as seen:
+        assert text.find_files([corpus]) == found.files
+    assert seen[0].filename == __file__
+    for path in closed:
+        with pytest.raises(PermissionError, match="Permission denied"):
+            text.find_files([path])
 
 
 @posix

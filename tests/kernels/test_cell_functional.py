@@ -173,6 +173,34 @@ def test_options_and_programs_that_are_kept():
     assert y.shape == (T, B, I)
 
 
+@pytest.mark.parametrize(("text", "state"), [
+    ("h = 0.5 * h + sum(x)", draw(B, H)),
+    ("size P = 2\nlearned p[P] = 1\ns[P] = s + p * sum(x)\nh = 0.5 * h + sum(s)",
+     (draw(B, H), draw(B, 2)))])
+def test_the_state_shows_the_hidden_size_where_no_parameter_does(text, state):
+    cell, x = fastrnn.cell(text), draw(T, B, I)
+    given = {name: np.full(2, 0.5) for name in cell.vectors}
+    if not given:  # then the dtype is float32
+        x, state = x.astype(np.float32), state.astype(np.float32)
+    y, _, _ = functional.cell_forward(cell, x, state, given)
+    expected, _ = evaluate.forward(cell, x, state if given else (state,), given)
+    np.testing.assert_allclose(y, expected, rtol=1e-5 if not given else 1e-12, atol=1e-6)
+    with pytest.raises(ValueError, match="cell_forward: no parameter shows H, expected it in opt"):
+        functional.cell_forward(cell, x, None, given)
+
+
+def test_a_mask_that_is_missing_is_its_mean_also_of_padded_sequences():
+    x, given, masks, lengths = draw(T, B, I), parameters(), masks_of(), {"lengths": [5, 0, 3]}
+    y, _, _ = functional.cell_forward(CELL, x, None, given, options={"P": P},
+                                      masks={1: masks[1]}, **lengths)
+    means = {0: np.ones_like(masks[0]), 1: masks[1]}
+    expected, _, _ = functional.cell_forward(CELL, x, None, given, options={"P": P}, masks=means,
+                                             **lengths)
+    np.testing.assert_array_equal(y, expected)
+    other, _, _ = functional.cell_forward(CELL, x, None, given, options={"P": P}, **lengths)
+    assert (y != other).any()
+
+
 @pytest.mark.parametrize(("change", "match"), [
     ({"definition": "h"}, "cell_forward: definition is of type str"),
     ({"parameters": [1]}, "parameters is of type list, expected a dict"),
@@ -180,6 +208,9 @@ def test_options_and_programs_that_are_kept():
     ({"parameters": {"Z": draw(H, I)}}, "parameters has 'Z', expected names out of"),
     ({"parameters": parameters() | {"b": draw(3)}}, r"parameters\['b'\] has shape \(3,\)"),
     ({"parameters": parameters(np.float32) | {"W": draw(2 * H, I)}}, "float64"),
+    ({"parameters": parameters() | {"W": np.ones((2 * H, I), int)}},
+     r"parameters\['W'\] is int64, expected an array of float32 or float64"),
+    ({"parameters": parameters() | {"W": [[1.0]]}}, r"parameters\['W'\] is of type list"),
     ({"x": draw(T, I)}, r"x has shape \(5, 2\)"),
     ({"x": draw(T, B, 0)}, "x has 0 features"),
     ({"state": draw(B, H)}, r"expected a tuple \(h, r, s\)"),

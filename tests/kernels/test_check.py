@@ -6,6 +6,7 @@ function in the place of the compiled one, which changes a result of every instr
 scalar one.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -174,13 +175,16 @@ def child_packed():
             layer(x)
 
 
-def program_layer(seed=0):
+def program_layer(seed=0, inputs=5):
     from fastrnn.cells import MGU
 
-    return fastrnn.Layer(MGU, 5, 7, seed=seed)
+    return fastrnn.Layer(MGU, inputs, 7, seed=seed)
 
 
 def child_program():
+    import copy
+    import pickle
+
     from fastrnn._kernels import program
 
     layer = program_layer()
@@ -196,9 +200,11 @@ def child_program():
             refused(["program.backward", name], p.backward, np.ones_like(y))
     step = layer.stream(3)
     step(x[0])
-    other = program_layer(1).stream(3)
-    step.twin = other.twin
-    refused(["Stream", "y differs"], step, x[0])
+    restored = pickle.loads(pickle.dumps(step))
+    assert restored(x[1]).tobytes() == copy.copy(step)(x[1]).tobytes()
+    for wrong in (step, restored):
+        wrong.twin = program_layer(1).stream(3).twin
+        refused(["Stream", "y differs"], wrong, x[0])
 
 
 def child_stream():
@@ -217,6 +223,42 @@ def child_stream():
             refused(["Stream:", "y differs", "B 3"], twin, x)
             refused(["Stream.block", "y differs", "T 6"], twin.block, draw(6, 3, 5))
             refused(["state"], twin, x[:1], rows=[1])
+
+
+def child_stream_in_use():
+    step = fastrnn.GRU(5, 7, seed=0).stream(3)
+    x, met = draw(3, 5), []
+
+    class Input:
+        def __array__(self, *arguments, **options):
+            with pytest.raises(RuntimeError, match="this stream is in use by another thread"):
+                step(x)
+            met.append(self)
+            return x
+
+    y = step(Input())
+    assert met
+    step.reset()
+    assert step(x).tobytes() == y.tobytes()
+
+
+def child_refused():
+    from fastrnn._kernels import checked, linear
+
+    x, weight = draw(9, 5), draw(7, 5, seed=1)
+    with pytest.raises(ValueError, match="shape") as raised:
+        linear.linear_forward(x[:, :4], weight)
+    assert raised.value.__context__ is not None  # the scalar table has refused it before
+    right = checked.BASE["linear_forward"]
+
+    def fails(*arguments):
+        if runtime.get_isa() == "scalar":
+            raise ArithmeticError("of plain C alone")
+        return right(*arguments)
+
+    checked.BASE["linear_forward"] = fails
+    with pytest.raises(ArithmeticError, match="of plain C alone"):
+        linear.linear_forward(x, weight)
 
 
 def child_linear():
@@ -357,14 +399,27 @@ def child_threads():
 
 
 def child_scalar():
-    from fastrnn._kernels import sequence
+    import copy
+    import hashlib
+
+    from fastrnn._kernels import sequence, update
 
     layer = fastrnn.LSTM(5, 7, seed=0)
-    with Damage(sequence, "forward", wrong_y):
-        layer.forward(draw(4, 3, 5))
-    step = layer.stream(2)
-    step(draw(2, 5))
-    print("done")
+    if os.environ["FASTRNN_CHECK"] == "1":
+        with Damage(sequence, "forward", wrong_y):
+            layer.forward(draw(4, 3, 5))
+    results, x = [], draw(4, 3, 5)
+    model = fastrnn.SequenceModel([layer, program_layer(inputs=7)], 3, seed=0)
+    for optimizer in (fastrnn.optim.Adam(model), fastrnn.optim.RMSProp(model),
+                      fastrnn.optim.SGD(model, lr=0.1)):
+        model.zero_grad()
+        model.loss(x, np.arange(12).reshape(4, 3) % 3).backward()
+        results += [*update.norms([layer.flat]), optimizer.step(clip=1.0)]
+    model.eval()
+    step = layer.stream(3)
+    step(x[0])
+    results += [model(x)[0], copy.copy(step)(x[1])]
+    print(hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in results)).hexdigest())
 
 
 # ---- the tests ----------------------------------------------------------------------------------
@@ -386,9 +441,27 @@ def test_with_the_scalar_table_there_is_nothing_to_compare():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           env=environment)
     assert done.stderr.count("FASTRNN_CHECK=1 compares nothing") == 1
-    done = subprocess.run([sys.executable, __file__, "child_scalar"], capture_output=True,
-                          text=True, check=True, env=environment)
-    assert done.stdout == "done\n"
+    printed = [subprocess.run([sys.executable, __file__, "child_scalar"], capture_output=True,
+                              text=True, check=True, env=environment | changes).stdout
+               for changes in ({}, {"FASTRNN_CHECK": "0"})]
+    assert len(printed[0]) == 65
+    assert printed[0] == printed[1]
+
+
+@pytest.mark.parametrize(("got", "expected", "words"), [
+    (np.zeros(3), np.zeros(4), "y differs by inf in shape or dtype, allowed are"),
+    (np.zeros(3), np.zeros(3, np.float32), "y differs by inf in shape or dtype"),
+    (np.zeros(0), np.zeros(0, np.float32), "y differs by inf in shape or dtype"),
+    (np.array([1, 2]), np.array([1, 3]),
+     r"y differs by inf in any element.*, most at \(1,\): 2, expected 3"),
+    (np.array([1, 2]), np.array([1, 2]), None)])
+def test_arrays_of_another_kind_differ_and_whole_numbers_are_equal_or_not(got, expected, words):
+    from fastrnn._kernels.compared import Call, WrongResult, judge
+
+    call = Call("entry", "sizes", np.float64)
+    judged = pytest.raises(WrongResult, match=words) if words else contextlib.nullcontext()
+    with judged:
+        judge(call, {"y": got}, {"y": expected}, lambda change: {"y": expected})
 
 
 def test_without_the_variable_nothing_is_checked():

@@ -1,13 +1,15 @@
 """Threads that are late, fewer CPUs than threads, and other libraries that limit the threads."""
 
 import os
+import sys
+import types
 
 import numpy as np
 import pytest
 from children import words
 
 import fastrnn
-from fastrnn._kernels import runtime
+from fastrnn._kernels import runtime, threadpool
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
 two_cpus = pytest.mark.skipif(runtime.cpu_limit() < 2, reason="one CPU")
@@ -53,7 +55,7 @@ def test_the_environment_does_not_warn_of_its_own_cap():
 STEPS = """
 import numpy as np
 import fastrnn
-from fastrnn._kernels import runtime
+from fastrnn._kernels import runtime, threadpool
 made = {"rnn": fastrnn.RNN, "gru": fastrnn.GRU, "lstm": fastrnn.LSTM}
 rng = np.random.default_rng(0)
 x, dy = (rng.standard_normal((300, 2, 96)).astype(np.float32) for _ in range(2))
@@ -132,3 +134,11 @@ def test_threadpoolctl_sees_and_limits_the_pool():
         assert runtime.get_num_threads() == before
     with threadpoolctl.threadpool_limits(limits=1, user_api="blas"):
         assert runtime.get_num_threads() == before
+
+
+@pytest.mark.parametrize("found", [None, types.ModuleType("threadpoolctl")],
+                         ids=["none", "before 3.2"])
+def test_without_a_threadpoolctl_that_takes_other_libraries_nothing_is_registered(
+        monkeypatch, found):
+    monkeypatch.setitem(sys.modules, "threadpoolctl", found)
+    assert threadpool.register() is False

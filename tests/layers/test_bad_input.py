@@ -457,3 +457,21 @@ def test_whole_numbers_in_lists_are_numbers():
     y, _ = layer([[1, 2], [3, 4]])
     expected, _ = layer(np.array([[1, 2], [3, 4]], np.float32))
     assert y.tobytes() == expected.tobytes()
+
+
+def test_a_value_that_cannot_be_shown_is_named_by_its_type():
+    with pytest.raises(ValueError, match=r"RNN: hidden_size is .{,40}, expected a whole number"):
+        fastrnn.RNN(3, -10**5000)  # more digits than Python converts
+
+
+@pytest.mark.parametrize(("said", "error"), [
+    ("reduce returned NULL without setting an exception", MemoryError),
+    ("unknown opcode", SystemError)])
+def test_numpys_error_where_there_is_no_memory_is_one_of_memory(said, error):
+    class Array:
+        def __array__(self, *arguments, **options):
+            raise SystemError(said)
+
+    with pytest.raises(error) as raised:
+        fastrnn.RNN(3, 4)(Array())
+    assert said in str(raised.value.__cause__ or raised.value)

@@ -347,6 +347,16 @@ def test_options_that_do_not_fit(options, match):
         layer_of(**options)
 
 
+def test_cells_of_equal_equations_and_options_are_equal():
+    cell, other = layer_of(PLAIN).cell, layer_of(PLAIN, hidden=6).cell
+    assert cell == other
+    assert hash(cell) == hash(other)
+    assert cell == pickle.loads(pickle.dumps(cell))
+    for differs in (layer_of(MANY).cell, layer_of(PLAIN, P=3).cell, "Plain", None):
+        assert cell != differs
+    assert len({cell, other, layer_of(MANY).cell}) == 2
+
+
 def test_a_cell_that_is_none():
     with pytest.raises(TypeError, match=r"^Layer: cell is of type str, expected what fastrnn.cell"):
         fastrnn.Layer("h = W x", I, H)

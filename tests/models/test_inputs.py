@@ -75,6 +75,9 @@ def test_one_series_comes_and_goes_without_an_axis_for_it():
     assert got.shape == (6, 1)
     np.testing.assert_array_equal(got, model.predict(x[:, :1]))
     np.testing.assert_array_equal(got, model.predict(x[None, :, :1])[0])
+    y, w = x[:, 1], np.arange(6.0)
+    assert model.evaluate(x[:, 0], y, weights=w) == model.evaluate(
+        x[None, :, 0], y[None], weights=w[None])
     several = model.predict(x.T)  # (N, T) with one feature
     assert several.shape == (3, 6, 1)
     np.testing.assert_array_equal(several[0], got)
@@ -289,6 +292,13 @@ def with_(value, *place):
     return a
 
 
+class Unreadable:
+    """What says that it is an array, and cannot give its numbers."""
+
+    def __array__(self, *arguments, **options):
+        raise RuntimeError("it has gone")
+
+
 @pytest.mark.parametrize(
     ("x", "error", "match"),
     [
@@ -313,6 +323,7 @@ def with_(value, *place):
         (X.astype("M8[s]"), TypeError, "x has dtype datetime64[s], expected numbers"),
         (np.ma.masked_array(X, X == 0), TypeError, "x is a masked array with masked places"),
         ([np.ma.masked_array(X[0], X[0] == 0), X[1]], TypeError, "x has a masked array with"),
+        (Unreadable(), TypeError, "x is of type Unreadable, expected numbers: it has gone"),
     ],
 )
 def test_data_that_cannot_be_converted(x, error, match):

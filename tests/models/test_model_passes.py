@@ -432,6 +432,28 @@ def test_no_two_threads_get_the_same_scratch():
     assert not wrong
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_scratch_that_another_thread_takes_meanwhile_is_done_without(left):
+    scratch, shape = Scratch(), (3, 4)
+    given, other = np.zeros(shape, "f4"), np.zeros((5, 6), "f4")
+
+    class Asked(tuple):
+        """A shape; when it is compared with that of `given`, another thread takes that array."""
+
+        def __eq__(self, of):
+            if any(spare is given for spare in scratch._spare):
+                scratch._spare[:] = [other] * left
+            return tuple(self) == of
+
+        __hash__ = None
+
+    scratch.give(given)
+    taken = scratch.take(Asked(shape), np.dtype("f4"))
+    assert taken.shape == shape
+    assert taken is not given
+    assert scratch._spare == []
+
+
 def test_a_pass_wants_no_bfloat16_and_says_so():
     model = SequenceModel(LSTM(3, 4, seed=0), N, seed=0).eval("bfloat16")
     x, targets, _, _ = data_of(model)
@@ -460,6 +482,8 @@ def test_a_stacks_pass_refuses_before_it_adds():
     assert not any(grad.any() for grad in stack.grads.values())
     dx, _ = p.backward(y, state)
     assert dx.shape == x.shape
+    ones = [stack.forward(x)[2].backward(dy, state) for dy in (None, np.zeros_like(y))]
+    cases.assert_same_bytes(*({"dx": dx, "dh": state0[1]} for dx, state0 in ones))
     with pytest.raises(RuntimeError, match="its one backward"):
         p.backward(y)
     outputs, _, p = (model := SequenceModel(RNN(3, 2, seed=0, **F64), 2, seed=0)).forward(x)

@@ -23,6 +23,7 @@ from kinds import (
 
 from fastrnn import GRU, LSTM, RNN, EncoderDecoder, SequenceModel, Stack
 from fastrnn.models import Embedding, Linear
+from fastrnn.models.model import Model
 
 per_model = pytest.mark.parametrize("name", models())
 
@@ -311,6 +312,7 @@ def test_linear_and_embedding_as_parts():
     table = Embedding(5, 3, dtype="float64", seed=1)
     assert repr(table) == "Embedding(5, 3)"
     assert table.weight.dtype == np.float64
+    assert table.config == {"part": "Embedding", "symbols": 5, "width": 3, "dtype": "float64"}
     for make, match in ((lambda: Linear(0, 3), "Linear: inputs is 0"),
                         (lambda: Linear(3, 2.5), "Linear: outputs is 2.5"),
                         (lambda: Embedding(-1, 3), "Embedding: symbols is -1"),
@@ -358,6 +360,19 @@ def test_what_printed_models_have_in_common():
     assert repr(pair_of()) == ("EncoderDecoder of LSTM(3, 4, dtype=float64), GRU(4, 2, "
                                "dtype=float64), LSTM(2, 4, dtype=float64), GRU(4, 2, "
                                "dtype=float64)")
+
+
+def test_a_model_of_ones_own_says_no_shapes():
+    class Pair(Model):
+        config = {}
+
+    model = Pair({"first": GRU(3, 4, seed=0), "second": LSTM(3, 4, seed=0, **F64)})
+    assert str(model) == """\
+Pair of GRU(3, 4), LSTM(3, 4, dtype=float64)
+part    layer                      output  parameters  mode      dtype
+first   GRU(3, 4)                                 108  training  float32
+second  LSTM(3, 4, dtype=float64)                 144  training  float64
+total                                             252"""
 
 
 def test_mode_and_gradients_of_a_model_cannot_be_set():

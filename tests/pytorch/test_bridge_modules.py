@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import sys
 import threading
 
 import pytest
@@ -10,6 +11,8 @@ import twins
 
 torch = pytest.importorskip("torch")
 bridge = twins.bridge
+
+from fastrnn.torch import modules  # noqa: E402
 
 nn = torch.nn
 
@@ -406,6 +409,25 @@ def test_numbers_of_threads(dtype):
 def test_what_is_no_module_is_refused(function, bad):
     with pytest.raises(TypeError, match="model"):
         function(bad)
+
+
+def test_other_classes_of_pytorchs_own_are_left():
+    """They are derived from torch.nn's, and compute something else."""
+    kind = type("LSTM", (nn.LSTM,), {"__module__": "torch.ao.nn.made"})
+    model = nn.ModuleList([kind(3, 5), nn.LSTM(3, 5)])
+    bridge.accelerate(model)
+    assert type(model[0]) is kind
+    assert type(model[1]) is bridge.LSTM
+    bridge.restore(model)
+    assert [type(module) for module in model] == [kind, nn.LSTM]
+
+
+def test_what_accelerated_modules_call_beside_recurrent_functions_is_pytorchs():
+    names = sys.modules[nn.LSTM.__module__]._VF, modules._VF
+    assert names[1].lstm is not names[0].lstm
+    assert names[1].batch_norm is names[0].batch_norm
+    with pytest.raises(AttributeError, match="no_function"):
+        names[1].no_function  # noqa: B018
 
 
 def test_a_model_without_recurrent_modules_is_left():

@@ -35,10 +35,13 @@ def functions():
 
 def test_patch_and_unpatch_leave_no_trace():
     before, classes, names = functions(), [getattr(nn, kind) for kind in twins.KINDS], set(dir(_VF))
+    assert not bridge.is_patched()
     bridge.patch()
+    assert bridge.is_patched()
     assert all(getattr(_VF, name) is not before[name] for name in FUNCTIONS)
     assert [getattr(nn, kind) for kind in twins.KINDS] == classes
     bridge.unpatch()
+    assert not bridge.is_patched()
     assert functions() == before
     assert set(dir(_VF)) == names
 
@@ -166,9 +169,10 @@ sys.exit(int(sys.argv[1]))
 """
 
 
-def start(*arguments, folder):
+def start(*arguments, folder, **changes):
     return subprocess.run([sys.executable, *arguments], cwd=folder, text=True, capture_output=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=60, check=False)
+                          env=os.environ | {"OMP_NUM_THREADS": "1"} | changes, timeout=60,
+                          check=False)
 
 
 def test_a_script_runs_patched(tmp_path):
@@ -184,6 +188,28 @@ def test_a_script_imports_its_neighbours(tmp_path):
     (tmp_path / "script.py").write_text("import neighbour; print(neighbour.value)")
     run = start("-m", "fastrnn.torch", "script.py", folder=tmp_path)
     assert run.stdout.split() == ["7"], run.stderr
+
+
+@pytest.mark.parametrize("safe", ["", "1"])
+def test_a_script_imports_nothing_of_the_folder_it_is_started_in(tmp_path, safe):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "neighbour.py").write_text("value = 7")
+    (tmp_path / "below" / "script.py").write_text("import neighbour")
+    run = start("-m", "fastrnn.torch", os.path.join("below", "script.py"), folder=tmp_path,
+                PYTHONSAFEPATH=safe)
+    assert "No module named 'neighbour'" in run.stderr
+
+
+def test_a_module_runs_patched(tmp_path):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "program.py").write_text(SCRIPT.rpartition("sys.exit")[0])
+    run = start("-m", "fastrnn.torch", "-m", "package.program", "3", folder=tmp_path,
+                PYTHONSAFEPATH="")
+    name, arguments, _, path, calls = run.stdout.split()
+    assert (name, calls) == ("__main__", "1")
+    assert arguments == f"['{path}',"
+    assert path == str(tmp_path / "package" / "program.py")
+    assert run.returncode == 0
 
 
 def test_a_script_that_raises(tmp_path):
@@ -213,6 +239,15 @@ def test_importing_patches_nothing(tmp_path):
         "print(torch._VF.lstm == before, 'lstm' in vars(torch._VF))")
     run = start("script.py", folder=tmp_path)
     assert run.stdout.split() == ["True", "False"], run.stderr
+
+
+def test_without_pytorch_the_error_says_what_to_install(tmp_path):
+    run = start("-c", "import sys; sys.modules['torch'] = None; import fastrnn.torch",
+                folder=tmp_path)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: fastrnn.torch needs PyTorch, expected it to be installed: "
+        "pip install 'fastrnn[torch]'")
 
 
 def test_fastrnn_alone_imports_no_torch(tmp_path):

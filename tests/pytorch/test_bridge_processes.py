@@ -4,12 +4,15 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 
 import pytest
 import twins
 
 torch = pytest.importorskip("torch")
 bridge = twins.bridge
+
+from fastrnn.torch import team  # noqa: E402
 
 
 def start(tmp_path, script, **environment):
@@ -236,6 +239,16 @@ def test_several_python_threads_with_a_team_each(tmp_path):
         print(all(torch.equal(y, expected) for y in got), torch.equal(gradient(2), one))
     """))
     assert words == ["True", "True"]
+
+
+def test_a_pytorch_with_other_threads_leaves_the_pool_its_own(monkeypatch):
+    given = []
+    monkeypatch.setattr(team, "runtime", types.SimpleNamespace(
+        set_team=lambda *functions: given.append(functions)))
+    monkeypatch.setattr(torch.__config__, "parallel_info",
+                        lambda: "ATen parallel backend: native thread pool")
+    team.join()
+    assert given == []
 
 
 def test_a_pytorch_without_the_exchange_interface(tmp_path):

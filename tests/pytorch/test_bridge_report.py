@@ -9,6 +9,8 @@ import twins
 torch = pytest.importorskip("torch")
 bridge = twins.bridge
 
+from fastrnn.torch import choice  # noqa: E402
+
 FIELDS = ("name", "cell", "shape", "accelerated", "fallback", "reason", "times")
 
 
@@ -77,6 +79,46 @@ def test_a_report_is_of_its_model_only():
         assert twins.counts(other) == (0, 0)
         other["one"](torch.randn(4, 2, 3))
         del other
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_a_module_whose_weights_are_all_computed_has_no_row():
+    made = model()
+    for name in list(dict(made["one"].named_parameters())):
+        torch.nn.utils.parametrize.register_parametrization(made["one"], name, Doubled())
+    made["one"](torch.randn(4, 2, 3))
+    made["cell"](torch.randn(2, 3))
+    assert {row.name for row in bridge.report(made).rows} == {"cell"}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Let three problems, and three counts of calls, be remembered."""
+    monkeypatch.setattr(choice, "_MOST", 3)
+    monkeypatch.setattr(choice, "choices", {})
+    monkeypatch.setattr(choice, "counts", {})
+
+
+def test_a_program_of_many_sizes_begins_to_count_anew(few):
+    made, theirs = model(), bridge.restore(model())
+    for B in range(1, 6):
+        x = torch.randn(4, B, 3)
+        torch.testing.assert_close(made["one"](x), theirs["one"](x))
+    rows = bridge.report(made).rows
+    assert [row.shape.split()[:4] for row in rows] == [["T", "4", "B", "4"], ["T", "4", "B", "5"]]
+
+
+def test_a_program_that_makes_its_weights_anew_begins_to_count_anew(few):
+    modules = [bridge.GRU(3, 5) for _ in range(5)]
+    for module in modules:
+        module(torch.randn(4, 2, 3))
+    assert len(choice.choices) == 1
+    counted = [sum(row.accelerated for row in bridge.report(module).rows) for module in modules]
+    assert counted == [0, 0, 0, 1, 1]
 
 
 def test_a_report_of_the_process_counts_patched_calls():

@@ -88,6 +88,18 @@ def test_dropout_of_all(cell):
     twins.assert_same(twins.results(ours, x), twins.results(theirs, x), theirs, 4, 2)
 
 
+@twins.per_cell
+def test_dropout_of_what_the_kernels_refuse(cell):
+    theirs, ours = twins.twins(cell, 3, 5, 2, dropout=0.5)
+    x = torch.randn(4, 2, 3, dtype=torch.bfloat16)
+    drawn = []
+    for module in (theirs, ours):
+        torch.manual_seed(1)
+        drawn.append(module.to(torch.bfloat16).train()(x)[0])
+    torch.testing.assert_close(drawn[1], drawn[0], rtol=0, atol=0)
+    assert [row.fallback for row in twins.bridge.report(ours).rows] == [1]
+
+
 def passed_on(p):
     """Return a layer whose second layer returns what dropout leaves of ones."""
     _, layer = twins.twins("rnn_relu", 1, 50, 2, dropout=p, bias=False)

@@ -250,6 +250,19 @@ def test_what_the_kernels_refuse():
     assert "lstm" in str(targets(counter))
 
 
+@pytest.mark.parametrize(("inputs", "dtype"), [(3, torch.bfloat16), (0, torch.float32)])
+@twins.per_cell
+def test_a_cell_that_the_kernels_refuse_is_pytorchs_operator(cell, inputs, dtype):
+    theirs, ours = twins.twins(cell, 3, 5, dtype=dtype, single=True)
+    for module in (theirs, ours):
+        module.input_size, module.weight_ih = inputs, nn.Parameter(module.weight_ih[:, :inputs])
+    x = torch.randn(2, inputs).to(dtype)
+    function, counter = compiled(ours)
+    torch.testing.assert_close(function(x), theirs(x))
+    assert "recurrent" not in str(targets(counter))
+    assert theirs.__class__.__name__.lower()[:3] in str(targets(counter))
+
+
 def test_autocast():
     theirs, ours = twins.twins("gru", 3, 5, dtype=torch.float32)
     x = torch.randn(4, 2, 3)

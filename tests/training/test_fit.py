@@ -295,6 +295,14 @@ def test_a_history_is_drawn():
     top, bottom = history.plot()
     assert top.get_ylabel() == "loss"
     assert "clipped above" in bottom.get_legend().get_texts()[1].get_text()
+    assert [len(axes.lines) for axes in (top, bottom)] == [2, 2]
+    other = run(steps=5, clip=None)[2]  # without a validation, into axes of the caller
+    for axes in (top, bottom):
+        axes.clear()
+    assert other.plot([top, bottom]) == [top, bottom]
+    assert [len(axes.lines) for axes in (top, bottom)] == [1, 1]
+    np.testing.assert_array_equal(top.lines[0].get_ydata(), other.losses)
+    np.testing.assert_array_equal(bottom.lines[0].get_ydata(), other.norms)
 
 
 # ------------------------------------------------------------------------- other kinds of model
@@ -440,6 +448,13 @@ def test_every_option_belongs_to_one_group():
     fields = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     assert sorted(fields) == sorted(
         ["batch_size", *options.Options.__annotations__.keys() - {"progress", "interrupt"}])
+
+
+def test_functions_without_a_signature_are_called():
+    """Python does not know the arguments of some built-in functions."""
+    history = training.fit(model_of(), data_of(), steps=4, lr=1e-3, schedule=max, validation=int)
+    np.testing.assert_allclose(history.rates, [0, 1e-3, 2e-3, 3e-3])
+    assert [loss for _, loss in history.validations] == [0.0]
 
 
 def test_epochs_of_a_function_of_the_step_are_refused():

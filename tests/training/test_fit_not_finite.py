@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from runs import model_of, run, sine, values
 
-from fastrnn import GRU, LSTM, RNN, optim, training
+from fastrnn import GRU, LSTM, RNN, Layer, cell, optim, training
 from fastrnn.models import EncoderDecoder, SequenceModel, Stack
 from fastrnn.training import Batch, Windows
 
@@ -126,3 +126,43 @@ def test_gradients_larger_than_a_float32_can_square_are_clipped():
         np.sqrt(sum((g.astype(float) ** 2).sum() for g in model.grads.values())), rel=1e-6)
     assert history.clipped == [1]
     assert np.isfinite(values(model)).all()
+
+
+def test_a_gradient_that_overflows_while_the_loss_does_not_is_named():
+    layer = RNN(1, 4, nonlinearity="relu", seed=0)
+    model = SequenceModel(layer, 1, loss="mse", readout="last", seed=0)
+    layer.weight_hh_l0 = np.eye(4) * 1.3
+    layer.weight_ih_l0 = np.ones((4, 1))
+    layer.bias_ih_l0 = layer.bias_hh_l0 = np.zeros(4)
+    x, before = np.full((400, 2, 1), 1e-37, np.float32), values(model)
+    with pytest.raises(training.NotFiniteError, match=r"the gradients' norm is not finite at step "
+                       r"1, no parameter has changed: first in the gradient of layers\.0\.weight_"
+                       r"\w+, which has (NaN|inf) at \[0, 0\]; try a smaller lr"):
+        training.fit(model, lambda step: Batch(x, np.ones((2, 1), np.float32)), steps=1)
+    np.testing.assert_array_equal(values(model), before)
+
+
+class Memory(SequenceModel):
+    """A model that carries the state of its second layer only."""
+
+    def loss(self, x, targets, state=None, **options):
+        p = super().loss(x, targets, state, **options)
+        p.state = (None, *p.state[1:])
+        return p
+
+
+@pytest.mark.parametrize(("at", "match"), [
+    (0, r"the state of recurrent layer 1 before this step has inf at \[0, 1, 0\]; try a smaller"),
+    (1, r"first in the state of recurrent layer 1, which has NaN at \[0, 1, 0\]; try a smaller")])
+def test_a_state_that_was_carried_is_named_if_it_is_not_finite(at, match):
+    later = cell("h = tanh(0.5 * h + V s)\ns = W x")  # h reads s one step later
+    layer = Layer(later, 2, 4, seed=1)
+    layer.W_l0 = np.ones((4, 2))
+    model = Memory([RNN(1, 2, nonlinearity="relu", seed=0), layer], 1, loss="mse", seed=0)
+    model.layers[0].weight_ih_l0 = np.full((2, 1), 8.0)
+    x = np.zeros((3, 2, 1), np.float32)
+    large = x.copy()
+    large[-1 if at == 0 else 0, 1] = 4e37
+    with pytest.raises(training.NotFiniteError, match=f"the loss is nan at step 2: {match}"):
+        training.fit(model, lambda step: Batch(large if step == at else x, x, first=not step),
+                     steps=2)

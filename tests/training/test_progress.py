@@ -1,5 +1,6 @@
 """Ctrl-C, and what a training shows while it runs."""
 
+import errno
 import io
 import re
 import signal
@@ -57,6 +58,29 @@ def test_without_tqdm_a_bar_that_is_asked_for_is_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(ModuleNotFoundError, match="tqdm"):
         run(steps=3, progress=True)
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_standard_error_that_is_full_ends_the_bar_and_no_training(monkeypatch, written):
+    pytest.importorskip("tqdm")
+    times = []
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            times.append(text)
+            if len(times) > written:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with training.progress_bar() as show:
+        for k in range(1, 5):
+            show(Progress(k, 10, float(k), 0.5, k / 4))
+        tried = len(times)
+        show(Progress(5, 10, 9.0, 0.5, 1.0))
+        assert len(times) == tried  # nothing more is written
+    assert tried > written
+    assert run(steps=3, progress=True)[2].stopped == "done"
 
 
 def test_a_bar_with_words_of_the_caller(capsys):

@@ -11,7 +11,7 @@ import fastrnn
 from fastrnn import GRU, LSTM, optim, training
 from fastrnn.formats import safetensors
 from fastrnn.models import EncoderDecoder, SequenceModel, Stack
-from fastrnn.training import Batch, CheckpointError, Generated, Samples, Windows
+from fastrnn.training import Batch, CheckpointError, Generated, Samples, Windows, checkpoint
 
 LATEST, BEST = "latest.safetensors", "best.safetensors"
 
@@ -233,6 +233,24 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path):
     fastrnn.save(model_of(), path)
     with pytest.raises(ValueError, match=f"'.*{LATEST}' is a model and no checkpoint"):
         run(tmp_path, 9, resume=True)
+
+
+@pytest.mark.parametrize(("changes", "match"), [
+    ({"lr": "fast"}, "has the lr 'fast', expected a number"),
+    ({"lr": None}, "has the lr None, expected a number"),
+    (None, r"latest.safetensors'.*: its about is \[1\]")])
+def test_notes_of_another_kind_are_refused(tmp_path, changes, match):
+    model, optimizer, history = run(tmp_path, 3)
+    path = tmp_path / LATEST
+    about = checkpoint.about(path)
+    checkpoint.save(path, model, optimizer, 1e-2, None, history,
+                    [1] if changes is None else about | changes)
+    with pytest.raises(ValueError, match=match) as raised:
+        run(tmp_path, 9, resume=True)
+    assert "\n" not in str(raised.value)
+    if changes is None:
+        with pytest.raises(ValueError, match=match):
+            checkpoint.load(path, model, optimizer)
 
 
 # ----------------------------------------------------------------------- before the first step
