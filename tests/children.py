@@ -21,6 +21,11 @@ def environment(**changes):
     return {**clean, "PYTHONPATH": str(HOME), **changes}
 
 
+def preload(library):
+    """Return LD_PRELOAD with a library behind those that this process has, of a sanitizer."""
+    return " ".join(filter(None, (os.environ.get("LD_PRELOAD"), str(library))))
+
+
 def start(code, *arguments, options=(), timeout=120, setup=None, **changes):
     """Run a program; return what became of it."""
     return subprocess.run(

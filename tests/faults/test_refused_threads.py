@@ -74,7 +74,7 @@ def stub(tmp_path_factory):
 @pytest.mark.parametrize("few", [0, 1, 2])
 def test_a_system_that_refuses_threads_is_one_warning(stub, few):
     found, warned, text, asked = children.words(
-        PROGRAM, LD_PRELOAD=stub, FEW=str(few), FASTRNN_OVERSUBSCRIBE="1",
+        PROGRAM, LD_PRELOAD=children.preload(stub), FEW=str(few), FASTRNN_OVERSUBSCRIBE="1",
         OPENBLAS_NUM_THREADS="1")
     assert (int(found), int(warned)) == (few, 1)
     assert text == f"{few + 1}_of_4_threads"
@@ -83,15 +83,17 @@ def test_a_system_that_refuses_threads_is_one_warning(stub, few):
 
 @linux
 def test_threads_that_are_given_are_no_warning(stub):
-    assert children.words(PROGRAM, LD_PRELOAD=stub, FEW="9", FASTRNN_OVERSUBSCRIBE="1",
-                          OPENBLAS_NUM_THREADS="1") == ["3", "0", "3"]
+    assert children.words(
+        PROGRAM, LD_PRELOAD=children.preload(stub), FEW="9", FASTRNN_OVERSUBSCRIBE="1",
+        OPENBLAS_NUM_THREADS="1") == ["3", "0", "3"]
 
 
 @linux
 def test_the_warning_as_an_error_does_not_break_a_call(stub):
     done = children.start(
-        children.JOB + "assert job() == job()", options=("-W", "error"), LD_PRELOAD=stub, FEW="0",
-        FASTRNN_OVERSUBSCRIBE="1", FASTRNN_NUM_THREADS="2", OPENBLAS_NUM_THREADS="1")
+        children.JOB + "assert job() == job()", options=("-W", "error"),
+        LD_PRELOAD=children.preload(stub), FEW="0", FASTRNN_OVERSUBSCRIBE="1",
+        FASTRNN_NUM_THREADS="2", OPENBLAS_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Exception ignored in") == 1
 
