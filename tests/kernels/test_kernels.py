@@ -69,6 +69,16 @@ def test_outputs_and_every_gradient(isa, cell, dtype, shape, reverse):
     assert_as_exact(case, got, expected, last=0 if reverse else -1)
 
 
+# src_c/tmpl/gradient.h packs gradients of gates in blocks of 288, and inputs in blocks of 1024
+@pytest.mark.parametrize("shape", [(3, 2, 5, 288), (3, 2, 5, 290), (2, 3, 1024, 5),
+                                   (2, 3, 1027, 5)], ids=str)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("cell", cases.CELLS)
+def test_sizes_around_the_blocks_of_the_gradients(isa, cell, dtype, shape):
+    case, expected = drawn(cell, shape, dtype, False)
+    assert_as_exact(case, run(functional, case), expected)
+
+
 @pytest.mark.parametrize("missing", [(), ("bias_ih",), ("bias_hh",), ("bias_ih", "bias_hh")],
                          ids="-".join)
 @pytest.mark.parametrize("dtype", cases.DTYPES)
