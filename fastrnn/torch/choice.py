@@ -13,6 +13,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 __all__ = ["MODES", "Choice", "choices", "get_mode", "mode", "note", "set_mode"]
@@ -120,6 +121,7 @@ def mode(name: str) -> Iterator[None]:
 
 def chosen(
     key: tuple[Any, ...], cell: str, call: Any, ways: Callable[[Any], tuple[Way, Way, float]],
+    apart: Callable[[], AbstractContextManager[object]],
 ) -> Choice:
     """Return the choice for a problem; time both ways if it is new.
 
@@ -133,6 +135,8 @@ def chosen(
     ways : function
         Returns two functions that compute the call, or its first steps, ours and PyTorch's,
         without side effects, and the share of its steps that they compute.
+    apart : function
+        Returns a context in which they do not reach what watches the program.
     """
     choice = choices.get(key)
     if choice is None or (choice.ours is None and _mode == "auto"):
@@ -140,8 +144,9 @@ def chosen(
         # meanwhile would wait for a lock for ever.
         choice = _entry(key, Choice(cell, str(call)))
         if _mode == "auto" and choice.ours is None:
-            *both, share = ways(call)
-            ours, theirs = (seconds / share for seconds in _timed(*both))
+            with apart():
+                *both, share = ways(call)
+                ours, theirs = (seconds / share for seconds in _timed(*both))
             choice.accelerated = theirs > _MARGIN * ours
             choice.ours, choice.theirs = ours, theirs
     return choice

@@ -16,16 +16,17 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.autograd import forward_ad
 
 from fastrnn.torch import choice
-from fastrnn.torch.door import Call, Operator, read_cell, read_sequence
+from fastrnn.torch.door import Call, Operator
 from fastrnn.torch.gradient import ORIGINALS, differentiable, original, transforms
-from fastrnn.torch.projected import ProjectedCall, read_projected
+from fastrnn.torch.problem import Problem, readable
+from fastrnn.torch.projected import ProjectedCall
 
 __all__ = ["in_graph"]
 
@@ -155,17 +156,6 @@ def _computable(x: Tensor, others: Sequence[Tensor]) -> bool:
 # ---- the operators -------------------------------------------------------------------------------
 
 
-class _Problem(NamedTuple):
-    """What a call computes, beside its tensors; names are those of Call."""
-
-    op: Operator
-    batch_sizes: Tensor | None
-    bias: bool
-    num_layers: int
-    directions: int
-    batch_first: bool
-
-
 class _Kept(np.ndarray[Any, Any]):
     """The memory of the tensor that stands for a tape.
 
@@ -216,41 +206,14 @@ def _take(
     return (memory.call, tapes) if tapes is not None and memory.places == places else None
 
 
-def _read(
-    problem: _Problem, x: Tensor, h0: Tensor, c0: Tensor | None, weights: list[Tensor],
-) -> Call | ProjectedCall | str:
-    if problem.op.is_cell:
-        return read_cell(problem.op, x, h0, c0, weights)
-    count = len(weights) // (problem.num_layers * problem.directions)
-    read: Any = read_projected if count in (3, 5) else read_sequence
-    call: Call | ProjectedCall | str = read(problem.op, x, problem.batch_sizes, h0, c0, weights,
-                                            *problem[2:])
-    return call
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().resolve_neg().clone()
-
-
-def _readable(
-    problem: _Problem, x: Tensor, h0: Tensor, c0: Tensor | None, weights: list[Tensor],
-) -> Call | ProjectedCall | str:
-    """Return a call, of copies if the tensors cannot be read as they lie."""
-    call = _read(problem, x, h0, c0, weights)
-    if isinstance(call, str):
-        call = _read(problem, _copied(x), _copied(h0), None if c0 is None else _copied(c0),
-                     list(map(_copied, weights)))
-    return call
-
-
 def _forward(
     function: str, keep: bool, x: Tensor, batch_sizes: Tensor | None, h0: Tensor,
     c0: Tensor | None, weights: list[Tensor], bias: bool, num_layers: int, directions: int,
     batch_first: bool,
 ) -> list[Tensor]:
     """Compute the outputs of a call, and its tape if that is to be kept."""
-    problem = _Problem(OPERATORS[function], batch_sizes, bias, num_layers, directions, batch_first)
-    call = _readable(problem, x, h0, c0, weights)
+    problem = Problem(OPERATORS[function], batch_sizes, bias, num_layers, directions, batch_first)
+    call = readable(problem, x, h0, c0, weights)
     if isinstance(call, str):  # sizes of 0, or PyTorch's error
         outputs = [y.detach().clone(memory_format=torch.contiguous_format)
                    for y in original(cast(Call, problem), x, h0, c0, weights)]
@@ -269,9 +232,9 @@ def _backward(
     """Compute the gradients that are wanted, in the order x, h0, c0, weights."""
     taken = _take(tape, _places(x, weights))
     if taken is None:
-        problem = _Problem(OPERATORS[function], batch_sizes, bias, num_layers, directions,
+        problem = Problem(OPERATORS[function], batch_sizes, bias, num_layers, directions,
                            batch_first)
-        call = _readable(problem, x, h0, c0, weights)
+        call = readable(problem, x, h0, c0, weights)
         if isinstance(call, str):  # no step or no sequence
             return [torch.zeros_like(tensor, memory_format=torch.contiguous_format)
                     for tensor, need in zip((x, h0, c0, *weights), needs, strict=True)
@@ -330,7 +293,7 @@ def _differentiate(ctx: Any, doutputs: Sequence[Tensor | None]) -> tuple[Any, ..
     needs = [dx, dh0, has_c and dc0, *dweights]
     given = tuple(doutputs[:ctx.count])
     if torch.is_grad_enabled():
-        problem = _Problem(OPERATORS[ctx.function], batch_sizes, *ctx.rest)
+        problem = Problem(OPERATORS[ctx.function], batch_sizes, *ctx.rest)
         found = differentiable(cast(Call, problem), (x, h0, c0, *weights), given, tuple(needs))
     else:
         gradients = iter(torch.ops.fastrnn.recurrent_backward(

@@ -9,8 +9,9 @@ import torch
 from torch.autograd.function import Function
 
 from fastrnn.torch.door import Call
+from fastrnn.torch.problem import problem_of, readable
 
-__all__ = ["ORIGINALS", "Recurrent", "differentiable", "original", "transforms"]
+__all__ = ["ORIGINALS", "Recurrent", "differentiable", "has_hooks", "original", "transforms"]
 
 Tensor = torch.Tensor
 # PyTorch's own operators: torch._VF finds its functions here if they are not patched.
@@ -58,10 +59,12 @@ class Recurrent(Function):
         ctx: Any, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         """Compute the outputs of a call."""
-        # Under hooks on saved tensors (activation checkpointing, offloading) the user wants the
-        # memory of intermediate values back: backward computes forward again.
-        outputs, ctx.tapes = call.forward(not _hooks_on_saved_tensors())
-        ctx.call = call
+        # Under hooks on saved tensors (activation checkpointing, offloading) the user wants memory
+        # back: of intermediate values, so backward computes forward again, and of the inputs, so
+        # backward has them from the hooks alone.
+        hooked = has_hooks()
+        outputs, ctx.tapes = call.forward(not hooked)
+        ctx.call, ctx.problem = None if hooked else call, problem_of(call)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, c0, *weights)
         return outputs
@@ -69,8 +72,13 @@ class Recurrent(Function):
     @staticmethod
     def backward(ctx: Any, *doutputs: Tensor | None) -> tuple[Any, ...]:
         """Compute the gradients of the inputs."""
-        call: Call = ctx.call
         saved = ctx.saved_tensors  # PyTorch's error if one was changed in place
+        call: Any = ctx.call
+        if call is None:
+            call = readable(ctx.problem, saved[0], saved[1], saved[2], list(saved[3:]))
+            if isinstance(call, str):
+                raise RuntimeError(f"{ctx.problem.op.name}: a hook on saved tensors gave back what "
+                                   f"cannot be read ({call}), expected tensors as they were saved")
         needs = ctx.needs_input_grad[1:]
         again = torch.is_grad_enabled() or transforms() is not None
         for dy in doutputs:
@@ -100,6 +108,7 @@ def differentiable(
     return [next(found) if need else None for need in needs]
 
 
-def _hooks_on_saved_tensors() -> bool:
+def has_hooks() -> bool:
+    """Return whether hooks on saved tensors are in force."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return top is not None and top(False) is not None

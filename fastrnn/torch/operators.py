@@ -8,6 +8,7 @@ Letters: T steps, B batch, N rows of a packed sequence, I input, H hidden, L lay
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from fastrnn.cells.table import CELLS
 from fastrnn.torch import choice
 from fastrnn.torch.compiled import in_graph
 from fastrnn.torch.door import Call, Operator, read_cell, read_module, read_sequence
-from fastrnn.torch.gradient import ORIGINALS, Recurrent, original, transforms
+from fastrnn.torch.gradient import ORIGINALS, Recurrent, has_hooks, original, transforms
 from fastrnn.torch.projected import read_projected
 
 __all__ = ["FUNCTIONS", "OPERATORS", "run_module"]
@@ -32,8 +33,17 @@ Tensor = torch.Tensor
 # without one of them is treated as if the mode did not exist.
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _function_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
+_mode_stack: Callable[[], list[Any]] = getattr(
+    torch.overrides, "_get_current_function_mode_stack", lambda: [None])
 _tracing: Callable[[], Any] = torch._C._get_tracing_state
 _is_autocast = torch.is_autocast_enabled
+
+
+def _is_harmless(mode: Any) -> bool:
+    """Return whether a mode only chooses the CPU: `torch.set_default_device("cpu")`."""
+    device = getattr(mode, "device", None)
+    return (type(mode).__name__ == "DeviceContext" and isinstance(device, torch.device)
+            and device.type == "cpu")
 
 
 def _refusal() -> str:
@@ -46,7 +56,7 @@ def _refusal() -> str:
         return "dispatch mode"
     if _tracing() is not None:
         return "tracing"
-    if _function_modes():
+    if _function_modes() and not all(map(_is_harmless, _mode_stack())):
         return "function mode"
     if _is_autocast("cpu"):
         return "autocast"
@@ -165,9 +175,11 @@ def _with_dropout(
 
 def _faster(call: Call, weight: Tensor) -> tuple[Tensor, ...]:
     """Compute a call the way that was measured to be faster."""
-    known = choice.chosen(call.key, call.op.name, call, _ways)
+    # under hooks on saved tensors backward computes forward again: another problem
+    key = (*call.key, "hooks") if call.keep and has_hooks() else call.key
+    known = choice.chosen(key, call.op.name, call, _ways, _apart)
     slower = not known.accelerated and choice.get_mode() == "auto"
-    choice.note(weight, call.key, known, "slower here" if slower else "")
+    choice.note(weight, key, known, "slower here" if slower else "")
     if slower:
         return original(call, call.x, call.h0, call.c0, call.weights)
     if call.keep:
@@ -225,6 +237,21 @@ def _ways(whole: Call) -> tuple[Callable[[], object], Callable[[], object], floa
                                    allow_unused=True)
 
     return ours, theirs, call.T / whole.T
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """Keep what is timed from the user's hooks on saved tensors, and from the search for NaN."""
+    with contextlib.ExitStack() as stack:
+        if has_hooks():
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_same, _same))
+        if torch.is_anomaly_enabled():
+            stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        yield
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def run_module(operator: Operator, module: torch.nn.Module, x: Any, hx: Any) -> Any:
