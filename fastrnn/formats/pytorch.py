@@ -371,7 +371,8 @@ def _torch_tensor(torch: Any, name: str, value: Any, places: _Places) -> _Tensor
     held = [value]
 
     def fill(array: np.ndarray) -> None:
-        tensor = held.pop()  # its memory, if it is no page of the file, is for the model
+        # its memory, if it is no page of the file, is for the model
+        tensor = held.pop().resolve_neg()
         bfloat16 = tensor.dtype == torch.bfloat16
         dtype = "<u2" if bfloat16 else f"<f{tensor.element_size()}"
         if places.fill(tensor, dtype, bfloat16, array):

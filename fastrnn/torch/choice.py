@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
+
 __all__ = ["MODES", "Choice", "choices", "get_mode", "mode", "note", "set_mode"]
 
 MODES = ("auto", "always", "never")
@@ -61,11 +63,10 @@ class Choice:
 class Count:
     """Calls of one module with one problem, and what happened to them.
 
-    `owner` is a weak reference to the module's first weight, since a new object can have the
-    identity of one that is gone.
+    `is_of` says whether an object is the module's first weight.
     """
 
-    owner: Callable[[], object]
+    is_of: Callable[[object], bool]
     choice: Choice
     accelerated: int = 0
     fallback: int = 0
@@ -195,10 +196,10 @@ def note(owner: object, key: tuple[Any, ...], choice: Choice, reason: str) -> No
     """
     place = (id(owner), key, reason)
     count = counts.get(place)
-    if count is None or count.owner() is not owner:
+    if count is None or not count.is_of(owner):
         if len(counts) >= _MOST:  # weights that are made anew for each call
             counts.clear()
-        count = counts[place] = Count(_reference(owner), choice, reason=reason)
+        count = counts[place] = Count(_recogniser(owner), choice, reason=reason)
     if reason:
         count.fallback += 1
     else:
@@ -208,14 +209,27 @@ def note(owner: object, key: tuple[Any, ...], choice: Choice, reason: str) -> No
                  f"PyTorch ({reason})" if reason else "accelerated")
 
 
-def _reference(owner: object) -> Callable[[], object]:
+def _recogniser(owner: Any) -> Callable[[object], bool]:
+    """Return a function that says whether an object is this one, without keeping it alive.
+
+    A new object can have the identity of one that is gone, so a weak reference is asked. While
+    PyTorch swaps parameters with others, which it refuses for those with weak references, the
+    place of the numbers is compared.
+    """
+    if torch.__future__.get_swap_module_params_on_conversion():
+        place = id(owner), _pointer(owner)
+        return lambda other: (id(other), _pointer(other)) == place
     try:
-        return weakref.ref(owner)
+        reference = weakref.ref(owner)
     except TypeError:  # a call with something else in a tensor's place
-        return lambda: owner
+        return lambda other: other is owner
+    return lambda other: reference() is other
+
+
+def _pointer(owner: Any) -> int:
+    return owner.data_ptr() if type(owner) in (torch.Tensor, torch.nn.Parameter) else 0
 
 
 def rows_of(owner: object | None) -> list[Count]:
     """Return the counts of the module with this first weight, or of all."""
-    return [count for count in list(counts.values())
-            if owner is None or count.owner() is owner]
+    return [count for count in list(counts.values()) if owner is None or count.is_of(owner)]

@@ -89,6 +89,11 @@ class _Accelerated:
     # Whether the class has no methods of its own in the place of those that `forward` calls.
     _is_plain = True
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__ != __name__ and "_is_plain" not in vars(cls):
+            cls._is_plain = _is_plain(cls)  # type: ignore[arg-type]
+
     def __prepare_scriptable__(self: Any) -> Any:
         """Return the module of PyTorch with the same parameters: TorchScript compiles its code."""
         twin = object.__new__(plain_class(type(self)))  # it shares everything
@@ -155,7 +160,15 @@ class _Derived:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         made = super().__reduce_ex__(protocol)
-        return _revived, (self._fastrnn_from,), *made[2:]
+        if made[0].__module__ == "copyreg":
+            return _revived, (self._fastrnn_from,), *made[2:]
+        make = self._fastrnn_from if made[0] is type(self) else made[0]  # the user's __reduce__
+        return _remade, (make, made[1]), *made[2:]
+
+
+def _remade(make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Return the accelerated module of what a user's `__reduce__` makes."""
+    return accelerate(make(*args))
 
 
 def _revived(base: type[nn.Module]) -> Any:
@@ -178,9 +191,14 @@ def accelerated_class(base: type[nn.Module]) -> type[nn.Module] | None:
     if ours is None or base.__module__.startswith("torch."):
         return None  # quantised modules and others of PyTorch's own compute something else
     if base not in _derived:
-        _derived[base] = type(base.__name__, (_Derived, base, ours), {
+        content = {
             "__module__": base.__module__, "__qualname__": base.__qualname__,
-            "__doc__": base.__doc__, "_fastrnn_from": base, "_is_plain": _is_plain(base)})
+            "__doc__": base.__doc__, "_fastrnn_from": base, "_is_plain": _is_plain(base)}
+        try:
+            _derived[base] = type(base.__name__, (_Derived, base, ours), content)
+        except TypeError as error:  # an __init_subclass__ that needs more
+            raise TypeError(f"accelerate: from {base.__qualname__} no class can be derived: "
+                            f"{error}") from error
     return _derived[base]
 
 
@@ -205,6 +223,7 @@ def _on_base(own: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
     """
     kept = {name: value for name, value in vars(own).items()
             if name not in ("__dict__", "__weakref__")}
+    kept.pop("_is_plain", None)  # of its base
     before: type[nn.Module] | None = kept.pop("_fastrnn_from", None)
     if before is not None and before.__bases__ == (base,) and set(kept) <= set(vars(before)):
         return before
@@ -214,19 +233,28 @@ def _on_base(own: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
 
 
 def _change(
-    module: nn.Module, class_for: Callable[[type[nn.Module]], type[nn.Module] | None],
+    model: nn.Module, class_for: Callable[[type[nn.Module]], type[nn.Module] | None],
 ) -> None:
-    """Give a module the class that a function returns for its own, if it returns one."""
+    """Give each recurrent module the class that a function returns for its own, if it returns one.
+
+    All classes are found before the first one is given.
+    """
+    changes = [(module, _changed(module, class_for)) for _, module in recurrent_modules(model)]
+    for module, new in changes:
+        if new is not None:
+            module.__class__ = new
+
+
+def _changed(
+    module: nn.Module, class_for: Callable[[type[nn.Module]], type[nn.Module] | None],
+) -> type[nn.Module] | None:
     own = type(module)
     if not parametrize.is_parametrized(module):
-        new = class_for(own)
-    else:
-        # PyTorch has made a class for this module alone, whose properties compute its weights. When
-        # the parametrization is removed, the module gets the first base: so that is to be changed.
-        base = class_for(own.__bases__[0])
-        new = None if base is None else _on_base(own, base)
-    if new is not None:
-        module.__class__ = new
+        return class_for(own)
+    # PyTorch has made a class for this module alone, whose properties compute its weights. When
+    # the parametrization is removed, the module gets the first base: so that is to be changed.
+    base = class_for(own.__bases__[0])
+    return None if base is None else _on_base(own, base)
 
 
 def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -270,8 +298,7 @@ def accelerate(model: Module) -> Module:
     report : What ran accelerated, what did not, and why.
     """
     _check_model("accelerate", model)
-    for _, module in recurrent_modules(model):
-        _change(module, accelerated_class)
+    _change(model, accelerated_class)
     return model
 
 
@@ -294,6 +321,5 @@ def restore(model: Module) -> Module:
         If it is no module.
     """
     _check_model("restore", model)
-    for _, module in recurrent_modules(model):
-        _change(module, plain_class)
+    _change(model, plain_class)
     return model

@@ -58,3 +58,18 @@ def test_a_file_of_torch_that_is_cut_off(tmp_path, old):
     data = path.read_bytes()
     for n in range(0, len(data), 7):
         check(path, data[:n], {"load": lambda: fastrnn.load(path)}, refused=True)
+
+
+@with_torch
+@pytest.mark.parametrize("transposed", [False, True])
+def test_tensors_whose_sign_torch_keeps_apart(tmp_path, transposed):
+    """PyTorch saves the numbers as they lie, and that they are to be negated."""
+    import torch
+
+    weights = torch.nn.GRU(3, 4).state_dict()
+    saved = {name: -w.T.contiguous().T if transposed and w.ndim == 2 else -w
+             for name, w in weights.items()}
+    torch.save({name: torch._neg_view(w) for name, w in saved.items()}, tmp_path / "m.pt")
+    loaded = fastrnn.load(tmp_path / "m.pt").parameters()
+    for name, w in weights.items():
+        np.testing.assert_array_equal(loaded[name], w.numpy())

@@ -1,0 +1,115 @@
+"""Users' own classes of recurrent modules: overridden methods, copies, and classes that refuse."""
+
+import copy
+import pickle
+
+import pytest
+import twins
+
+torch = pytest.importorskip("torch")
+
+import fastrnn.torch as bridge  # noqa: E402
+
+
+class Counting(bridge.GRU):
+    """Its check of the arguments counts them."""
+
+    calls = 0
+
+    def check_forward_args(self, input, hidden, batch_sizes):
+        self.calls += 1
+        super().check_forward_args(input, hidden, batch_sizes)
+
+
+class CountingTheirs(torch.nn.GRU):
+    calls = 0
+
+    def check_forward_args(self, input, hidden, batch_sizes):
+        self.calls += 1
+        super().check_forward_args(input, hidden, batch_sizes)
+
+
+class Remade(torch.nn.GRU):
+    """Copies of it are made from its sizes, and have no weights of it."""
+
+    def __reduce__(self):
+        return type(self), (self.input_size, self.hidden_size)
+
+
+class RemadeByFunction(torch.nn.GRU):
+    def __reduce__(self):
+        return remade, (self.input_size, self.hidden_size, self.state_dict())
+
+
+def remade(I, H, weights):
+    module = RemadeByFunction(I, H)
+    module.load_state_dict(weights)
+    return module
+
+
+class Named(torch.nn.GRU):
+    def __init_subclass__(cls, name, **options):
+        super().__init_subclass__(**options)
+
+
+@pytest.mark.parametrize("make", [
+    Counting, lambda *sizes: bridge.accelerate(CountingTheirs(*sizes))],
+    ids=["ours", "accelerated"])
+def test_methods_that_a_subclass_overrides_are_called(make):
+    module = make(3, 4)
+    with bridge.mode("always"):
+        module(torch.randn(5, 2, 3))
+        module(torch.randn(5, 2, 3))
+    assert module.calls == 2
+    twins.assert_accelerated(module)
+
+
+def test_a_subclass_without_methods_is_as_fast_as_ours():
+    class Plain(bridge.LSTM):
+        pass
+
+    assert Plain._is_plain
+    assert not Counting._is_plain
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+                         ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("kind", [Remade, RemadeByFunction])
+def test_copies_that_a_subclass_makes_itself(kind, copied):
+    module = bridge.accelerate(kind(3, 4))
+    made = copied(module)
+    assert type(made) is type(module)
+    x = torch.randn(5, 2, 3)
+    with bridge.mode("always"):
+        assert made(x)[0].shape == (5, 2, 4)
+        if kind is RemadeByFunction:  # it hands its weights on
+            assert torch.equal(made(x)[0], module(x)[0])
+    twins.assert_accelerated(made)
+    assert type(bridge.restore(made)) is kind
+
+
+def test_a_class_from_which_none_can_be_derived_changes_nothing():
+    with pytest.raises(TypeError, match="name"):
+        class Without(Named):
+            pass
+    model = torch.nn.Sequential(torch.nn.GRU(3, 4), torch.nn.ModuleList([Named(4, 4)]))
+    with pytest.raises(TypeError, match="^accelerate: from Named no class can"):
+        bridge.accelerate(model)
+    assert type(model[0]) is torch.nn.GRU
+    assert type(model[1][0]) is Named
+
+
+def test_parameters_that_pytorch_swaps():
+    """Nothing of a call hinders it: it refuses tensors with weak references."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model = bridge.accelerate(
+            torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GRUCell(3, 4)))
+        with bridge.mode("always"):
+            model(torch.zeros(2, 3))
+            twins.assert_accelerated(model)
+            model.double()
+            assert model(torch.zeros(2, 3, dtype=torch.float64)).dtype == torch.float64
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
