@@ -16,7 +16,7 @@ from fastrnn.cli import streams
 from fastrnn.cli.options import PROMPT, SAMPLE, SIZES, TEMPERATURE
 from fastrnn.cli.sample import continued, load_language_model
 from fastrnn.formats import save
-from fastrnn.formats.models import try_save
+from fastrnn.formats.models import TORCH, try_save
 from fastrnn.models import LanguageModel
 from fastrnn.training import CheckpointError, checkpoint, language, text
 from fastrnn.training.data import Windows
@@ -108,10 +108,16 @@ def _check(args: argparse.Namespace) -> None:
     if hasattr(args, "minutes"):
         _checks.above("--minutes", args.minutes)
     _checks.seeds(args.seed, 1)
+    if args.output.suffix in TORCH:
+        raise ValueError(f"--output is {args.output.name!r}, expected a name for a safetensors "
+                         "file, of which `fastrnn convert` makes one for PyTorch")
     if not hasattr(args, "folder"):
         if args.resume:
             raise ValueError("--resume is given without --folder, expected both")
         return
+    if args.output.absolute() in [args.folder.absolute() / name for name in (LATEST, BEST)]:
+        raise ValueError(f"--output is {str(args.output)!r}, a file of the --folder's own, "
+                         "expected another")
     earlier = any((args.folder / name).exists() for name in (LATEST, BEST))
     if earlier and not args.resume:
         raise ValueError(f"--folder {str(args.folder)!r} has an earlier run, expected another "

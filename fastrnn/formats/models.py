@@ -45,7 +45,8 @@ MODELS = {known.__name__: known for known in _CLASSES}
 # Stacked layers that have no parameters, so that no array of a file shows how many there are.
 _UNHELD = 16
 
-_TORCH = (".pt", ".pth", ".bin")
+TORCH = (".pt", ".pth", ".bin")
+_KERAS = (".keras", ".h5", ".hdf5")
 
 # With these begin the names of what a checkpoint has beside the model.
 BESIDE = ("optimizer.", "state.", "history.")
@@ -126,8 +127,8 @@ def save(
     --------
     load : Make the model again.
     """
-    place = as_path(path)
-    if names is None and place.suffix not in (*_TORCH, ".json", ".onnx"):
+    place = _place(path)
+    if names is None and place.suffix not in (*TORCH, ".json", ".onnx"):
         about = describe(model) | {"notes": notes or {}}
         safetensors.write(place, model.parameters(), about)
         return
@@ -146,6 +147,14 @@ def save(
         pytorch.save(model, place, "torch" if names is None else names)
 
 
+def _place(path: Any) -> Path:
+    place = as_path(path)
+    if place.suffix in _KERAS:
+        raise RefusedValue(f"path is {place.name!r}, expected another suffix: files of Keras are "
+                           "read here, and not written")
+    return place
+
+
 @public
 def try_save(model: Any, path: Any) -> None:
     """Do all that `save` does, but leave the place as it was: called before a long training.
@@ -155,8 +164,8 @@ def try_save(model: Any, path: Any) -> None:
     TypeError, ValueError, OSError
         As of `save`; of a file that is not safetensors, it is not tried whether it can be written.
     """
-    place = as_path(path)
-    if place.suffix in _TORCH:
+    place = _place(path)
+    if place.suffix in TORCH:
         pytorch.state_dict(model)
     elif place.suffix == ".json":
         rtneural.encoded(model)
@@ -275,7 +284,7 @@ def _kind(path: Path) -> str:
     # a protobuf whose first field is the version of the format, or a pickle
     if start[:1] == b"\x08" and len(start) > 8 and start[2] in b"\x12\x1a\x22\x3a\x42":
         return "onnx"
-    if path.suffix in _TORCH and start[:1] == b"\x80":
+    if path.suffix in TORCH and start[:1] == b"\x80":
         return "torch"
     return {".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".json": "rtneural"}.get(
         path.suffix, "safetensors")

@@ -93,6 +93,9 @@ def sequences(model: SequenceModel, x: Any) -> Sequences:
     I = model.input_size
     if a.ndim == 1 and I == 1:
         return Sequences(a[None, :, None], True)
+    if a.ndim == 2 and I == 1 and isinstance(x, (list, tuple)) and all(
+            getattr(one, "ndim", 0) == 1 for one in x):
+        return Sequences(a[:, :, None], False)  # (T,) each, also if they have one step
     if a.ndim == 2 and a.shape[1] == I:
         return Sequences(a[None], True)
     if a.ndim == 2 and I == 1:

@@ -197,6 +197,8 @@ class Loss:
         if need_grad:
             grad = np.empty_like(outputs) if out is None else _checks.output(
                 "out", out, outputs.dtype, outputs.shape)
+            if np.shares_memory(outputs, grad) and outputs.ctypes.data != grad.ctypes.data:
+                outputs = outputs.copy()  # a part of them would be overwritten before it is read
         return self.compute(outputs, goals, grad), goals.total, grad
 
 

@@ -91,6 +91,8 @@ def read(
         arrays = _arrays(model, x, y, reading)
         if isinstance(validation, (int, float, np.floating)):
             arrays, held_out = _split(arrays, validation, reading.window)
+            _check_counts(model, arrays, "of what validation does not hold out, ")
+            _check_counts(model, held_out, "of what validation holds out, ")
             return (_batches(arrays, reading, reading.shuffle),
                     _batches(held_out, reading, False))
         data = _batches(arrays, reading, reading.shuffle)
@@ -138,7 +140,21 @@ def _arrays(model: Any, x: Any, y: Any, reading: Reading) -> Arrays:
     if model.loss_name == "softmax" and all((a == -100).all() for a in y):
         raise RefusedValue("y is -100 everywhere, which leaves everything out, expected at least "
                            "one class")
-    return Arrays(data.x, y, w, inputs.contexts(model, context, data), start, each)
+    arrays = Arrays(data.x, y, w, inputs.contexts(model, context, data), start, each)
+    _check_counts(model, arrays, "")
+    return arrays
+
+
+def _check_counts(model: SequenceModel, arrays: Arrays, part: str) -> None:
+    """Refuse arrays none of whose outputs counts: a mean over nothing is no loss."""
+    for i, y in enumerate(arrays.y):
+        counts = True if arrays.weights is None else np.asarray(arrays.weights[i]) > 0
+        if model.loss_name == "softmax":
+            counts = counts & (np.asarray(y) != -100)
+        if np.any(counts):
+            return
+    raise RefusedValue(f"{part}every output has weight 0, or the target -100, expected at least "
+                       "one that counts")
 
 
 def _split(arrays: Arrays, fraction: Any, window: int | None) -> tuple[Arrays, Arrays]:

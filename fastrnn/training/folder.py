@@ -46,7 +46,8 @@ class Folder:
     """
 
     def __init__(self, saving: Saving, about: dict[str, Any]) -> None:
-        self.path = as_path(saving.folder, "folder", "a path")
+        # the program may go to another folder meanwhile
+        self.path = as_path(saving.folder, "folder", "a path").absolute()
         self.every, self._about = saving.checkpoint_every, about
         self._failed: dict[str, OSError | MemoryError] = {}
         self._old_best = saving.overwrite

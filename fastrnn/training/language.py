@@ -30,8 +30,8 @@ __all__ = ["bits_per_character", "train", "train_on"]
 
 @public
 def train(
-    model: LanguageModel, text: Any, *, batch_size: int = 32, window: int = 64, lr: float = 2e-3,
-    decay: bool = True, validation: Any = None, **options: Any,
+    model: LanguageModel, text: Any, *, batch_size: int = 32, window: int = 64,
+    lr: float | None = None, decay: bool = True, validation: Any = None, **options: Any,
 ) -> History:
     """Train a model to predict a text symbol by symbol: `fit` with windows of the text and Adam.
 
@@ -45,8 +45,8 @@ def train(
         middle of a window too. (Where a row begins, it is zero as well.)
     batch_size, window : int
         Rows B and steps T of a step.
-    lr : float
-        Adam's first learning rate.
+    lr : float, optional
+        The first learning rate. None: 2e-3 of Adam; of an `optimizer` that is given, its own.
     decay : bool
         Whether the learning rate falls to a twentieth along half a cosine.
     validation : text, or list of texts, optional
@@ -70,8 +70,8 @@ def train(
 
 
 def _train(
-    model: LanguageModel, symbols: Any, batch_size: int, window: int, lr: float, decay: bool,
-    validation: Any, options: dict[str, Any],
+    model: LanguageModel, symbols: Any, batch_size: int, window: int, lr: float | None,
+    decay: bool, validation: Any, options: dict[str, Any],
 ) -> History:
     B = _checks.positive("batch_size", batch_size)
     T = _checks.positive("window", window)
@@ -87,6 +87,8 @@ def _train(
     if validation is not None:
         options["validation"] = _validation(model, validation, B, T)
     schedule = CosineDecay(final=0.05) if _checks.flag("decay", decay) else None
+    if lr is None and "optimizer" not in options:
+        lr = 2e-3
     return fit(model, _windows(symbols, T, B), lr=lr,
                **{"optimizer": "adam", "schedule": schedule} | options)
 
@@ -129,9 +131,9 @@ def train_on(model: LanguageModel, text: Any, **options: Any) -> History:
     ----------
     model : LanguageModel
     text : str, bytes, whole numbers (N,), or a list of them; or a pathlib.Path, or a list of Paths
-        A str is the text itself. The texts of a list are sequences of their own: see `train`.
-        Files and folders are found and joined to one text by fastrnn.training.text; a model with
-        characters of its own reads them as UTF-8.
+        A str is the text itself; one alone that is the name of a file is refused. The texts of a
+        list are sequences of their own: see `train`. Files and folders are found and joined to one
+        text by fastrnn.training.text; a model with characters of its own reads them as UTF-8.
     options
         As of `train`. Without `epochs`, `steps` or `minutes` it trains for a minute. A short text
         is read in fewer rows, and in shorter windows. A `validation` of "held out" validates on
@@ -172,10 +174,9 @@ def _text_of(model: LanguageModel, text: Any) -> Any:
     if isinstance(text, os.PathLike) or (
             several and any(isinstance(t, os.PathLike) for t in text)):
         return symbols_of(model, texts.read(texts.find_files(text)))
-    for i, one in enumerate(text if several else [text]):
-        if isinstance(one, str) and len(one) < 4096 and "\n" not in one and os.path.exists(one):
-            raise RefusedValue(f"text{f'[{i}]' * several} is {_checks.show(one)}, the name of a "
-                               "file, expected a text or a path: give pathlib.Path(...)")
+    if isinstance(text, str) and len(text) < 4096 and "\n" not in text and os.path.exists(text):
+        raise RefusedValue(f"text is {_checks.show(text)}, the name of a file, expected a text or "
+                           "a path: give pathlib.Path(...)")
     return text
 
 

@@ -188,6 +188,8 @@ def fit(
             if folder.goes_on:
                 run.history, run.state = folder.load(model, optimizer, lr, made_here)
                 run.history.stopped, run.history.clip = "done", descent.clip
+        if lr is not None and not made_here:
+            optimizer.lr = lr  # nothing is refused any more
         run.show = stack.enter_context(progress)
         if options.get("interrupt") is None:
             stack.enter_context(interrupt)
@@ -196,7 +198,7 @@ def fit(
 
 
 def _optimizer(model: Any, optimizer: Any, lr: float | None) -> Optimizer:
-    """Return the optimizer of a run, made if it is a name or a class."""
+    """Return the optimizer of a run, made with `lr` if it is a name or a class."""
     given = {} if lr is None else {"lr": _checks.above("lr", lr)}
     if isinstance(optimizer, Optimizer):
         own = {id(part) for part in distinct(model)}
@@ -204,8 +206,6 @@ def _optimizer(model: Any, optimizer: Any, lr: float | None) -> Optimizer:
         if strange:
             raise RefusedValue(f"optimizer is of another model, with {strange[0] or 'a layer'!r}, "
                                "expected one of this model or of parts of it")
-        for name, value in given.items():
-            setattr(optimizer, name, value)
         return optimizer
     kind: Any = optimizer
     if isinstance(kind, str):

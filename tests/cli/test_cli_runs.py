@@ -328,3 +328,16 @@ def test_a_disk_that_is_full_in_the_end_is_one_sentence_with_the_file(
     if place != "m":
         assert "a sample:" in done.stdout  # the work goes on
         assert f"{place}' could not be written" in done.stderr
+
+
+@pytest.mark.parametrize(("options", "match"), [
+    (["-o", "m.pt"], "expected a name for a safetensors file"),
+    (["-o", "m.h5"], "files of Keras are read here"),
+    (["--folder", "run", "-o", "run/latest.safetensors"], "a file of the --folder's own"),
+    (["--folder", "run", "-o", "run/best.safetensors"], "a file of the --folder's own"),
+], ids=" ".join)
+def test_outputs_that_cannot_be_are_refused_before_training(
+        corpus, small, tmp_path, monkeypatch, capsys, options, match):
+    monkeypatch.chdir(tmp_path)
+    assert match in refused(["train", str(corpus), *small, "--steps", "2", *options], tmp_path,
+                            capsys)

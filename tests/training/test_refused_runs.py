@@ -1,0 +1,128 @@
+"""Runs that are refused change nothing, and what nobody chose is not changed either."""
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import GRU, RNN, LanguageModel, SequenceModel, fit, losses, optim
+from fastrnn.training.language import train, train_on
+
+TEXT = "the quick brown fox jumps over the lazy dog. " * 20
+
+
+def model(loss="mse", I=2, **options):
+    return SequenceModel(GRU(I, 3, seed=0), 3 if loss == "softmax" else 1, loss=loss, seed=0,
+                         **options)
+
+
+def data(N=10, T=6, I=2):
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((N, T, I)), rng.standard_normal((N, T, 1))
+
+
+@pytest.mark.parametrize("change", [
+    {"omega": 1.0}, {"folder": __file__}, {"x": lambda step: None, "y": None},
+    {"weights": np.zeros((10, 6))}, {"clip": -1}], ids=str)
+def test_a_refused_run_leaves_the_learning_rate(change):
+    x, y = data()
+    m = model()
+    optimizer = optim.Adam(m, lr=0.01)
+    with pytest.raises((TypeError, ValueError, OSError)):
+        fit(m, **{"x": x, "y": y, "epochs": 1, "optimizer": optimizer, "lr": 0.5} | change)
+    assert optimizer.lr == 0.01
+    fit(m, x, y, epochs=1, optimizer=optimizer, lr=0.5)
+    assert optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize(("counts", "part"), [
+    ([True] * 9 + [False], "of what validation holds out, "),
+    ([False] * 9 + [True], "of what validation does not hold out, "),
+    ([False] * 10, "")], ids=["held out", "trained", "all"])
+@pytest.mark.parametrize("how", ["weights", "targets", "both", "lists"])
+def test_a_part_in_which_nothing_counts_is_refused_before_the_first_step(counts, part, how):
+    x, _y = data()
+    counts = np.broadcast_to(np.array(counts)[:, None], (10, 6))
+    classes = np.ones((10, 6), int)
+    weights = None
+    if how in ("weights", "lists"):
+        weights = counts.astype(float)
+    elif how == "targets":
+        classes[~counts] = -100
+    else:  # what the weights keep, the targets leave out
+        classes[:, ::2] = -100
+        weights = np.where(counts, 1.0, 0.0)
+        weights[~counts & (classes == -100)] = 1
+    if how == "lists":
+        x, classes, weights = list(x), list(classes), list(weights)
+    m = model("softmax")
+    before = {name: a.copy() for name, a in m.parameters().items()}
+    with pytest.raises(ValueError, match=f"{part}every output has weight 0|is .* everywhere"):
+        fit(m, x, classes, weights=weights, validation=0.1, epochs=2)
+    assert all(np.array_equal(a, before[name]) for name, a in m.parameters().items())
+
+
+def test_an_optimizer_has_its_own_learning_rate():
+    m = LanguageModel(embedding_size=4, hidden_size=5, num_layers=1, seed=0)
+    optimizer = optim.SGD(m, lr=0.5)
+    rates = []
+    train(m, TEXT, steps=2, batch_size=4, window=8, optimizer=optimizer, decay=False,
+          progress=lambda now: rates.append(optimizer.lr))
+    assert set(rates) == {0.5}
+    assert optimizer.lr == 0.5
+    train(m, TEXT, steps=2, batch_size=4, window=8, optimizer=optimizer, lr=0.25, decay=False)
+    assert optimizer.lr == 0.25
+
+
+def test_texts_of_a_list_may_be_names_of_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    m = LanguageModel(embedding_size=4, hidden_size=5, num_layers=1, seed=0)
+    with pytest.raises(ValueError, match=r"pathlib\.Path"):
+        train_on(m, "docs", steps=1)
+    history = train_on(m, ["anna", "docs", "bob"], steps=1)
+    assert history.progress.steps == 1
+
+
+def test_a_folder_is_found_again_after_the_program_went_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    x, y = data()
+    fit(model(), x, y, epochs=2, folder="run", checkpoint_every=1,
+        progress=lambda now: monkeypatch.chdir(tmp_path / "elsewhere"))
+    assert (tmp_path / "run" / "latest.safetensors").exists()
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("readout", ["every", "last"])
+def test_series_of_one_step_are_sequences_of_their_own(readout):
+    m = model(I=1, readout=readout)
+    one = m.predict([np.array([1.0]), np.array([1.0])])
+    other = m.predict([np.array([1.0]), np.array([1.0, 1.0])])
+    assert len(one) == 2
+    np.testing.assert_array_equal(one[0], one[1])
+    np.testing.assert_array_equal(np.ravel(one[0])[:1], np.ravel(other[0])[:1])
+    fit(m, [np.array([1.0]), np.array([1.0])],
+        [1.0, 2.0] if readout == "last" else [np.array([1.0]), np.array([2.0])], epochs=1)
+    series = np.ones((2, 1))  # an array is one series
+    assert not np.array_equal(*m.predict(series)) if readout == "every" else True
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "mean_squared_error",
+                                  "binary_cross_entropy"])
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_a_gradient_may_lie_over_the_outputs(loss, shift):
+    memory = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    outputs, out = memory[:3], memory[shift : shift + 3]
+    targets = [0, 1, 2] if loss == "softmax_cross_entropy" else np.zeros((3, 4), np.float32)
+    function = getattr(losses, loss)
+    expected = function(outputs.copy(), targets)
+    found = function(outputs, targets, out=out)
+    assert found[0] == expected[0]
+    np.testing.assert_array_equal(found[-1], expected[-1])
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_files_of_keras_are_not_written(tmp_path, suffix):
+    with pytest.raises(ValueError, match="files of Keras are read here"):
+        fastrnn.save(RNN(2, 3, seed=0), tmp_path / f"m{suffix}")
+    assert not any(tmp_path.iterdir())
