@@ -404,6 +404,15 @@ def flag(name: str, value: Any) -> bool:
     raise RefusedType(f"{name} is {show(value)}, expected True or False")
 
 
+def names(name: str, given: Any, expected: Any) -> None:
+    """Refuse what is no mapping with these names."""
+    if not isinstance(given, Mapping):
+        raise RefusedType(f"{name} is {show(given)}, expected a mapping with {sorted(expected)}")
+    if set(given) != set(expected):
+        raise RefusedValue(f"{name} has keys {sorted(given, key=str)}, expected "
+                           f"{sorted(expected)}")
+
+
 def one_of(name: str, value: Any, known: Any) -> str:
     """Return `value` if it is one of the known words."""
     if not isinstance(value, str) or value not in known:

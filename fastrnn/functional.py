@@ -53,7 +53,7 @@ def _forward(
     embedding: Any, lengths: Any, reset: Any, reset_to: Any,
 ) -> tuple[np.ndarray, Any, Tape | None]:
     dtype = getattr(params[1], "dtype", None)
-    if dtype is None or dtype.newbyteorder("=") not in (np.float32, np.float64):
+    if not isinstance(dtype, np.dtype) or dtype.newbyteorder("=") not in (np.float32, np.float64):
         came = dtype or type(params[1]).__name__
         raise RefusedType(f"weight_hh is {came}, expected an array of float32 or float64")
     dtype = dtype.newbyteorder("=")
@@ -94,9 +94,10 @@ def _forward(
             source = np.ascontiguousarray(source).reshape(T * B, I)
         else:
             index = index.reshape(-1)
+    directions, keep = (_checks.flag("reverse", reverse),), _checks.flag("training", training)
     tape = sequence.forward(
-        cell.number, source, index, (weights,), (bool(reverse),),  # type: ignore[arg-type]
-        _checks.with_direction(initial), out, final, bool(training), _workspace, time,
+        cell.number, source, index, (weights,), directions,  # type: ignore[arg-type]
+        _checks.with_direction(initial), out, final, keep, _workspace, time,
     )
     return y, _checks.without_direction(final), tape
 
@@ -130,8 +131,7 @@ def _backward(
             del shapes[name]
     if grads is None:
         grads = {name: np.zeros(shape, dtype) for name, shape in shapes.items()}
-    if set(grads) != set(shapes):
-        raise RefusedValue(f"grads has keys {sorted(grads)}, expected {sorted(shapes)}")
+    _checks.names("grads", grads, shapes)
     for name, shape in shapes.items():
         _checks.output(f"grads[{name!r}]", grads[name], dtype, shape)
     dx = np.empty(tape.x_shape, dtype) if need_dx else None

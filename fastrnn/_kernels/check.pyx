@@ -272,6 +272,13 @@ cdef object numbers(str name, object value, object dtype, tuple shape):
         raise TypeError(f"{name} is {came}, expected numbers ({dtype})")
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+    if array.dtype.kind == "f" and array.dtype != dtype:  # a list of numbers
+        with np.errstate(over="ignore"):
+            converted = array.astype(dtype)
+        lost = np.isinf(converted) & np.isfinite(array)
+        if lost.any():
+            raise ValueError(f"{name} has {array[lost][0]}, which {dtype} cannot hold")
+        array = converted
     return np.require(array, dtype, ("C", "A"))
 
 

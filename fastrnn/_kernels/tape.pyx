@@ -181,12 +181,12 @@ cdef class BaseTape:
         return places
 
     cdef object input(self):
-        """Return forward's x, (T, B, I); for one-hot symbols the index (T, B). Padding is zero."""
+        """Return a copy of x, (T, B, I); for one-hot symbols the index (T, B). Padding is zero."""
         x, index = self.kept[:2]
         if index is not None:
             x = take_rows(self.used_rows if not self.embedding_rows else x, index)
         if self.time is None:
-            return x
+            return x.copy()
         T, B = self.shape[:2]
         padded = np.zeros((T, B, *x.shape[1:]), x.dtype)
         copy_rows(<char *> cnp.PyArray_DATA(padded), cnp.PyArray_STRIDE(padded, 1),

@@ -199,6 +199,10 @@ class Definition:
                 number = float(value)
             except (TypeError, ValueError) as error:
                 raise RefusedType(f"{name} is {value!r:.60}, expected a number") from error
+            except OverflowError:  # a whole number that no float holds
+                number = math.inf
+            if type(value).__name__ in ("bool", "bool_"):
+                raise RefusedType(f"{name} is {value}, expected a number")
             if isinstance(value, (str, bytes)) or not math.isfinite(number):
                 raise RefusedValue(f"{name} is {value!r:.60}, expected a finite number")
             found[name] = number

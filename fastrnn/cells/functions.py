@@ -13,8 +13,8 @@ __all__ = ["FUNCTIONS", "compare", "power"]
 def power(graph: Graph, a: Node, exponent: float) -> Node:
     """Return a ** exponent.
 
-    The node of exp has the number of `a` and the exponent as its data: going back through log would
-    make 0 / 0 where a is 0.
+    The node of exp has the number of its base and the exponent as its data: going back through log
+    would make 0 / 0 where a is 0.
     """
     whole = abs(int(exponent)) if abs(exponent) <= 64 and exponent == int(exponent) else None
     if whole is not None:
@@ -28,6 +28,15 @@ def power(graph: Graph, a: Node, exponent: float) -> Node:
     if exponent in (0.5, -0.5):
         root = graph.apply("sqrt", a)
         return root if exponent > 0 else graph.div(graph.constant(1), root)
+    if exponent == int(exponent):  # of many factors: the sign of a apart
+        size = _real_power(graph, graph.apply("abs", a), exponent)
+        if exponent % 2 == 0:
+            return size
+        return compare(graph, "<", a, graph.constant(0), graph.negative(size), size)
+    return _real_power(graph, a, exponent)
+
+
+def _real_power(graph: Graph, a: Node, exponent: float) -> Node:
     inner = graph.mul(graph.constant(exponent), graph.apply("log", a))
     if inner.op == "constant":
         return graph.apply("exp", inner)

@@ -63,8 +63,9 @@ class Instance:
                 raise RefusedValue(f"{definition.name} has no size or constant {option!r}, "
                                    f"expected {expected}")
         self._sizes = {k: v for k, v in self.given.items() if k in definition.sizes}
-        self.constants = definition.numbers(
-            {k: v for k, v in self.given.items() if k in definition.constants})
+        given = {k: v for k, v in self.given.items() if k in definition.constants}
+        self.constants = definition.numbers(given)
+        self.given |= {k: self.constants[k] for k in given}  # an array may change later
         self.name = definition.name
         self.states = tuple(state.name for state in definition.states)
         self.output = definition.output

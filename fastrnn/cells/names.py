@@ -380,6 +380,10 @@ class Names:
                 self.text, self.equations[-1].at, "no name is read before its assignment, so "
                 "nothing is remembered from step to step, expected at least one state")
         ordered = [name for name in self.targets if name in self.states]
+        for name in ordered:
+            if f"d{name}" in self.states:
+                raise self.error(self.targets[f"d{name}"][1].at, f"the state 'd{name}' has the "
+                                 f"name of the gradient of {name!r}, expected another name")
         self.states = dict.fromkeys([self.output, *ordered] if self.output in self.states
                                     else ordered)
 

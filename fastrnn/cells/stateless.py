@@ -87,7 +87,8 @@ def forward(
     if not isinstance(definition, Definition):
         raise RefusedType(f"definition is {_checks.kind(definition)}, expected what fastrnn.cell "
                           "makes of equations")
-    arrays, dtype = _arrays(definition, parameters)
+    arrays, dtype = _arrays(
+        definition, parameters, x if walk.embedding is None else walk.embedding)
     given = _mapping("options", options)
     embedding = None
     if walk.embedding is None:
@@ -98,6 +99,7 @@ def forward(
         x, I = _checks.whole_numbers(x, ("T", "B")), embedding.shape[1]
     if I < 1:
         raise RefusedValue("x has 0 features, expected at least 1")
+    reverse = _checks.flag("reverse", walk.reverse)
     H = _hidden(definition, arrays, state, given.pop("H", None))
     bias = any(vector.bias and name in arrays for name, vector in definition.vectors.items())
     instance = Instance(definition, given)
@@ -114,8 +116,7 @@ def forward(
         index = _checks.rows(x, ("T", "B"), len(embedding))
     widths = [plan.sizes[s.width] for s in definition.states]
     initial = _states(definition, "state", "", state, dtype, [(B, width) for width in widths])
-    drawn, weight_masks = _masks(plan, _mapping("masks", masks), (T, B), bool(walk.reverse), time,
-                                 dtype)
+    drawn, weight_masks = _masks(plan, _mapping("masks", masks), (T, B), reverse, time, dtype)
     O = plan.sizes[definition.output_width]
     y = _checks.empty((T, B, O), dtype)
     final = tuple(_checks.empty((1, B, width), dtype) for width in widths)
@@ -129,8 +130,8 @@ def forward(
             index = index.reshape(-1)
     tape = program.forward(
         plan, source, index, ((plan.matrices(weights, weight_masks), drawn),),
-        (bool(walk.reverse),), _checks.with_direction(initial), out, final,
-        bool(walk.training), _workspace, time)
+        (reverse,), _checks.with_direction(initial), out, final,
+        _checks.flag("training", walk.training), _workspace, time)
     kept = None if tape is None else CellTape(tape, plan, names, weight_masks)
     return y, _checks.without_direction(final), kept
 
@@ -158,8 +159,7 @@ def backward(
               if i not in plan.fixed}
     if grads is None:
         grads = {name: np.zeros(own, dtype) for name, own in shapes.items()}
-    if set(grads) != set(shapes):
-        raise RefusedValue(f"grads has keys {sorted(grads)}, expected {sorted(shapes)}")
+    _checks.names("grads", grads, shapes)
     for name, own in shapes.items():
         _checks.output(f"grads[{name!r}]", grads[name], dtype, own)
     into = tuple(grads.get(name) for name in kept.names)
@@ -183,8 +183,10 @@ def _mapping(name: str, value: Any) -> dict[Any, Any]:
     return dict(value or {})
 
 
-def _arrays(definition: Definition, parameters: Any) -> tuple[dict[str, Any], np.dtype]:
-    """Return the parameters that were given, and their dtype."""
+def _arrays(
+    definition: Definition, parameters: Any, x: Any,
+) -> tuple[dict[str, Any], np.dtype]:
+    """Return the parameters that were given, and their dtype; without any, that of x."""
     known = [*definition.weights, *definition.vectors]
     if not isinstance(parameters, Mapping):
         raise RefusedType(f"parameters is {_checks.kind(parameters)}, expected a dict of arrays by "
@@ -201,9 +203,10 @@ def _arrays(definition: Definition, parameters: Any) -> tuple[dict[str, Any], np
             raise RefusedValue(f"parameters lacks {name!r}, expected {known}; of the biases none "
                                "or all")
     if not known:
-        return {}, np.dtype(np.float32)
+        own = getattr(x, "dtype", None)
+        return {}, np.dtype(np.float64 if own == np.float64 else np.float32)
     dtype = getattr(arrays.get(known[0]), "dtype", None)
-    if dtype is None or dtype.newbyteorder("=") not in (np.float32, np.float64):
+    if not isinstance(dtype, np.dtype) or dtype.newbyteorder("=") not in (np.float32, np.float64):
         raise RefusedType(f"parameters[{known[0]!r}] is {dtype or _checks.kind(arrays[known[0]])}, "
                           "expected an array of float32 or float64")
     return arrays, dtype.newbyteorder("=")
@@ -258,7 +261,8 @@ def _masks(
             raise RefusedValue(f"masks has {_checks.show(key)}, expected keys out of {known}: the "
                                f"number of a mask of {definition.name}, or a dropconnect weight")
     weight_masks = {
-        i: _checks.array(f"masks[{name!r}]", masks[name], dtype, shape(weight, plan.sizes))
+        i: np.array(_checks.array(f"masks[{name!r}]", masks[name], dtype,
+                                  shape(weight, plan.sizes)))  # backward needs it as it is now
         for name, (i, weight) in weights.items() if name in masks}
     if not any(i in masks for i in range(len(plan.masks))):
         return None, weight_masks

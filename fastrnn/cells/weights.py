@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrnn import _checks
 from fastrnn._checks import RefusedValue
 from fastrnn.cells.definition import block_count
 from fastrnn.cells.numbers import value_of
@@ -137,7 +138,7 @@ def initial(
         rows, columns = wanted[0] // of.blocks, wanted[1]
         drawn = np.concatenate([_DRAWS[kind](generator, rows, columns, *arguments)
                                 for _ in range(of.blocks)])
-    return drawn.astype(dtype)
+    return _checks.held(of.name, drawn, np.dtype(dtype))
 
 
 def _orthogonal(generator: np.random.Generator, rows: int, columns: int) -> np.ndarray:

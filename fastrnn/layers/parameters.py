@@ -65,6 +65,17 @@ class Named(MutableMapping[str, np.ndarray]):
         if name in self._parts:
             self._parts[name].changed()
 
+    @public
+    def update(self, *given: Any, **named: Any) -> None:
+        """Assign to several names; if one does not fit, to none."""
+        values = dict(*given, **named)
+        for name, value in values.items():
+            if name not in self._arrays:
+                raise RefusedValue(f"there is no {name!r}, expected one of {list(self._arrays)}")
+            values[name] = fitting(name, self._arrays[name], value)
+        for name, value in values.items():
+            self[name] = value
+
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"{name!r} cannot be deleted: the names of the parameters are fixed")
 
@@ -80,13 +91,17 @@ class Named(MutableMapping[str, np.ndarray]):
 
 def assign(name: str, array: np.ndarray, value: Any) -> None:
     """Copy values into a live array of the same shape."""
-    if value is array:  # `named[k] += a` has changed the array already
-        return
+    if value is not array:  # `named[k] += a` has changed the array already
+        array[...] = fitting(name, array, value)
+
+
+def fitting(name: str, array: np.ndarray, value: Any) -> np.ndarray:
+    """Return values as numbers that can be copied into a live array."""
     values = _checks.numbers(name, value)
     if values.shape != array.shape:
         raise RefusedValue(f"{name} has shape {values.shape}, expected {array.shape}")
     writeable(array.flags.writeable)
-    array[...] = _checks.held(name, values, array.dtype)
+    return _checks.held(name, values, array.dtype)
 
 
 def writeable(training: bool) -> None:
@@ -196,8 +211,9 @@ class Parametrized(abc.ABC):
 
     def train(self, mode: bool = True) -> Self:
         """Choose training mode (or, with False, evaluation mode); return self."""
+        training = _checks.flag("mode", mode)
         for part in self.parts().values():
-            part.set_mode("training" if mode else "evaluation")
+            part.set_mode("training" if training else "evaluation")
         return self
 
     @public

@@ -256,7 +256,7 @@ class Recurrent(Dropout, Generic[S]):
         self, x: Any, state: State, grad: bool, lengths: Any = None, reset: Any = None,
         reset_to: str = "zero", latest: bool = False,
     ) -> tuple[np.ndarray, S, Pass[S] | None]:
-        I, dtype = self.input_size, self.flat.dtype
+        I, dtype, grad = self.input_size, self.flat.dtype, _checks.flag("grad", grad)
         if type(x) is not np.ndarray:
             _checks.refuse_packed("x", x)
             x = _checks.numeric("x", x, dtype)
@@ -497,8 +497,9 @@ class Recurrent(Dropout, Generic[S]):
             raise RefusedValue("embedding is given and one_hot is True, expected one of them")
         if embedding is not None:
             embedding = _checks.array("embedding", embedding, self.dtype, ("V", self.input_size))
-        return Stream([self.stream_packs()], _checks.positive("batch_size", batch_size), self.dtype,
-                      embedding, bool(one_hot), name=f"{type(self).__name__}.stream")
+        B, one_hot = _checks.positive("batch_size", batch_size), _checks.flag("one_hot", one_hot)
+        return Stream([self.stream_packs()], B, self.dtype, embedding, one_hot,
+                      name=f"{type(self).__name__}.stream")
 
     def stream_packs(self) -> list[Packed]:
         """Return the packed weights of each stacked layer, as a Stream takes them."""

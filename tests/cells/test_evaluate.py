@@ -165,6 +165,8 @@ FORMULAS = {
     "where(a >= 1, 7, 8)": lambda a: np.where(a >= 1, 7, 8),
     "a - 2 * a / (a + 4) - -a": lambda a: a - 2 * a / (a + 4) + a,
     "a ** 2": lambda a: a**2,
+    "a ** 65": lambda a: a**65,
+    "a ** -66": lambda a: a**-66,
     "a ** 0.5": lambda a: a**0.5,
     "2 ** a": lambda a: 2**a,
     "-a ** 2": lambda a: -(a**2),

@@ -187,6 +187,8 @@ NAMES = [
     ("state ~cel\ncell = W x + cell\nh = cell", "'cel' is never assigned; did you mean 'cell'"),
     ("state ~a\na = W x\nh = a + h", "'a' is never read before its assignment, so it is no state"),
     ("output ~y\nh = W x + h", "the output 'y' is never assigned"),
+    ("~dh = 0.5 * dh + tanh(W x + U h)\nh = h + dh", "'dh' has the name of the gradient of 'h'"),
+    ("c = W x + c\n~dc = 0.5 * dc + c\nh = V x + dc + h", "'dc' has the name of the gradient of 'c'"),
     ("output ~W\nh = W x + h", "the output 'W' is never assigned"),
     ("~h[Q] = W x + h", "'Q' is no size, declare it before: size Q = H"),
     ("~h[h] = W x + h", "'h' is no size"),

@@ -1,0 +1,131 @@
+"""What a call was given and what it gives is nobody else's; numbers and flags are what they say."""
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import functional
+from fastrnn.cells import ClippedLSTM
+
+X = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: fastrnn.GRU(3, 4, seed=0),
+    lambda: fastrnn.Layer(fastrnn.cell("h = tanh(W x + U h)"), 3, 4, seed=0),
+    lambda: fastrnn.GRU(3, 4, 2, seed=0)], ids=["GRU", "equations", "two layers"])
+def test_recorded_inputs_are_copies(make):
+    layer, x = make(), X.copy()
+    y, _, p = layer.forward(x)
+    expected = p.backward(y, retain=True)[0]
+    record = p.backward(y, record=("x",), retain=True)[2]
+    for part in record:
+        part["x"][...] = 7
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(p.backward(y)[0], expected)
+
+
+def test_a_mask_of_a_weight_may_change_after_the_call():
+    cell = fastrnn.cell("weight V = dropconnect(0.5)\nh = tanh(W x + V h)")
+    rng = np.random.default_rng(0)
+    parameters = {"W": rng.standard_normal((4, 3)).astype("f"),
+                  "V": rng.standard_normal((4, 4)).astype("f")}
+    mask = np.ones((4, 4), np.float32)
+    found = []
+    for changed in (False, True):
+        y, _, tape = functional.cell_forward(cell, X, None, parameters, masks={"V": mask})
+        if changed:
+            mask[...] = 0
+        found.append(functional.cell_backward(y, None, tape)[2]["V"])
+    np.testing.assert_array_equal(*found)
+
+
+def test_an_array_of_a_constant_may_change_after_the_constructor():
+    clip = np.array(3.0)
+    layer = fastrnn.Layer(ClippedLSTM, 3, 4, cell_clip=clip, seed=0)
+    clip[...] = 99
+    assert layer.config["cell_clip"] == 3
+
+
+@pytest.mark.parametrize("value", [10**400, True, np.True_, "3", None, float("nan")], ids=repr)
+def test_constants_that_are_no_numbers(value):
+    with pytest.raises((TypeError, ValueError), match=r"^Layer: cell_clip is .* expected a"):
+        fastrnn.Layer(ClippedLSTM, 3, 4, cell_clip=value)
+
+
+def test_a_first_value_that_the_dtype_cannot_hold():
+    cell = fastrnn.cell("learned p = 1e39\nh = tanh(W x + U h) * p")
+    with pytest.raises(ValueError, match=r"p has 1e.39 at .*, which float32 cannot hold"):
+        fastrnn.Layer(cell, 3, 4)
+    assert fastrnn.Layer(cell, 3, 4, dtype=np.float64).flat.max() == 1e39
+
+
+def test_updates_of_several_parameters_are_all_made_or_none():
+    layer = fastrnn.RNN(2, 3, seed=0)
+    before, version = layer.flat.copy(), layer.version
+    good = np.ones((3, 2))
+    for bad in ({"weight_hh_l0": np.ones((1, 2))}, {"weight_hh_l0": "no"}, {"other": good},
+                {"weight_hh_l0": np.full((3, 3), 1e39)}):
+        with pytest.raises((TypeError, ValueError)):
+            layer.parameters().update({"weight_ih_l0": good} | bad)
+        with pytest.raises((TypeError, ValueError)):
+            layer.parameters().update([("weight_ih_l0", good)], **bad)
+    np.testing.assert_array_equal(layer.flat, before)
+    assert layer.version == version
+    layer.parameters().update({"weight_ih_l0": good}, bias_ih_l0=[1, 2, 3])
+    assert (layer.weight_ih_l0 == 1).all()
+    assert layer.bias_ih_l0.tolist() == [1, 2, 3]
+    assert layer.version > version
+
+
+@pytest.mark.parametrize("give", [
+    lambda s: s([[1e39, 0, 0]]), lambda s: s.block([[[0, 0, 0]], [[0, -1e39, 0]]]),
+    lambda s: setattr(s, "state", ([[[1e39] * 4]], None)),
+    lambda s: s.rows.__setitem__([0], ([[[1e39] * 4]], [[[0] * 4]]))],
+    ids=["step", "block", "state", "rows"])
+def test_a_stream_refuses_numbers_of_lists_that_float32_cannot_hold(give):
+    stream = fastrnn.LSTM(3, 4, seed=0).stream()
+    stream([[1, 2, 3]])
+    before = [a.copy() for a in stream.state]
+    with pytest.raises(ValueError, match=r"has -?1e.39, which float32 cannot hold"):
+        give(stream)
+    for a, b in zip(stream.state, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("call", [
+    lambda layer: layer.forward(X, grad="no"), lambda layer: layer.train("evaluation"),
+    lambda layer: layer.stream(one_hot="no"),
+    lambda layer: functional.rnn_forward(X, None, *layer.parameters().values(), reverse="no"),
+    lambda layer: functional.rnn_forward(X, None, *layer.parameters().values(), training="no"),
+    lambda layer: functional.cell_forward(fastrnn.cell("h = 0.5 * h + x"), X, None, {},
+                                          options={"H": 3}, reverse="no"),
+], ids=["grad", "train", "one_hot", "reverse", "training", "cell"])
+def test_words_are_no_flags(call):
+    layer = fastrnn.RNN(3, 4, seed=0)
+    with pytest.raises(TypeError, match="expected True or False"):
+        call(layer)
+    assert layer.training
+
+
+def test_functions_name_what_they_refuse():
+    w, u = np.ones((4, 3), np.float32), np.ones((4, 4), np.float32)
+
+    class Other:
+        dtype = "a dtype of another library"
+
+    with pytest.raises(TypeError, match="weight_hh is a dtype of another library, expected an arr"):
+        functional.rnn_forward(X, None, w, Other())
+    y, _, tape = functional.rnn_forward(X, None, w, u)
+    for grads, match in ((3, "grads is 3, expected a mapping"), (["weight_ih"], "expected a map"),
+                         ({1: w, "weight_hh": u}, "grads has keys")):
+        with pytest.raises((TypeError, ValueError), match=match):
+            functional.rnn_backward(y, None, tape, grads=grads)
+    functional.rnn_backward(y, None, tape)  # nothing of it was used up
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_cell_without_parameters_has_the_dtype_of_its_input(dtype):
+    y, _, _ = functional.cell_forward(fastrnn.cell("h = 0.5 * h + x"), X.astype(dtype), None, {},
+                                      options={"H": 3})
+    assert y.dtype == dtype
