@@ -125,7 +125,7 @@ def numeric(name: str, value: Any, dtype: Any) -> np.ndarray:
         return value
     dtype = np.dtype(dtype)
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
-        a = _as_array(name, value, dtype)
+        a = as_array(name, value, dtype)
         if a.dtype.newbyteorder("=") != dtype:
             raise RefusedType(f"{name} is {a.dtype}, expected {dtype}")
         return a
@@ -146,7 +146,7 @@ def held(name: str, a: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def numbers(name: str, value: Any, dtype: Any = "") -> np.ndarray:
     """Return `value` as an array of whole or real numbers, of whatever dtype it has."""
-    a = _as_array(name, value, dtype or "numbers")
+    a = as_array(name, value, dtype or "numbers")
     if a.dtype.kind not in "fiu":
         came = getattr(value, "dtype", kind(value))
         if isinstance(value, (list, tuple)):  # of None, text, or numbers that no dtype holds
@@ -155,7 +155,7 @@ def numbers(name: str, value: Any, dtype: Any = "") -> np.ndarray:
     return a
 
 
-def _as_array(name: str, value: Any, of: Any) -> np.ndarray:
+def as_array(name: str, value: Any, of: Any) -> np.ndarray:
     try:
         if is_masked(value):
             raise RefusedType(f"{name} is a masked array with masked places, expected an array "
@@ -237,7 +237,7 @@ def whole_numbers(
     value: Any, shape: Shape, name: str = "x", of: str = "the embedding"
 ) -> np.ndarray:
     """Return `value` as an array of whole numbers of a shape, for rows of something."""
-    a = _as_array(name, value, "whole numbers")
+    a = as_array(name, value, "whole numbers")
     if a.size and a.dtype.kind not in "iu":  # an empty list becomes an array of floats
         came = kind(value) if a.dtype == object and a is not value else a.dtype
         raise RefusedType(f"{name} is {came}, expected whole numbers: rows of {of}")
@@ -496,7 +496,7 @@ def refuse_packed(name: str, value: Any) -> None:
 
 def booleans(name: str, value: Any, shape: Shape) -> np.ndarray:
     """Return `value` as an array of booleans of a shape."""
-    a = _as_array(name, value, "booleans")
+    a = as_array(name, value, "booleans")
     if a.dtype != bool and a.size:
         raise RefusedType(f"{name} is {a.dtype}, expected booleans")
     if not _fits(a.shape, shape):

@@ -139,26 +139,36 @@ def _own(a: np.ndarray) -> np.ndarray:
 
 def _checked(value: Value, given: Any) -> np.ndarray:
     """Return an input as an array if it has the dtype and the shape of the file."""
+    a = _checks.as_array(value.name, given, value.dtype)
     if isinstance(given, np.ndarray) or hasattr(given, "__array__"):
-        a = np.asarray(given)
-        if a.dtype != value.dtype and not (
+        if a.dtype.newbyteorder("=") != value.dtype and not (
                 a.dtype.kind in "iu" and np.can_cast(a.dtype, value.dtype)):
             raise RefusedType(f"{value.name} is {a.dtype.name}, expected {value.dtype.name}")
         a = a.astype(value.dtype, copy=False)
     else:
-        try:
-            if given is None:
-                raise TypeError  # NumPy makes NaN of it
-            a = np.array(given, value.dtype)
-        except (TypeError, ValueError, OverflowError) as error:
+        # a list of whole numbers may become floats, and nothing else becomes something else
+        if a.size and a.dtype.kind not in {"f": "fiu", "i": "iu", "u": "iu"}.get(
+                value.dtype.kind, value.dtype.kind):
             raise RefusedType(f"{value.name} is {_checks.show(given)}, expected an array of "
-                              f"{value.dtype.name}") from error
+                              f"{value.dtype.name}")
+        a = _held(value, a)
     if value.shape is not None and (len(a.shape) != len(value.shape) or any(
             isinstance(n, int) and n != m for n, m in zip(value.shape, a.shape, strict=True))):
         shown = tuple("?" if n is None else n for n in value.shape)
         raise RefusedValue(f"{value.name} has the shape {a.shape}, expected "
                            f"({', '.join(map(str, shown))})")
     return a
+
+
+def _held(value: Value, a: np.ndarray) -> np.ndarray:
+    """Return the numbers of a list in the dtype of an input; refuse those beyond it."""
+    if value.dtype.kind == "f":
+        return _checks.held(value.name, a, value.dtype)
+    converted = a.astype(value.dtype)
+    if not np.array_equal(converted, a):
+        raise RefusedValue(f"{value.name} has {a.min()} to {a.max()}, which {value.dtype.name} "
+                           "cannot hold")
+    return converted
 
 
 # ---- loading -------------------------------------------------------------------------------------

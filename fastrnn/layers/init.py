@@ -18,7 +18,7 @@ are. Nobody knows which of its biases keeps a state: forget_bias and chrono are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -91,6 +91,13 @@ def _set_it(layer: PackedPart) -> str:
     return "; set the bias of its equations itself: layer.b_l0[...] = 1" * _of_equations(layer)
 
 
+def _assign(drawn: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Copy numbers into weights: into all, or into none if one is too large for their dtype."""
+    held = [(weight, _checks.held("a weight", numbers, weight.dtype)) for weight, numbers in drawn]
+    for weight, numbers in held:
+        weight[...] = numbers
+
+
 def _zero_biases(layer: PackedPart) -> None:
     for bias in _named(layer, "bias"):
         bias[...] = 0
@@ -145,8 +152,7 @@ def normal(layer: Target, std: float, seed: Any = None) -> Target:
     """
     (recurrent, _), rng = _recurrent(layer), _rng(seed)
     _checks.above("std", std)
-    for weight in _named(recurrent, "weight"):
-        weight[...] = _checks.held("a weight", rng.normal(0, std, weight.shape), weight.dtype)
+    _assign((weight, rng.normal(0, std, weight.shape)) for weight in _named(recurrent, "weight"))
     _zero_biases(recurrent)
     return layer
 
@@ -212,13 +218,15 @@ def orthogonal(layer: Target, gain: float = 1.0, seed: Any = None) -> Target:
     """
     (recurrent, _), rng = _recurrent(layer), _rng(seed)
     _checks.above("gain", gain)
+    drawn = []
     for weight in _recurrent_weights(recurrent):
         _, H, N = weight.shape
         tall = weight if N <= H else weight.swapaxes(1, 2)
         q, r = np.linalg.qr(rng.standard_normal(tall.shape))
         # q alone depends on how the QR picks signs; with r's diagonal above 0 it is uniform
         signs = np.sign(np.diagonal(r, axis1=-2, axis2=-1))  # (G, H)
-        tall[...] = _checks.held("a weight", gain * q * signs[:, None, :], weight.dtype)
+        drawn.append((tall, gain * q * signs[:, None, :]))
+    _assign(drawn)
     return layer
 
 
@@ -306,6 +314,7 @@ def sparse(
             raise RefusedValue(f"layer is {recurrent!r} with recurrent weights "
                                f"{weight.shape[1:]}, expected square ones: others have no spectral "
                                "radius")
+    drawn = []
     for weight in weights:
         for gate in weight:
             matrix, own = np.zeros(gate.shape), min(count, len(gate))
@@ -313,7 +322,8 @@ def sparse(
                 row[rng.choice(len(row), own, replace=False)] = rng.standard_normal(own)
             # not 0: each unit has a connection, so there are cycles
             matrix *= spectral_radius / abs(np.linalg.eigvals(matrix)).max()
-            gate[...] = _checks.held("a weight", matrix, gate.dtype)
+            drawn.append((gate, matrix))
+    _assign(drawn)
     return layer
 
 

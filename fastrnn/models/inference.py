@@ -88,7 +88,7 @@ def evaluate(
         With a list x and readout "every" a list of arrays (T_i, K). None: each target is the next
         step of x.
     weights : array (N, T) or (N,), or a list of arrays (T_i,), optional
-        A weight of 0 leaves an output out.
+        A weight of 0 leaves an output out. Without y and with readout "every" an output less.
     batch_size : int
         Sequences that are computed at a time.
     context : array (N, C), optional
@@ -125,7 +125,9 @@ def evaluate(
         p = model.loss_of(rows, checked, state, given, False, ragged)
         total += p.value * p.weight
         count += p.weight
-    return total / count if count else 0.0
+    if not count:
+        raise RefusedValue("no output has a weight above 0, expected at least one")
+    return total / count
 
 
 def _sequence_model(model: Any) -> SequenceModel:

@@ -374,11 +374,22 @@ def _stacked(name: str, data: Any) -> np.ndarray:
                            "features, sequences of one length") from error
     except Exception as error:
         raise RefusedType(f"{name} is {_checks.kind(data)}, expected numbers: {error}") from error
+    if a.dtype.kind == "O" and _is_table(data):
+        return np.asarray(data.to_numpy(np.float64, na_value=np.nan))  # columns of several dtypes
     if a.dtype.kind not in "biuf":
         if a.ndim == 0 and a is not data:  # a dict, a set, a generator
             raise RefusedType(f"{name} is {_checks.kind(data)}, expected numbers")
         raise RefusedType(f"{name} has dtype {a.dtype}, expected numbers")
     return a
+
+
+def _is_table(data: Any) -> bool:
+    """Whether it is a table or a column of pandas that has numbers and booleans alone."""
+    dtypes = getattr(data, "dtypes", None)
+    if dtypes is None or not hasattr(data, "to_numpy"):
+        return False
+    columns = dtypes if getattr(data, "ndim", 0) == 2 else [dtypes]
+    return all(getattr(dtype, "kind", "O") in "biuf" for dtype in columns)
 
 
 def _floats(

@@ -83,7 +83,8 @@ def fit(
         one series is cut into up to batch_size rows. The order is that of time. Series of a list
         may end at different steps; those that have ended are not computed any more.
     weights : array (N, T) or (N,), or a list of arrays (T_i,), optional
-        Weight of each output or sequence in the loss; 0 or False leaves it out: padding.
+        Weight of each output or sequence in the loss; 0 or False leaves it out: padding. Without y
+        there is an output less than steps: (N, T - 1).
     context : array (N, C), optional
         For a model with a context_size.
     episode_start : booleans (N, T), or a list of arrays (T_i,), optional

@@ -280,3 +280,15 @@ def test_cells_from_equations_have_no_gates_by_name(call, expected):
     definition = fastrnn.cell("f, c = W x + U h + b\nh = sigmoid(f) * h + tanh(c)", name="Own")
     with pytest.raises(ValueError, match=rf"layer is Layer\(Own, 3, 4\), {expected}"):
         call(fastrnn.Layer(definition, 3, 4))
+
+
+@pytest.mark.parametrize("attempt", [
+    lambda layer: init.normal(layer, 1.5e38, seed=0),
+    lambda layer: init.orthogonal(layer, 5e38, seed=0)], ids=["normal", "orthogonal"])
+def test_a_layer_is_filled_whole_or_not_at_all(attempt):
+    """Some of the numbers drawn are above 3.4e38, and others are not."""
+    layer = fastrnn.LSTM(8, 16, 3, seed=0)
+    before = layer.flat.copy()
+    with pytest.raises(ValueError, match="which float32 cannot hold"):
+        attempt(layer)
+    np.testing.assert_array_equal(layer.flat, before)

@@ -255,7 +255,8 @@ def test_targets_of_weight_zero_may_be_anything(loss, readout):
 
 def test_all_weights_zero():
     model = model_for(3, 1)
-    assert model.evaluate(np.zeros((2, 4, 3)), np.zeros((2, 4, 1)), weights=np.zeros((2, 4))) == 0
+    with pytest.raises(ValueError, match="no output has a weight above 0"):
+        model.evaluate(np.zeros((2, 4, 3)), np.zeros((2, 4, 1)), weights=np.zeros((2, 4)))
 
 
 def test_neither_draws_dropout_nor_changes_a_mode():

@@ -190,6 +190,21 @@ def test_a_script_imports_its_neighbours(tmp_path):
     assert run.stdout.split() == ["7"], run.stderr
 
 
+def test_a_link_to_a_script_imports_the_scripts_neighbours(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "neighbour.py").write_text("value = 7")
+    (tmp_path / "below" / "script.py").write_text("import neighbour; print(neighbour.value)")
+    (tmp_path / "link.py").symlink_to(tmp_path / "below" / "script.py")
+    run = start("-m", "fastrnn.torch", "link.py", folder=tmp_path)
+    assert run.stdout.split() == ["7"], run.stderr
+
+
+def test_a_module_without_a_name_is_wrong_usage(tmp_path):
+    run = start("-m", "fastrnn.torch", "-m", folder=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr.startswith("usage:")
+
+
 @pytest.mark.parametrize("safe", ["", "1"])
 def test_a_script_imports_nothing_of_the_folder_it_is_started_in(tmp_path, safe):
     (tmp_path / "below").mkdir()
