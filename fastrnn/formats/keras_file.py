@@ -175,10 +175,18 @@ class File:
         """Return the variables of a layer, by its group's path or, in older files, its name."""
         if not self.legacy:
             return Owner(self, None, f"{self._top}{path}")
-        if name not in self._group:
-            return Owner(self, [], name)
-        names = _names(self._group[name], "weight_names")
-        return Owner(self, [f"{self._top}{name}/{of}" for of in names], name)
+        if name in self._group:
+            names = _names(self._group[name], "weight_names")
+            return Owner(self, [f"{self._top}{name}/{of}" for of in names], name)
+        inside = []  # a model inside the model has one group, with the names of its layers' weights
+        for group in self._group:
+            own = [f"{self._top}{group}/{of}" for of in _names(self._group[group], "weight_names")
+                   if name in of.split("/")[:-1]]
+            inside += [own] if own else []
+        if len(inside) > 1:
+            raise RefusedValue(f"{len(inside)} models inside the model have a layer of this name, "
+                               "expected one")
+        return Owner(self, inside[0] if inside else [], name)
 
     def inside(self, group: str) -> list[str]:
         """Return the names of the variables 0, 1, ... of a group."""

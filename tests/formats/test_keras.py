@@ -461,3 +461,28 @@ def test_calls_that_do_not_fit(tmp_path):
     x = x_of(N, T, I)
     assert (ours(x.astype(np.float64)) == ours(x)).all()
     assert (ours(x[:, ::-1][:, ::-1]) == ours(x)).all()
+
+
+def nested(first="gru", second="other"):
+    return Sequential([
+        Input((None, I)),
+        Sequential([Input((None, I)), L.GRU(H, return_sequences=True, name=first), L.Dense(H)]),
+        Sequential([Input((None, H)), L.LSTM(H, return_sequences=True, name=second)]), L.Dense(2)])
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_models_inside_models(tmp_path, suffix):
+    model, x = redraw(nested()), x_of(N, T, I)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save(tmp_path / f"m.{suffix}")
+    compare(load(tmp_path / f"m.{suffix}")(x), theirs_of(model, x), 4)
+
+
+def test_layers_of_one_name_in_models_inside_an_older_file(tmp_path):
+    """Its names do not say to which model each belongs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nested("rnn", "rnn").save(tmp_path / "m.h5")
+    with pytest.raises(ValueError, match="'rnn': 2 models inside the model have a layer of this"):
+        load(tmp_path / "m.h5")
