@@ -414,7 +414,7 @@ def state_dict(model: Any, names: Any = "torch") -> dict[str, np.ndarray]:
     for layer in model.recurrent if isinstance(model, Model) else [model]:
         _check_of_torch(layer)
     params = dict(model.parameters())
-    if names == "torch":
+    if isinstance(names, str) and names == "torch":
         return params
     if not isinstance(names, Mapping) or not all(isinstance(key, str) for key in names):
         raise RefusedType(f"names is {_checks.show(names)}, expected 'torch', or a dictionary of "

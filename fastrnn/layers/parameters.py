@@ -424,7 +424,10 @@ def check_grads(of: Parametrized, grads: Any) -> None:
         if name not in grads:
             raise RefusedValue(f"grads lacks {name!r}, expected an array for each parameter: see "
                                "new_grads()")
-        _checks.output(f"grads[{name!r}]", grads[name], of.dtype, param.shape)
+        own = _checks.output(f"grads[{name!r}]", grads[name], of.dtype, param.shape)
+        if np.may_share_memory(own, param):
+            raise RefusedValue(f"grads[{name!r}] is the parameter itself, expected an array for "
+                               "its gradient: see new_grads()")
 
 
 @contextlib.contextmanager

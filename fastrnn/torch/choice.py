@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from fastrnn import _checks
+
 __all__ = ["MODES", "Choice", "choices", "get_mode", "mode", "note", "set_mode"]
 
 MODES = ("auto", "always", "never")
@@ -93,8 +95,9 @@ def set_mode(name: str) -> None:
         If it is another name.
     """
     global _mode
-    if name not in MODES:
-        raise ValueError(f"set_mode: name is {name!r}, expected one of {', '.join(MODES)}")
+    if not isinstance(name, str) or name not in MODES:
+        raise ValueError(f"set_mode: name is {_checks.show(name)}, expected one of "
+                         f"{', '.join(MODES)}")
     _mode = name
 
 

@@ -265,7 +265,8 @@ def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _check_model(name: str, model: object) -> None:
+def check_model(name: str, model: object) -> None:
+    """Refuse what is no module; `name` is that of the function that was called."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name}: model is of type {type(model).__name__}, expected a "
                         "torch.nn.Module")
@@ -297,7 +298,7 @@ def accelerate(model: Module) -> Module:
     restore : Undo it.
     report : What ran accelerated, what did not, and why.
     """
-    _check_model("accelerate", model)
+    check_model("accelerate", model)
     _change(model, accelerated_class)
     return model
 
@@ -320,6 +321,6 @@ def restore(model: Module) -> Module:
     TypeError
         If it is no module.
     """
-    _check_model("restore", model)
+    check_model("restore", model)
     _change(model, plain_class)
     return model

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from fastrnn.torch import choice
-from fastrnn.torch.modules import recurrent_modules
+from fastrnn.torch.modules import check_model, recurrent_modules
 
 __all__ = ["Report", "Row", "report"]
 
@@ -72,6 +72,7 @@ def report(model: nn.Module | None = None) -> Report:
     """
     if model is None:
         return Report([_row("", count) for count in choice.rows_of(None)])
+    check_model("report", model)
     rows = []
     for name, module in recurrent_modules(model):
         weight = next(module.parameters(recurse=False), None)

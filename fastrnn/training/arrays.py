@@ -136,7 +136,9 @@ def _arrays(model: Any, x: Any, y: Any, reading: Reading) -> Arrays:
         raise RefusedValue(f"x has {data.N} sequences of {data.T} steps, expected at least one")
     data, y, w, start = inputs.goals(model, data, y, reading.weights, reading.episode_start)
     if w is not None and not any(a.any() for a in w):
-        raise RefusedValue("weights is 0 everywhere, expected at least one above 0")
+        raise RefusedValue(
+            "weights is 0 everywhere, expected at least one above 0" if reading.weights is not None
+            else "episode_start is True at every step, which leaves no step to predict")
     if model.loss_name == "softmax" and all((a == -100).all() for a in y):
         raise RefusedValue("y is -100 everywhere, which leaves everything out, expected at least "
                            "one class")

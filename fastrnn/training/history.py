@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fastrnn import _checks
+
 __all__ = ["History", "Progress"]
 
 
@@ -81,7 +83,16 @@ class History:
                    default=None)
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw losses and norms over the steps; return the two Axes (extra [plot])."""
+        """Draw losses and norms over the steps; return the two Axes (extra [plot]).
+
+        Raises
+        ------
+        TypeError
+            If `axes` are not two Axes of matplotlib.
+        """
+        if axes is not None and not (hasattr(axes, "__len__") and len(axes) == 2):
+            raise TypeError(f"plot: axes is {_checks.kind(axes)}, expected two Axes, as of "
+                            "plt.subplots(2)")
         if axes is None:
             from matplotlib.figure import Figure
 

@@ -131,8 +131,8 @@ def train_on(model: LanguageModel, text: Any, **options: Any) -> History:
     ----------
     model : LanguageModel
     text : str, bytes, whole numbers (N,), or a list of them; or a pathlib.Path, or a list of Paths
-        A str is the text itself; one alone that is the name of a file is refused. The texts of a
-        list are sequences of their own: see `train`. Files and folders are found and joined to one
+        A str is the text itself; one that is the name of a file is refused. The texts of a list
+        are sequences of their own: see `train`. Files and folders are found and joined to one
         text by fastrnn.training.text; a model with characters of its own reads them as UTF-8.
     options
         As of `train`. Without `epochs`, `steps` or `minutes` it trains for a minute. A short text
@@ -174,9 +174,11 @@ def _text_of(model: LanguageModel, text: Any) -> Any:
     if isinstance(text, os.PathLike) or (
             several and any(isinstance(t, os.PathLike) for t in text)):
         return symbols_of(model, texts.read(texts.find_files(text)))
-    if isinstance(text, str) and len(text) < 4096 and "\n" not in text and os.path.exists(text):
-        raise RefusedValue(f"text is {_checks.show(text)}, the name of a file, expected a text or "
-                           "a path: give pathlib.Path(...)")
+    names = os.path.isfile if several else os.path.exists  # a word may be a folder's name, too
+    for i, one in enumerate(text if several else [text]):
+        if isinstance(one, str) and len(one) < 4096 and "\n" not in one and names(one):
+            raise RefusedValue(f"text{f'[{i}]' * several} is {_checks.show(one)}, the name of a "
+                               "file, expected a text or a path: give pathlib.Path(...)")
     return text
 
 

@@ -211,7 +211,7 @@ def _optimizer(model: Any, optimizer: Any, lr: float | None) -> Optimizer:
     kind: Any = optimizer
     if isinstance(kind, str):
         kind = OPTIMIZERS[_checks.one_of("optimizer", kind.lower(), OPTIMIZERS)]
-    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)) or kind is Optimizer:
         raise RefusedType(f"optimizer is {_checks.show(optimizer)}, expected one of "
                           f"{list(OPTIMIZERS)}, or a class or an object of fastrnn.optim")
     make: Any = kind

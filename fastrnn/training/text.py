@@ -68,7 +68,11 @@ def search(paths: Any = ()) -> Found:
     """
     files: dict[Any, Path] = {}  # each file by what it is on disk
     unreadable: list[OSError] = []
-    paths = [paths] if isinstance(paths, (str, bytes, os.PathLike)) else list(paths)
+    if isinstance(paths, (str, bytes, os.PathLike)):
+        paths = [paths]
+    elif not isinstance(paths, Iterable):
+        raise RefusedType(f"paths is {_checks.show(paths)}, expected a path or a list of paths")
+    paths = list(paths)
 
     def add(found: list[Path], is_text: Callable[[Path], bool]) -> None:
         for path in found:
@@ -166,7 +170,9 @@ def read(files: Iterable[Path], seed: int = 0) -> np.ndarray:
     OSError
         If a file cannot be read; it names the file.
     """
-    files = list(files)
+    if isinstance(files, (str, bytes, os.PathLike)):
+        raise RefusedType(f"files is {_checks.show(files)}, expected a list of paths")
+    files = [_as_path(file) for file in files]
     text = bytearray()
     for i in np.random.default_rng(*_checks.seeds(seed, 1)).permutation(len(files)):
         part = files[i].read_bytes()

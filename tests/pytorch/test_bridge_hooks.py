@@ -98,6 +98,13 @@ def test_hooks_see_the_tensors_of_one_call():
     assert 0 < first == second
 
 
+@pytest.mark.parametrize(("call", "error"), [
+    (lambda: bridge.report(3), TypeError), (lambda: bridge.set_mode(torch.ones(2)), ValueError)])
+def test_errors_of_the_bridge_name_what_came(call, error):
+    with pytest.raises(error, match=r"(model|name) is .*, expected"):
+        call()
+
+
 def test_a_hook_that_gives_back_another_tensor_is_an_error():
     module = bridge.GRU(3, 6)
     with bridge.mode("always"), saved_tensors_hooks(torch.Tensor.double, identity):

@@ -6,6 +6,7 @@ import pytest
 import fastrnn
 from fastrnn import GRU, RNN, LanguageModel, SequenceModel, fit, losses, optim
 from fastrnn.training.language import train, train_on
+from fastrnn.training.text import find_files, read
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 20
 
@@ -73,7 +74,7 @@ def test_an_optimizer_has_its_own_learning_rate():
     assert optimizer.lr == 0.25
 
 
-def test_texts_of_a_list_may_be_names_of_files(tmp_path, monkeypatch):
+def test_texts_of_a_list_may_be_names_of_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     m = LanguageModel(embedding_size=4, hidden_size=5, num_layers=1, seed=0)
@@ -126,3 +127,38 @@ def test_files_of_keras_are_not_written(tmp_path, suffix):
     with pytest.raises(ValueError, match="files of Keras are read here"):
         fastrnn.save(RNN(2, 3, seed=0), tmp_path / f"m{suffix}")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("call", "match"), [
+    (lambda: read("f"), "files is 'f', expected a list of paths"),
+    (lambda: read([3]), "a path is of type int"),
+    (lambda: find_files(3), "paths is 3, expected a path or a list of paths"),
+    (lambda: fit(model(), *data(), epochs=1, optimizer=optim.Optimizer), "optimizer is <class"),
+    (lambda: fit(model(I=1), data(I=1)[0], epochs=1, episode_start=np.ones((10, 6), bool)),
+     "episode_start is True at every step"),
+    (lambda: fastrnn.save(RNN(2, 3), "m", names=np.arange(3)), "names is array"),
+])
+def test_errors_name_what_came(call, match):
+    with pytest.raises((TypeError, ValueError), match=match):
+        call()
+
+
+def test_a_history_is_drawn_into_two_axes():
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    history = fit(model(), *data(), epochs=1)
+    one, two = Figure().subplots(), Figure().subplots(2)
+    with pytest.raises(TypeError, match="axes is of type Axes, expected two Axes"):
+        history.plot(one)
+    assert history.plot(two)[1].get_xlabel() == "step"
+
+
+def test_gradients_are_not_added_to_the_parameters_themselves():
+    layer = GRU(2, 3, seed=0)
+    y, _, p = layer.forward(np.ones((4, 1, 2), np.float32))
+    before = layer.flat.copy()
+    with pytest.raises(ValueError, match="is the parameter itself"):
+        p.backward(y, grads=layer.parameters())
+    np.testing.assert_array_equal(layer.flat, before)
+    p.backward(y)
