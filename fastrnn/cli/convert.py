@@ -51,5 +51,7 @@ def _pairs(option: str, given: Sequence[str]) -> list[tuple[str, str]]:
         left, equals, right = text.partition("=")
         if not equals or not left:
             raise ValueError(f"{option} is {text!r}, expected two names with = between them")
+        if left in dict(pairs):
+            raise ValueError(f"{option} has {left!r} twice, expected each name once")
         pairs.append((left, right))
     return pairs

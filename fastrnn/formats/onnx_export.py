@@ -104,7 +104,7 @@ def _add_layer(
             return "", finals
         if op != "Scan":
             y = graph.add("Transpose", y, perm=[0, 2, 1, 3])  # (T, D, B, H) becomes (T, B, D, H)
-            x = graph.add("Reshape", y, graph.axes(0, 0, -1))
+            x = graph.add("Reshape", y, graph.axes(0, 0, layer.directions * layer.hidden_size))
     return x, finals
 
 

@@ -66,6 +66,8 @@ def test_twenty_names_of_what_is_not_used_are_shown(plain, tmp_path, capsys):
     ([], "no part of a SequenceModel needs ['net.norm.weight']"),
     (["--map", "x"], "--map is 'x', expected two names with = between them"),
     (["--names", "=x"], "--names is '=x', expected two names"),
+    (["--names", "head=a", "--names", "head=b"], "--names has 'head' twice"),
+    (["--map", "a=head", "--map", "a=body"], "--map has 'a' twice"),
     (["--prefix", "x"], "no tensor is below the prefix 'x'"),
     (["--not-strict", "--readout", "first"], "readout is 'first'"),
 ])

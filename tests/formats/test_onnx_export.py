@@ -64,6 +64,15 @@ def test_a_layer(kind, layers, bidirectional, batch_first):
     assert back.output_names == ("y", "hn", "cn")[: 1 + len(state)]
 
 
+@pytest.mark.parametrize("shape", [(0, 2), (3, 0), (0, 0)])
+@pytest.mark.parametrize("kind", [GRU, LSTM, RNN])
+def test_no_step_and_no_sequence(kind, shape, tmp_path):
+    layer = kind(3, 4, 2, bidirectional=True, seed=0)
+    fastrnn_onnx().save(layer, tmp_path / "m.onnx")
+    found, = load(tmp_path / "m.onnx")(np.zeros((*shape, 3), np.float32))
+    assert found.shape == layer(np.zeros((*shape, 3), np.float32))[0].shape == (*shape, 8)
+
+
 def test_a_layer_without_bias_and_one_of_float64():
     for layer in (LSTM(3, 5, 2, bias=False, seed=0), GRU(3, 5, dtype=np.float64, seed=0)):
         x = normal(4, 2, 3, dtype=layer.dtype)
