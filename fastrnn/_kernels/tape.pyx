@@ -186,7 +186,7 @@ cdef class BaseTape:
         if index is not None:
             x = take_rows(self.used_rows if not self.embedding_rows else x, index)
         if self.time is None:
-            return x.copy()
+            return x.copy() if index is None else x
         T, B = self.shape[:2]
         padded = np.zeros((T, B, *x.shape[1:]), x.dtype)
         copy_rows(<char *> cnp.PyArray_DATA(padded), cnp.PyArray_STRIDE(padded, 1),

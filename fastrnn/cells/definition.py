@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.cells.names import Declared, Names, Use
 from fastrnn.cells.numbers import fold
@@ -198,13 +199,13 @@ class Definition:
             try:
                 number = float(value)
             except (TypeError, ValueError) as error:
-                raise RefusedType(f"{name} is {value!r:.60}, expected a number") from error
+                raise RefusedType(f"{name} is {_checks.show(value)}, expected a number") from error
             except OverflowError:  # a whole number that no float holds
                 number = math.inf
             if type(value).__name__ in ("bool", "bool_"):
                 raise RefusedType(f"{name} is {value}, expected a number")
             if isinstance(value, (str, bytes)) or not math.isfinite(number):
-                raise RefusedValue(f"{name} is {value!r:.60}, expected a finite number")
+                raise RefusedValue(f"{name} is {_checks.show(value)}, expected a finite number")
             found[name] = number
         if constants:
             for rule in self._rules:

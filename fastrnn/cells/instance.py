@@ -62,6 +62,9 @@ class Instance:
                 expected = f"one of {', '.join(known)}" if known else "none"
                 raise RefusedValue(f"{definition.name} has no size or constant {option!r}, "
                                    f"expected {expected}")
+        for option in definition.sizes:
+            if isinstance(self.given.get(option), np.ndarray):  # which may change later
+                self.given[option] = self.given[option][()]
         self._sizes = {k: v for k, v in self.given.items() if k in definition.sizes}
         given = {k: v for k, v in self.given.items() if k in definition.constants}
         self.constants = definition.numbers(given)

@@ -204,7 +204,8 @@ def _arrays(
                                "or all")
     if not known:
         own = getattr(x, "dtype", None)
-        return {}, np.dtype(np.float64 if own == np.float64 else np.float32)
+        double = isinstance(own, np.dtype) and own.newbyteorder("=") == np.float64
+        return {}, np.dtype(np.float64 if double else np.float32)
     dtype = getattr(arrays.get(known[0]), "dtype", None)
     if not isinstance(dtype, np.dtype) or dtype.newbyteorder("=") not in (np.float32, np.float64):
         raise RefusedType(f"parameters[{known[0]!r}] is {dtype or _checks.kind(arrays[known[0]])}, "

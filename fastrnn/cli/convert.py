@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _pairs(option: str, given: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for text in given:
         left, equals, right = text.partition("=")
         if not equals or not left:

@@ -46,6 +46,9 @@ def _train(args: argparse.Namespace) -> None:
     found = text.search(args.paths)
     if complaint := found.complaint():
         print(f"fastrnn train: {complaint}", file=sys.stderr)
+    if args.output.resolve() in [file.resolve() for file in found.files]:
+        raise ValueError(f"--output is {str(args.output)!r}, a text to train on, expected another "
+                         "file")
     whole = text.read(found.files, args.seed)
     model = _model(args)
     symbols = language.symbols_of(model, whole)
@@ -115,7 +118,7 @@ def _check(args: argparse.Namespace) -> None:
         if args.resume:
             raise ValueError("--resume is given without --folder, expected both")
         return
-    if args.output.absolute() in [args.folder.absolute() / name for name in (LATEST, BEST)]:
+    if args.output.resolve() in [args.folder.resolve() / name for name in (LATEST, BEST)]:
         raise ValueError(f"--output is {str(args.output)!r}, a file of the --folder's own, "
                          "expected another")
     earlier = any((args.folder / name).exists() for name in (LATEST, BEST))

@@ -144,6 +144,7 @@ class File:
         self._walk(root, "", 0)
         attributes = root.attrs
         self.legacy = "layer_names" in attributes or "model_weights" in root
+        self._inner: dict[str, dict[str, list[str]]] | None = None  # made when it is needed
         self._top = "layers/"  # how the names of the layers' variables begin
         if self.legacy:
             self._top = "model_weights/" if "model_weights" in root else ""
@@ -178,11 +179,15 @@ class File:
         if name in self._group:
             names = _names(self._group[name], "weight_names")
             return Owner(self, [f"{self._top}{name}/{of}" for of in names], name)
-        inside = []  # a model inside the model has one group, with the names of its layers' weights
-        for group in self._group:
-            own = [f"{self._top}{group}/{of}" for of in _names(self._group[group], "weight_names")
-                   if name in of.split("/")[:-1]]
-            inside += [own] if own else []
+        # a model inside the model has one group, with the names of its layers' weights
+        if self._inner is None:
+            self._inner = {}
+            for group in self._group:
+                for of in _names(self._group[group], "weight_names"):
+                    for part in dict.fromkeys(of.split("/")[:-1]):
+                        self._inner.setdefault(part, {}).setdefault(group, []).append(
+                            f"{self._top}{group}/{of}")
+        inside = list(self._inner.get(name, {}).values())
         if len(inside) > 1:
             raise RefusedValue(f"{len(inside)} models inside the model have a layer of this name, "
                                "expected one")

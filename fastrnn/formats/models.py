@@ -100,6 +100,7 @@ def save(
     .pt, .pth, .bin        a state_dict with PyTorch's names, written by torch
     .onnx                  an ONNX graph
     .json                  RTNeural's JSON: LSTM or GRU, and a head
+    .keras, .h5, .hdf5     refused: files of Keras are read, and not written
     any other              safetensors, from which `load` makes this model again; with `names` a
                            plain file of tensors, for PyTorch
     =====================  =====================================================================

@@ -105,7 +105,8 @@ class OnnxModel:
         TypeError
             If an input is missing or unknown, or has another dtype.
         ValueError
-            If a shape does not fit, or a node cannot compute; it names the node.
+            If a shape does not fit, the dtype cannot hold a number of a list, or a node cannot
+            compute; it names the node.
         """
         if len(arrays) == 1 and isinstance(arrays[0], Mapping):
             named, arrays = {**arrays[0], **named}, ()
@@ -147,7 +148,10 @@ def _checked(value: Value, given: Any) -> np.ndarray:
         a = a.astype(value.dtype, copy=False)
     else:
         # a list of whole numbers may become floats, and nothing else becomes something else
-        if a.size and a.dtype.kind not in {"f": "fiu", "i": "iu", "u": "iu"}.get(
+        if value.dtype.kind in "fiu" and a.dtype.kind in "fO" and all(
+                type(number) is int for number in np.array(given, object).flat):
+            a = _whole(value, given)  # beyond int64, for which NumPy has no dtype of its own
+        elif a.size and a.dtype.kind not in {"f": "fiu", "i": "iu", "u": "iu"}.get(
                 value.dtype.kind, value.dtype.kind):
             raise RefusedType(f"{value.name} is {_checks.show(given)}, expected an array of "
                               f"{value.dtype.name}")
@@ -160,13 +164,21 @@ def _checked(value: Value, given: Any) -> np.ndarray:
     return a
 
 
+def _whole(value: Value, given: Any) -> np.ndarray:
+    try:
+        return np.array(given, value.dtype)
+    except OverflowError as error:
+        raise RefusedValue(f"{value.name} has whole numbers that {value.dtype.name} cannot "
+                           "hold") from error
+
+
 def _held(value: Value, a: np.ndarray) -> np.ndarray:
     """Return the numbers of a list in the dtype of an input; refuse those beyond it."""
     if value.dtype.kind == "f":
         return _checks.held(value.name, a, value.dtype)
     converted = a.astype(value.dtype)
     if not np.array_equal(converted, a):
-        raise RefusedValue(f"{value.name} has {a.min()} to {a.max()}, which {value.dtype.name} "
+        raise RefusedValue(f"{value.name} has {a[converted != a][0]}, which {value.dtype.name} "
                            "cannot hold")
     return converted
 

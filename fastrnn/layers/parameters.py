@@ -72,7 +72,7 @@ class Named(MutableMapping[str, np.ndarray]):
         for name, value in values.items():
             if name not in self._arrays:
                 raise RefusedValue(f"there is no {name!r}, expected one of {list(self._arrays)}")
-            values[name] = fitting(name, self._arrays[name], value)
+            values[name] = np.array(fitting(name, self._arrays[name], value))
         for name, value in values.items():
             self[name] = value
 
@@ -209,6 +209,7 @@ class Parametrized(abc.ABC):
         """Whether any part is in training mode."""
         return any(part.mode == "training" for part in self.parts().values())
 
+    @public
     def train(self, mode: bool = True) -> Self:
         """Choose training mode (or, with False, evaluation mode); return self."""
         training = _checks.flag("mode", mode)
@@ -425,9 +426,9 @@ def check_grads(of: Parametrized, grads: Any) -> None:
             raise RefusedValue(f"grads lacks {name!r}, expected an array for each parameter: see "
                                "new_grads()")
         own = _checks.output(f"grads[{name!r}]", grads[name], of.dtype, param.shape)
-        if np.may_share_memory(own, param):
-            raise RefusedValue(f"grads[{name!r}] is the parameter itself, expected an array for "
-                               "its gradient: see new_grads()")
+        if any(np.may_share_memory(own, part.flat) for part in of.parts().values()):
+            raise RefusedValue(f"grads[{name!r}] is a parameter itself, expected an array for a "
+                               "gradient: see new_grads()")
 
 
 @contextlib.contextmanager

@@ -219,6 +219,7 @@ class Pass(Generic[S]):
         grads: Mapping[str, np.ndarray] | None = None, retain: bool = False,
     ) -> Any:
         layer, (tapes, layout, version, time, kernels) = self.layer, self.kept
+        need_dx = _checks.flag("need_dx", need_dx)
         check_unspent(self.spent, layer, version)
         assert kernels is not None  # as long as it is unspent
         first = tapes[0][0]

@@ -120,7 +120,7 @@ class SingleCell(PackedPart, Generic[S]):
         return self._step(x, state, grad)
 
     def _step(self, x: Any, state: State, grad: bool) -> tuple[S, CellPass[S] | None]:
-        I, dtype = self.input_size, self.flat.dtype
+        I, dtype, grad = self.input_size, self.flat.dtype, _checks.flag("grad", grad)
         if type(x) is not np.ndarray:
             x = _checks.numeric("x", x, dtype)
         batched = x.ndim != 1
@@ -280,7 +280,8 @@ class CellPass(Generic[S]):
         if grads is not None:
             check_grads(cell, grads)
             into = (cell._in_order(grads),)
-        dx = np.empty((B, I) if self._batched else I, dtype) if need_dx else None
+        wanted = _checks.flag("need_dx", need_dx)
+        dx = np.empty((B, I) if self._batched else I, dtype) if wanted else None
         before = cell._new_states(1, B)
         with adding(into[0][0]):
             if retain:

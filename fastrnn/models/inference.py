@@ -126,7 +126,8 @@ def evaluate(
         total += p.value * p.weight
         count += p.weight
     if not count:
-        raise RefusedValue("no output has a weight above 0, expected at least one")
+        raise RefusedValue("no output has a weight above 0 and a target to compare with, expected "
+                           "at least one")
     return total / count
 
 

@@ -367,6 +367,8 @@ def _stacked(name: str, data: Any) -> np.ndarray:
     if len(lengths) > 1:
         raise RefusedValue(f"{name} is a list of sequences of {min(lengths)} to {max(lengths)} "
                            "steps, expected one length")
+    if isinstance(data, (list, tuple)) and any(map(_is_table, data)):
+        data = [_stacked(name, one) if _is_table(one) else one for one in data]
     try:
         a = np.asarray(data)
     except ValueError as error:

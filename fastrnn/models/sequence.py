@@ -211,6 +211,7 @@ class SequenceModel(Stack):
         outputs, state : as of a call
         p : OutputPass or None
         """
+        grad = _checks.flag("grad", grad)
         return self._outputs(x, state, context, lengths, episode_start, grad=grad, dropout=grad)
 
     def _outputs(

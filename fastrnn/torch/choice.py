@@ -29,6 +29,7 @@ LOG = logging.getLogger("fastrnn.torch")
 _ROUNDS, _SECONDS = 5, 0.05
 # PyTorch's way must be faster by this factor to be taken: measurements scatter.
 _MARGIN = 0.97
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 # Problems that are remembered; a program with more distinct sizes starts again.
 _MOST = 4096
 
@@ -215,11 +216,13 @@ def note(owner: object, key: tuple[Any, ...], choice: Choice, reason: str) -> No
 def _recogniser(owner: Any) -> Callable[[object], bool]:
     """Return a function that says whether an object is this one, without keeping it alive.
 
-    A new object can have the identity of one that is gone, so a weak reference is asked. While
+    A new object can have the identity of one that is gone, so a weak reference is asked. Where
     PyTorch swaps parameters with others, which it refuses for those with weak references, the
-    place of the numbers is compared.
+    place of the numbers is compared: if that is switched on, and for subclasses of tensors.
     """
-    if torch.__future__.get_swap_module_params_on_conversion():
+    swapped = torch.__future__.get_swap_module_params_on_conversion() or (
+        isinstance(owner, torch.Tensor) and type(owner) not in _PLAIN)
+    if swapped:
         place = id(owner), _pointer(owner)
         return lambda other: (id(other), _pointer(other)) == place
     try:
@@ -230,7 +233,10 @@ def _recogniser(owner: Any) -> Callable[[object], bool]:
 
 
 def _pointer(owner: Any) -> int:
-    return owner.data_ptr() if type(owner) in (torch.Tensor, torch.nn.Parameter) else 0
+    try:
+        return int(owner.data_ptr()) if type(owner) in _PLAIN else 0
+    except RuntimeError:  # of a transform, which has no memory
+        return 0
 
 
 def rows_of(owner: object | None) -> list[Count]:

@@ -160,10 +160,16 @@ class _Derived:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         made = super().__reduce_ex__(protocol)
+        if isinstance(made, str):  # the name of something global
+            return made
         if made[0].__module__ == "copyreg":
             return _revived, (self._fastrnn_from,), *made[2:]
-        make = self._fastrnn_from if made[0] is type(self) else made[0]  # the user's __reduce__
-        return _remade, (make, made[1]), *made[2:]
+        # the user's own __reduce__: no file can name this class, so its base stands for it
+        own, base = type(self), self._fastrnn_from
+        make, *args = (base if part is own else part for part in (made[0], *made[1]))
+        if getattr(make, "__self__", None) is own:
+            make = getattr(base, make.__name__)
+        return _remade, (make, tuple(args)), *made[2:]
 
 
 def _remade(make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -291,7 +297,8 @@ def accelerate(model: Module) -> Module:
     Raises
     ------
     TypeError
-        If it is no module.
+        If it is no module, or if no class can be derived from that of one of the modules. Then
+        nothing has changed.
 
     See Also
     --------

@@ -91,8 +91,8 @@ def read(
         arrays = _arrays(model, x, y, reading)
         if isinstance(validation, (int, float, np.floating)):
             arrays, held_out = _split(arrays, validation, reading.window)
-            _check_counts(model, arrays, "of what validation does not hold out, ")
-            _check_counts(model, held_out, "of what validation holds out, ")
+            _check_counts(model, arrays, reading, "of what validation does not hold out, ")
+            _check_counts(model, held_out, reading, "of what validation holds out, ")
             return (_batches(arrays, reading, reading.shuffle),
                     _batches(held_out, reading, False))
         data = _batches(arrays, reading, reading.shuffle)
@@ -143,20 +143,31 @@ def _arrays(model: Any, x: Any, y: Any, reading: Reading) -> Arrays:
         raise RefusedValue("y is -100 everywhere, which leaves everything out, expected at least "
                            "one class")
     arrays = Arrays(data.x, y, w, inputs.contexts(model, context, data), start, each)
-    _check_counts(model, arrays, "")
+    _check_counts(model, arrays, reading, "")
     return arrays
 
 
-def _check_counts(model: SequenceModel, arrays: Arrays, part: str) -> None:
+def _check_counts(model: SequenceModel, arrays: Arrays, reading: Reading, part: str) -> None:
     """Refuse arrays none of whose outputs counts: a mean over nothing is no loss."""
+    used = slice(None)
+    if reading.window is not None and not arrays.listed and len(arrays.x) == 1:
+        used = slice(_in_rows(arrays.x.shape[1], reading.window, reading.batch_size)[1])
     for i, y in enumerate(arrays.y):
-        counts = True if arrays.weights is None else np.asarray(arrays.weights[i]) > 0
+        counts = np.ones(1, bool)
+        if arrays.weights is not None:
+            counts = np.atleast_1d(arrays.weights[i])[used] > 0
         if model.loss_name == "softmax":
-            counts = counts & (np.asarray(y) != -100)
-        if np.any(counts):
+            counts = counts & (np.atleast_1d(y)[used] != -100)
+        if counts.any():
             return
-    raise RefusedValue(f"{part}every output has weight 0, or the target -100, expected at least "
-                       "one that counts")
+    what = " or the target -100" if model.loss_name == "softmax" else ""
+    raise RefusedValue(f"{part}every output has weight 0{what}, expected at least one that counts")
+
+
+def _in_rows(T: int, window: int, B: int) -> tuple[int, int]:
+    """Return into how many rows one series is cut, and how many of its steps they have."""
+    rows = min(B, T // window)
+    return (rows, T // rows * rows) if rows > 1 else (1, T)
 
 
 def _split(arrays: Arrays, fraction: Any, window: int | None) -> tuple[Arrays, Arrays]:
@@ -193,8 +204,9 @@ def _windows(arrays: Arrays, window: int, B: int) -> Windows:
         return SeriesWindows.of_series(arrays.x, arrays.y, window, B, arrays.weights, arrays.start)
     N, T = arrays.x.shape[:2]
     given = [arrays.x, arrays.y, arrays.weights, arrays.start]
-    if N == 1 and (rows := min(B, T // window)) > 1:
+    if N == 1:
+        rows, used = _in_rows(T, window, B)
         given = [None if a is None else
-                 a[0, : T // rows * rows].reshape(rows, T // rows, *a.shape[2:]) for a in given]
+                 a[0, :used].reshape(rows, used // rows, *a.shape[2:]) for a in given]
     x, y, w, start = (None if a is None else a.swapaxes(0, 1) for a in given)
     return Windows.of_series(x, y, window, B, w, start)

@@ -312,7 +312,7 @@ class Samples:
         self.batch_size = B = _checks.positive("batch_size", batch_size)
         self.axis = _checks.below("axis", axis, 2)
         self.seed = _seed(seed)
-        self.shuffle = bool(shuffle)
+        self.shuffle = _checks.flag("shuffle", shuffle)
         x = as_list(x)
         listed = is_list(x)
         self.x = _sequences(x, listed)

@@ -177,8 +177,9 @@ def _text_of(model: LanguageModel, text: Any) -> Any:
     names = os.path.isfile if several else os.path.exists  # a word may be a folder's name, too
     for i, one in enumerate(text if several else [text]):
         if isinstance(one, str) and len(one) < 4096 and "\n" not in one and names(one):
+            what = "file" if os.path.isfile(one) else "folder"
             raise RefusedValue(f"text{f'[{i}]' * several} is {_checks.show(one)}, the name of a "
-                               "file, expected a text or a path: give pathlib.Path(...)")
+                               f"{what}, expected a text or a path: give pathlib.Path(...)")
     return text
 
 

@@ -189,12 +189,18 @@ def fit(
             if folder.goes_on:
                 run.history, run.state = folder.load(model, optimizer, lr, made_here)
                 run.history.stopped, run.history.clip = "done", descent.clip
+        own, begun = optimizer.lr, run.history.progress.steps
         if lr is not None and not made_here:
-            optimizer.lr = lr  # nothing is refused any more
+            optimizer.lr = lr
         run.show = stack.enter_context(progress)
         if options.get("interrupt") is None:
             stack.enter_context(interrupt)
-        run.go(interrupt)
+        try:
+            run.go(interrupt)
+        except BaseException:
+            if run.history.progress.steps == begun:  # the first batch was refused
+                optimizer.lr = own
+            raise
     return run.history
 
 

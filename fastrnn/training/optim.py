@@ -325,7 +325,7 @@ class SGD(Optimizer):
         weight_decay: float = 0.0, *, freeze: Any = (), groups: Any = None,
     ) -> None:
         self.momentum = _checks.at_least("momentum", momentum, 0, 1)
-        self.nesterov = bool(nesterov)
+        self.nesterov = _checks.flag("nesterov", nesterov)
         self.weight_decay = _checks.at_least("weight_decay", weight_decay)
         if self.nesterov and not self.momentum:
             raise RefusedValue("nesterov is True and momentum is 0, expected momentum above 0")

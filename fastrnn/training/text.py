@@ -68,8 +68,8 @@ def search(paths: Any = ()) -> Found:
     """
     files: dict[Any, Path] = {}  # each file by what it is on disk
     unreadable: list[OSError] = []
-    if isinstance(paths, (str, bytes, os.PathLike)):
-        paths = [paths]
+    if isinstance(paths, (str, bytes, os.PathLike)) or paths is None:
+        paths = [] if paths is None else [paths]
     elif not isinstance(paths, Iterable):
         raise RefusedType(f"paths is {_checks.show(paths)}, expected a path or a list of paths")
     paths = list(paths)
@@ -170,7 +170,7 @@ def read(files: Iterable[Path], seed: int = 0) -> np.ndarray:
     OSError
         If a file cannot be read; it names the file.
     """
-    if isinstance(files, (str, bytes, os.PathLike)):
+    if isinstance(files, (str, bytes, os.PathLike)) or not isinstance(files, Iterable):
         raise RefusedType(f"files is {_checks.show(files)}, expected a list of paths")
     files = [_as_path(file) for file in files]
     text = bytearray()

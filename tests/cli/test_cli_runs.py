@@ -335,9 +335,12 @@ def test_a_disk_that_is_full_in_the_end_is_one_sentence_with_the_file(
     (["-o", "m.h5"], "files of Keras are read here"),
     (["--folder", "run", "-o", "run/latest.safetensors"], "a file of the --folder's own"),
     (["--folder", "run", "-o", "run/best.safetensors"], "a file of the --folder's own"),
+    (["--folder", "run", "-o", "run/../run/best.safetensors"], "a file of the --folder's own"),
+    (["-o", "text"], "a text to train on, expected another file"),
 ], ids=" ".join)
 def test_outputs_that_cannot_be_are_refused_before_training(
         corpus, small, tmp_path, monkeypatch, capsys, options, match):
     monkeypatch.chdir(tmp_path)
-    assert match in refused(["train", str(corpus), *small, "--steps", "2", *options], tmp_path,
-                            capsys)
+    (tmp_path / "text").write_text("the quick brown fox\n" * 400)
+    assert match in refused(["train", str(corpus), "text", *small, "--steps", "2", *options],
+                            tmp_path, capsys)

@@ -24,12 +24,22 @@ def test_numbers_of_a_float_input(given):
     np.testing.assert_array_equal(found, A)
 
 
+@pytest.mark.parametrize(("dtype", "given"), [
+    (np.uint64, [2**63, 1, 2]), (np.float64, [2**70, 1, 2]), (np.int8, [-128, 0, 127])])
+def test_whole_numbers_of_any_size(dtype, given):
+    found, = same(dtype)({"x": given})
+    assert found.dtype == dtype
+    assert [int(n) for n in found] == given
+
+
 @pytest.mark.parametrize(("dtype", "given", "match"), [
     (np.float32, np.ma.masked_array(A, [0, 1, 0]), "x is a masked array"),
     (np.float32, A.astype(np.float64), "x is float64, expected float32"),
     (np.float32, [1e300, 0, 0], "x has 1e.300 at .0., which float32 cannot hold"),
     (np.float32, ["0", "1", "2"], "expected an array of float32"),
     (np.float32, [True, False, True], "expected an array of float32"),
+    (np.uint8, [0, 1, -1], "x has -1, which uint8 cannot hold"),
+    (np.uint64, [0, 1, 2**64], "x has whole numbers that uint64 cannot hold"),
     (np.float32, None, "x is None, expected an array of float32"),
     (np.float32, [[1], [1, 2]], "x is a ragged sequence"),
     (np.int32, [0.0, 1.0, 2.7], "expected an array of int32"),

@@ -93,14 +93,27 @@ def test_a_stream_refuses_numbers_of_lists_that_float32_cannot_hold(give):
         np.testing.assert_array_equal(a, b)
 
 
+def test_parameters_that_change_places():
+    layer = fastrnn.GRU(4, 4, seed=0)
+    of = layer.parameters()
+    x, h = of["weight_ih_l0"].copy(), of["weight_hh_l0"].copy()
+    of.update({"weight_ih_l0": of["weight_hh_l0"], "weight_hh_l0": of["weight_ih_l0"]})
+    np.testing.assert_array_equal(of["weight_ih_l0"], h)
+    np.testing.assert_array_equal(of["weight_hh_l0"], x)
+
+
 @pytest.mark.parametrize("call", [
+    lambda layer: fastrnn.GRUCell(3, 4).forward(X[0], grad="no"),
+    lambda layer: layer.forward(X)[2].backward(need_dx="no"),
+    lambda layer: fastrnn.optim.SGD(layer, nesterov="no"),
     lambda layer: layer.forward(X, grad="no"), lambda layer: layer.train("evaluation"),
     lambda layer: layer.stream(one_hot="no"),
     lambda layer: functional.rnn_forward(X, None, *layer.parameters().values(), reverse="no"),
     lambda layer: functional.rnn_forward(X, None, *layer.parameters().values(), training="no"),
     lambda layer: functional.cell_forward(fastrnn.cell("h = 0.5 * h + x"), X, None, {},
                                           options={"H": 3}, reverse="no"),
-], ids=["grad", "train", "one_hot", "reverse", "training", "cell"])
+], ids=["cell's grad", "need_dx", "nesterov", "grad", "train", "one_hot", "reverse", "training",
+        "cell"])
 def test_words_are_no_flags(call):
     layer = fastrnn.RNN(3, 4, seed=0)
     with pytest.raises(TypeError, match="expected True or False"):

@@ -22,6 +22,16 @@ def test_a_table_is_its_numbers(dtypes):
     np.testing.assert_array_equal(found, model(2).predict(numbers.astype(np.float64)))
 
 
+def test_a_list_of_tables():
+    table = pandas.DataFrame({"a": [1.0, 2.0, 3.0], "b": [True, False, True]})
+    numbers = table.to_numpy(np.float64)
+    for rows in (3, 2):
+        found = model(2).predict([table, table[:rows]])
+        expected = model(2).predict([numbers, numbers[:rows]])
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_a_table_with_words_is_refused():
     table = pandas.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]})
     with pytest.raises(TypeError, match="x has dtype object, expected numbers"):

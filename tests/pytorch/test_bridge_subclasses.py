@@ -47,6 +47,17 @@ def remade(I, H, weights):
     return module
 
 
+class RemadeByMethod(torch.nn.GRU):
+    def __reduce__(self):
+        return type(self).make, (type(self), self.input_size, self.hidden_size, self.state_dict())
+
+    @classmethod
+    def make(cls, kind, I, H, weights):
+        module = kind(I, H)
+        module.load_state_dict(weights)
+        return module
+
+
 class Named(torch.nn.GRU):
     def __init_subclass__(cls, name, **options):
         super().__init_subclass__(**options)
@@ -74,7 +85,7 @@ def test_a_subclass_without_methods_is_as_fast_as_ours():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
                          ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("kind", [Remade, RemadeByFunction])
+@pytest.mark.parametrize("kind", [Remade, RemadeByFunction, RemadeByMethod])
 def test_copies_that_a_subclass_makes_itself(kind, copied):
     module = bridge.accelerate(kind(3, 4))
     made = copied(module)
@@ -82,7 +93,7 @@ def test_copies_that_a_subclass_makes_itself(kind, copied):
     x = torch.randn(5, 2, 3)
     with bridge.mode("always"):
         assert made(x)[0].shape == (5, 2, 4)
-        if kind is RemadeByFunction:  # it hands its weights on
+        if kind is not Remade:  # they hand their weights on
             assert torch.equal(made(x)[0], module(x)[0])
     twins.assert_accelerated(made)
     assert type(bridge.restore(made)) is kind
@@ -113,3 +124,18 @@ def test_parameters_that_pytorch_swaps():
             assert model(torch.zeros(2, 3, dtype=torch.float64)).dtype == torch.float64
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def test_functional_calls_while_parameters_are_swapped():
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        module, x = bridge.GRU(3, 4), torch.randn(5, 2, 3)
+        weights = {name: w.detach() for name, w in module.named_parameters()}
+        found = torch.func.grad(
+            lambda w: torch.func.functional_call(module, w, (x,))[0].square().sum())(weights)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+    module(x)[0].square().sum().backward()
+    for name, w in module.named_parameters():
+        torch.testing.assert_close(found[name], w.grad)

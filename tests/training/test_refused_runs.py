@@ -62,6 +62,33 @@ def test_a_part_in_which_nothing_counts_is_refused_before_the_first_step(counts,
     assert all(np.array_equal(a, before[name]) for name, a in m.parameters().items())
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_steps_that_fill_no_row_do_not_count(held_out):
+    """One series of 7 steps is three rows of 2: the last step is left out."""
+    weights = np.zeros((1, 7))
+    weights[0, 6] = 1
+    x, y = data(1, 8)
+    few = x[:, :7], y[:, :7], weights
+    m = model()
+    before = [a.copy() for a in m.parameters().values()]
+    options = {"window": 2, "batch_size": 3, "steps": 3}
+    given = {"x": x, "y": y, "validation": few} if held_out else {
+        "x": few[0], "y": few[1], "weights": weights}
+    with pytest.raises(ValueError, match="every output has weight 0, expected at least one"):
+        fit(m, **given, **options)
+    assert all(map(np.array_equal, m.parameters().values(), before))
+    weights[0, 5] = 1
+    fit(m, *few[:2], weights=weights, **options)
+
+
+def test_a_first_batch_that_is_refused_leaves_the_learning_rate():
+    m = model()
+    optimizer = optim.Adam(m, lr=0.01)
+    with pytest.raises(TypeError):
+        fit(m, lambda step: 3, optimizer=optimizer, lr=0.5, steps=1)
+    assert optimizer.lr == 0.01
+
+
 def test_an_optimizer_has_its_own_learning_rate():
     m = LanguageModel(embedding_size=4, hidden_size=5, num_layers=1, seed=0)
     optimizer = optim.SGD(m, lr=0.5)
@@ -158,7 +185,7 @@ def test_gradients_are_not_added_to_the_parameters_themselves():
     layer = GRU(2, 3, seed=0)
     y, _, p = layer.forward(np.ones((4, 1, 2), np.float32))
     before = layer.flat.copy()
-    with pytest.raises(ValueError, match="is the parameter itself"):
+    with pytest.raises(ValueError, match="is a parameter itself"):
         p.backward(y, grads=layer.parameters())
     np.testing.assert_array_equal(layer.flat, before)
     p.backward(y)
