@@ -10,6 +10,7 @@ import sys
 import numpy as np
 
 cimport numpy as cnp
+from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
@@ -19,6 +20,7 @@ from fastrnn._kernels.walk cimport rows_of
 cnp.import_array()
 
 cdef ptrdiff_t LARGEST = sys.maxsize - 64  # bytes of one buffer
+cdef double TOO_LARGE = 2.0**128 - 2.0**103  # from here on float32 rounds to infinity
 
 cdef extern from *:
     """
@@ -263,6 +265,8 @@ cdef object as_array(str name, object value, object of):
 
 cdef object numbers(str name, object value, object dtype, tuple shape):
     """Return `value` as a C-contiguous array; arrays must have the dtype, lists are converted."""
+    cdef const double *source
+    cdef ptrdiff_t i
     array = as_array(name, value, dtype)
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
         if array.dtype.newbyteorder("=") != dtype:
@@ -272,13 +276,12 @@ cdef object numbers(str name, object value, object dtype, tuple shape):
         raise TypeError(f"{name} is {came}, expected numbers ({dtype})")
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
-    if array.dtype.kind == "f" and array.dtype != dtype:  # a list of numbers
-        with np.errstate(over="ignore"):
-            converted = array.astype(dtype)
-        lost = np.isinf(converted) & np.isfinite(array)
-        if lost.any():
-            raise ValueError(f"{name} has {array[lost][0]}, which {dtype} cannot hold")
-        array = converted
+    if array.dtype == np.float64 and dtype == np.float32:  # a list of numbers
+        array = np.require(array, None, ("C", "A"))
+        source = <const double *> pointer(array)
+        for i in range(cnp.PyArray_SIZE(<cnp.ndarray> array)):  # NumPy's any() is no help
+            if TOO_LARGE <= fabs(source[i]) < INFINITY:         # when there is no memory
+                raise ValueError(f"{name} has {source[i]}, which {dtype} cannot hold")
     return np.require(array, dtype, ("C", "A"))
 
 

@@ -242,7 +242,7 @@ def test_the_option_is_fixed(which):
 @per_option
 def test_a_model_of_it_learns_and_is_loaded(which, tmp_path):
     layer = OPTIONS[which][0](seed=0)
-    model = fastrnn.SequenceModel([layer], 2, loss="mse")
+    model = fastrnn.SequenceModel([layer], 2, loss="mse", seed=0)
     path = tmp_path / "model.safetensors"
     x = draw(5, T, I).astype(np.float32)
     targets = draw(5, T, 2, seed=1).astype(np.float32)
