@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import time
+import tracemalloc
 
 import numpy as np
 
@@ -281,6 +282,24 @@ def fill_pool(call, workers):
     while runtime.pool_workers() < workers and time.monotonic() < end:
         call()
     assert runtime.pool_workers() >= workers, "the pool was not used"
+
+
+def peak(call):
+    """Return the bytes that Python allocates meanwhile, the least of three times.
+
+    What a call allocates, it allocates each time; other parts of the process do it now and then.
+    """
+    found = []
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            call()
+            found.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
+    return min(found)
 
 
 def assert_same_bytes(got, expected, label=""):

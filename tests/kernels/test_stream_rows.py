@@ -4,7 +4,6 @@ import copy
 import gc
 import pickle
 import threading
-import tracemalloc
 
 import cases
 import numpy as np
@@ -360,12 +359,9 @@ def test_a_step_of_some_rows_with_out_allocates_nothing(source):
     x, rows = x_of(20), RNG.permutation(50)[:20]
     out = np.zeros((20, 5), np.float32)
     stream(x, rows=rows, out=out)
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
+
+    def steps():
         for _ in range(10):
             stream(x, rows=rows, out=out)
-        assert tracemalloc.get_traced_memory()[1] - before < 500
-    finally:
-        tracemalloc.stop()
+
+    assert cases.peak(steps) < 500
