@@ -156,6 +156,7 @@ def numbers(name: str, value: Any, dtype: Any = "") -> np.ndarray:
 
 
 def as_array(name: str, value: Any, of: Any) -> np.ndarray:
+    """Return `value` as an array of whatever dtype it has; `of` says what it should consist of."""
     try:
         if is_masked(value):
             raise RefusedType(f"{name} is a masked array with masked places, expected an array "

@@ -279,8 +279,9 @@ cdef object numbers(str name, object value, object dtype, tuple shape):
     if array.dtype == np.float64 and dtype == np.float32:  # a list of numbers
         array = np.require(array, None, ("C", "A"))
         source = <const double *> pointer(array)
-        for i in range(cnp.PyArray_SIZE(<cnp.ndarray> array)):  # NumPy's any() is no help
-            if TOO_LARGE <= fabs(source[i]) < INFINITY:         # when there is no memory
+        # a loop: NumPy's any() has no MemoryError
+        for i in range(cnp.PyArray_SIZE(<cnp.ndarray> array)):
+            if TOO_LARGE <= fabs(source[i]) < INFINITY:
                 raise ValueError(f"{name} has {source[i]}, which {dtype} cannot hold")
     return np.require(array, dtype, ("C", "A"))
 

@@ -46,7 +46,7 @@ def _train(args: argparse.Namespace) -> None:
     found = text.search(args.paths)
     if complaint := found.complaint():
         print(f"fastrnn train: {complaint}", file=sys.stderr)
-    if args.output.resolve() in [file.resolve() for file in found.files]:
+    if args.output.exists() and any(map(args.output.samefile, found.files)):
         raise ValueError(f"--output is {str(args.output)!r}, a text to train on, expected another "
                          "file")
     whole = text.read(found.files, args.seed)

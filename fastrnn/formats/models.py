@@ -287,8 +287,9 @@ def _kind(path: Path) -> str:
         return "onnx"
     if path.suffix in TORCH and start[:1] == b"\x80":
         return "torch"
-    return {".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".json": "rtneural"}.get(
-        path.suffix, "safetensors")
+    if path.suffix in _KERAS:
+        return "keras"
+    return "rtneural" if path.suffix == ".json" else "safetensors"
 
 
 def _is_keras(path: Path) -> bool:

@@ -23,6 +23,10 @@ transforms: Callable[[], Any] = getattr(torch._C._functorch, "peek_interpreter_s
 _is_batched: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor",
                                                 lambda tensor: False)
 
+# Gives the hooks on saved tensors that are in force. A PyTorch without it has no hooks.
+_top_hooks: Callable[[bool], Any] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks",
+                                            lambda ignore: None)
+
 
 def original(
     call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Any,
@@ -110,5 +114,4 @@ def differentiable(
 
 def has_hooks() -> bool:
     """Return whether hooks on saved tensors are in force."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return top is not None and top(False) is not None
+    return _top_hooks(False) is not None

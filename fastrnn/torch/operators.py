@@ -18,9 +18,9 @@ from torch.autograd import forward_ad
 from fastrnn.cells.table import CELLS
 from fastrnn.torch import choice
 from fastrnn.torch.compiled import in_graph
-from fastrnn.torch.door import Call, Operator, read_cell, read_module, read_sequence
+from fastrnn.torch.door import Call, Operator, read_cell, read_module
 from fastrnn.torch.gradient import ORIGINALS, Recurrent, has_hooks, original, transforms
-from fastrnn.torch.projected import read_projected
+from fastrnn.torch.problem import read_steps
 
 __all__ = ["FUNCTIONS", "OPERATORS", "run_module"]
 
@@ -92,7 +92,7 @@ def _run_sequence(operator: Operator, args: tuple[Any, ...]) -> Any:
     if dropout and train and L > 1:
         return _with_dropout(operator, args, (x, batch_sizes, h0, c0, params, bias, L, D,
                                               batch_first), dropout)
-    call = _read(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
+    call = read_steps(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
     if isinstance(call, str):
         return _theirs(operator, args, call)
     return _faster(call, params[0])
@@ -119,13 +119,6 @@ def _run_cell(operator: Operator, args: tuple[Any, ...]) -> Any:
         return _theirs(operator, args, call)
     result = _faster(call, weights[0])
     return result if operator.has_c else result[0]
-
-
-def _read(operator: Operator, *args: Any) -> Any:
-    """Return the call of several steps, or a str: why PyTorch must compute it."""
-    weights, bias, L, D = args[4:8]
-    projected = operator.has_c and len(weights) == L * D * (5 if bias else 3)
-    return (read_projected if projected else read_sequence)(operator, *args)
 
 
 def _pair(operator: Operator, hx: Any) -> tuple[Any, Any] | None:
@@ -155,7 +148,7 @@ def _with_dropout(
     masks are the same.
     """
     x, batch_sizes, h0, c0, params, bias, L, D, batch_first = parts
-    known = _read(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
+    known = read_steps(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
     if isinstance(known, str):
         return _theirs(operator, args, known)
     count = len(params) // L
@@ -164,7 +157,7 @@ def _with_dropout(
         if layer:
             y = torch.dropout(y, dropout, True)
         rows = slice(layer * D, (layer + 1) * D)
-        call = _read(operator, y, batch_sizes, h0[rows], None if c0 is None else c0[rows],
+        call = read_steps(operator, y, batch_sizes, h0[rows], None if c0 is None else c0[rows],
                      params[layer * count:(layer + 1) * count], bias, 1, D, False)
         assert not isinstance(call, str)
         y, *final = _faster(call, params[0])
@@ -206,7 +199,7 @@ def _shorter(call: Call) -> Call:
     else:
         sizes = sizes[:T]
         x = call.x[:int(sizes.sum())]
-    made: Call | str = _read(call.op, x, sizes, call.h0, call.c0, call.weights, call.bias,
+    made: Call | str = read_steps(call.op, x, sizes, call.h0, call.c0, call.weights, call.bias,
                              call.num_layers, call.directions, call.batch_first)
     return call if isinstance(made, str) else made
 

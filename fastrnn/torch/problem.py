@@ -12,7 +12,7 @@ import torch
 from fastrnn.torch.door import Call, Operator, read_cell, read_sequence
 from fastrnn.torch.projected import ProjectedCall, read_projected
 
-__all__ = ["Problem", "problem_of", "readable"]
+__all__ = ["Problem", "problem_of", "read_steps", "readable"]
 
 Tensor = torch.Tensor
 
@@ -58,8 +58,20 @@ def readable(
 def _read(problem: Problem, x: Any, h0: Any, c0: Any, weights: Any) -> Call | ProjectedCall | str:
     if problem.op.is_cell:
         return read_cell(problem.op, x, h0, c0, weights)
-    count = len(weights) // (problem.num_layers * problem.directions)
-    read: Any = read_projected if count in (3, 5) else read_sequence
-    call: Call | ProjectedCall | str = read(problem.op, x, problem.batch_sizes, h0, c0, weights,
-                                            *problem[2:])
+    call: Call | ProjectedCall | str = read_steps(
+        problem.op, x, problem.batch_sizes, h0, c0, weights, *problem[2:])
     return call
+
+
+def read_steps(operator: Operator, *args: Any) -> Any:
+    """Return the call of several steps, or a str: why PyTorch must compute it.
+
+    Parameters
+    ----------
+    operator : Operator
+    args
+        As of `read_sequence` and `read_projected`.
+    """
+    weights, bias, L, D = args[4:8]
+    projected = operator.has_c and len(weights) == L * D * (5 if bias else 3)
+    return (read_projected if projected else read_sequence)(operator, *args)

@@ -76,7 +76,7 @@ class Folder:
         model : model
         optimizer : Optimizer
         lr : float or None
-            The rate to go on with; None: the checkpoint's.
+            The rate that fit goes on with; None: the checkpoint's, which the optimizer has then.
         made_here : bool
             Whether fit made the optimizer, so that its rate is nobody's choice.
         """
@@ -105,8 +105,6 @@ class Folder:
         except BaseException:
             optimizer.lr = own
             raise
-        if lr is not None:
-            optimizer.lr = lr
         return history, state
 
     def save_latest(self, model: Any, optimizer: Optimizer, state: Any, history: History) -> None:

@@ -190,7 +190,7 @@ def fit(
                 run.history, run.state = folder.load(model, optimizer, lr, made_here)
                 run.history.stopped, run.history.clip = "done", descent.clip
         own, begun = optimizer.lr, run.history.progress.steps
-        if lr is not None and not made_here:
+        if lr is not None:
             optimizer.lr = lr
         run.show = stack.enter_context(progress)
         if options.get("interrupt") is None:

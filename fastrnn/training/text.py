@@ -68,8 +68,10 @@ def search(paths: Any = ()) -> Found:
     """
     files: dict[Any, Path] = {}  # each file by what it is on disk
     unreadable: list[OSError] = []
-    if isinstance(paths, (str, bytes, os.PathLike)) or paths is None:
-        paths = [] if paths is None else [paths]
+    if paths is None:
+        paths = ()
+    elif isinstance(paths, (str, bytes, os.PathLike)):
+        paths = (paths,)
     elif not isinstance(paths, Iterable):
         raise RefusedType(f"paths is {_checks.show(paths)}, expected a path or a list of paths")
     paths = list(paths)

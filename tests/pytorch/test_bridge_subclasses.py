@@ -110,32 +110,31 @@ def test_a_class_from_which_none_can_be_derived_changes_nothing():
     assert type(model[1][0]) is Named
 
 
+@pytest.fixture
+def swapping():
+    """PyTorch swaps parameters with others, which it refuses for tensors with weak references."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+@pytest.mark.usefixtures("swapping")
 def test_parameters_that_pytorch_swaps():
-    """Nothing of a call hinders it: it refuses tensors with weak references."""
-    before = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(True)
-    try:
-        model = bridge.accelerate(
-            torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GRUCell(3, 4)))
-        with bridge.mode("always"):
-            model(torch.zeros(2, 3))
-            twins.assert_accelerated(model)
-            model.double()
-            assert model(torch.zeros(2, 3, dtype=torch.float64)).dtype == torch.float64
-    finally:
-        torch.__future__.set_swap_module_params_on_conversion(before)
+    model = bridge.accelerate(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GRUCell(3, 4)))
+    with bridge.mode("always"):
+        model(torch.zeros(2, 3))
+        twins.assert_accelerated(model)
+        model.double()
+        assert model(torch.zeros(2, 3, dtype=torch.float64)).dtype == torch.float64
 
 
+@pytest.mark.usefixtures("swapping")
 def test_functional_calls_while_parameters_are_swapped():
-    before = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(True)
-    try:
-        module, x = bridge.GRU(3, 4), torch.randn(5, 2, 3)
-        weights = {name: w.detach() for name, w in module.named_parameters()}
-        found = torch.func.grad(
-            lambda w: torch.func.functional_call(module, w, (x,))[0].square().sum())(weights)
-    finally:
-        torch.__future__.set_swap_module_params_on_conversion(before)
+    module, x = bridge.GRU(3, 4), torch.randn(5, 2, 3)
+    weights = {name: w.detach() for name, w in module.named_parameters()}
+    found = torch.func.grad(
+        lambda w: torch.func.functional_call(module, w, (x,))[0].square().sum())(weights)
     module(x)[0].square().sum().backward()
     for name, w in module.named_parameters():
         torch.testing.assert_close(found[name], w.grad)
