@@ -18,6 +18,7 @@ from bench import (
     loop,
     machine,
     memory,
+    modules,
     pressure,
     programs,
     ragged,
@@ -33,7 +34,7 @@ from bench.race import DiedError, Effort, Entry, Workers, race
 from bench.rows import row
 
 RACES = ("quick", "full", "real", "train", "ragged", "callers", "audio")
-GRIDS = (*RACES, "scale", "memory", "start", "lead", "loop", "pressure", "cells",
+GRIDS = (*RACES, "scale", "memory", "start", "lead", "loop", "pressure", "cells", "modules",
          "programs")
 
 
@@ -48,6 +49,7 @@ def _arguments() -> argparse.Namespace:
         "\n  lengths, resets), callers (a thousand in one stream), audio (sample by sample),\n"
         "  pressure (two threads beside busy processes), cells (cells from equations against the"
         "\n  hand-fused ones, PyTorch's loops, compiled or not, and JAX's scan; their first use),"
+        "\n  modules (single modules of PyTorch, accelerated or not),"
         "\n  programs (programs that train with PyTorch, as they are and through fastrnn).",
     )
     parser.add_argument("--grid", nargs="+", default=["quick"], choices=GRIDS)
@@ -152,6 +154,8 @@ def _measure(workers: Workers, cells: list[str], args: argparse.Namespace, effor
                                          plain=plain, short=args.quickly):
                     result.append(each)
                     _save(found | {grid: found.get(grid, []) + result}, args.json)
+            elif grid == "modules":
+                result = modules.run(workers, cells, n, args.cases, effort)
             elif grid == "cells":
                 result = equations.run(workers, cells, args.peers, n, args.cases, effort,
                                        short=args.quickly)

@@ -67,6 +67,8 @@ class Case:
         The share of steps that begin with a state of zeros; None: no flags.
     step : int
         Callers that make a step at once, of B.
+    dx : bool
+        Whether training wants the gradient of x: of a first layer nobody does.
     """
 
     kind: str
@@ -87,6 +89,7 @@ class Case:
     resets: float | None = None
     step: int = 0
     need_torch: float | None = None
+    dx: bool = True
 
     @property
     def G(self) -> int:
@@ -106,7 +109,7 @@ class Case:
         dtype += f" {self.weights} weights" * (self.weights != "float32")
         rows = f" {self.lengths} lengths" * bool(self.lengths)
         rows += "" if self.resets is None else f" {self.resets:.0%} resets"
-        rows += f" step {self.step}" * bool(self.step)
+        rows += f" step {self.step}" * bool(self.step) + " without dx" * (not self.dx)
         return f"{self.kind} {self.B} {self.T} {self.I} {self.H}{stack}{dtype}{rows}"
 
     @property
@@ -127,6 +130,7 @@ class Case:
     def extras(self) -> set[str]:
         """Return what a peer must know beside whole sequences of one length."""
         extras = {self.kind} & {"callers", "block"}
+        extras |= set() if self.dx else {"training without dx"}
         return (extras | ({"lengths"} if self.lengths else set())
                 | ({"resets"} if self.resets is not None else set()))
 
@@ -151,7 +155,10 @@ class Case:
         terms = sum(self.D * self.G * self.H * (self.width(k) + self.H) for k in range(self.L))
         if self.kind == "lm":
             terms += VOCABULARY * self.H
-        return 2.0 * int(self.live.sum()) * terms * (3 if self.kind in ("train", "lm") else 1)
+        products = 3 * terms if self.kind in ("train", "lm") else terms
+        if not self.dx:
+            products -= self.D * self.G * self.H * self.I
+        return 2.0 * int(self.live.sum()) * products
 
     def tolerance(self) -> float:
         """Return the relative error, by norm, that rounding may cause: tests/cases.py's formula."""
@@ -171,7 +178,7 @@ class Case:
     def asdict(self) -> dict[str, Any]:
         """Return what `Case(**...)` takes, for JSON, without what an older Case may not know."""
         new = {field.name: field.default for field in dataclasses.fields(self)
-               if field.name in ("lengths", "resets", "step", "need_torch")}
+               if field.name in ("lengths", "resets", "step", "need_torch", "dx")}
         return {name: value for name, value in dataclasses.asdict(self).items()
                 if name not in new or value != new[name]}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench import programs
 from bench.rows import complaints
 
 FRAME_US = 32_000  # a caller makes a step each 32 ms
@@ -90,6 +91,12 @@ def machine(found: dict[str, Any]) -> str:
 def summary(found: dict[str, Any]) -> str:
     """Return what falls short, and the versions."""
     said = complaints(found.get("rows", []))
+    checks = [each for rows in found.values() if isinstance(rows, list) for each in rows]
+    said += [f"{check['name']}: {number(check['value'])}, needed "
+             f"{'at least' if check['at_least'] else 'at most'} {check['need']:g}"
+             for check in checks if "at_least" in check and not check["ok"]]
+    said += [sentence for check in checks if "inside_ratio" in check
+             for sentence in programs.complaints(check)]
     lines = ["", f"{len(said)} short, lost or wrong:" if said else "nothing short, lost or wrong"]
     lines += [f"  {sentence}" for sentence in said]
     lines.append("versions: " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()))

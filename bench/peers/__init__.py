@@ -42,6 +42,8 @@ LOOPS = {
     "whole": ("loops:whole", ("torch",)),  # and of all steps
     "scan": ("scan", ("jax",)),
 }
+# Of the grid `modules`, beside torch.
+BRIDGE = {"bridge": ("pytorch:Accelerated", ("torch", "fastrnn"))}
 
 
 class Way(NamedTuple):

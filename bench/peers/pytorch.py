@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ import torch
 from bench.cases import Arrays, Case
 from bench.peers import Way, stream_way
 
-CAN = {"lengths", "callers"}
+CAN = {"lengths", "callers", "training without dx"}
 _MODULES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
 _ONE_STEP = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}
 
@@ -43,8 +45,9 @@ def _long(a: np.ndarray) -> torch.Tensor:
     return torch.tensor(a, dtype=torch.long)
 
 
-def load(case: Case, a: Arrays) -> list[Way]:
-    """Return the ways to run the case."""
+def load(case: Case, a: Arrays, prepare: Callable[[Any], Any] = lambda module: module
+         ) -> list[Way]:
+    """Return the ways to run the case; `prepare` gets the module of whole sequences first."""
     if case.kind == "lm":
         from bench import lm
 
@@ -56,16 +59,31 @@ def load(case: Case, a: Arrays) -> list[Way]:
     module = make(case.I, case.H, case.L, bias=case.bias, bidirectional=case.D == 2,
                   dtype=getattr(torch, case.dtype))
     module.load_state_dict({name: torch.tensor(p) for name, p in a.params.items()})
+    module = prepare(module)
     if case.kind == "stream":
         return [_module_stream(a, module.eval()), _cell_stream(case, a)]
     if case.kind == "callers":
         return [_callers(case, a)]
     if case.kind == "infer":
         module.eval()
-    make_way = _infer if case.kind == "infer" else _train
+    make_way = _infer if case.kind == "infer" else partial(_train, need_dx=case.dx)
     if a.lengths is None:
         return [make_way(a, module)]
     return [make_way(a, module, _Packed(a, whole)) for whole in (False, True)]
+
+
+class Accelerated:
+    """The same modules after `fastrnn.torch.accelerate`."""
+
+    CAN = frozenset({"lengths", "training without dx"})
+    version, setup, around = staticmethod(version), staticmethod(setup), staticmethod(around)
+
+    @staticmethod
+    def load(case: Case, a: Arrays) -> list[Way]:
+        """Return the ways to run the case."""
+        from fastrnn.torch import accelerate
+
+        return load(case, a, accelerate)
 
 
 def _module_stream(a: Arrays, module: torch.nn.Module) -> Way:
@@ -183,15 +201,17 @@ def _infer(a: Arrays, module: torch.nn.Module, packed: _Packed | None = None) ->
     return Way(packed.name if packed else "module", call, results)
 
 
-def _train(a: Arrays, module: torch.nn.Module, packed: _Packed | None = None) -> Way:
+def _train(a: Arrays, module: torch.nn.Module, packed: _Packed | None = None, *,
+           need_dx: bool = True) -> Way:
     x, state = _tensors(a)
-    x.requires_grad_()
     dy = torch.tensor(a.dy)
-    leaves = {"dx": x, **dict(module.named_parameters())}
+    leaves = dict(module.named_parameters())
+    wanted = x
     if packed is not None and not packed.whole:
-        data, packed_dy = packed.pack(x.detach()), packed.pack(dy).data
-        data.data.requires_grad_()
-        leaves["dx"] = data.data
+        data, packed_dy = packed.pack(x), packed.pack(dy).data
+        wanted = data.data
+    if need_dx:
+        leaves["dx"] = wanted.requires_grad_()
 
     def call() -> torch.Tensor:
         for leaf in leaves.values():
@@ -211,9 +231,10 @@ def _train(a: Arrays, module: torch.nn.Module, packed: _Packed | None = None) ->
         y = call()
         if packed is not None and not packed.whole:
             # the gradient of the packed rows, spread over x
-            dx = packed.pad(data._replace(data=data.data.grad))
-            grads = {name: leaf.grad for name, leaf in leaves.items() if name != "dx"}
-            named = {"y": packed.pad(y).detach(), "dx": dx, **grads}
+            grads = {name: leaf.grad for name, leaf in leaves.items()}
+            if need_dx:
+                grads["dx"] = packed.pad(data._replace(data=grads["dx"]))
+            named = {"y": packed.pad(y).detach(), **grads}
             return {name: value.numpy() for name, value in named.items()}
         y = y.detach().numpy()
         return {"y": y, **{name: leaf.grad.numpy() for name, leaf in leaves.items()}}

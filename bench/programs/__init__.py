@@ -174,10 +174,17 @@ def _line(row: dict[str, Any]) -> str:
     for k in (0, 1):
         text += f"; {row['losses'][k][0]:.6g} to {row['losses'][k][-1]:.6g}" if row["steps"][k] \
             else "; none"
-    return text + ("" if row["ok"] else "  DIFFERENT") + "  SHORT" * complaint(row)
+    return text + ("" if row["ok"] else "  DIFFERENT") + "  SHORT" * _short(row)
 
 
-def complaint(row: dict[str, Any]) -> bool:
+def _short(row: dict[str, Any]) -> bool:
     """Return whether fastrnn falls short of the ratio that is needed."""
-    return (row["status"] == "ok" and row["other"] != "plain" and row["need"] is not None
-            and row["ratio"] < row["need"])
+    return row["other"] != "plain" and row["need"] is not None and row["ratio"] < row["need"]
+
+
+def complaints(row: dict[str, Any]) -> list[str]:
+    """Return a sentence for what falls short, or is different, in a program that ran."""
+    said = [f"{row['name']}: {row['ratio']:.2f}, needed {row['need']:g}"] if _short(row) else []
+    if not row["ok"]:
+        said.append(f"{row['name']}: losses differ by {row['difference'][0]:.1e}")
+    return said
