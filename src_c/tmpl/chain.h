@@ -2,14 +2,20 @@
  *
  * A tile is M rows of A by Q panels of B, each panel NV vectors wide; M, Q and NV are compile-time
  * constants of the caller, so that the accumulators live in registers. Shapes: NREG = 16 registers
- * hold 12 accumulators (6x2, 4x3, 3x4), 32 hold up to 24 (12x2, 8x3, 6x4). */
+ * hold 12 accumulators (6x2, 4x3, 3x4), 32 hold up to 24 (12x2, 8x3, 6x4).
+ *
+ * The last panel of a matrix may be less than half full. Its tiles are narrow then: they compute the
+ * first VNARROW vectors of VPLAIN only. */
 
 #define MAX_ROWS 12
 #define MAX_VECS 12
+#define GN (VPLAIN * VW) /* columns of a plain panel */
 #if defined(FR_ONE_TILE) /* a switch for tests: tiles of one row by one panel; the bits stay */
 #define TILE_ROWS(NV) 1
 #define TILE_PANELS(M, NV) 1
 #define MAX_PANELS(M, NV) 1
+#undef VNARROW
+#define VNARROW 0
 #else
 #define TILE_ROWS(NV) (NREG >= 32 ? (24 / (NV) < MAX_ROWS ? 24 / (NV) : MAX_ROWS) : 12 / (NV))
 /* Few rows leave few chains; an FMA takes 4 cycles and two start in each, so take as many panels at
@@ -81,11 +87,11 @@ FR_INLINE ahead ahead_of(const void *b, ptrdiff_t panel, ptrdiff_t width, ptrdif
   FR_UNROLL(12) for (int m = 0; m < M; m++) a[m] = rows->row[m]; \
   const ptrdiff_t stride = rows->stride
 
-/* acc[m][v] += sum over k of A(m, k) * b[k][v]; panels lie `panel` elements apart. Four k at a time:
- * what counts and jumps takes the FMAs' ports. */
-FR_INLINE void chain(const int near, const int M, const int Q, const int NV, tile acc,
-                     const tile_rows *rows, const real *b, ptrdiff_t panel, ptrdiff_t run,
-                     ahead next) {
+/* acc[m][v] += sum over k of A(m, k) * b[k][v]; rows of b lie `width` elements apart, panels `panel`.
+ * Four k at a time: what counts and jumps takes the FMAs' ports. */
+FR_INLINE void chain(const int near, const int M, const int Q, const int NV, const int width,
+                     tile acc, const tile_rows *rows, const real *b, ptrdiff_t panel,
+                     ptrdiff_t run, ahead next) {
   const int V = Q * NV;
   CHAIN_ROWS(M);
   SETTLE(M, V);
@@ -93,15 +99,15 @@ FR_INLINE void chain(const int near, const int M, const int Q, const int NV, til
 #define ONE_K(k)                                             \
   {                                                          \
     FETCH_AHEAD(M, Q, k);                                    \
-    const real *bk = b + (k) * NV * VW;                      \
+    const real *bk = b + (k) * width;                        \
     TILE_FMA(M, V, k, WHOLE)                                 \
   }
-  for (const real *end = b + run / 4 * 4 * NV * VW; b != end; b += 4 * NV * VW) {
+  for (const real *end = b + run / 4 * 4 * width; b != end; b += 4 * width) {
     ONE_K(0) ONE_K(1) ONE_K(2) ONE_K(3)
     next.line += next.step;
     ADVANCE(M, 4)
   }
-  for (run %= 4; run > 0; run--, b += NV * VW) {
+  for (run %= 4; run > 0; run--, b += width) {
     ONE_K(0)
     ADVANCE(M, 1)
   }
@@ -112,9 +118,9 @@ FR_INLINE void chain(const int near, const int M, const int Q, const int NV, til
 #if FR_BITS == 32
 /* The same with two weights in a word: those of k even are its low half, a bfloat16; those of k odd
  * are the word itself; its rounding includes the low half (fastrnn/layers/packs.py). */
-FR_INLINE void chain_half(const int near, const int M, const int Q, const int NV, tile acc,
-                          const tile_rows *rows, const real *b, ptrdiff_t panel, ptrdiff_t run,
-                          ahead next) {
+FR_INLINE void chain_half(const int near, const int M, const int Q, const int NV, const int width,
+                          tile acc, const tile_rows *rows, const real *b, ptrdiff_t panel,
+                          ptrdiff_t run, ahead next) {
   const int V = Q * NV;
   CHAIN_ROWS(M);
   SETTLE(M, V);
@@ -124,13 +130,13 @@ FR_INLINE void chain_half(const int near, const int M, const int Q, const int NV
 #define TWO_K(k)                                                 \
   {                                                              \
     FETCH_AHEAD(M, Q, (k) / 2);                                  \
-    const real *bk = b + (k) / 2 * NV * VW;                      \
+    const real *bk = b + (k) / 2 * width;                        \
     vec word[MAX_VECS];                                          \
     FR_UNROLL(12) for (int v = 0; v < V; v++) word[v] = WORD(v); \
     TILE_FMA(M, V, k, LOW)                                       \
     TILE_FMA(M, V, k + 1, HIGH)                                  \
   }
-  for (const real *end = b + run / 4 * 2 * NV * VW; b != end; b += 2 * NV * VW) {
+  for (const real *end = b + run / 4 * 2 * width; b != end; b += 2 * width) {
     TWO_K(0) TWO_K(2)
     next.line += next.step / 2;
     ADVANCE(M, 4)
@@ -139,7 +145,7 @@ FR_INLINE void chain_half(const int near, const int M, const int Q, const int NV
   if (run >= 2) {
     TWO_K(0)
     ADVANCE(M, 2)
-    b += NV * VW;
+    b += width;
     run -= 2;
   }
   if (run) {

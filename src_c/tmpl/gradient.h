@@ -4,7 +4,6 @@
  * and of A into slivers of GM columns; each tile's sum over the block starts at zero. Slivers and
  * panels lie 64 bytes more than their size apart: at a power of two they would share cache sets. */
 #define GM TILE_ROWS(VPLAIN)
-#define GN (VPLAIN * VW)
 #define GMV ((GM + VW - 1) / VW) /* vectors of a row of a sliver */
 enum { A_COLUMNS = 24 * 12, B_COLUMNS = 1024 }; /* per packed block: 288 and 1024 KB in float32 */
 _Static_assert(A_COLUMNS % GM == 0 && B_COLUMNS % GN == 0, "whole slivers and whole panels");
@@ -14,22 +13,22 @@ _Static_assert(A_COLUMNS % GM == 0 && B_COLUMNS % GN == 0, "whole slivers and wh
 #define GRADIENT_SCRATCH \
   ((ptrdiff_t)sizeof(real) * (B_COLUMNS / GN * PANEL + A_COLUMNS / GM * SLIVER))
 
-FR_INLINE void gradient_tile(const int M, real *c, ptrdiff_t c_pitch, const real *a, const real *b,
-                             ptrdiff_t k, ptrdiff_t columns, int fresh) {
+FR_INLINE void gradient_tile(const int M, const int NV, real *c, ptrdiff_t c_pitch, const real *a,
+                             const real *b, ptrdiff_t k, ptrdiff_t columns, int fresh) {
   vec acc[MAX_ROWS][VPLAIN];
   /* C comes from afar, and is wanted only after the loop */
   FR_UNROLL(12) for (int m = 0; m < M; m++)
-    for (int v = 0; v < VPLAIN * VW; v += 64 / (int)sizeof(real))
+    for (int v = 0; v < NV * VW; v += 64 / (int)sizeof(real))
       if (v < columns) FR_FETCH(c + m * c_pitch + v, 1, 3);
   FR_UNROLL(12) for (int m = 0; m < M; m++)
-    FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) acc[m][v] = vset1(0);
+    FR_UNROLL(4) for (int v = 0; v < NV; v++) acc[m][v] = vset1(0);
 #define ONE_K(k)                                                                      \
   {                                                                                   \
     vec bv[VPLAIN];                                                                   \
-    FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) bv[v] = vload(b + (k) * GN + v * VW); \
+    FR_UNROLL(4) for (int v = 0; v < NV; v++) bv[v] = vload(b + (k) * GN + v * VW); \
     FR_UNROLL(12) for (int m = 0; m < M; m++) {                                       \
       const vec am = vset1(a[(k) * GM + m]);                                          \
-      FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) vadd_product(&acc[m][v], am, bv[v]); \
+      FR_UNROLL(4) for (int v = 0; v < NV; v++) vadd_product(&acc[m][v], am, bv[v]); \
     }                                                                                 \
   }
   for (; k >= 4; k -= 4, a += 4 * GM, b += 4 * GN) {
@@ -38,7 +37,7 @@ FR_INLINE void gradient_tile(const int M, real *c, ptrdiff_t c_pitch, const real
   for (; k > 0; k--, a += GM, b += GN) ONE_K(0)
 #undef ONE_K
   FR_UNROLL(12) for (int m = 0; m < M; m++) {
-    FR_UNROLL(4) for (int v = 0; v < VPLAIN; v++) {
+    FR_UNROLL(4) for (int v = 0; v < NV; v++) {
       real *p = c + m * c_pitch + v * VW;
       const ptrdiff_t left = columns - v * VW;
       if (left >= VW)
@@ -121,9 +120,13 @@ static void gradient(const fr_gradient *s) {
               const real *at = ap + u / GM * SLIVER, *bt = bp + j / GN * PANEL;
               const ptrdiff_t m = um - u < GM ? um - u : GM;
               switch (m) {
-#define GRADIENT_CASE(M)                                            \
-  case M:                                                           \
-    if (M <= GM) gradient_tile(M, ct, s->n, at, bt, k, n - j, fresh); \
+#define GRADIENT_CASE(M)                                                         \
+  case M:                                                                        \
+    if (M > GM) break;                                                           \
+    if (n - j > VNARROW * VW)                                                    \
+      gradient_tile(M, VPLAIN, ct, s->n, at, bt, k, n - j, fresh);               \
+    else                                                                         \
+      gradient_tile(M, VNARROW, ct, s->n, at, bt, k, n - j, fresh);              \
     break;
                 GRADIENT_CASE(1) GRADIENT_CASE(2) GRADIENT_CASE(3) GRADIENT_CASE(4)
                 GRADIENT_CASE(5) GRADIENT_CASE(6) GRADIENT_CASE(7) GRADIENT_CASE(8)

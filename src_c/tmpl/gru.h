@@ -7,13 +7,13 @@ FR_INLINE void gru_forward_tile(const int half, const int M, const int Q, const 
   tile acc;
   stack_tile a, x;
   start_chain(M, Q, 3, 0, acc, s, m0, p);
-  x_chain(half, M, Q, 3, acc, s, m0, p);
+  x_chain(half, M, Q, 3, 3 * VW, acc, s, m0, p);
   /* the candidate's two halves stay apart: its x half leaves, its h half starts at b_hn */
   FR_UNROLL(12) for (int m = 0; m < M; m++) FR_UNROLL(4) for (int q = 0; q < Q; q++) {
     x.v[m][q] = acc[m][3 * q];
     acc[m][3 * q] = vload((const real *)s->bias_n + (p + q) * VW);
   }
-  h_chain(half, M, Q, 3, acc, s, m0, p);
+  h_chain(half, M, Q, 3, 3 * VW, acc, s, m0, p);
   FOR_TILE(M, Q * 3) a.v[m][v] = acc[m][v];
   /* two loops: the CPU does not see far enough to start a row while it waits for tanh */
   for (int m = 0; m < M; m++)
@@ -50,7 +50,7 @@ FR_INLINE void gru_walk_panels(const int Q, const fr_forward *s) {
     tile a;
     vec n[ROW_PANELS], z[ROW_PANELS];
     start_chain(1, Q, 3, 0, a, s, t, 0);
-    x_chain(0, 1, Q, 3, a, s, t, 0);
+    x_chain(0, 1, Q, 3, 3 * VW, a, s, t, 0);
     FOR_PANELS(Q) {
       n[q] = a[0][3 * q];
       a[0][3 * q] = vload((const real *)s->bias_n + q * VW);
@@ -69,12 +69,12 @@ FR_INLINE void gru_walk_panels(const int Q, const fr_forward *s) {
 }
 
 /* dn = dh (1 - z), dz = dh (h' - n), dr = dn m, dm = dn r (dn past tanh), dh' = dh z + U' (...) */
-FR_INLINE void gru_backward_tile(const int M, const int Q, const fr_backward *s, ptrdiff_t m0,
-                                 ptrdiff_t p) {
+FR_INLINE void gru_backward_tile(const int M, const int Q, const int NV, const fr_backward *s,
+                                 ptrdiff_t m0, ptrdiff_t p) {
   stack_tile dh_;
-  dh_tile(M, Q, 3, 1, &dh_, s, m0, p);
+  dh_tile(M, Q, NV, 3, 1, &dh_, s, m0, p);
   for (int m = 0; m < M; m++)
-    for (int v = 0; v < Q * VPLAIN; v++) {
+    for (int v = 0; v < Q * NV; v++) {
       const ptrdiff_t at = (p * VPLAIN + v) * VW, cell = (m0 + m) * s->pitch + at;
       if (at >= s->hidden) break;
       real *row = (real *)s->gates + (m0 + m) * s->gates_row + at;
@@ -96,22 +96,22 @@ FR_INLINE void gru_backward_tile(const int M, const int Q, const fr_backward *s,
 TILES(gru_forward_tiles, 3, fr_forward, CALL)
 #undef CALL
 static void gru_forward(const fr_forward *s) {
-  walk_tiles(gru_forward_tiles, 3, s, s->rows, s->panel0, s->panel1, s->down);
+  walk_tiles(gru_forward_tiles, 3, s, s->rows, s->panel0, s->panel1, ALL_WIDE, s->down);
 }
 #if FR_BITS == 32
 #define CALL(M, Q) gru_forward_tile(1, M, Q, s, m0, p)
 TILES(gru_half_tiles, 3, fr_forward, CALL)
 #undef CALL
 static void gru_forward_half(const fr_forward *s) {
-  walk_tiles(gru_half_tiles, 3, s, s->rows, s->panel0, s->panel1, s->down);
+  walk_tiles(gru_half_tiles, 3, s, s->rows, s->panel0, s->panel1, ALL_WIDE, s->down);
 }
 #endif
 #define CALL(Q) gru_walk_panels(Q, s)
 WALK(gru_walk)
 #undef CALL
-#define CALL(M, Q) gru_backward_tile(M, Q, s, m0, p)
-TILES(gru_backward_tiles, VPLAIN, fr_backward, CALL)
+#define CALL(M, Q, NV) gru_backward_tile(M, Q, NV, s, m0, p)
+PLAIN_TILES(gru_backward_tiles, fr_backward, CALL)
 #undef CALL
 static void gru_backward(const fr_backward *s) {
-  walk_tiles(gru_backward_tiles, VPLAIN, s, s->rows, s->panel0, s->panel1, s->down);
+  walk_tiles(gru_backward_tiles, VPLAIN, s, s->rows, s->panel0, s->panel1, s->hidden, s->down);
 }

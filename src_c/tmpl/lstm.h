@@ -6,8 +6,8 @@ FR_INLINE void lstm_forward_tile(const int half, const int M, const int Q, const
                                  ptrdiff_t p) {
   tile acc;
   start_chain(M, Q, 4, 0, acc, s, m0, p);
-  x_chain(half, M, Q, 4, acc, s, m0, p);
-  h_chain(half, M, Q, 4, acc, s, m0, p);
+  x_chain(half, M, Q, 4, 4 * VW, acc, s, m0, p);
+  h_chain(half, M, Q, 4, 4 * VW, acc, s, m0, p);
   stack_tile a;
   FOR_TILE(M, Q * 4) a.v[m][v] = acc[m][v];
   /* two loops: the CPU does not see far enough to start a row while it waits for tanh(c) */
@@ -44,7 +44,7 @@ FR_INLINE void lstm_walk_panels(const int Q, const fr_forward *s) {
   for (ptrdiff_t t = 0; t < s->rows; t++) {
     tile a;
     start_chain(1, Q, 4, 0, a, s, t, 0);
-    x_chain(0, 1, Q, 4, a, s, t, 0);
+    x_chain(0, 1, Q, 4, 4 * VW, a, s, t, 0);
     row_chain(Q * 4, a[0], h0, before, (const real *)s->wh, s->hidden);
     FOR_PANELS(Q) {
       const vec g = v_tanh(a[0][4 * q + 2]), i = v_sigmoid(a[0][4 * q]);
@@ -63,12 +63,12 @@ FR_INLINE void lstm_walk_panels(const int Q, const fr_forward *s) {
 /* do = dh tanh(c), dc += dh o (1 - tanh(c)^2), di = dc g, dg = dc i, df = dc c', dc' = dc f;
  * each gate's gradient then goes through its activation. h, which the weight gradients want and the
  * tape leaves out, takes c's place. */
-FR_INLINE void lstm_backward_tile(const int M, const int Q, const fr_backward *s, ptrdiff_t m0,
-                                  ptrdiff_t p) {
+FR_INLINE void lstm_backward_tile(const int M, const int Q, const int NV, const fr_backward *s,
+                                  ptrdiff_t m0, ptrdiff_t p) {
   stack_tile dh_;
-  dh_tile(M, Q, 4, 0, &dh_, s, m0, p);
+  dh_tile(M, Q, NV, 4, 0, &dh_, s, m0, p);
   for (int m = 0; m < M; m++)
-    for (int v = 0; v < Q * VPLAIN; v++) {
+    for (int v = 0; v < Q * NV; v++) {
       const ptrdiff_t at = (p * VPLAIN + v) * VW, cell = (m0 + m) * s->pitch + at;
       if (at >= s->hidden) break;
       real *row = (real *)s->gates + (m0 + m) * s->gates_row + at;
@@ -96,22 +96,22 @@ FR_INLINE void lstm_backward_tile(const int M, const int Q, const fr_backward *s
 TILES(lstm_forward_tiles, 4, fr_forward, CALL)
 #undef CALL
 static void lstm_forward(const fr_forward *s) {
-  walk_tiles(lstm_forward_tiles, 4, s, s->rows, s->panel0, s->panel1, s->down);
+  walk_tiles(lstm_forward_tiles, 4, s, s->rows, s->panel0, s->panel1, ALL_WIDE, s->down);
 }
 #if FR_BITS == 32
 #define CALL(M, Q) lstm_forward_tile(1, M, Q, s, m0, p)
 TILES(lstm_half_tiles, 4, fr_forward, CALL)
 #undef CALL
 static void lstm_forward_half(const fr_forward *s) {
-  walk_tiles(lstm_half_tiles, 4, s, s->rows, s->panel0, s->panel1, s->down);
+  walk_tiles(lstm_half_tiles, 4, s, s->rows, s->panel0, s->panel1, ALL_WIDE, s->down);
 }
 #endif
 #define CALL(Q) lstm_walk_panels(Q, s)
 WALK(lstm_walk)
 #undef CALL
-#define CALL(M, Q) lstm_backward_tile(M, Q, s, m0, p)
-TILES(lstm_backward_tiles, VPLAIN, fr_backward, CALL)
+#define CALL(M, Q, NV) lstm_backward_tile(M, Q, NV, s, m0, p)
+PLAIN_TILES(lstm_backward_tiles, fr_backward, CALL)
 #undef CALL
 static void lstm_backward(const fr_backward *s) {
-  walk_tiles(lstm_backward_tiles, VPLAIN, s, s->rows, s->panel0, s->panel1, s->down);
+  walk_tiles(lstm_backward_tiles, VPLAIN, s, s->rows, s->panel0, s->panel1, s->hidden, s->down);
 }

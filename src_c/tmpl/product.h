@@ -14,11 +14,12 @@ typedef struct {
 FR_INLINE void product_tile(const int near, const int M, const int Q, const int NV,
                             const int plain, const product_block *block, ptrdiff_t m0,
                             ptrdiff_t p) {
+  const int width = plain ? GN : NV * VW;
   const fr_product *s = block->s;
   const real *const *a = block->a + m0;
   real *const *c = block->c + m0;
-  const ptrdiff_t size = s->runs * s->run * NV * VW; /* of a packed panel */
-  const ptrdiff_t stride = plain ? VW : s->pitch, step = plain ? NV * VW : VW;
+  const ptrdiff_t size = s->runs * s->run * width; /* of a packed panel */
+  const ptrdiff_t stride = plain ? VW : s->pitch, step = plain ? GN : VW;
   const real *b = (const real *)s->b + p * size, *bias = (const real *)s->bias;
   tile acc;
   FR_UNROLL(12) for (int m = 0; m < M; m++) {
@@ -33,10 +34,10 @@ FR_INLINE void product_tile(const int near, const int M, const int Q, const int 
   }
   tile_rows of;
   of.stride = M > 1 ? (const char *)a[1] - (const char *)a[0] : 0;
-  ahead next = ahead_of(s->b, size, NV * VW, p, s->panel0, s->panel1, m0, M, block->rows);
+  ahead next = ahead_of(s->b, size, width, p, s->panel0, s->panel1, m0, M, block->rows);
   for (ptrdiff_t r = 0; r < s->runs; r++) {
     FR_UNROLL(12) for (int m = 0; m < M; m++) of.row[m] = a[m] + r * s->run_stride;
-    chain(near, M, Q, NV, acc, &of, b + r * s->run * NV * VW, size, s->run, next);
+    chain(near, M, Q, NV, width, acc, &of, b + r * s->run * width, size, s->run, next);
     next.line += s->run / 4 * next.step;
   }
   FR_UNROLL(12) for (int m = 0; m < M; m++) {
@@ -51,7 +52,8 @@ FR_INLINE void product_tile(const int near, const int M, const int Q, const int 
   }
 }
 
-FR_INLINE void product(const tile_table tiles, const int NV, const fr_product *s) {
+FR_INLINE void product(const tile_table tiles, const int NV, const fr_product *s,
+                       ptrdiff_t columns) {
   product_block b;
   b.s = s;
   /* a block of A should take about 128 KB of L2 */
@@ -63,12 +65,12 @@ FR_INLINE void product(const tile_table tiles, const int NV, const fr_product *s
       b.a[r] = fr_row(&s->a, r0 + r);
       b.c[r] = fr_row(&s->c, r0 + r);
     }
-    walk_tiles(tiles, NV, &b, b.rows, s->panel0, s->panel1, 0);
+    walk_tiles(tiles, NV, &b, b.rows, s->panel0, s->panel1, columns, 0);
   }
 }
 
-#define CALL(M, Q) product_tile(NEAR, M, Q, VPLAIN, 1, s, m0, p)
-TILES(plain_tiles, VPLAIN, product_block, CALL)
+#define CALL(M, Q, NV) product_tile(NEAR, M, Q, NV, 1, s, m0, p)
+PLAIN_TILES(plain_tiles, product_block, CALL)
 #undef CALL
 #define CALL(M, Q) product_tile(NEAR, M, Q, 4, 0, s, m0, p)
 TILES(gates4_tiles, 4, product_block, CALL)
@@ -90,13 +92,20 @@ TILES(gates3_tiles_apart, 3, product_block, CALL)
 FR_INLINE int is_even(const fr_product *s) {
   return s->a.at ? 0 : s->row1 <= s->a.count || s->a.count == 1 || s->a.outer == s->a.count * s->a.inner;
 }
-#define CHOOSE(s, tiles) (is_even(s) ? tiles : tiles##_apart)
+#define PRODUCT(tiles, NV, s, columns)                       \
+  if (is_even(s))                                            \
+    product(tiles, NV, s, columns);                          \
+  else                                                       \
+    product(tiles##_apart, NV, s, ALL_WIDE)
 #else
-#define CHOOSE(s, tiles) tiles
+#define PRODUCT(tiles, NV, s, columns) product(tiles, NV, s, columns)
 #endif
 
-static void product_plain(const fr_product *s) { product(CHOOSE(s, plain_tiles), VPLAIN, s); }
+static void product_plain(const fr_product *s) { PRODUCT(plain_tiles, VPLAIN, s, s->n); }
 static void product_gates(const fr_product *s, int gates) {
-  if (gates == 4) product(CHOOSE(s, gates4_tiles), 4, s);
-  if (gates == 3) product(CHOOSE(s, gates3_tiles), 3, s);
+  if (gates == 4) {
+    PRODUCT(gates4_tiles, 4, s, ALL_WIDE);
+  } else {
+    PRODUCT(gates3_tiles, 3, s, ALL_WIDE);
+  }
 }

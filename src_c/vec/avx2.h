@@ -2,6 +2,7 @@
 #include <immintrin.h>
 #define NREG 16
 #define VPLAIN 2 /* vectors per panel of a plain (one-gate) product: 6 rows x 2 vectors */
+#define VNARROW 1
 #define NEAR 3 /* rows of a tile reached from one pointer: p, p + s, p + 2s */
 
 #if FR_BITS == 32

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 #define NREG 32
 #define VPLAIN 2 /* vectors per panel of a plain (one-gate) product: 12 rows x 2 vectors */
+#define VNARROW 1
 #define VMASKS /* vfma_within is here */
 #define NEAR 3 /* rows of a tile reached from one pointer: p, p + s, p + 2s */
 

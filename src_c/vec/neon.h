@@ -3,6 +3,7 @@
 #include <string.h>
 #define NREG 32
 #define VPLAIN 4 /* vectors per panel of a plain (one-gate) product: 6 rows x 4 vectors */
+#define VNARROW 2
 #define NEAR 1 /* rows of a tile reached from one pointer */
 
 #if FR_BITS == 32

@@ -5,6 +5,7 @@
 #include <string.h>
 #define NREG 16
 #define VPLAIN 2
+#define VNARROW 0 /* no narrow tiles */
 #define NEAR 1 /* rows of a tile reached from one pointer */
 typedef real vec;
 #define VW 1
