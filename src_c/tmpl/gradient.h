@@ -1,20 +1,18 @@
 /* Weight gradients: C += A^T B, a sum over all rows of all steps. */
 
-/* C += A^T B with k over all rows. A block of FR_KC rows of B is packed into panels of GN columns,
- * and of A into slivers of GM columns; each tile's sum over the block starts at zero. Slivers and
- * panels lie 64 bytes more than their size apart: at a power of two they would share cache sets. */
+/* C += A^T B with k over all rows. A block of FR_KC rows of B is packed into panels of GN columns; A
+ * is read where it lies. Each tile's sum over the block starts at zero. Panels lie 64 bytes more than
+ * their size apart: at a power of two they would share cache sets. */
 #define GM TILE_ROWS(VPLAIN)
-#define GMV ((GM + VW - 1) / VW) /* vectors of a row of a sliver */
-enum { A_COLUMNS = 24 * 12, B_COLUMNS = 1024 }; /* per packed block: 288 and 1024 KB in float32 */
-_Static_assert(A_COLUMNS % GM == 0 && B_COLUMNS % GN == 0, "whole slivers and whole panels");
-#define APART (64 / (ptrdiff_t)sizeof(real))
-#define SLIVER (FR_KC * GM + APART)
-#define PANEL (FR_KC * GN + APART)
-#define GRADIENT_SCRATCH \
-  ((ptrdiff_t)sizeof(real) * (B_COLUMNS / GN * PANEL + A_COLUMNS / GM * SLIVER))
+enum { A_COLUMNS = 24 * 12, B_COLUMNS = 1024 }; /* of a block: 288 KB of A, 1 MB of B in float32 */
+_Static_assert(A_COLUMNS % GM == 0 && B_COLUMNS % GN == 0, "whole tiles and whole panels");
+#define PANEL (FR_KC * GN + 64 / (ptrdiff_t)sizeof(real))
+#define GRADIENT_SCRATCH ((ptrdiff_t)sizeof(real) * (B_COLUMNS / GN * PANEL))
 
-FR_INLINE void gradient_tile(const int M, const int NV, real *c, ptrdiff_t c_pitch, const real *a,
-                             const real *b, ptrdiff_t k, ptrdiff_t columns, int fresh) {
+/* Columns [at, at + M) of the K rows of A, by a packed panel of B. */
+FR_INLINE void gradient_tile(const int M, const int NV, real *c, ptrdiff_t c_pitch,
+                             const real *const *rows, ptrdiff_t at, const real *b, ptrdiff_t k,
+                             ptrdiff_t columns, int fresh) {
   vec acc[MAX_ROWS][VPLAIN];
   /* C comes from afar, and is wanted only after the loop */
   FR_UNROLL(12) for (int m = 0; m < M; m++)
@@ -24,17 +22,18 @@ FR_INLINE void gradient_tile(const int M, const int NV, real *c, ptrdiff_t c_pit
     FR_UNROLL(4) for (int v = 0; v < NV; v++) acc[m][v] = vset1(0);
 #define ONE_K(k)                                                                      \
   {                                                                                   \
+    const real *a = rows[k] + at;                                                     \
     vec bv[VPLAIN];                                                                   \
     FR_UNROLL(4) for (int v = 0; v < NV; v++) bv[v] = vload(b + (k) * GN + v * VW); \
     FR_UNROLL(12) for (int m = 0; m < M; m++) {                                       \
-      const vec am = vset1(a[(k) * GM + m]);                                          \
+      const vec am = vset1(a[m]);                                                     \
       FR_UNROLL(4) for (int v = 0; v < NV; v++) vadd_product(&acc[m][v], am, bv[v]); \
     }                                                                                 \
   }
-  for (; k >= 4; k -= 4, a += 4 * GM, b += 4 * GN) {
+  for (; k >= 4; k -= 4, rows += 4, b += 4 * GN) {
     ONE_K(0) ONE_K(1) ONE_K(2) ONE_K(3)
   }
-  for (; k > 0; k--, a += GM, b += GN) ONE_K(0)
+  for (; k > 0; k--, rows++, b += GN) ONE_K(0)
 #undef ONE_K
   FR_UNROLL(12) for (int m = 0; m < M; m++) {
     FR_UNROLL(4) for (int v = 0; v < NV; v++) {
@@ -48,24 +47,32 @@ FR_INLINE void gradient_tile(const int M, const int NV, real *c, ptrdiff_t c_pit
   }
 }
 
-/* dst (slivers, k, GM) = columns [at, at + n) of the K rows; what is missing of the last sliver
- * stays undefined. Whole vectors are stored: what spills over a sliver's row is overwritten by the
- * next row. With `sums` (slivers, GMV) they are added up over the rows on the way. */
-FR_INLINE void pack_slivers(const int summing, real *dst, vec *sums, const real *const *rows,
-                            ptrdiff_t at, ptrdiff_t k, ptrdiff_t n) {
-  for (ptrdiff_t i = 0; summing && i < (n + GM - 1) / GM * GMV; i++) sums[i] = vset1(0);
-  for (ptrdiff_t i = 0; i < k; i++, dst += GM) {
-    const real *src = rows[i] + at;
-    real *d = dst;
-    vec *sum = sums;
-    for (ptrdiff_t u = 0; u < n; u += GM, d += SLIVER, sum += GMV)
-      for (int v = 0; v < GMV; v++) {
-        const ptrdiff_t left = n - u - v * VW;
-        const vec a = left >= VW ? vload(src + u + v * VW) : left > 0 ? vloadn(src + u + v * VW, left) : vset1(0);
-        vstore(d + v * VW, a);
-        if (summing) sum[v] = vadd(sum[v], a);
-      }
+/* bias += the sums of V vectors of columns over the K rows; one that is not whole has `left`. */
+FR_INLINE void sum_vectors(const int V, const int whole, real *bias, const real *const *rows,
+                           ptrdiff_t at, ptrdiff_t k, ptrdiff_t left, int fresh) {
+  vec sum[4];
+  FR_UNROLL(4) for (int v = 0; v < V; v++) sum[v] = vset1(0);
+  for (ptrdiff_t i = 0; i < k; i++) {
+    const real *a = rows[i] + at;
+    FR_UNROLL(4) for (int v = 0; v < V; v++)
+      sum[v] = vadd(sum[v], whole ? vload(a + v * VW) : vloadn(a + v * VW, left));
   }
+  FR_UNROLL(4) for (int v = 0; v < V; v++) {
+    real *p = bias + v * VW;
+    if (whole)
+      vstore(p, fresh ? sum[v] : vadd(vload(p), sum[v]));
+    else
+      vstoren(p, fresh ? sum[v] : vadd(vloadn(p, left), sum[v]), left);
+  }
+}
+
+/* bias += the sums of columns [at, at + n) over the K rows. */
+FR_INLINE void sum_columns(real *bias, const real *const *rows, ptrdiff_t at, ptrdiff_t k,
+                           ptrdiff_t n, int fresh) {
+  ptrdiff_t u = 0;
+  for (; n - u >= 4 * VW; u += 4 * VW) sum_vectors(4, 1, bias + u, rows, at + u, k, VW, fresh);
+  for (; n - u >= VW; u += VW) sum_vectors(1, 1, bias + u, rows, at + u, k, VW, fresh);
+  if (u < n) sum_vectors(1, 0, bias + u, rows, at + u, k, n - u, fresh);
 }
 
 /* dst (k, GN) = columns [0, columns) of the K rows, zeros beyond. */
@@ -81,9 +88,8 @@ FR_INLINE void pack_panel(real *dst, const real *const *rows, ptrdiff_t at, ptrd
 }
 
 static void gradient(const fr_gradient *s) {
-  real *bp = (real *)s->scratch, *ap = bp + B_COLUMNS / GN * PANEL;
+  real *bp = (real *)s->scratch;
   const real *arow[FR_KC], *brow[FR_KC];
-  vec sums[A_COLUMNS / GM * GMV];
   for (ptrdiff_t n0 = 0; n0 == 0 || n0 < s->n; n0 += B_COLUMNS) {
     const ptrdiff_t n = s->n - n0 < B_COLUMNS ? s->n - n0 : B_COLUMNS;
     for (ptrdiff_t k0 = 0; k0 < s->k || (k0 == 0 && s->fresh); k0 += FR_KC) {
@@ -99,34 +105,23 @@ static void gradient(const fr_gradient *s) {
       for (int g = 0; g < s->gates; g++)
         for (ptrdiff_t u0 = s->u0; u0 < s->u1; u0 += A_COLUMNS) {
           const ptrdiff_t um = s->u1 - u0 < A_COLUMNS ? s->u1 - u0 : A_COLUMNS;
-          if (n0 == 0 && s->bias) {
-            real *bias = (real *)s->bias + g * s->h + u0;
-            pack_slivers(1, ap, sums, arow, s->slot[g] + u0, k, um);
-            for (ptrdiff_t u = 0; u < um; u += GM)
-              for (int v = 0; v * VW < GM && u + v * VW < um; v++) {
-                ptrdiff_t left = um - u < GM ? um - u : GM;
-                left = left - v * VW < VW ? left - v * VW : VW;
-                real *p = bias + u + v * VW;
-                const vec sum = sums[u / GM * GMV + v];
-                vstoren(p, fresh ? sum : vadd(vloadn(p, left), sum), left);
-              }
-          } else {
-            pack_slivers(0, ap, sums, arow, s->slot[g] + u0, k, um);
-          }
+          if (n0 == 0 && s->bias)
+            sum_columns((real *)s->bias + g * s->h + u0, arow, s->slot[g] + u0, k, um, fresh);
           real *c = (real *)s->c + (g * s->h + u0) * s->n + n0;
           for (ptrdiff_t j = 0; j < n; j += GN)
             for (ptrdiff_t u = 0; u < um; u += GM) {
               real *ct = c + u * s->n + j;
-              const real *at = ap + u / GM * SLIVER, *bt = bp + j / GN * PANEL;
+              const real *bt = bp + j / GN * PANEL;
+              const ptrdiff_t at = s->slot[g] + u0 + u;
               const ptrdiff_t m = um - u < GM ? um - u : GM;
               switch (m) {
 #define GRADIENT_CASE(M)                                                         \
   case M:                                                                        \
     if (M > GM) break;                                                           \
     if (n - j > VNARROW * VW)                                                    \
-      gradient_tile(M, VPLAIN, ct, s->n, at, bt, k, n - j, fresh);               \
+      gradient_tile(M, VPLAIN, ct, s->n, arow, at, bt, k, n - j, fresh);         \
     else                                                                         \
-      gradient_tile(M, VNARROW, ct, s->n, at, bt, k, n - j, fresh);              \
+      gradient_tile(M, VNARROW, ct, s->n, arow, at, bt, k, n - j, fresh);        \
     break;
                 GRADIENT_CASE(1) GRADIENT_CASE(2) GRADIENT_CASE(3) GRADIENT_CASE(4)
                 GRADIENT_CASE(5) GRADIENT_CASE(6) GRADIENT_CASE(7) GRADIENT_CASE(8)
