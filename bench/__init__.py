@@ -14,7 +14,8 @@ How it measures, and why the numbers can be trusted
   layernorm.py what is right of one that fastrnn.reference does not know. Peers that compile have
   300 seconds for a case; their first call is reported and not part of any ratio.
 - The grid `programs` (programs/) races whole programs that train with PyTorch: as they are, and
-  through `fastrnn.torch.patch()`. Their losses are compared.
+  through `fastrnn.torch.patch()`. Their losses are compared. The grid `modules` (modules.py) races
+  single modules of PyTorch against the same ones after `fastrnn.torch.accelerate`.
 - probe.py measures this machine in the same run, limits.py makes of it the least time that a case
   can take.
 """
