@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -128,9 +130,19 @@ def activation_name(value: Any, keras_2: bool = False) -> str:
         of for of in _FUNCTIONS if of != "keras2_hard_sigmoid"])
 
 
+@dataclass(frozen=True)
+class _Activation:
+    """One of `_FUNCTIONS`; it can be pickled."""
+
+    name: str
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return _FUNCTIONS[self.name](x)
+
+
 def activation(name: str) -> Function:
     """Return an activation by the name that `activation_name` returned."""
-    return _FUNCTIONS[name]
+    return _Activation(name)
 
 
 def equation(name: str) -> str:
@@ -139,6 +151,21 @@ def equation(name: str) -> str:
         raise RefusedValue(f"its activation {name!r} is none that a recurrent layer can have here, "
                            f"expected one of {list(_EQUATIONS)}")
     return _EQUATIONS[name]
+
+
+def _softmax_along(shown: str, axes: Any, x: np.ndarray) -> np.ndarray:
+    try:
+        return _softmax(x, axes)
+    except ValueError as error:  # x has no such axis
+        raise RefusedValue(f"{shown}: {error}") from error
+
+
+def _leaky_relu(slope: float, x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, x, slope * x)
+
+
+def _relu(bound: float, slope: float, least: float, x: np.ndarray) -> np.ndarray:
+    return np.where(x >= least, np.minimum(x, bound), slope * (x - least))
 
 
 def layer_activation(kind: str, config: dict[str, Any]) -> tuple[Function, str]:
@@ -155,20 +182,14 @@ def layer_activation(kind: str, config: dict[str, Any]) -> tuple[Function, str]:
         axes = tuple(axis) if isinstance(axis, list) else axis
         if not all(type(a) is int for a in (axes if isinstance(axes, tuple) else (axes,))):
             raise RefusedValue(f"axis is {_checks.show(axis)}, expected whole numbers")
-
-        def softmax(x: np.ndarray) -> np.ndarray:
-            try:
-                return _softmax(x, axes)
-            except ValueError as error:  # x has no such axis
-                raise RefusedValue(f"Softmax(axis={axis}): {error}") from error
-
-        return softmax, f"Softmax(axis={axis})"
+        shown = f"Softmax(axis={axis})"
+        return partial(_softmax_along, shown, axes), shown
     if kind == "LeakyReLU":
         slope = number("negative_slope", number("alpha", 0.3))
-        return (lambda x: np.where(x > 0, x, slope * x)), f"LeakyReLU({slope:g})"
+        return partial(_leaky_relu, slope), f"LeakyReLU({slope:g})"
     if kind == "ELU":
         alpha = number("alpha", 1.0)
-        return (lambda x: _elu(x, alpha)), f"ELU({alpha:g})"
+        return partial(_elu, alpha=alpha), f"ELU({alpha:g})"
     bound = math.inf if config.get("max_value") is None else number("max_value", math.inf)
     slope, least = number("negative_slope", 0.0), number("threshold", 0.0)
-    return (lambda x: np.where(x >= least, np.minimum(x, bound), slope * (x - least))), "ReLU()"
+    return partial(_relu, bound, slope, least), "ReLU()"

@@ -81,6 +81,9 @@ class OnnxModel:
         """The names of the outputs, in order."""
         return tuple(value.name for value in self.outputs)
 
+    def __reduce__(self) -> Any:
+        raise TypeError("an OnnxModel cannot be copied or pickled, fastrnn.load makes another")
+
     def __repr__(self) -> str:
         return f"OnnxModel({', '.join(self.input_names)} -> {', '.join(self.output_names)})"
 

@@ -30,22 +30,22 @@ _FREE = 2**20  # bytes that computed constants may have, whatever the size of th
 
 
 @contextlib.contextmanager
-def _naming(node: Node) -> Iterator[None]:
+def _naming(name: str) -> Iterator[None]:
     """Let an error name the node."""
     try:
         yield
     except _Named:
         raise
     except Exception as error:
-        raise _named(node, error) from error
+        raise _named(name, error) from error
 
 
-def _named(node: Node, error: Exception) -> Exception:
+def _named(name: str, error: Exception) -> Exception:
     """Return an error that names the node."""
     if isinstance(error, MemoryError):
-        return MemoryError(f"{node.name}: not enough memory")
+        return MemoryError(f"{name}: not enough memory")
     kind = _NamedType if isinstance(error, RefusedType) else _NamedValue
-    return kind(f"{node.name}: {error}")
+    return kind(f"{name}: {error}")
 
 
 class _Named(Exception):
@@ -61,9 +61,12 @@ class _NamedValue(_Named, RefusedValue):
 
 
 class Step(NamedTuple):
-    """A node that computes: the names of what it reads and gives, and the values to drop after."""
+    """A node that computes: the names of it and of what it reads, gives and is the last to read.
 
-    node: Node
+    It does not have the node, which has the file.
+    """
+
+    name: str
     run: Run
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -102,7 +105,7 @@ class Program:
             except _Named:
                 raise
             except Exception as error:
-                raise _named(step.node, error) from error
+                raise _named(step.name, error) from error
             known.update(zip(step.outputs, results, strict=False))
             for name in step.last:
                 known.pop(name, None)
@@ -239,7 +242,7 @@ class _Scope:
         """Turn a node into a step, or compute it."""
         compiler = self._compiler
         node = Node(proto, compiler.opset, compiler.tensors)
-        with _naming(node):
+        with _naming(node.name):
             if node.domain not in ("", "ai.onnx") or not (
                     node.op in OPERATORS or node.op in RECURRENT or node.op in _WITH_GRAPHS):
                 whose = "" if node.domain in ("", "ai.onnx") else f" of {_checks.show(node.domain)}"
@@ -311,7 +314,7 @@ class _Scope:
                     self._compiler.left -= array.nbytes
 
     def _step(self, node: Node, run: Run, inputs: Sequence[str]) -> None:
-        self._steps.append(Step(node, run, tuple(inputs), node.outputs, ()))
+        self._steps.append(Step(node.name, run, tuple(inputs), node.outputs, ()))
         self._kept.update(inputs)
         for name in filter(None, node.outputs):
             self._known.add(name)

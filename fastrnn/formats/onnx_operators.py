@@ -208,11 +208,12 @@ def _gelu(node: Node) -> Run:
 
 def _prelu(node: Node) -> Run:
     node.check_inputs(2, 2)
+    by_channels = node.opset < 7
 
     def run(a: np.ndarray, slope: np.ndarray) -> tuple[np.ndarray]:
         check_same_dtype(a, slope)
         check_floats(a)
-        if node.opset < 7 and slope.ndim == 1 and a.ndim > 2:  # one for each channel
+        if by_channels and slope.ndim == 1 and a.ndim > 2:  # one for each channel
             slope = slope.reshape(-1, *[1] * (a.ndim - 2))
         if _broadcast(a, slope) != a.shape:
             raise RefusedValue(f"its slope has the shape {slope.shape}, expected one that "

@@ -55,9 +55,16 @@ def _softmax(x: np.ndarray) -> np.ndarray:
     return np.asarray(e / e.sum(-1, keepdims=True))
 
 
+def _relu(x: np.ndarray) -> np.ndarray:
+    return np.asarray(np.maximum(x, 0))
+
+
+def _elu(x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
 _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "sigmoid": _sigmoid, "softmax": _softmax,
-    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0)))}
+    "tanh": np.tanh, "relu": _relu, "sigmoid": _sigmoid, "softmax": _softmax, "elu": _elu}
 
 
 def _prelu(slope: np.ndarray, x: np.ndarray) -> np.ndarray:

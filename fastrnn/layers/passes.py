@@ -7,6 +7,7 @@ threads. Letters: T steps, B batch, I input, H hidden, G gates, L layers, D dire
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import threading
@@ -134,6 +135,12 @@ class Pass(Generic[S]):
         self.layer = layer
         self.kept = kept
         self.spent = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pass[S]:
+        made = copy.copy(self)
+        made.layer = copy.deepcopy(self.layer, memo)
+        made.kept = self.kept._replace(tapes=copy.deepcopy(self.kept.tapes, memo))
+        return made
 
     @property
     def nbytes(self) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastrnn._checks import RefusedValue
 from fastrnn._kernels import program
 from fastrnn._kernels.packed_program import PackedProgram
 from fastrnn.cells.instance import Plan
@@ -50,6 +51,9 @@ def draw(kind: Plan, parameters: Arrays, rng: np.random.Generator, B: int, N: in
          held: Held | None = None) -> Drawn:
     """Return parameters with masks for a call of B sequences and N rows of all steps."""
     held = held or hold(kind, rng, B, dtype)
+    for mask in held.masks.values():
+        if len(mask) != B:
+            raise RefusedValue(f"x has B = {B} sequences, expected {len(mask)}, as hold_masks had")
     masks = tuple(drawn_mask(rng, (N, mask.width), mask.rate, mask.kind, dtype)
                   if mask.each_step else held.masks[i] for i, mask in enumerate(kind.masks))
     return Drawn(parameters, masks, held.weight_masks)

@@ -21,7 +21,13 @@ def fastrnn_onnx():
 
 
 def load(source):
-    return fastrnn_onnx().load(source)
+    """Load a model; of one in memory nothing may be in use any more."""
+    if not isinstance(source, bytes):
+        return fastrnn_onnx().load(source)
+    data = bytearray(source)
+    model = fastrnn_onnx().load(data)
+    data.clear()  # BufferError if somebody has a view of it
+    return model
 
 
 def exported(module, arguments, opset, **options):

@@ -1,6 +1,8 @@
 """Layers of Keras from a list: options in older forms, and what does not fit, without Keras."""
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -183,3 +185,19 @@ def test_configurations_that_are_no_chain(tmp_path, config, match):
     h5py.File(tmp_path / "m.weights.h5", "w").close()
     with pytest.raises(ValueError, match=match):
         load(tmp_path / "m.weights.h5", config=json.loads(json.dumps(config)))
+
+
+@pytest.mark.parametrize("act", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+                         ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(("kind", "config"), [
+    *(("Activation", {"activation": name}) for name in (
+        "linear", "relu", "relu6", "leaky_relu", "softsign", "selu", "gelu", "silu", "hard_silu",
+        "mish", "hard_tanh", "tanh_shrink", "log_sigmoid", "squareplus", "sparse_sigmoid")),
+    ("Softmax", {"axis": [1, 2]}), ("LeakyReLU", {"alpha": 0.125}), ("ELU", {"alpha": 0.5}),
+    ("ReLU", {"max_value": 0.5})], ids=str)
+def test_a_model_can_be_copied_and_pickled(tmp_path, act, kind, config):
+    model = made(tmp_path, [("LSTM", {"units": H, "return_sequences": True}), (kind, config)],
+                 LSTM)
+    other = act(model)
+    np.testing.assert_array_equal(other(X), model(X))
+    assert other.layers[0] is other.steps[0].recurrent[0] is not model.layers[0]

@@ -1,5 +1,7 @@
 """What loading an ONNX file takes: twice the file, however it holds its weights."""
 
+import copy
+import pickle
 import struct
 import subprocess
 import sys
@@ -241,3 +243,10 @@ def test_a_graph_of_thousands_of_nodes_is_loaded():
     nodes = [onnx.helper.make_node("Neg", [f"v{i}"], [f"v{i + 1}"]) for i in range(5000)]
     feeds = {"v0": np.ones(2, np.float32)}
     np.testing.assert_array_equal(load(model(nodes, feeds, ["v5000"]))(feeds)[0], feeds["v0"])
+
+
+@pytest.mark.parametrize("act", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_models_say_that_they_cannot_be_copied(act):
+    made = load(model([node("Relu", ["x"], ["y"])], {"x": np.zeros(3, np.float32)}, ["y"]))
+    with pytest.raises(TypeError, match=r"cannot be copied or pickled, fastrnn\.load makes"):
+        act(made)

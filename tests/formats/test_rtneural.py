@@ -1,6 +1,8 @@
 """RTNeural's JSON: read as an independent computation in Keras's layout has it, and written."""
 
+import copy
 import json
+import pickle
 
 import cases
 import numpy as np
@@ -297,3 +299,15 @@ def test_a_dense_layer_without_a_bias(tmp_path):
     model = fastrnn.load(write(tmp_path / "m.json", file))
     assert not model.head.bias.any()
     np.testing.assert_array_equal(model.head.weight.T, np.float32(file["layers"][1]["weights"][0]))
+
+
+@pytest.mark.parametrize("act", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+                         ids=["deepcopy", "pickle"])
+def test_a_chain_can_be_copied_and_pickled(tmp_path, act):
+    path = tmp_path / "m.json"
+    write(path, file_of(of("lstm", 1, 3), *(of("dense", 3, 3, name) for name in ACTIVATIONS)))
+    model = fastrnn.load(path)
+    other, x = act(model), np.ones((4, 2, 1), np.float32)
+    np.testing.assert_array_equal(other(x)[0], model(x)[0])
+    assert repr(other) == repr(model)
+    assert other.layers[0] is other.steps[0] is not model.layers[0]

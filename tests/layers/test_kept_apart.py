@@ -1,11 +1,13 @@
 """What a call was given and what it gives is nobody else's; numbers and flags are what they say."""
 
+import copy
+
 import numpy as np
 import pytest
 
 import fastrnn
 from fastrnn import functional
-from fastrnn.cells import ClippedLSTM
+from fastrnn.cells import ClippedLSTM, VariationalLSTM
 
 X = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
 
@@ -142,3 +144,27 @@ def test_a_cell_without_parameters_has_the_dtype_of_its_input(dtype):
     y, _, _ = functional.cell_forward(fastrnn.cell("h = 0.5 * h + x"), X.astype(dtype), None, {},
                                       options={"H": 3})
     assert y.dtype == dtype
+
+
+@pytest.mark.parametrize("make", [
+    lambda: fastrnn.LSTM(3, 4, 2, dropout=0.5, seed=0),
+    lambda: fastrnn.Layer(ClippedLSTM, 3, 4, seed=0)], ids=["LSTM", "equations"])
+def test_a_copy_of_a_pass_goes_back_by_itself(make):
+    layer = make()
+    y, _, p = layer.forward(X)
+    other = copy.deepcopy(p)
+    assert other.layer is not layer
+    found = [(each.backward(y)[0], each.layer.flat_grads.copy()) for each in (p, other)]
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert found[0][1].any()
+
+
+def test_held_masks_are_of_so_many_sequences():
+    layer = fastrnn.Layer(VariationalLSTM, 3, 4, seed=0)
+    layer.hold_masks(5)
+    with pytest.raises(ValueError, match=r"x has B = 2 sequences, expected 5, as hold_masks had"):
+        layer.forward(X)
+    layer.hold_masks(2)
+    y = layer(X)[0]
+    np.testing.assert_array_equal(layer(X)[0], y)
