@@ -95,7 +95,7 @@ def summary(found: dict[str, Any]) -> str:
     said += [f"{check['name']}: {number(check['value'])}, needed "
              f"{'at least' if check['at_least'] else 'at most'} {check['need']:g}"
              for check in checks if "at_least" in check and not check["ok"]]
-    said += [sentence for check in checks if "inside_ratio" in check
+    said += [sentence for check in checks if "function" in check
              for sentence in programs.complaints(check)]
     lines = ["", f"{len(said)} short, lost or wrong:" if said else "nothing short, lost or wrong"]
     lines += [f"  {sentence}" for sentence in said]

@@ -8,7 +8,7 @@ A peer module has
   a cell, unrolled or not) gives all: each is checked, and its fastest counts.
 - ``around()``, optional: a context to run in,
 - ``CAN``, optional: what it knows beside whole sequences of one length: "lengths", "resets",
-  "callers" and "block" (see `Case.extras`).
+  "callers", "block" and "training without dx" (see `Case.extras`).
 """
 
 from __future__ import annotations

@@ -183,7 +183,10 @@ def _short(row: dict[str, Any]) -> bool:
 
 
 def complaints(row: dict[str, Any]) -> list[str]:
-    """Return a sentence for what falls short, or is different, in a program that ran."""
+    """Return a sentence for what falls short, is different or failed."""
+    if row["status"] != "ok":
+        skipped = row["status"].startswith("skipped")
+        return [] if skipped else [f"{row['name']}: {row['status']}"]
     said = [f"{row['name']}: {row['ratio']:.2f}, needed {row['need']:g}"] if _short(row) else []
     if not row["ok"]:
         said.append(f"{row['name']}: losses differ by {row['difference'][0]:.1e}")

@@ -81,8 +81,14 @@ class OnnxModel:
         """The names of the outputs, in order."""
         return tuple(value.name for value in self.outputs)
 
+    def __copy__(self) -> OnnxModel:
+        made = OnnxModel.__new__(OnnxModel)
+        made.__dict__.update(self.__dict__)
+        return made
+
     def __reduce__(self) -> Any:
-        raise TypeError("an OnnxModel cannot be copied or pickled, fastrnn.load makes another")
+        raise TypeError("an OnnxModel cannot be pickled or deeply copied, fastrnn.load makes "
+                        "another")
 
     def __repr__(self) -> str:
         return f"OnnxModel({', '.join(self.input_names)} -> {', '.join(self.output_names)})"

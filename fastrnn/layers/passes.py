@@ -137,7 +137,7 @@ class Pass(Generic[S]):
         self.spent = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pass[S]:
-        made = copy.copy(self)
+        made = memo[id(self)] = copy.copy(self)
         made.layer = copy.deepcopy(self.layer, memo)
         made.kept = self.kept._replace(tapes=copy.deepcopy(self.kept.tapes, memo))
         return made

@@ -4,8 +4,8 @@
  * constants of the caller, so that the accumulators live in registers. Shapes: NREG = 16 registers
  * hold 12 accumulators (6x2, 4x3, 3x4), 32 hold up to 24 (12x2, 8x3, 6x4).
  *
- * The last panel of a matrix may be less than half full. Its tiles are narrow then: they compute the
- * first VNARROW vectors of VPLAIN only. */
+ * The last panel of a matrix may be at most half full. Tiles of four rows and more are narrow then:
+ * they compute the first VNARROW vectors of VPLAIN only. */
 
 #define MAX_ROWS 12
 #define MAX_VECS 12

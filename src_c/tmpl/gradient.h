@@ -1,13 +1,17 @@
 /* Weight gradients: C += A^T B, a sum over all rows of all steps. */
 
 /* C += A^T B with k over all rows. A block of FR_KC rows of B is packed into panels of GN columns; A
- * is read where it lies. Each tile's sum over the block starts at zero. Panels lie 64 bytes more than
- * their size apart: at a power of two they would share cache sets. */
+ * is read where it lies, unless its rows lie a multiple of 4096 bytes apart: they would share cache
+ * sets, so they are copied. Panels and copies lie 64 bytes more than their size apart, for the same
+ * reason. Each tile's sum over the block starts at zero. */
 #define GM TILE_ROWS(VPLAIN)
 enum { A_COLUMNS = 24 * 12, B_COLUMNS = 1024 }; /* of a block: 288 KB of A, 1 MB of B in float32 */
 _Static_assert(A_COLUMNS % GM == 0 && B_COLUMNS % GN == 0, "whole tiles and whole panels");
-#define PANEL (FR_KC * GN + 64 / (ptrdiff_t)sizeof(real))
-#define GRADIENT_SCRATCH ((ptrdiff_t)sizeof(real) * (B_COLUMNS / GN * PANEL))
+#define APART (64 / (ptrdiff_t)sizeof(real))
+#define PANEL (FR_KC * GN + APART)
+#define A_ROW (A_COLUMNS + APART)
+#define GRADIENT_SCRATCH \
+  ((ptrdiff_t)sizeof(real) * (B_COLUMNS / GN * PANEL + FR_KC * A_ROW))
 
 /* Columns [at, at + M) of the K rows of A, by a packed panel of B. */
 FR_INLINE void gradient_tile(const int M, const int NV, real *c, ptrdiff_t c_pitch,
@@ -88,8 +92,8 @@ FR_INLINE void pack_panel(real *dst, const real *const *rows, ptrdiff_t at, ptrd
 }
 
 static void gradient(const fr_gradient *s) {
-  real *bp = (real *)s->scratch;
-  const real *arow[FR_KC], *brow[FR_KC];
+  real *bp = (real *)s->scratch, *ap = bp + B_COLUMNS / GN * PANEL;
+  const real *arow[FR_KC], *brow[FR_KC], *copy[FR_KC];
   for (ptrdiff_t n0 = 0; n0 == 0 || n0 < s->n; n0 += B_COLUMNS) {
     const ptrdiff_t n = s->n - n0 < B_COLUMNS ? s->n - n0 : B_COLUMNS;
     for (ptrdiff_t k0 = 0; k0 < s->k || (k0 == 0 && s->fresh); k0 += FR_KC) {
@@ -102,26 +106,33 @@ static void gradient(const fr_gradient *s) {
       for (ptrdiff_t i = 0; i < k; i++)
         for (ptrdiff_t j = 0; j < n; j += GN)
           pack_panel(bp + j / GN * PANEL + i * GN, brow + i, n0 + j, 1, n - j);
+      const int copied = k > 1 && ((const char *)arow[1] - (const char *)arow[0]) % 4096 == 0;
       for (int g = 0; g < s->gates; g++)
         for (ptrdiff_t u0 = s->u0; u0 < s->u1; u0 += A_COLUMNS) {
           const ptrdiff_t um = s->u1 - u0 < A_COLUMNS ? s->u1 - u0 : A_COLUMNS;
           if (n0 == 0 && s->bias)
             sum_columns((real *)s->bias + g * s->h + u0, arow, s->slot[g] + u0, k, um, fresh);
+          const ptrdiff_t a0 = s->slot[g] + u0;
+          for (ptrdiff_t i = 0; copied && i < k; i++) {
+            copy[i] = ap + i * A_ROW;
+            memcpy(ap + i * A_ROW, arow[i] + a0, um * sizeof(real));
+          }
+          const real *const *rows = copied ? copy : arow;
           real *c = (real *)s->c + (g * s->h + u0) * s->n + n0;
           for (ptrdiff_t j = 0; j < n; j += GN)
             for (ptrdiff_t u = 0; u < um; u += GM) {
               real *ct = c + u * s->n + j;
               const real *bt = bp + j / GN * PANEL;
-              const ptrdiff_t at = s->slot[g] + u0 + u;
+              const ptrdiff_t at = copied ? u : a0 + u;
               const ptrdiff_t m = um - u < GM ? um - u : GM;
               switch (m) {
 #define GRADIENT_CASE(M)                                                         \
   case M:                                                                        \
     if (M > GM) break;                                                           \
     if (n - j > VNARROW * VW)                                                    \
-      gradient_tile(M, VPLAIN, ct, s->n, arow, at, bt, k, n - j, fresh);         \
+      gradient_tile(M, VPLAIN, ct, s->n, rows, at, bt, k, n - j, fresh);         \
     else                                                                         \
-      gradient_tile(M, VNARROW, ct, s->n, arow, at, bt, k, n - j, fresh);        \
+      gradient_tile(M, VNARROW, ct, s->n, rows, at, bt, k, n - j, fresh);        \
     break;
                 GRADIENT_CASE(1) GRADIENT_CASE(2) GRADIENT_CASE(3) GRADIENT_CASE(4)
                 GRADIENT_CASE(5) GRADIENT_CASE(6) GRADIENT_CASE(7) GRADIENT_CASE(8)

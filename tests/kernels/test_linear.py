@@ -63,6 +63,22 @@ def test_linear_backward(isa, dtype, shape):
     assert again.tobytes() == got["dweight"].tobytes()
 
 
+@pytest.mark.parametrize("R", [2, 256, 259])
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_gradients_of_rows_that_share_cache_sets(isa, dtype, R):
+    """Rows a multiple of 4096 bytes apart are copied first; a column more, and they are not."""
+    N, draw = 4096 // np.dtype(dtype).itemsize, drawer(dtype)
+    dy, x = draw(R, N + 1), draw(R, 37)
+    found = []
+    for columns in (N, N + 1):
+        weight, dweight = draw(columns, 37), np.zeros((columns, 37), dtype)
+        dbias = np.zeros(columns, dtype)
+        linear.linear_backward(np.ascontiguousarray(dy[:, :columns]), x, weight, dweight, dbias)
+        found.append((dweight[:N].tobytes(), dbias[:N].tobytes()))
+    assert found[0] == found[1]
+    assert_close("dW", dweight, dy.astype(float).T @ x.astype(float), R, dtype)
+
+
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_linear_of_no_rows(isa, dtype):
     draw = drawer(dtype)
