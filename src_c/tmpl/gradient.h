@@ -28,10 +28,10 @@ FR_INLINE void gradient_tile(const int M, const int NV, real *c, ptrdiff_t c_pit
   {                                                                                   \
     const real *a = rows[k] + at;                                                     \
     vec bv[VPLAIN];                                                                   \
-    FR_UNROLL(4) for (int v = 0; v < NV; v++) bv[v] = vload(b + (k) * GN + v * VW); \
+    FR_UNROLL(4) for (int v = 0; v < NV; v++) bv[v] = vload(b + (k) * GN + v * VW);   \
     FR_UNROLL(12) for (int m = 0; m < M; m++) {                                       \
       const vec am = vset1(a[m]);                                                     \
-      FR_UNROLL(4) for (int v = 0; v < NV; v++) vadd_product(&acc[m][v], am, bv[v]); \
+      FR_UNROLL(4) for (int v = 0; v < NV; v++) vadd_product(&acc[m][v], am, bv[v]);  \
     }                                                                                 \
   }
   for (; k >= 4; k -= 4, rows += 4, b += 4 * GN) {

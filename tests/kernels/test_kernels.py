@@ -69,7 +69,7 @@ def test_outputs_and_every_gradient(isa, cell, dtype, shape, reverse):
     assert_as_exact(case, got, expected, last=0 if reverse else -1)
 
 
-# src_c/tmpl/gradient.h packs gradients of gates in blocks of 288, and inputs in blocks of 1024
+# src_c/tmpl/gradient.h takes gradients of gates in blocks of 288, and inputs in blocks of 1024
 @pytest.mark.parametrize("shape", [(3, 2, 5, 288), (3, 2, 5, 290), (2, 3, 1024, 5),
                                    (2, 3, 1027, 5)], ids=str)
 @pytest.mark.parametrize("dtype", cases.DTYPES)
