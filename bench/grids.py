@@ -76,6 +76,15 @@ TRAIN = [
 # Rows of different lengths, drawn from 1..100: B, H (I is the same).
 RAGGED = [(32, 128), (32, 512), (8, 128)]
 
+# Modules of PyTorch in training: B, H (I is the same), lengths, and the least ratio for RNN, GRU,
+# and LSTM; T is 100. Each with and without the gradient of x.
+MODULES = [
+    (64, 512, "", (2.0, 2.0, 1.3)),
+    (8, 128, "", (3.5, 3.5, 1.15)),
+    (16, 128, "", (3.5, 3.5, 1.15)),
+    (32, 128, "random", (5.0, 5.0, 5.0)),
+]
+
 # Callers that make a step at once, of a thousand: Silero VAD's cell, a step each 32 ms.
 CALLERS = (1, 8, 64, 1000)
 

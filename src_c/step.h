@@ -4,7 +4,6 @@
 #define FR_STEP_H
 #include "fastrnn.h"
 #include <assert.h>
-#include <stdint.h>
 #include <string.h>
 
 #define FR_INLINE static inline __attribute__((always_inline))

@@ -31,6 +31,10 @@ def _softplus(x: np.ndarray) -> np.ndarray:
     return y
 
 
+def _leaky_relu(slope: float, x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, x, slope * x)
+
+
 def _elu(x: np.ndarray, alpha: float = 1.0) -> np.ndarray:
     return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
 
@@ -60,7 +64,7 @@ _FUNCTIONS: dict[str, Function] = {
     "linear": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
     "relu6": lambda x: np.clip(x, 0, 6),
-    "leaky_relu": lambda x: np.where(x > 0, x, 0.2 * x),
+    "leaky_relu": partial(_leaky_relu, 0.2),
     "tanh": np.tanh,
     "sigmoid": _sigmoid,
     "hard_sigmoid": _hard_sigmoid,
@@ -158,10 +162,6 @@ def _softmax_along(shown: str, axes: Any, x: np.ndarray) -> np.ndarray:
         return _softmax(x, axes)
     except ValueError as error:  # x has no such axis
         raise RefusedValue(f"{shown}: {error}") from error
-
-
-def _leaky_relu(slope: float, x: np.ndarray) -> np.ndarray:
-    return np.where(x > 0, x, slope * x)
 
 
 def _relu(bound: float, slope: float, least: float, x: np.ndarray) -> np.ndarray:

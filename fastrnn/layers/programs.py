@@ -50,10 +50,13 @@ def hold(kind: Plan, rng: np.random.Generator, B: int, dtype: Any) -> Held:
 def draw(kind: Plan, parameters: Arrays, rng: np.random.Generator, B: int, N: int, dtype: Any,
          held: Held | None = None) -> Drawn:
     """Return parameters with masks for a call of B sequences and N rows of all steps."""
-    held = held or hold(kind, rng, B, dtype)
-    for mask in held.masks.values():
-        if len(mask) != B:
-            raise RefusedValue(f"x has B = {B} sequences, expected {len(mask)}, as hold_masks had")
+    if held is None:
+        held = hold(kind, rng, B, dtype)
+    else:
+        for mask in held.masks.values():
+            if len(mask) != B:
+                raise RefusedValue(f"x has B = {B} sequences, expected {len(mask)}, as hold_masks "
+                                   "had")
     masks = tuple(drawn_mask(rng, (N, mask.width), mask.rate, mask.kind, dtype)
                   if mask.each_step else held.masks[i] for i, mask in enumerate(kind.masks))
     return Drawn(parameters, masks, held.weight_masks)

@@ -158,7 +158,7 @@ def _with_dropout(
             y = torch.dropout(y, dropout, True)
         rows = slice(layer * D, (layer + 1) * D)
         call = read_steps(operator, y, batch_sizes, h0[rows], None if c0 is None else c0[rows],
-                     params[layer * count:(layer + 1) * count], bias, 1, D, False)
+                          params[layer * count:(layer + 1) * count], bias, 1, D, False)
         assert not isinstance(call, str)
         y, *final = _faster(call, params[0])
         finals.append(final)
@@ -200,7 +200,7 @@ def _shorter(call: Call) -> Call:
         sizes = sizes[:T]
         x = call.x[:int(sizes.sum())]
     made: Call | str = read_steps(call.op, x, sizes, call.h0, call.c0, call.weights, call.bias,
-                             call.num_layers, call.directions, call.batch_first)
+                                  call.num_layers, call.directions, call.batch_first)
     return call if isinstance(made, str) else made
 
 

@@ -110,9 +110,9 @@ static void gradient(const fr_gradient *s) {
       for (int g = 0; g < s->gates; g++)
         for (ptrdiff_t u0 = s->u0; u0 < s->u1; u0 += A_COLUMNS) {
           const ptrdiff_t um = s->u1 - u0 < A_COLUMNS ? s->u1 - u0 : A_COLUMNS;
-          if (n0 == 0 && s->bias)
-            sum_columns((real *)s->bias + g * s->h + u0, arow, s->slot[g] + u0, k, um, fresh);
           const ptrdiff_t a0 = s->slot[g] + u0;
+          if (n0 == 0 && s->bias)
+            sum_columns((real *)s->bias + g * s->h + u0, arow, a0, k, um, fresh);
           for (ptrdiff_t i = 0; copied && i < k; i++) {
             copy[i] = ap + i * A_ROW;
             memcpy(ap + i * A_ROW, arow[i] + a0, um * sizeof(real));

@@ -85,7 +85,7 @@ PLAIN_TILES(rnn_backward_tiles, rnn_step_back, CALL)
   }
 #define RNN_KIND(name, kind)                                                         \
   static void name##_forward(const fr_forward *s)                                    \
-      RNN_WALK(rnn_forward_tiles, rnn_step, s, kind, s->hidden)                                 \
+      RNN_WALK(rnn_forward_tiles, rnn_step, s, kind, s->hidden)                      \
   static void name##_backward(const fr_backward *s)                                  \
       RNN_WALK(rnn_backward_tiles, rnn_step_back, s, kind, s->hidden)
 #define CALL(Q) rnn_walk_panels(TANH, Q, s)
