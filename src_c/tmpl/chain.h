@@ -60,25 +60,35 @@ typedef struct {
   }
 
 /* Few rows wait for their own panel: nothing to gain by asking for the next. */
-#define FETCHES_AHEAD(M, Q) ((Q) == 1 && (M) >= 4)
+#define FETCHES_AHEAD(M, Q) ((Q) == 1 && (M) >= 2)
+/* Panels of a small matrix stay in L2: there is nothing to bring. */
+enum { STAYS_IN_L2 = 256 * 1024 };
 
 /* Where the panel lies that is read after this one, and how far to move on with each four k: while
  * the tiles of one panel compute, they bring the next into L2, each its share. */
 typedef struct {
   const char *line;
-  ptrdiff_t step; /* bytes */
+  ptrdiff_t step; /* bytes; 0: nothing to bring */
 } ahead;
 
 FR_INLINE ahead ahead_of(const void *b, ptrdiff_t panel, ptrdiff_t width, ptrdiff_t p,
-                         ptrdiff_t p0, ptrdiff_t p1, ptrdiff_t m0, ptrdiff_t M, ptrdiff_t rows) {
-  const char *next = (const char *)b + (p + 1 < p1 ? p + 1 : p0) * panel * (ptrdiff_t)sizeof(real);
-  const ahead a = {next + panel * (ptrdiff_t)sizeof(real) / rows * m0,
-                   4 * width * (ptrdiff_t)sizeof(real) * M / rows};
+                         ptrdiff_t p0, ptrdiff_t p1, int down, ptrdiff_t m0, ptrdiff_t M,
+                         ptrdiff_t rows) {
+  const ptrdiff_t size = panel * (ptrdiff_t)sizeof(real);
+  const ptrdiff_t after = down ? (p > p0 ? p - 1 : p0) : p + 1 < p1 ? p + 1 : p0;
+  ahead a = {(const char *)b, 0};
+  if ((p1 - p0) * size <= STAYS_IN_L2) return a; /* no divisions: a short chain would feel them */
+  a.line = (const char *)b + after * size + size / rows * m0;
+  a.step = 4 * width * (ptrdiff_t)sizeof(real) * M / rows;
   return a;
 }
 
-#define FETCH_AHEAD(M, Q, n) \
-  if (FETCHES_AHEAD(M, Q)) FR_FETCH(next.line + 64 * (n), 0, 2)
+/* With each four k, `count` lines. */
+#define FETCH_AHEAD(M, Q, count, bytes)                                           \
+  if (FETCHES_AHEAD(M, Q) && __builtin_expect(next.step != 0, 1)) {               \
+    FR_UNROLL(4) for (int n = 0; n < count; n++) FR_FETCH(next.line + 64 * n, 0, 2); \
+    next.line += bytes;                                                           \
+  }
 /* A value that the compiler may move to another register here, and nowhere in a loop. */
 #define SETTLE(M, V) \
   FR_UNROLL(12) for (int m = 0; m < M; m++) FR_UNROLL(12) for (int v = 0; v < V; v++) vsettle(&acc[m][v])
@@ -98,13 +108,12 @@ FR_INLINE void chain(const int near, const int M, const int Q, const int NV, con
 #define WHOLE(v) vload(bk + ((v) / NV) * panel + ((v) % NV) * VW)
 #define ONE_K(k)                                             \
   {                                                          \
-    FETCH_AHEAD(M, Q, k);                                    \
     const real *bk = b + (k) * width;                        \
     TILE_FMA(M, V, k, WHOLE)                                 \
   }
   for (const real *end = b + run / 4 * 4 * width; b != end; b += 4 * width) {
+    FETCH_AHEAD(M, Q, 4, next.step)
     ONE_K(0) ONE_K(1) ONE_K(2) ONE_K(3)
-    next.line += next.step;
     ADVANCE(M, 4)
   }
   for (run %= 4; run > 0; run--, b += width) {
@@ -129,7 +138,6 @@ FR_INLINE void chain_half(const int near, const int M, const int Q, const int NV
 #define HIGH(v) word[v]
 #define TWO_K(k)                                                 \
   {                                                              \
-    FETCH_AHEAD(M, Q, (k) / 2);                                  \
     const real *bk = b + (k) / 2 * width;                        \
     vec word[MAX_VECS];                                          \
     FR_UNROLL(12) for (int v = 0; v < V; v++) word[v] = WORD(v); \
@@ -137,8 +145,8 @@ FR_INLINE void chain_half(const int near, const int M, const int Q, const int NV
     TILE_FMA(M, V, k + 1, HIGH)                                  \
   }
   for (const real *end = b + run / 4 * 2 * width; b != end; b += 2 * width) {
+    FETCH_AHEAD(M, Q, 2, next.step / 2)
     TWO_K(0) TWO_K(2)
-    next.line += next.step / 2;
     ADVANCE(M, 4)
   }
   run %= 4;
