@@ -60,7 +60,7 @@ typedef struct {
   }
 
 /* Few rows wait for their own panel: nothing to gain by asking for the next. */
-#define FETCHES_AHEAD(M, Q) ((Q) == 1 && (M) >= 2)
+#define FETCHES_AHEAD(M, Q) ((Q) == 1 && (M) >= 3)
 /* Panels of a small matrix stay in L2: there is nothing to bring. */
 enum { STAYS_IN_L2 = 256 * 1024 };
 
