@@ -348,16 +348,19 @@ def test_weight_drop(cell):
 def test_autocast(cell, single):
     theirs, ours = twins.twins(cell, 3, 5, dtype=torch.float32, single=single)
     x = torch.randn(2, 3) if single else torch.randn(4, 2, 3)
-    outputs, gradients = [], []
-    for module in (theirs, ours):
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs.append(twins.flat(twins.outcome(module, x)))
-        outputs[-1][0].float().square().sum().backward()
-        gradients.append([p.grad for p in module.parameters()])
-    for got, expected in ((outputs[1], outputs[0]), (gradients[1], gradients[0])):
-        for a, b in zip(got, expected, strict=True):
-            assert a.dtype == b.dtype
-            torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, got = (twins.outcome(module, x) for module in (theirs, ours))
+    if twins.refused(expected):  # PyTorch's LSTM, on CPUs without AVX-512
+        assert got == expected
+    else:
+        outputs, gradients = [twins.flat(expected), twins.flat(got)], []
+        for module, output in zip((theirs, ours), outputs, strict=True):
+            output[0].float().square().sum().backward()
+            gradients.append([p.grad for p in module.parameters()])
+        for pair in (outputs, gradients):
+            for a, b in zip(*pair, strict=True):
+                assert a.dtype == b.dtype
+                torch.testing.assert_close(b, a, rtol=0.05, atol=0.05)
     with torch.autocast("cpu", enabled=False):
         torch.testing.assert_close(twins.flat(ours(x)), twins.flat(theirs(x)))
 
