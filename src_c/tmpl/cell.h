@@ -31,8 +31,7 @@ FR_INLINE void rows_chain(const int half, const int M, const int Q, const int NV
   a.stride = row * (ptrdiff_t)sizeof(real);
   const ptrdiff_t panel = (half ? (k + 1) / 2 : k) * width;
   const real *b = (const real *)w + p * panel;
-  const ahead next =
-      ahead_of(w, panel, width, p, s->panel0, s->panel1, s->down, m0, M, s->rows);
+  const ahead next = ahead_of(w, panel, width, p, s->panel0, s->panel1, s->down, m0, M, s->rows);
 #if FR_BITS == 32
   if (half) {
     chain_half(NEAR, M, Q, NV, width, acc, &a, b, panel, k, next);
@@ -79,8 +78,7 @@ FR_INLINE void dh_tile(const int M, const int Q, const int NV, const int gates, 
     const ptrdiff_t size = gates * s->hidden * GN;
     tile_rows a;
     a.stride = s->gates_row * (ptrdiff_t)sizeof(real);
-    ahead next =
-        ahead_of(s->wb, size, GN, p, s->panel0, s->panel1, s->down, m0, M, s->rows);
+    ahead next = ahead_of(s->wb, size, GN, p, s->panel0, s->panel1, s->down, m0, M, s->rows);
     for (int g = 0; g < gates; g++) {
       FR_UNROLL(12) for (int m = 0; m < M; m++)
         a.row[m] = (const real *)s->next + (m0 + m) * s->gates_row + (slot0 + g) * s->pitch;

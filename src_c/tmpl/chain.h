@@ -83,11 +83,12 @@ FR_INLINE ahead ahead_of(const void *b, ptrdiff_t panel, ptrdiff_t width, ptrdif
   return a;
 }
 
-/* With each four k, `count` lines. */
-#define FETCH_AHEAD(M, Q, count, bytes)                                           \
-  if (FETCHES_AHEAD(M, Q) && __builtin_expect(next.step != 0, 1)) {               \
+/* With each four k, `count` lines. __builtin_expect keeps them within the loop: elsewhere, the loop
+ * jumps and moves more, and an LSTM of 64 to 256 units takes 5% longer. */
+#define FETCH_AHEAD(M, Q, count, bytes)                                              \
+  if (FETCHES_AHEAD(M, Q) && __builtin_expect(next.step != 0, 1)) {                  \
     FR_UNROLL(4) for (int n = 0; n < count; n++) FR_FETCH(next.line + 64 * n, 0, 2); \
-    next.line += bytes;                                                           \
+    next.line += bytes;                                                              \
   }
 /* A value that the compiler may move to another register here, and nowhere in a loop. */
 #define SETTLE(M, V) \

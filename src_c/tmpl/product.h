@@ -34,8 +34,7 @@ FR_INLINE void product_tile(const int near, const int M, const int Q, const int 
   }
   tile_rows of;
   of.stride = M > 1 ? (const char *)a[1] - (const char *)a[0] : 0;
-  ahead next =
-      ahead_of(s->b, size, width, p, s->panel0, s->panel1, 0, m0, M, block->rows);
+  ahead next = ahead_of(s->b, size, width, p, s->panel0, s->panel1, 0, m0, M, block->rows);
   for (ptrdiff_t r = 0; r < s->runs; r++) {
     FR_UNROLL(12) for (int m = 0; m < M; m++) of.row[m] = a[m] + r * s->run_stride;
     chain(near, M, Q, NV, width, acc, &of, b + r * s->run * width, size, s->run, next);

@@ -376,9 +376,9 @@ def test_outputs_may_be_changed_where_torchs_may(cell, dtype, single, change):
     for which in twins.outputs_of(theirs, x, hx):
         expected = twins.outcome(changed, theirs, x, hx, which, change)
         got = twins.outcome(changed, ours, x, hx, which, change)
-        if isinstance(expected[0], type):  # an error of PyTorch: ours may be better
+        if twins.refused(expected):  # an error of PyTorch: ours may be better
             continue
-        assert not isinstance(got[0], type), f"{which}: {got}"
+        assert not twins.refused(got), f"{which}: {got}"
         for a, b in zip(got, expected, strict=True):
             twins.assert_near(a, b)
 
