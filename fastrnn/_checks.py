@@ -144,14 +144,17 @@ def held(name: str, a: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return converted
 
 
-def numbers(name: str, value: Any, dtype: Any = "") -> np.ndarray:
-    """Return `value` as an array of whole or real numbers, of whatever dtype it has."""
+def numbers(name: str, value: Any, dtype: Any = "", of: str = "numbers") -> np.ndarray:
+    """Return `value` as an array of whole or real numbers, of whatever dtype it has.
+
+    `of` is what an error calls them.
+    """
     a = as_array(name, value, dtype or "numbers")
     if a.dtype.kind not in "fiu":
         came = getattr(value, "dtype", kind(value))
         if isinstance(value, (list, tuple)):  # of None, text, or numbers that no dtype holds
             came = show(value)
-        raise RefusedType(f"{name} is {came}, expected numbers" + (f" ({dtype})" if dtype else ""))
+        raise RefusedType(f"{name} is {came}, expected {of}" + (f" ({dtype})" if dtype else ""))
     return a
 
 
@@ -462,7 +465,8 @@ def timeline(
     n = None
     if lengths is not None:
         name = "lengths" if of == "x" else f"lengths of {of}"
-        a = lengths if type(lengths) is np.ndarray else numbers(name, lengths)
+        a = lengths if type(lengths) is np.ndarray else numbers(
+            name, lengths, of="whole numbers: steps of each row")
         if a.dtype.kind not in "iu" and (a.size or a.dtype.kind != "f"):
             raise RefusedType(f"{name} is {a.dtype}, expected whole numbers: steps of each row")
         if a.shape != (B,):
@@ -515,7 +519,7 @@ def packed_timeline(
     batch_sizes : whole numbers (T,), none larger than the one before; their sum is N
     reset : booleans (N,), or None
     """
-    a = numbers("batch_sizes", batch_sizes)
+    a = numbers("batch_sizes", batch_sizes, of="whole numbers")
     if a.ndim != 1 or not a.size:
         raise RefusedValue(f"batch_sizes has shape {a.shape}, expected (T,), the rows of each of "
                            "at least one step")

@@ -243,13 +243,13 @@ def _cell_and_layer(cell: Any) -> tuple[Any, Any]:
     if isinstance(cell, str) and cell in ZOO:
         cell = getattr(cells, cell)
     if isinstance(cell, str):
-        return cell, CELLS[_checks.one_of("cell", cell, CELLS)]
+        return cell, CELLS[_checks.one_of("cell", cell, dict.fromkeys([*CELLS, *ZOO]))]
     from fastrnn.cells.definition import Definition  # the language of cells, if it is used
     from fastrnn.layers.layer import Layer, definition_of
 
     if not isinstance(cell, (Definition, dict)):
-        raise RefusedValue(f"cell is {_checks.show(cell)}, expected one of {list(CELLS)}, or what "
-                           "fastrnn.cell makes of equations")
+        raise RefusedValue(f"cell is {_checks.show(cell)}, expected one of {[*CELLS, *ZOO]}, "
+                           "or what fastrnn.cell makes of equations")
     definition = definition_of(cell)
     return definition, functools.partial(Layer, definition)
 

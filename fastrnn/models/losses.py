@@ -249,7 +249,7 @@ def _check_classes(
     *rows, N = shape
     labels = targets
     if type(labels) is not np.ndarray or labels.dtype.kind not in "iu":
-        labels = _checks.numbers("targets", targets)
+        labels = _checks.numbers("targets", targets, of="whole numbers: classes")
     if labels.size and labels.dtype.kind not in "iu":
         raise RefusedType(f"targets is {labels.dtype}, expected whole numbers: classes")
     if labels.shape != tuple(rows):

@@ -368,13 +368,16 @@ class SequenceModel(Stack):
     # ---- step by step -------------------------------------------------------------------------
 
     @public
-    def stream(self, batch_size: int = 1) -> Stream:
+    def stream(self, batch_size: int = 1, *, context: Any = None) -> Stream:
         """Return a preallocated single step of the whole model, whose state starts at zero.
 
         Parameters
         ----------
         batch_size : int
             Rows B that advance together.
+        context : array (B, C), optional
+            For a model with a context_size: the state starts at the map of it. Without one the
+            state is zero until ``step.state`` is set, and ``step.reset()`` zeroes it in any case.
 
         Returns
         -------
@@ -389,9 +392,13 @@ class SequenceModel(Stack):
         Raises
         ------
         ValueError
-            If a layer is bidirectional.
+            If a layer is bidirectional, or the context does not fit.
         """
-        return self.make_stream(_checks.positive("batch_size", batch_size))
+        B = _checks.positive("batch_size", batch_size)
+        step = self.make_stream(B)
+        if context is not None:
+            step.state, _ = self.initial_state(None, context, B)
+        return step
 
     def make_stream(self, batch_size: int) -> Stream:
         """Do what `stream` does; errors do not have its name yet."""

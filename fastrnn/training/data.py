@@ -7,7 +7,9 @@ elements or sequences, T steps, B rows of a batch, I features.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import math
 import zlib
 from collections.abc import Callable
@@ -76,6 +78,9 @@ def check_batch(batch: Any, step: int) -> Batch:
     if not isinstance(batch, Batch):
         raise RefusedType(f"the batch of step {step + 1} is {_checks.kind(batch)}, expected a "
                           "Batch: let the function return Batch(x, targets)")
+    if not batch.size:
+        raise RefusedValue(f"the batch of step {step + 1} has no sequence with a step, expected at "
+                           "least one")
     return batch
 
 
@@ -89,6 +94,12 @@ def check_data(name: str, data: Any) -> Data:
     if not callable(data):
         raise RefusedType(f"{name} is {_checks.kind(data)}, expected a function of the step, such "
                           "as Windows or Samples")
+    with contextlib.suppress(ValueError):  # it has no signature
+        try:
+            inspect.signature(data).bind(0)
+        except TypeError:
+            raise RefusedType(f"{name} cannot be called with a step, expected a function of the "
+                              "step, such as lambda step: Batch(x, targets)") from None
     made: Data = data
     return made
 

@@ -148,7 +148,7 @@ def train_on(model: LanguageModel, text: Any, **options: Any) -> History:
     OSError
         If a file cannot be read, or none is found.
     TypeError, ValueError
-        As of `train`.
+        As of `train`, but that a text of two symbols is long enough.
     """
     symbols = _symbols(model, "text", _text_of(model, text))
     _check_two(symbols)

@@ -56,8 +56,10 @@ def fit(
         pandas, and, with I = 1, also (N, T). One series may be (T, I) or (T,). Symbols are (N, T)
         or (T,). The arrays of a list, (T_i, I) or (T_i,), may differ in their number of steps:
         only real steps are computed, and only these count in the loss. For functions see
-        fastrnn.training.data: Windows, SeriesWindows, Samples, Generated; then batch_size, window,
-        weights, context, episode_start, shuffle and seed have no effect on the batches.
+        fastrnn.training.data: Windows, SeriesWindows, Samples, Generated; then batch_size, shuffle
+        and seed have no effect on the batches, and window, weights, context and episode_start are
+        refused: a Batch has its own. An EncoderDecoder takes functions only, whose batches are
+        Batch((source, inputs), targets).
     y : array (N, T, K), or (N, K) with readout "last"; with a list x a list of arrays (T_i, K)
         For classes, or with K = 1, without the K. None: each target is the next step of x.
         (In this place a function of the step may be followed by the optimizer.)
@@ -123,7 +125,8 @@ def fit(
     checkpoint_every : int
         1000 by default.
     resume : bool
-        Go on from the folder's latest, if there is one: bitwise as if it had never stopped. Data,
+        Go on from the folder's latest, if there is one: bitwise as if it had never stopped. A run
+        that patience or target_loss has ended takes no further step, unless they changed. Data,
         window, seed and batch_size must be those of the checkpoint; what a function of your own
         returns is not compared.
     overwrite : bool
@@ -188,7 +191,7 @@ def fit(
             folder.try_write(model, optimizer)
             if folder.goes_on:
                 run.history, run.state = folder.load(model, optimizer, lr, made_here)
-                run.history.stopped, run.history.clip = "done", descent.clip
+                run.history.stopped, run.history.clip = run.why_ended(), descent.clip
         own, begun = optimizer.lr, run.history.progress.steps
         if lr is not None:
             optimizer.lr = lr
@@ -307,6 +310,14 @@ class Run:
         now.loss = loss if now.steps == 1 else now.loss + max(0.01, 1 / now.steps) * (
             loss - now.loss)
         now.fraction = self.length.fraction(now, self.limit)
+
+    def why_ended(self) -> str:
+        """Return why the run that is resumed shall take no further step; "done": it shall."""
+        found, steps = self.history.validations, self.history.progress.steps
+        if (self.validation is None or not found or found[-1][0] != steps
+                or steps % self.validation.every):  # the end of a shorter run was no such place
+            return "done"
+        return self.validation.stop(self.history) or "done"
 
     def _validate(self, validation: Validation) -> None:
         """Validate, keep the best model, and see whether to stop."""

@@ -86,6 +86,12 @@ def loss_of(
         options["recompute_every"] = recompute_every
     if options:
         _check_options(model, options)
+    kind: Any = type(model)
+    names = _inputs(kind)
+    if names is not None and len(batch.inputs) != len(names):
+        one = "one array or list" if len(names) == 1 else f"a tuple ({', '.join(names)})"
+        raise RefusedValue(f"inputs of the batch are {len(batch.inputs)} for a model "
+                           f"{_checks.kind(model)}, expected {one}")
     p: LossPass = model.loss(*batch.inputs, batch.targets, grad=grad, **options)
     return p
 
@@ -108,6 +114,16 @@ def _parameters(kind: Any) -> frozenset[str] | None:
     found = inspect.signature(getattr(kind, "loss", lambda **options: None)).parameters
     any_name = any(p.kind is p.VAR_KEYWORD for p in found.values())
     return None if any_name else frozenset(found)
+
+
+@functools.cache
+def _inputs(kind: Any) -> tuple[str, ...] | None:
+    """Return what a model's loss takes before the targets; None if that is not known."""
+    found = inspect.signature(getattr(kind, "loss", lambda *inputs: None)).parameters
+    if "targets" not in found or any(p.kind is p.VAR_POSITIONAL for p in found.values()):
+        return None
+    names = [name for name in found if name != "self"]
+    return tuple(names[:names.index("targets")])
 
 
 class Step:

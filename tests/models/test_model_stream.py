@@ -191,3 +191,19 @@ def test_errors_of_a_stream():
             step(np.zeros((B, 2)), out=out)
     expected = model(np.zeros((1, B, 2)))[0][0]
     np.testing.assert_array_equal(step(np.zeros((B, 2))), expected)  # nothing had moved
+
+
+def test_a_stream_begins_with_a_context():
+    model = SequenceModel(LSTM(2, 3, seed=0), 2, loss="mse", context_size=4, seed=0).eval()
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 3, 2), np.float32)
+    context = rng.standard_normal((3, 4), np.float32)
+    outputs, after = model(x, context=context)
+    step = model.stream(3, context=context)
+    for t in range(5):
+        np.testing.assert_array_equal(step(x[t]), outputs[t])
+    same(step.state, after)
+    with pytest.raises(ValueError, match=r"context has shape \(3, 4\), expected \(2, 4\)"):
+        model.stream(2, context=context)
+    with pytest.raises(ValueError, match="context is given, expected none"):
+        SequenceModel(LSTM(2, 3), 2, loss="mse").stream(3, context=context)

@@ -5,6 +5,8 @@ import pytest
 
 import fastrnn
 from fastrnn import GRU, RNN, LanguageModel, SequenceModel, fit, losses, optim
+from fastrnn.models import EncoderDecoder, Stack
+from fastrnn.training import Batch
 from fastrnn.training.language import train, train_on
 from fastrnn.training.text import find_files, read
 
@@ -189,3 +191,42 @@ def test_gradients_are_not_added_to_the_parameters_themselves():
         p.backward(y, grads=layer.parameters())
     np.testing.assert_array_equal(layer.flat, before)
     p.backward(y)
+
+
+X = np.zeros((6, 5, 1), np.float32)
+S = np.zeros((5, 4), int)
+
+
+@pytest.mark.parametrize(("kind", "data", "match"), [
+    ("pair", lambda step: Batch(S, S), r"inputs .* are 1 .*, expected a tuple \(source, inputs\)"),
+    ("pair", lambda step: Batch((S, S, S), S), "inputs of the batch are 3 for a model"),
+    ("one", lambda step: Batch((X, X), X), "inputs .* are 2 .*, expected one array or list"),
+    ("one", lambda step: Batch((X, X), None), "inputs of the batch are 2 for"),
+    ("one", lambda step: Batch(tuple(X), X), "inputs of the batch are 6 for"),
+    ("one", lambda step: Batch((), X), "the batch of step 1 has no sequence"),
+    ("one", lambda step: Batch(X[:0], X[:0]), "the batch of step 1 has no sequence with a step"),
+    ("one", lambda step: Batch(X[:, :0], X[:, :0]), "the batch of step 1 has no sequence with"),
+    ("one", lambda: Batch(X, X), "x cannot be called with a step, expected a function of the"),
+    ("one", lambda a, b: Batch(X, X), "x cannot be called with a step")])
+def test_batches_that_do_not_fit_the_model_are_refused(kind, data, match):
+    m = SequenceModel(GRU(1, 4, seed=0), 1, loss="mse", seed=0)
+    if kind == "pair":
+        m = EncoderDecoder(Stack(GRU(8, 6, seed=0), vocab_size=6, seed=1),
+                           SequenceModel(GRU(8, 6, seed=2), 6, vocab_size=6, seed=3))
+    before = {name: value.copy() for name, value in m.parameters().items()}
+    with pytest.raises((TypeError, ValueError), match=f"^fit: {match}"):
+        fit(m, data, steps=1, progress=False)
+    for name, value in m.parameters().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_an_unknown_cell_is_told_all_names():
+    with pytest.raises(ValueError, match=r"'mgu', expected one of .*'lstm'.*'MGU'"):
+        LanguageModel(cell="mgu")
+
+
+def test_booleans_are_no_whole_numbers():
+    with pytest.raises(TypeError, match="targets is bool, expected whole numbers: classes"):
+        losses.softmax_cross_entropy(np.zeros((2, 2)), np.array([True, False]))
+    with pytest.raises(TypeError, match="expected whole numbers: steps of each row"):
+        GRU(2, 3)(np.zeros((3, 2, 2), np.float32), lengths=[True, False])

@@ -118,6 +118,22 @@ def test_a_run_that_is_done_stays_as_it_is(tmp_path):
     assert len(longer[2].losses) == 40
 
 
+@pytest.mark.parametrize("rule", [{"patience": 2}, {"target_loss": 5.0}])
+def test_a_run_that_validation_ended_takes_no_further_step(tmp_path, rule):
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((2, 12, 6, 1))
+    found = []
+    for more in ({}, {}, {"patience": None, "target_loss": None, "epochs": 30}):
+        model = fastrnn.SequenceModel(fastrnn.GRU(1, 4, seed=0), 1, loss="mse", seed=0)
+        options = {"epochs": 200, **rule, **more}
+        history = fastrnn.fit(model, x, y, lr=0.05, batch_size=4, validation=0.3, folder=tmp_path,
+                              resume=True, progress=False, **options)
+        found.append((history.stopped, history.progress.steps))
+    assert found[0][0] == {"patience": "patience", "target_loss": "target"}[next(iter(rule))]
+    assert found[1] == found[0]
+    assert found[2] == ("done", 90)  # without the rule it goes on
+
+
 def test_resume_without_a_checkpoint_begins(tmp_path):
     assert state_of(*run(tmp_path / "new", resume=True)) == state_of(*run())
 
