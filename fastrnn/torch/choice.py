@@ -78,6 +78,7 @@ class Count:
 
 choices: dict[tuple[Any, ...], Choice] = {}
 counts: dict[tuple[Any, ...], Count] = {}
+gone: dict[tuple[Any, ...], Count] = {}  # of weights that are no more, by problem and reason
 
 
 def set_mode(name: str) -> None:
@@ -164,8 +165,8 @@ def refused(key: tuple[Any, ...], cell: str, shape: str) -> Choice:
 
 def _entry(key: tuple[Any, ...], new: Choice) -> Choice:
     if len(choices) >= _MOST:
-        choices.clear()
-        counts.clear()
+        for known in (choices, counts, gone):
+            known.clear()
     return choices.setdefault(key, new)
 
 
@@ -201,8 +202,10 @@ def note(owner: object, key: tuple[Any, ...], choice: Choice, reason: str) -> No
     place = (id(owner), key, reason)
     count = counts.get(place)
     if count is None or not count.is_of(owner):
+        if count is not None:
+            _outlive(place)
         if len(counts) >= _MOST:  # weights that are made anew for each call
-            counts.clear()
+            _make_room()
         count = counts[place] = Count(_recogniser(owner), choice, reason=reason)
     if reason:
         count.fallback += 1
@@ -211,6 +214,29 @@ def note(owner: object, key: tuple[Any, ...], choice: Choice, reason: str) -> No
     if LOG.isEnabledFor(logging.INFO):
         LOG.info("%s %s: %s", choice.cell, choice.shape,
                  f"PyTorch ({reason})" if reason else "accelerated")
+
+
+def _outlive(place: tuple[Any, ...]) -> None:
+    """Add a count to those of weights that are no more."""
+    old = counts.pop(place, None)
+    if old is None:  # another thread was faster
+        return
+    kept = gone.setdefault(place[1:], Count(lambda other: False, old.choice, reason=old.reason))
+    kept.accelerated += old.accelerated
+    kept.fallback += old.fallback
+
+
+def _bury() -> None:
+    """Join the counts of weights that are no more."""
+    for place in [place for place, count in list(counts.items()) if count.is_of(None)]:
+        _outlive(place)
+
+
+def _make_room() -> None:
+    """Free at least half of the room for counts."""
+    _bury()
+    for place in list(counts)[:max(0, len(counts) - _MOST // 2)]:
+        _outlive(place)
 
 
 def _recogniser(owner: Any) -> Callable[[object], bool]:
@@ -241,4 +267,7 @@ def _pointer(owner: Any) -> int:
 
 def rows_of(owner: object | None) -> list[Count]:
     """Return the counts of the module with this first weight, or of all."""
-    return [count for count in list(counts.values()) if owner is None or count.is_of(owner)]
+    if owner is None:
+        _bury()
+        return [*gone.values(), *counts.values()]
+    return [count for count in list(counts.values()) if count.is_of(owner)]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from fastrnn.torch import choice
-from fastrnn.torch.modules import check_model, recurrent_modules
+from fastrnn.torch.modules import CLASSES, check_model, recurrent_modules
 
 __all__ = ["Report", "Row", "report"]
 
@@ -64,6 +64,9 @@ def report(model: nn.Module | None = None) -> Report:
     Parameters
     ----------
     model : torch.nn.Module, optional
+        A call is known by its first weight. Modules that share it share their rows. Where it is
+        computed anew for each call (weight norm, parametrizations, functional_call), its calls are
+        counted without the model only.
 
     Returns
     -------
@@ -76,7 +79,13 @@ def report(model: nn.Module | None = None) -> Report:
     rows = []
     for name, module in recurrent_modules(model):
         weight = next(module.parameters(recurse=False), None)
-        if weight is not None:
+        first = getattr(module, "_flat_weights_names", ["weight_ih"])[0]
+        if first not in module._parameters:  # a call is known by this tensor alone
+            kind = next(kind.__name__ for kind in CLASSES if isinstance(module, kind))
+            rows.append(Row(name or kind, kind, "", 0, 0,
+                            f"{first} is computed anew for each call: report() counts them",
+                            (None, None)))
+        elif weight is not None:
             rows += [_row(name or type(module).__name__, count)
                      for count in choice.rows_of(weight)]
     return Report(rows)

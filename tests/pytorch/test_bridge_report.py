@@ -92,7 +92,26 @@ def test_a_module_whose_weights_are_all_computed_has_no_row():
         torch.nn.utils.parametrize.register_parametrization(made["one"], name, Doubled())
     made["one"](torch.randn(4, 2, 3))
     made["cell"](torch.randn(2, 3))
-    assert {row.name for row in bridge.report(made).rows} == {"cell"}
+    one, cell = bridge.report(made).rows
+    assert (cell.name, cell.accelerated, cell.fallback) == ("cell", 1, 0)
+    assert (one.name, one.cell, one.accelerated, one.fallback) == ("one", "GRU", 0, 0)
+    assert one.reason.startswith("weight_ih_l0 is computed anew for each call")
+
+
+def test_calls_whose_weights_are_made_anew_are_counted_and_cost_no_other_counts(few):
+    made = model()
+    torch.nn.utils.parametrizations.weight_norm(made["two"], "weight_ih_l0")
+    for _ in range(20):
+        made["one"](torch.randn(4, 2, 3))
+        made["two"](torch.randn(4, 2, 3))
+    one, two = bridge.report(made).rows
+    assert (one.name, one.accelerated) == ("one", 20)
+    assert (two.name, two.cell, two.accelerated) == ("two", "LSTM", 0)
+    counted = {"GRU": 0, "LSTM": 0}
+    for row in bridge.report().rows:
+        counted[row.cell] += row.accelerated + row.fallback
+    assert counted == {"GRU": 20, "LSTM": 20}
+    assert len(choice.counts) <= 3
 
 
 @pytest.fixture
@@ -101,6 +120,7 @@ def few(monkeypatch):
     monkeypatch.setattr(choice, "_MOST", 3)
     monkeypatch.setattr(choice, "choices", {})
     monkeypatch.setattr(choice, "counts", {})
+    monkeypatch.setattr(choice, "gone", {})
 
 
 def test_a_program_of_many_sizes_begins_to_count_anew(few):
@@ -118,7 +138,8 @@ def test_a_program_that_makes_its_weights_anew_begins_to_count_anew(few):
         module(torch.randn(4, 2, 3))
     assert len(choice.choices) == 1
     counted = [sum(row.accelerated for row in bridge.report(module).rows) for module in modules]
-    assert counted == [0, 0, 0, 1, 1]
+    assert counted == [0, 0, 1, 1, 1]
+    assert sum(row.accelerated for row in bridge.report().rows) == 5
 
 
 def test_a_report_of_the_process_counts_patched_calls():
