@@ -33,7 +33,9 @@ from fastrnn.layers.parameters import UNSET, Parametrized
 from fastrnn.layers.single import SINGLE
 from fastrnn.layers.standard import LAYERS
 from fastrnn.models import EncoderDecoder, LanguageModel, SequenceModel, Stack
+from fastrnn.models.losses import LOSSES
 from fastrnn.models.model import Model
+from fastrnn.models.sequence import READOUTS
 
 __all__ = ["BESIDE", "describe", "load", "model_from", "save", "try_save"]
 
@@ -211,7 +213,7 @@ def load(
     nonlinearity : {"tanh", "relu", "sigmoid"}
         Of an RNN.
     loss, readout : str
-        As of a SequenceModel.
+        As of a SequenceModel. With a head of one output "softmax" is taken as "mse".
     config : dict or str, optional
         The architecture of a Keras file that has weights alone: what ``model.to_json()`` of Keras
         returned.
@@ -241,7 +243,9 @@ def load(
     --------
     save : Write the file.
     """
-    options = pytorch.Options(mapping, prefix, strict, nonlinearity, loss, readout)
+    options = pytorch.Options(mapping, prefix, strict, nonlinearity,
+                              _checks.one_of("loss", loss, LOSSES),
+                              _checks.one_of("readout", readout, READOUTS))
     place = as_path(path)
     with refusing(place, "a model of fastrnn"):
         kind = _kind(place)

@@ -401,5 +401,7 @@ def _model(
                   "hidden_size": first["hidden_size"], "num_layers": first["num_layers"],
                   "cell": first["layer"].lower()}
         return Found("LanguageModel", config, names, ())
+    # A softmax of one output is 1 whatever it is: what such a head gives is a number.
+    loss = "mse" if N == 1 and choices.loss == "softmax" else choices.loss
     return Found("SequenceModel", {"layers": configs, "output_size": N, "vocab_size": V,
-                                   "loss": choices.loss, "readout": choices.readout}, names, ())
+                                   "loss": loss, "readout": choices.readout}, names, ())

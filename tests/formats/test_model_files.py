@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import fastrnn
 from fastrnn import GRU, LSTM, RNN, EncoderDecoder, LanguageModel, SequenceModel, Stack
@@ -215,3 +216,22 @@ def test_a_name_that_no_file_can_have(name):
     for attempt in (lambda: model.save(name), lambda: fastrnn.load(name)):
         with pytest.raises(ValueError, match=r"^(save|load): path is '.*', expected the name of a"):
             attempt()
+
+
+@pytest.mark.parametrize(("outputs", "loss"), [(1, "mse"), (2, "softmax")])
+def test_a_head_of_one_output_is_no_softmax(tmp_path, outputs, loss):
+    module = fastrnn.SequenceModel(fastrnn.GRU(1, 4, seed=0), outputs, seed=0)
+    arrays = {f"rec.{name}": a for name, a in module.layers[0].parameters().items()}
+    arrays |= {f"lin.{name}": a for name, a in module.head.parameters().items()}
+    path = tmp_path / "m.safetensors"
+    save_file(arrays, path)
+    model = fastrnn.load(path)
+    assert model.loss_name == loss
+    x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None, None]
+    expected, _ = module.eval()(x)
+    np.testing.assert_array_equal(model(x)[0], expected)
+    if outputs == 1:
+        np.testing.assert_array_equal(model.predict(x.swapaxes(0, 1))[0], expected[:, 0])
+    for name in ("loss", "readout"):
+        with pytest.raises(ValueError, match=f"^load: {name} is 'no', expected one of"):
+            fastrnn.load(path, **{name: "no"})
