@@ -86,14 +86,22 @@ def loss_of(
         options["recompute_every"] = recompute_every
     if options:
         _check_options(model, options)
-    kind: Any = type(model)
-    names = _inputs(kind)
-    if names is not None and len(batch.inputs) != len(names):
-        one = "one array or list" if len(names) == 1 else f"a tuple ({', '.join(names)})"
-        raise RefusedValue(f"inputs of the batch are {len(batch.inputs)} for a model "
-                           f"{_checks.kind(model)}, expected {one}")
+    _check_inputs(model, batch.inputs)
     p: LossPass = model.loss(*batch.inputs, batch.targets, grad=grad, **options)
     return p
+
+
+def _check_inputs(model: Any, inputs: tuple[Any, ...]) -> None:
+    """Refuse another number of inputs than the loss of a model takes before the targets."""
+    kind: Any = type(model)
+    takes = _parameters(kind)
+    if takes is None or "targets" not in takes:
+        return
+    names = [name for name in takes[:takes.index("targets")] if name != "self"]
+    if len(inputs) != len(names):
+        one = "one array or list" if len(names) == 1 else f"a tuple ({', '.join(names)})"
+        raise RefusedValue(f"inputs of the batch are {len(inputs)} for a model "
+                           f"{_checks.kind(model)}, expected {one}")
 
 
 def _check_options(model: Any, options: dict[str, Any]) -> None:
@@ -109,21 +117,11 @@ def _check_options(model: Any, options: dict[str, Any]) -> None:
 
 
 @functools.cache
-def _parameters(kind: Any) -> frozenset[str] | None:
+def _parameters(kind: Any) -> tuple[str, ...] | None:
     """Return the names of the arguments of a model's loss; None if it takes any."""
     found = inspect.signature(getattr(kind, "loss", lambda **options: None)).parameters
     any_name = any(p.kind is p.VAR_KEYWORD for p in found.values())
-    return None if any_name else frozenset(found)
-
-
-@functools.cache
-def _inputs(kind: Any) -> tuple[str, ...] | None:
-    """Return what a model's loss takes before the targets; None if that is not known."""
-    found = inspect.signature(getattr(kind, "loss", lambda *inputs: None)).parameters
-    if "targets" not in found or any(p.kind is p.VAR_POSITIONAL for p in found.values()):
-        return None
-    names = [name for name in found if name != "self"]
-    return tuple(names[:names.index("targets")])
+    return None if any_name else tuple(found)
 
 
 class Step:
