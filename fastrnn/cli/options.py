@@ -11,6 +11,7 @@ import fastrnn
 SAMPLE = 400  # characters of a sample
 PROMPT = "def "
 TEMPERATURE = 0.7
+RATE = 4e-3  # Adam's first learning rate
 SIZES: dict[str, Any] = {"cell": "lstm", "hidden": 256, "layers": 1, "embedding": 64}
 DEFAULT_FILE = "fastrnn-model.safetensors"
 _GIVEN = argparse.SUPPRESS  # an option that is not given has no attribute
@@ -67,7 +68,8 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--batch", type=int, default=32, metavar="B", help="rows read side by side")
     train.add_argument("--bptt", type=int, default=64, metavar="T",
                        help="characters that a gradient goes back")
-    train.add_argument("--lr", type=float, default=4e-3, help="Adam's first learning rate")
+    train.add_argument("--lr", type=float, default=_GIVEN, help="Adam's first learning rate "
+                       f"(default: {RATE}; with --resume that of the run)")
     length = train.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=_GIVEN,
                         help="how long to train (default: 1)")

@@ -13,14 +13,14 @@ import fastrnn
 from fastrnn import _checks
 from fastrnn._kernels.runtime import get_isa
 from fastrnn.cli import streams
-from fastrnn.cli.options import PROMPT, SAMPLE, SIZES, TEMPERATURE
+from fastrnn.cli.options import PROMPT, RATE, SAMPLE, SIZES, TEMPERATURE
 from fastrnn.cli.sample import continued, load_language_model
 from fastrnn.formats import save
 from fastrnn.formats.models import TORCH, try_save
 from fastrnn.models import LanguageModel
 from fastrnn.training import CheckpointError, checkpoint, language, text
 from fastrnn.training.data import Windows
-from fastrnn.training.folder import BEST, LATEST
+from fastrnn.training.folder import BEST, LATEST, goes_on
 from fastrnn.training.interrupt import Interrupt
 from fastrnn.training.progress import progress_bar
 from fastrnn.training.text import amount
@@ -66,7 +66,8 @@ def _train(args: argparse.Namespace) -> None:
     print(f"{layers}{_name(model).upper()} {layer.hidden_size}: {model.num_parameters:,} "
           f"parameters, {amount(fastrnn.get_num_threads(), 'thread')}, {get_isa()}", flush=True)
 
-    notes = {"trained on": what, "batch": args.batch, "bptt": args.bptt, "lr": args.lr,
+    rate = _rate(args)
+    notes = {"trained on": what, "batch": args.batch, "bptt": args.bptt, "lr": rate,
              "seed": args.seed}
     if hasattr(args, "source"):
         notes["from"] = str(args.source)
@@ -76,7 +77,7 @@ def _train(args: argparse.Namespace) -> None:
             with progress_bar(
                     "{0.speed:,.0f} characters/s, {0.bits:.3f} bits/character".format) as bar:
                 history = language.train(
-                    model, trained, batch_size=args.batch, window=args.bptt, lr=args.lr,
+                    model, trained, batch_size=args.batch, window=args.bptt, lr=rate,
                     seed=args.seed, progress=bar, interrupt=interrupt, **_length(args),
                     **_folder(args, held_out))
         except CheckpointError as error:  # the training itself went well
@@ -105,7 +106,8 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse what needs no text and no model to be seen."""
     for name in ("batch", "bptt", "checkpoint_every"):
         _checks.positive(f"--{name.replace('_', '-')}", getattr(args, name))
-    _checks.above("--lr", args.lr)
+    if hasattr(args, "lr"):
+        _checks.above("--lr", args.lr)
     if hasattr(args, "steps"):
         _checks.positive("--steps", args.steps)
     if hasattr(args, "minutes"):
@@ -154,6 +156,15 @@ def _length(args: argparse.Namespace) -> dict[str, Any]:
     if hasattr(args, "steps"):
         return {"steps": args.steps}
     return {"minutes": getattr(args, "minutes", 1)}
+
+
+def _rate(args: argparse.Namespace) -> Any:
+    """Return the first learning rate: as given, of the run that goes on, or the default."""
+    if hasattr(args, "lr"):
+        return args.lr
+    if hasattr(args, "folder") and goes_on(args.folder, args.resume):
+        return (checkpoint.about(args.folder / LATEST) or {}).get("lr")
+    return RATE
 
 
 def _folder(args: argparse.Namespace, held_out: np.ndarray) -> dict[str, Any]:

@@ -34,6 +34,12 @@ class CheckpointError(OSError):
     history: History
 
 
+def goes_on(folder: Any, resume: Any) -> bool:
+    """Return whether a run with these options goes on from a checkpoint."""
+    return bool(resume) and folder is not None and (
+        as_path(folder, "folder", "a path") / LATEST).exists()
+
+
 class Folder:
     """Where a run writes its files.
 
@@ -51,7 +57,7 @@ class Folder:
         self.every, self._about = saving.checkpoint_every, about
         self._failed: dict[str, OSError | MemoryError] = {}
         self._old_best = saving.overwrite
-        self.goes_on = saving.resume and (self.path / LATEST).exists()
+        self.goes_on = goes_on(self.path, saving.resume)
         earlier = [name for name in (LATEST, BEST) if (self.path / name).exists()]
         if earlier and not saving.resume and not saving.overwrite:
             raise RefusedValue(f"the folder {str(self.path)!r} has {earlier[0]} of an earlier run, "

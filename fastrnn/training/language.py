@@ -20,6 +20,7 @@ from fastrnn.models import LanguageModel
 from fastrnn.models.ragged import as_list
 from fastrnn.training import text as texts
 from fastrnn.training.data import SeriesWindows, Windows
+from fastrnn.training.folder import goes_on
 from fastrnn.training.history import History
 from fastrnn.training.loop import fit
 from fastrnn.training.schedules import CosineDecay
@@ -46,7 +47,8 @@ def train(
     batch_size, window : int
         Rows B and steps T of a step.
     lr : float, optional
-        The first learning rate. None: 2e-3 of Adam; of an `optimizer` that is given, its own.
+        The first learning rate. None: 2e-3 of Adam; of an `optimizer` that is given, its own; of a
+        run that is resumed, that of the checkpoint.
     decay : bool
         Whether the learning rate falls to a twentieth along half a cosine.
     validation : text, or list of texts, optional
@@ -87,7 +89,8 @@ def _train(
     if validation is not None:
         options["validation"] = _validation(model, validation, B, T)
     schedule = CosineDecay(final=0.05) if _checks.flag("decay", decay) else None
-    if lr is None and "optimizer" not in options:
+    if lr is None and "optimizer" not in options and not goes_on(
+            options.get("folder"), options.get("resume")):
         lr = 2e-3
     return fit(model, _windows(symbols, T, B), lr=lr,
                **{"optimizer": "adam", "schedule": schedule} | options)

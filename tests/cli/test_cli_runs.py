@@ -39,8 +39,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(corpus, small, tmp_path,
     args = ["train", str(corpus), *small, "--steps", "300", "-o"]
     run = ["--folder", str(tmp_path / "run"), "--checkpoint-every", "100"]
     whole, rest = tmp_path / "whole.safetensors", tmp_path / "rest.safetensors"
-    assert cli.main([*args, str(whole)]) == 0
-    process = start(*args, rest, *run)
+    rate = ["--lr", "0.01"]  # no default
+    assert cli.main([*args, str(whole), *rate]) == 0
+    process = start(*args, rest, *run, *rate)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 0, err

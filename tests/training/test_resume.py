@@ -12,6 +12,7 @@ from fastrnn import GRU, LSTM, optim, training
 from fastrnn.formats import safetensors
 from fastrnn.models import EncoderDecoder, SequenceModel, Stack
 from fastrnn.training import Batch, CheckpointError, Generated, Samples, Windows, checkpoint
+from fastrnn.training.language import train
 
 LATEST, BEST = "latest.safetensors", "best.safetensors"
 
@@ -132,6 +133,22 @@ def test_a_run_that_validation_ended_takes_no_further_step(tmp_path, rule):
     assert found[0][0] == {"patience": "patience", "target_loss": "target"}[next(iter(rule))]
     assert found[1] == found[0]
     assert found[2] == ("done", 90)  # without the rule it goes on
+
+
+def test_a_text_goes_on_with_the_rate_of_its_run(tmp_path):
+    text = "the quick brown fox jumps over the lazy dog. " * 40
+
+    def trained(steps, **options):
+        model = fastrnn.LanguageModel(256, 4, 6, seed=0)
+        return train(model, text, batch_size=2, window=8, steps=steps, decay=False,
+                     progress=False, **options), model
+
+    whole, model = trained(6, lr=0.02)
+    trained(3, lr=0.02, folder=tmp_path)
+    history, resumed = trained(6, folder=tmp_path, resume=True)
+    assert history.rates == whole.rates == [0.02] * 6
+    for name, value in resumed.parameters().items():
+        np.testing.assert_array_equal(value, model.parameters()[name])
 
 
 def test_resume_without_a_checkpoint_begins(tmp_path):
