@@ -28,12 +28,14 @@ def run(args: argparse.Namespace) -> None:
         model = load(args.source, mapping=mapping or None, prefix=args.prefix,
                      strict=not args.not_strict, nonlinearity=args.nonlinearity, loss=args.loss,
                      readout=args.readout)
+        unused = getattr(model, "unused", ())
+        if hasattr(model, "to_model"):  # of Keras: what is saved is one of fastrnn's classes
+            model = model.to_model().eval()
         save(model, args.target, names=names)
     except ImportError as error:  # its sentence says what to install
         raise ValueError(str(error)) from error
     print(f"model: {model!r}".partition("\n")[0])
     print(f"parameters: {model.num_parameters:,} of {model.dtype}")
-    unused = getattr(model, "unused", ())
     if unused:
         print(f"not used, {len(unused)}:")
         for name in unused[:_SHOWN]:

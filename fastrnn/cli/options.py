@@ -117,10 +117,12 @@ def _add_gradflow(commands: Any) -> None:
 
 def _add_convert(commands: Any) -> None:
     convert = commands.add_parser(
-        "convert", help="convert a model's file: from PyTorch, Keras, ONNX or RTNeural, and back",
+        "convert", help="convert a model's file: from PyTorch, Keras or RTNeural, to PyTorch, ONNX "
+        "or RTNeural",
         description="Load a model and save it in another format. The content of IN decides what it "
         "is. The suffix of OUT decides what is written: .safetensors (fastrnn's, with the "
-        "configuration), .pt, .onnx, .json (RTNeural).")
+        "configuration), .pt, .onnx, .json (RTNeural). Of Keras, chains are converted that fastrnn "
+        "can train; a graph of ONNX cannot be written again.")
     convert.add_argument("source", type=_path, metavar="IN")
     convert.add_argument("target", type=_path, metavar="OUT")
     convert.add_argument("--map", action="append", default=[], metavar="THEIRS=OURS",

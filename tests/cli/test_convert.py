@@ -1,7 +1,9 @@
 """`fastrnn convert`: files in, files out, what was not used, and errors of one line."""
 
 import json
+import os
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -92,3 +94,23 @@ def test_files_that_cannot_be(plain, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert cli.main(["convert", str(plain), str(tmp_path / "m.pt"), "--not-strict"]) == 1
     assert "pip install 'fastrnn[torch]'" in capsys.readouterr().err
+
+
+def test_a_chain_of_keras_becomes_a_model_for_pytorch(tmp_path, capsys):
+    pytest.importorskip("h5py")
+    os.environ.setdefault("KERAS_BACKEND", "numpy")
+    with warnings.catch_warnings():  # of Keras with its NumPy backend
+        warnings.simplefilter("ignore")
+        keras = pytest.importorskip("keras")
+        theirs = keras.Sequential([
+            keras.layers.Input((None, 3)), keras.layers.GRU(4, return_sequences=True),
+            keras.layers.Dense(2)])
+        source, out = tmp_path / "m.keras", tmp_path / "m.safetensors"
+        theirs.save(source)
+        x = rng.standard_normal((2, 5, 3)).astype(np.float32)
+        expected = np.asarray(theirs(x))
+    assert cli.main(["convert", str(source), str(out), "--names", "torch"]) == 0
+    assert "model: SequenceModel" in capsys.readouterr().out
+    ours = fastrnn.load(out, loss="mse")
+    np.testing.assert_allclose(ours(x.swapaxes(0, 1))[0].swapaxes(0, 1), expected, rtol=2e-5,
+                               atol=2e-5)
