@@ -203,7 +203,7 @@ def note(owner: object, key: tuple[Any, ...], choice: Choice, reason: str) -> No
     count = counts.get(place)
     if count is None or not count.is_of(owner):
         if count is not None:
-            _outlive(place)
+            _to_gone(place)
         if len(counts) >= _MOST:  # weights that are made anew for each call
             _make_room()
         count = counts[place] = Count(_recogniser(owner), choice, reason=reason)
@@ -216,7 +216,7 @@ def note(owner: object, key: tuple[Any, ...], choice: Choice, reason: str) -> No
                  f"PyTorch ({reason})" if reason else "accelerated")
 
 
-def _outlive(place: tuple[Any, ...]) -> None:
+def _to_gone(place: tuple[Any, ...]) -> None:
     """Add a count to those of weights that are no more."""
     old = counts.pop(place, None)
     if old is None:  # another thread was faster
@@ -226,17 +226,17 @@ def _outlive(place: tuple[Any, ...]) -> None:
     kept.fallback += old.fallback
 
 
-def _bury() -> None:
+def _collect_gone() -> None:
     """Join the counts of weights that are no more."""
     for place in [place for place, count in list(counts.items()) if count.is_of(None)]:
-        _outlive(place)
+        _to_gone(place)
 
 
 def _make_room() -> None:
     """Free at least half of the room for counts."""
-    _bury()
+    _collect_gone()
     for place in list(counts)[:max(0, len(counts) - _MOST // 2)]:
-        _outlive(place)
+        _to_gone(place)
 
 
 def _recogniser(owner: Any) -> Callable[[object], bool]:
@@ -268,6 +268,6 @@ def _pointer(owner: Any) -> int:
 def rows_of(owner: object | None) -> list[Count]:
     """Return the counts of the module with this first weight, or of all."""
     if owner is None:
-        _bury()
+        _collect_gone()
         return [*gone.values(), *counts.values()]
     return [count for count in list(counts.values()) if count.is_of(owner)]

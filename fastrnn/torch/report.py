@@ -78,14 +78,14 @@ def report(model: nn.Module | None = None) -> Report:
     check_model("report", model)
     rows = []
     for name, module in recurrent_modules(model):
-        weight = next(module.parameters(recurse=False), None)
         first = getattr(module, "_flat_weights_names", ["weight_ih"])[0]
-        if first not in module._parameters:  # a call is known by this tensor alone
+        weight = module._parameters.get(first)  # a call is known by this tensor alone
+        if weight is None:
             kind = next(kind.__name__ for kind in CLASSES if isinstance(module, kind))
             rows.append(Row(name or kind, kind, "", 0, 0,
                             f"{first} is computed anew for each call: report() counts them",
                             (None, None)))
-        elif weight is not None:
+        else:
             rows += [_row(name or type(module).__name__, count)
                      for count in choice.rows_of(weight)]
     return Report(rows)

@@ -7,9 +7,7 @@ elements or sequences, T steps, B rows of a batch, I features.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import inspect
 import math
 import zlib
 from collections.abc import Callable
@@ -20,6 +18,7 @@ import numpy as np
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.models.ragged import as_list, is_list
+from fastrnn.training.options import takes
 
 __all__ = ["Batch", "Generated", "Samples", "SeriesWindows", "Windows"]
 
@@ -94,12 +93,9 @@ def check_data(name: str, data: Any) -> Data:
     if not callable(data):
         raise RefusedType(f"{name} is {_checks.kind(data)}, expected a function of the step, such "
                           "as Windows or Samples")
-    with contextlib.suppress(ValueError):  # it has no signature
-        try:
-            inspect.signature(data).bind(0)
-        except TypeError:
-            raise RefusedType(f"{name} cannot be called with a step, expected a function of the "
-                              "step, such as lambda step: Batch(x, targets)") from None
+    if not takes(data, 0):
+        raise RefusedType(f"{name} cannot be called with a step, expected a function of the step, "
+                          "such as lambda step: Batch(x, targets)")
     made: Data = data
     return made
 

@@ -13,7 +13,7 @@ from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.training.history import Progress
 from fastrnn.training.interrupt import Interrupt
 
-__all__ = ["Descent", "Length", "Options", "Reading", "Saving", "Stopping", "grouped"]
+__all__ = ["Descent", "Length", "Options", "Reading", "Saving", "Stopping", "grouped", "takes"]
 
 Made = TypeVar("Made")
 
@@ -115,7 +115,7 @@ class Descent:
         if self.schedule is not None and not callable(self.schedule):
             raise RefusedType(f"schedule is {_checks.show(self.schedule)}, expected a function of "
                               "the step and the fraction of the run: see fastrnn.schedules")
-        if self.schedule is not None and not _takes(self.schedule, 0, 0.0):
+        if self.schedule is not None and not takes(self.schedule, 0, 0.0):
             raise RefusedType("schedule does not take two arguments, expected a function of the "
                               "step and the fraction of the run: see fastrnn.schedules")
         for name in ("clip", "clip_value"):
@@ -167,7 +167,7 @@ class Saving:
             raise RefusedValue("resume and overwrite are True, expected one of them")
 
 
-def _takes(function: Callable[..., Any], *arguments: Any) -> bool:
+def takes(function: Callable[..., Any], *arguments: Any) -> bool:
     """Whether a function can be called with these arguments, as far as can be known."""
     try:
         inspect.signature(function).bind(*arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.layers.parameters import evaluating, modes
 from fastrnn.training.data import Data, Samples, Windows, check_batch, check_data
 from fastrnn.training.history import History
-from fastrnn.training.options import Stopping
+from fastrnn.training.options import Stopping, takes
 from fastrnn.training.step import check_model, loss_of
 
 __all__ = ["Validation", "evaluate"]
@@ -60,13 +59,9 @@ def _evaluate(model: Any, data: Data, count: int) -> float:
 
 def _check_callable(source: Any) -> None:
     """Refuse a function that cannot be called with nothing, before there is work to lose."""
-    try:
-        inspect.signature(source).bind()
-    except TypeError:
+    if not takes(source):
         raise RefusedType("validation takes arguments, expected a function of none that returns "
-                          "the loss, such as lambda: evaluate(model, batches, count)") from None
-    except ValueError:  # it has no signature
-        return
+                          "the loss, such as lambda: evaluate(model, batches, count)")
 
 
 class Validation:

@@ -86,7 +86,7 @@ class Doubled(torch.nn.Module):
         return 2 * weight
 
 
-def test_a_module_whose_weights_are_all_computed_has_no_row():
+def test_a_module_whose_weights_are_all_computed_has_a_row_without_calls():
     made = model()
     for name in list(dict(made["one"].named_parameters())):
         torch.nn.utils.parametrize.register_parametrization(made["one"], name, Doubled())
