@@ -349,11 +349,11 @@ def _whole(value: Any) -> int | None:
         return None
 
 
-def positive(name: str, value: Any) -> int:
-    """Return `value` if it is a whole number of at least 1."""
+def positive(name: str, value: Any, least: int = 1) -> int:
+    """Return `value` if it is a whole number of at least 1, or another least one."""
     whole = _whole(value)
-    if whole is None or whole < 1:
-        raise RefusedValue(f"{name} is {show(value)}, expected a whole number of at least 1")
+    if whole is None or whole < least:
+        raise RefusedValue(f"{name} is {show(value)}, expected a whole number of at least {least}")
     return whole
 
 

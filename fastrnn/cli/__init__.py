@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,10 @@ from typing import Any
 from fastrnn.cli import streams
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell reports SIGINT and SIGPIPE
+
+# options by the arguments of the functions that refuse their values
+_OPTIONS = {"hidden_size": "hidden", "num_layers": "layers", "embedding_size": "embedding",
+            "length": "length", "temperature": "temperature", "top_k": "top-k", "top_p": "top-p"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +77,7 @@ def _run(argv: Sequence[str] | None) -> int:
         where = f": {error.filename}" if error.filename else ""
         return _complain(name, f"{error.strerror or error}{where}")
     except (ValueError, TypeError, IndexError, OverflowError, FloatingPointError) as error:
-        return _complain(name, str(error))
+        return _complain(name, _in_options(error))
     except KeyboardInterrupt:
         _complain(f"\n{name}", "interrupted")
         return INTERRUPTED
@@ -81,7 +86,17 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _warn(name: str, message: Warning | str, *_: Any) -> None:
     """Print a warning like an error: in one line, without the place in the code."""
-    _complain(name, str(message))
+    _complain(name, _in_options(message))
+
+
+def _in_options(message: object) -> str:
+    """Return a sentence of the library's in the words of the command line.
+
+    The function that says it is left out, and an argument has its option's name.
+    """
+    sentence = re.sub(r"^[A-Za-z_][\w.]*: ", "", str(message))
+    argument, space, rest = sentence.partition(" ")
+    return f"--{_OPTIONS[argument]}{space}{rest}" if argument in _OPTIONS else sentence
 
 
 def _complain(name: str, sentence: str) -> int:

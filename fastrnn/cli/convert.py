@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastrnn.formats import load, save
+from fastrnn.formats.files import WRITTEN, suffix
 
 __all__ = ["run"]
 
@@ -18,6 +19,9 @@ def run(args: argparse.Namespace) -> None:
     """Load a model, save it, and say what of the file it does not have."""
     if args.target.exists() and os.path.samefile(args.source, args.target):
         raise ValueError(f"{str(args.source)!r} is IN and OUT, expected two files")
+    if args.target.suffix and suffix(args.target) not in WRITTEN:
+        raise ValueError(f"OUT is {str(args.target)!r}, expected a name that ends with one of "
+                         f"{', '.join(WRITTEN)}")
     mapping = {theirs: ours or None for theirs, ours in _pairs("--map", args.map)}
     names: Any = None
     if args.names == ["torch"]:

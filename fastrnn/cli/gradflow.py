@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
+from fastrnn.cli.options import check_folder
 from fastrnn.cli.sample import load_language_model
 from fastrnn.training import checkpoint, language, text
 from fastrnn.training.data import Windows
@@ -23,15 +24,14 @@ def run(args: argparse.Namespace) -> None:
     from fastrnn import gradflow, plot
 
     matplotlib.use("agg")
-    T, B = args.bptt, _checks.positive("--batch", args.batch)
-    if T < 2:
-        raise ValueError(f"--bptt is {T}, expected a whole number of at least 2: a character, and "
-                         "one before it")
+    B = _checks.positive("--batch", args.batch)
+    T = _checks.positive("--bptt", args.bptt, least=2)  # a character, and one before it
+    check_folder("--output", args.output)
     model = load_language_model(args.model)
     found = text.search(args.paths)
     if complaint := found.complaint():
         print(f"fastrnn gradflow: {complaint}", file=sys.stderr)
-    symbols = language.symbols_of(model, text.read(found.files))
+    symbols = language.symbols_of(model, found.files)
     if len(symbols) < B * T + 1:
         raise ValueError(
             f"the text has {text.amount(len(symbols), 'character')}, expected at least "

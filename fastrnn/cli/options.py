@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import fastrnn
+from fastrnn import _checks
+from fastrnn.cells import vanilla
+from fastrnn.models.losses import LOSSES
+from fastrnn.models.sequence import READOUTS
 
 SAMPLE = 400  # characters of a sample
 PROMPT = "def "
@@ -15,6 +19,7 @@ RATE = 4e-3  # Adam's first learning rate
 SIZES: dict[str, Any] = {"cell": "lstm", "hidden": 256, "layers": 1, "embedding": 64}
 DEFAULT_FILE = "fastrnn-model.safetensors"
 _GIVEN = argparse.SUPPRESS  # an option that is not given has no attribute
+_DEFAULT = " (default: %(default)s)"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,10 +45,15 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def check_folder(option: str, path: Path) -> None:
+    """Refuse the name of a file where a folder will be made."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{option} is {str(path)!r}, which is a file, expected a folder")
+
+
 def _command(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        name, help=summary, description=description)
     made.add_argument("--threads", type=int, default=_GIVEN, metavar="N",
                       help="at most the CPUs that this process may use (default: all of them)")
     return made
@@ -56,7 +66,7 @@ def _add_train(commands: Any) -> None:
         "Python's standard library. Ctrl-C stops and saves.")
     train.add_argument("paths", nargs="*", metavar="PATH", help="text files and folders")
     train.add_argument("--cell", choices=("rnn", "lstm", "gru"), default=_GIVEN,
-                       help="(default: lstm)")
+                       help="kind of the layers (default: lstm)")
     for name, letter, summary in (
             ("hidden", "H", "units of a layer"), ("layers", "L", "stacked layers"),
             ("embedding", "E", "width of a byte's vector")):
@@ -65,9 +75,10 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--from", dest="source", type=_path, default=_GIVEN, metavar="MODEL",
                        help="go on from this trained model, with any text and options; it has the "
                        "sizes")
-    train.add_argument("--batch", type=int, default=32, metavar="B", help="rows read side by side")
+    train.add_argument("--batch", type=int, default=32, metavar="B",
+                       help="rows read side by side" + _DEFAULT)
     train.add_argument("--bptt", type=int, default=64, metavar="T",
-                       help="characters that a gradient goes back")
+                       help="characters that a gradient goes back" + _DEFAULT)
     train.add_argument("--lr", type=float, default=_GIVEN, help="Adam's first learning rate "
                        f"(default: {RATE}; with --resume that of the run)")
     length = train.add_mutually_exclusive_group()
@@ -75,14 +86,17 @@ def _add_train(commands: Any) -> None:
                         help="how long to train (default: 1)")
     length.add_argument("--steps", type=int, default=_GIVEN,
                         help="how many steps to train instead; the result is then reproducible")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=int, default=0,
+                       help="of the first weights, and of the order of files" + _DEFAULT)
     train.add_argument("--folder", type=_path, default=_GIVEN, metavar="FOLDER",
                        help="keep checkpoints here: the latest, and the best on held-out text")
     train.add_argument("--checkpoint-every", type=int, default=1000, metavar="N",
-                       help="steps between checkpoints")
+                       help="steps between checkpoints" + _DEFAULT)
     train.add_argument("--resume", action="store_true",
                        help="go on from the folder's latest, as if there had been no stop")
-    train.add_argument("-o", "--output", type=_path, default=Path(DEFAULT_FILE), metavar="FILE")
+    train.add_argument("-o", "--output", type=_path, default=Path(DEFAULT_FILE), metavar="FILE",
+                       help="where the model is written at the end (default: %(default)s; an "
+                       "earlier file of that name gets a number, another FILE is replaced)")
     train.set_defaults(run=_train)
 
 
@@ -90,15 +104,18 @@ def _add_sample(commands: Any) -> None:
     sample = _command(commands, "sample", "continue a text",
                       "Continue a text with a trained model.")
     sample.add_argument("model", type=_path, metavar="MODEL", help="file that train wrote")
-    sample.add_argument("--prompt", default=PROMPT)
-    sample.add_argument("--length", type=int, default=SAMPLE, help="characters to add")
+    sample.add_argument("--prompt", default=_GIVEN, metavar="TEXT",
+                        help=f"the text to continue (default: {PROMPT!r}, or the first character "
+                        "of a model that lacks one of these)")
+    sample.add_argument("--length", type=int, default=SAMPLE, help="characters to add" + _DEFAULT)
     sample.add_argument("--temperature", type=float, default=TEMPERATURE,
-                        help="below 1: more cautious; 0: always the likeliest character")
+                        help="below 1: more cautious; 0: always the likeliest character"
+                        + _DEFAULT)
     sample.add_argument("--top-k", type=int, default=_GIVEN, metavar="K",
                         help="draw from the K likeliest characters only")
     sample.add_argument("--top-p", type=float, default=_GIVEN, metavar="P",
                         help="draw from the fewest characters whose probabilities sum to P")
-    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--seed", type=int, default=0, help="of the draws" + _DEFAULT)
     sample.set_defaults(run=_sample)
 
 
@@ -109,9 +126,12 @@ def _add_gradflow(commands: Any) -> None:
         "its gradient vanishes or explodes, and draw it.")
     flow.add_argument("model", type=_path, metavar="MODEL", help="file that train wrote")
     flow.add_argument("paths", nargs="*", metavar="PATH", help="text files and folders")
-    flow.add_argument("--bptt", type=int, default=100, metavar="T", help="characters to go back")
-    flow.add_argument("--batch", type=int, default=16, metavar="B", help="rows side by side")
-    flow.add_argument("-o", "--output", type=_path, default=Path("gradflow"), metavar="FOLDER")
+    flow.add_argument("--bptt", type=int, default=100, metavar="T",
+                      help="characters to go back" + _DEFAULT)
+    flow.add_argument("--batch", type=int, default=16, metavar="B",
+                      help="rows side by side" + _DEFAULT)
+    flow.add_argument("-o", "--output", type=_path, default=Path("gradflow"), metavar="FOLDER",
+                      help="where the pictures are written" + _DEFAULT)
     flow.set_defaults(run=_gradflow)
 
 
@@ -131,12 +151,12 @@ def _add_convert(commands: Any) -> None:
     convert.add_argument("--prefix", default="", help="only tensors below this name")
     convert.add_argument("--not-strict", action="store_true",
                          help="leave out tensors that no part of the model needs")
-    convert.add_argument("--nonlinearity", default="tanh", metavar="PHI",
-                         help="of an RNN: tanh, relu or sigmoid (default: tanh)")
-    convert.add_argument("--loss", default="softmax", help="of a model with a head: softmax, mse "
-                         "or bce (default: softmax)")
-    convert.add_argument("--readout", default="every", help="whether the head reads every step, "
-                         "or the last (default: every)")
+    convert.add_argument("--nonlinearity", default="tanh", choices=tuple(vanilla()),
+                         help="of an RNN (default: tanh)")
+    convert.add_argument("--loss", default="softmax", choices=LOSSES,
+                         help="of a model with a head (default: softmax)")
+    convert.add_argument("--readout", default="every", choices=READOUTS,
+                         help="which step's h the head reads (default: every)")
     convert.add_argument("--names", action="append", default=[], metavar="OURS=THEIRS",
                          help="write a state_dict for PyTorch with its module's names of parts; "
                          "--names torch keeps fastrnn's")
@@ -194,6 +214,4 @@ def _set_threads(args: argparse.Namespace) -> None:
     from fastrnn._kernels.runtime import cpu_limit
 
     if hasattr(args, "threads"):
-        if args.threads < 1:
-            raise ValueError(f"--threads is {args.threads}, expected a whole number of at least 1")
-        fastrnn.set_num_threads(min(args.threads, cpu_limit()))
+        fastrnn.set_num_threads(min(_checks.positive("--threads", args.threads), cpu_limit()))

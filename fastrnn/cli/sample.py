@@ -7,20 +7,32 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fastrnn import _checks
+from fastrnn.cli.options import PROMPT
 from fastrnn.formats import load
 from fastrnn.models import LanguageModel
 
-__all__ = ["continued", "load_language_model", "run"]
+__all__ = ["continued", "load_language_model", "reads", "run"]
 
 
 def run(args: argparse.Namespace) -> None:
     """Continue a text with a trained model."""
     model = load_language_model(args.model)
-    if not args.prompt:
-        raise ValueError("--prompt is empty, expected at least one character")
+    _checks.positive("--seed", args.seed, least=0)
+    if hasattr(args, "prompt"):
+        prompt = args.prompt
+        if not prompt:
+            raise ValueError("--prompt is empty, expected at least one character")
+    else:
+        prompt = PROMPT if reads(model, PROMPT) else model.decode([0])
     options = {name: getattr(args, name) for name in ("top_k", "top_p") if hasattr(args, name)}
-    print(continued(model, args.prompt, args.length, temperature=args.temperature, seed=args.seed,
+    print(continued(model, prompt, args.length, temperature=args.temperature, seed=args.seed,
                     **options))
+
+
+def reads(model: LanguageModel, text: str) -> bool:
+    """Return whether a model of bytes or characters has symbols for a text."""
+    return model.characters is None or set(text) <= set(model.characters)
 
 
 def continued(model: LanguageModel, prompt: str, length: int, **options: Any) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
+import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +17,21 @@ import fastrnn
 from fastrnn import _checks
 from fastrnn._kernels.runtime import get_isa
 from fastrnn.cli import streams
-from fastrnn.cli.options import PROMPT, RATE, SAMPLE, SIZES, TEMPERATURE
-from fastrnn.cli.sample import continued, load_language_model
+from fastrnn.cli.options import (
+    DEFAULT_FILE,
+    PROMPT,
+    RATE,
+    SAMPLE,
+    SIZES,
+    TEMPERATURE,
+    check_folder,
+)
+from fastrnn.cli.sample import continued, load_language_model, reads
 from fastrnn.formats import save
-from fastrnn.formats.models import TORCH, try_save
+from fastrnn.formats.files import KERAS, WRITTEN, suffix
+from fastrnn.formats.models import try_save
 from fastrnn.models import LanguageModel
-from fastrnn.training import CheckpointError, checkpoint, language, text
+from fastrnn.training import CheckpointError, NotFiniteError, checkpoint, language, text
 from fastrnn.training.data import Windows
 from fastrnn.training.folder import BEST, LATEST, goes_on
 from fastrnn.training.interrupt import Interrupt
@@ -49,13 +62,14 @@ def _train(args: argparse.Namespace) -> None:
     if args.output.exists() and any(map(args.output.samefile, found.files)):
         raise ValueError(f"--output is {str(args.output)!r}, a text to train on, expected another "
                          "file")
-    whole = text.read(found.files, args.seed)
     model = _model(args)
-    symbols = language.symbols_of(model, whole)
-    text.check_length(symbols, args.batch, args.bptt)
+    symbols = language.symbols_of(model, found.files, args.seed)
+    check_length(symbols, args.batch, args.bptt)
     trained, held_out = text.split(symbols)
     if args.resume:
         _check_run(args, trained)
+    if hasattr(args, "folder") and args.folder.resolve() in args.output.resolve().parents:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
     try_save(model, args.output)
 
     what = "Python's standard library" if not args.paths else ", ".join(args.paths)
@@ -82,10 +96,14 @@ def _train(args: argparse.Namespace) -> None:
                     **_folder(args, held_out))
         except CheckpointError as error:  # the training itself went well
             failure, history = error, error.history
+        except NotFiniteError as error:
+            if error.history.progress.steps:
+                _rescue(model, notes)
+            raise
         done = history.progress
         notes |= {"steps": done.steps, "characters": done.seen,
                   "training bits per character": round(done.bits, 4)}
-        save(model, args.output, notes)  # what follows may be interrupted
+        _save(model, args.output, notes)  # what follows may be interrupted
     how = "stopped" if history.stopped == "interrupted" else "done"
     print(f"{how} after {amount(done.steps, 'step')} and {done.seconds:.1f} s: {done.seen:,} "
           f"characters, {done.speed:,.0f} a second")
@@ -94,32 +112,57 @@ def _train(args: argparse.Namespace) -> None:
                                        window=args.bptt)
     print(f"held-out text: {bits:.3f} bits/character")
     save(model, args.output, notes | {"held-out bits per character": round(bits, 4)})
-    known = model.characters is None or set(PROMPT) <= set(model.characters)
-    prompt = PROMPT if known else model.decode(held_out[: len(PROMPT)])
+    prompt = PROMPT if reads(model, PROMPT) else model.decode(held_out[: len(PROMPT)])
     sample = continued(model, prompt, SAMPLE, temperature=TEMPERATURE, seed=args.seed)
     print(f"a sample:\n\n{sample}", flush=True)
     if failure is not None:
         raise failure
 
 
+def _save(model: LanguageModel, path: Path, notes: dict[str, Any]) -> None:
+    """Save a trained model; keep the file of the default name that is there."""
+    try:
+        if path == Path(DEFAULT_FILE) and path.exists():
+            numbered = (Path(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(1))
+            earlier = next(free for free in numbered if not free.exists())
+            path.rename(earlier)
+            print(f"the earlier {path} is {earlier} now")
+        save(model, path, notes)
+    except (OSError, MemoryError):
+        _rescue(model, notes)
+        raise
+
+
+def _rescue(model: LanguageModel, notes: dict[str, Any]) -> None:
+    """Keep a model that cannot be where it should, or is not what was asked for, and say where."""
+    with contextlib.suppress(OSError, MemoryError):  # there is no place at all
+        handle, name = tempfile.mkstemp(".safetensors", "fastrnn-model-")
+        os.close(handle)
+        try:
+            save(model, name, notes)
+        except BaseException:
+            os.unlink(name)
+            raise
+        print(f"fastrnn train: the model after its last step is kept in {name}", file=sys.stderr)
+
+
 def _check(args: argparse.Namespace) -> None:
     """Refuse what needs no text and no model to be seen."""
-    for name in ("batch", "bptt", "checkpoint_every"):
-        _checks.positive(f"--{name.replace('_', '-')}", getattr(args, name))
-    if hasattr(args, "lr"):
-        _checks.above("--lr", args.lr)
-    if hasattr(args, "steps"):
-        _checks.positive("--steps", args.steps)
-    if hasattr(args, "minutes"):
-        _checks.above("--minutes", args.minutes)
-    _checks.seeds(args.seed, 1)
-    if args.output.suffix in TORCH:
+    for name in ("batch", "bptt", "checkpoint_every", "steps", "hidden", "layers", "embedding"):
+        if hasattr(args, name):
+            _checks.positive(f"--{name.replace('_', '-')}", getattr(args, name))
+    for name in ("lr", "minutes"):
+        if hasattr(args, name):
+            _checks.above(f"--{name}", getattr(args, name))
+    _checks.positive("--seed", args.seed, least=0)
+    if suffix(args.output) in (*WRITTEN, *KERAS) and suffix(args.output) != ".safetensors":
         raise ValueError(f"--output is {args.output.name!r}, expected a name for a safetensors "
-                         "file, of which `fastrnn convert` makes one for PyTorch")
+                         "file; `fastrnn convert` makes one for PyTorch or ONNX of it")
     if not hasattr(args, "folder"):
         if args.resume:
             raise ValueError("--resume is given without --folder, expected both")
         return
+    check_folder("--folder", args.folder)
     if args.output.resolve() in [args.folder.resolve() / name for name in (LATEST, BEST)]:
         raise ValueError(f"--output is {str(args.output)!r}, a file of the --folder's own, "
                          "expected another")
@@ -127,6 +170,28 @@ def _check(args: argparse.Namespace) -> None:
     if earlier and not args.resume:
         raise ValueError(f"--folder {str(args.folder)!r} has an earlier run, expected another "
                          "folder, or --resume to go on with it")
+
+
+def least(batch_size: int, window: int) -> int:
+    """Return how long a text must be, so that its two parts can be used.
+
+    B rows of one window and the next character are trained on, and at least two are held out.
+    """
+    trained = batch_size * window + 1
+    N = max(trained, 2 * text.HELD_OUT)
+    while (lacking := trained - (N - N // text.HELD_OUT)) > 0:
+        N += lacking
+    return N
+
+
+def check_length(symbols: np.ndarray, batch_size: int, window: int) -> None:
+    """Refuse a text that is too short to train on and to hold a part out."""
+    needed = least(batch_size, window)
+    if len(symbols) < needed:
+        raise ValueError(
+            f"the text has {amount(len(symbols), 'character')}, expected at least {needed:,}: "
+            f"{amount(batch_size, 'row')} of {amount(window, 'character')} to train on, and one "
+            f"in {text.HELD_OUT} that is held out; give more text, or a smaller --batch or --bptt")
 
 
 def _model(args: argparse.Namespace) -> LanguageModel:
@@ -178,10 +243,13 @@ def _folder(args: argparse.Namespace, held_out: np.ndarray) -> dict[str, Any]:
 
 def _check_run(args: argparse.Namespace, trained: np.ndarray) -> None:
     """Refuse to resume a run with another text or other options, in the command line's words."""
-    path = args.folder / LATEST
-    kept = checkpoint.about(path) if path.exists() else None
+    if not goes_on(args.folder, args.resume):
+        print(f"fastrnn train: --folder {str(args.folder)!r} has no {LATEST} to go on with: a new "
+              "run begins", file=sys.stderr)
+        return
+    kept = checkpoint.about(args.folder / LATEST)
     if kept is None:
-        return  # there is no checkpoint, or fit raises the error
+        return  # fit raises the error
     differs = [
         f"another --{option} ({kept.get(name)}, not {getattr(args, option)})"
         for option, name in (("batch", "batch_size"), ("bptt", "window"), ("seed", "seed"))

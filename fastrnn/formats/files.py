@@ -21,8 +21,14 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.layers.parameters import Parametrized, Part, distinct
 
-__all__ = ["NamedError", "as_path", "check_directory", "check_json", "check_ordinary",
-           "in_evaluation", "refusing", "write_bytes", "write_file"]
+__all__ = ["KERAS", "TORCH", "WRITTEN", "NamedError", "as_path", "check_directory",
+           "check_json", "check_ordinary", "in_evaluation", "refusing", "suffix", "write_bytes",
+           "write_file"]
+
+# suffixes
+TORCH = (".pt", ".pth", ".bin")
+KERAS = (".keras", ".h5", ".hdf5")
+WRITTEN = (".safetensors", *TORCH, ".onnx", ".json")
 
 P = TypeVar("P", bound=Parametrized)
 
@@ -53,6 +59,11 @@ def as_path(path: Any, name: str = "path", of: str = "the name of a file") -> Pa
     if not usable:
         raise RefusedValue(f"{name} is {_checks.show(text)}, expected {of}")
     return Path(text)
+
+
+def suffix(path: Path) -> str:
+    """Return the suffix that says what a file is; capitals do not matter."""
+    return path.suffix.lower()
 
 
 # ---- reading -------------------------------------------------------------------------------------

@@ -20,12 +20,15 @@ from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.formats import pytorch, rtneural, safetensors
 from fastrnn.formats.definitions import check_definition, read_cell
 from fastrnn.formats.files import (
+    KERAS,
+    TORCH,
     NamedError,
     as_path,
     check_directory,
     check_ordinary,
     in_evaluation,
     refusing,
+    suffix,
 )
 from fastrnn.layers.kinds import KINDS
 from fastrnn.layers.layer import Layer
@@ -46,9 +49,6 @@ MODELS = {known.__name__: known for known in _CLASSES}
 
 # Stacked layers that have no parameters, so that no array of a file shows how many there are.
 _UNHELD = 16
-
-TORCH = (".pt", ".pth", ".bin")
-_KERAS = (".keras", ".h5", ".hdf5")
 
 # With these begin the names of what a checkpoint has beside the model.
 BESIDE = ("optimizer.", "state.", "history.")
@@ -96,6 +96,8 @@ def save(
 ) -> None:
     """Write a model or a layer to a file, whole or not at all.
 
+    The suffix decides what is written; capitals do not matter.
+
     =====================  =====================================================================
     suffix                 file
     =====================  =====================================================================
@@ -131,28 +133,28 @@ def save(
     load : Make the model again.
     """
     place = _place(path)
-    if names is None and place.suffix not in (*TORCH, ".json", ".onnx"):
+    if names is None and suffix(place) not in (*TORCH, ".json", ".onnx"):
         about = describe(model) | {"notes": notes or {}}
         safetensors.write(place, model.parameters(), about)
         return
     if notes:
         raise RefusedValue(f"notes is given for {place.name!r}, expected none: only files from "
                            "which fastrnn makes the model again keep them")
-    if names is None and place.suffix == ".onnx":
+    if names is None and suffix(place) == ".onnx":
         from fastrnn.formats import onnx
 
         onnx.save(model, place)
-    elif names is None and place.suffix == ".json":
+    elif names is None and suffix(place) == ".json":
         rtneural.save(model, place)
     else:
-        if place.suffix in (".json", ".onnx"):
+        if suffix(place) in (".json", ".onnx"):
             raise RefusedValue(f"names is given for {place.name!r}, expected None")
         pytorch.save(model, place, "torch" if names is None else names)
 
 
 def _place(path: Any) -> Path:
     place = as_path(path)
-    if place.suffix in _KERAS:
+    if suffix(place) in KERAS:
         raise RefusedValue(f"path is {place.name!r}, expected another suffix: files of Keras are "
                            "read here, and not written")
     return place
@@ -168,11 +170,11 @@ def try_save(model: Any, path: Any) -> None:
         As of `save`; of a file that is not safetensors, it is not tried whether it can be written.
     """
     place = _place(path)
-    if place.suffix in TORCH:
+    if suffix(place) in TORCH:
         pytorch.state_dict(model)
-    elif place.suffix == ".json":
+    elif suffix(place) == ".json":
         rtneural.encoded(model)
-    elif place.suffix == ".onnx":
+    elif suffix(place) == ".onnx":
         raise RefusedValue(f"path is {place.name!r}, expected a safetensors file, which can be "
                            "converted to ONNX afterwards")
     else:
@@ -276,7 +278,7 @@ def _kind(path: Path) -> str:
     check_ordinary(path)
     with open(path, "rb") as file:
         start = file.read(64)
-    if path.suffix == ".onnx":
+    if suffix(path) == ".onnx":
         return "onnx"
     if start[8:9] == b"{":  # 8 bytes of a length, and JSON
         return "safetensors"
@@ -289,11 +291,14 @@ def _kind(path: Path) -> str:
     # a protobuf whose first field is the version of the format, or a pickle
     if start[:1] == b"\x08" and len(start) > 8 and start[2] in b"\x12\x1a\x22\x3a\x42":
         return "onnx"
-    if path.suffix in TORCH and start[:1] == b"\x80":
+    if suffix(path) in TORCH and start[:1] == b"\x80":
         return "torch"
-    if path.suffix in _KERAS:
+    if suffix(path) in KERAS:
         return "keras"
-    return "rtneural" if path.suffix == ".json" else "safetensors"
+    if suffix(path) in (".json", ".safetensors"):
+        return "rtneural" if suffix(path) == ".json" else "safetensors"
+    raise RefusedValue("its content is none of what can be loaded: safetensors, a file of PyTorch, "
+                       "Keras or ONNX, or RTNeural's JSON")
 
 
 def _is_keras(path: Path) -> bool:
@@ -304,7 +309,7 @@ def _is_keras(path: Path) -> bool:
             with zipfile.ZipFile(file) as archive:
                 return "model.weights.h5" in archive.namelist()
     except zipfile.BadZipFile:
-        return path.suffix == ".keras"
+        return suffix(path) == ".keras"
 
 
 def _check_without(path: Path, options: pytorch.Options, kind: str) -> None:

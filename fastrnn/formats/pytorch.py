@@ -11,10 +11,11 @@ import contextlib
 import functools
 import math
 import os
+import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -24,11 +25,13 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.formats import safetensors
 from fastrnn.formats.files import (
+    TORCH,
     NamedError,
     as_path,
     check_directory,
     in_evaluation,
     refusing,
+    suffix,
     write_file,
 )
 from fastrnn.formats.structure import ROLES, Choices, Found, find
@@ -93,7 +96,7 @@ def load_safetensors(file: safetensors.File, options: Options, make: Make) -> An
 def load_torch(path: Path, options: Options, make: Make) -> Any:
     """Return the model of a file that torch.save wrote, read by torch with weights_only."""
     with _explaining(path), open(path, "rb", buffering=0) as file:
-        return _load(_read_torch(path, file), options, make)
+        return _load(_read_torch(path, file, options.prefix), options, make)
 
 
 def load_arrays(
@@ -179,16 +182,26 @@ def _chosen(
         for role in ("embedding", "head"):
             if role in new:
                 roles[role] = role
-        layers = [name for name in new if name.startswith("layers.")]
-        if layers:
-            roles["layers"] = sorted(layers, key=_number)
+        if any(name.startswith("layers.") for name in new):
+            roles["layers"] = _numbered(new, names)
     return names, Choices(roles, _checks.flag("strict", options.strict), options.nonlinearity,
                           options.loss, options.readout)
 
 
+def _numbered(new: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return layers.0, layers.1, ...: those that a mapping has named, and the file's own."""
+    own = {name.rpartition(".")[0] for name in names}
+    numbers = {_number(name) for name in new if name.startswith("layers.")} | {
+        _number(name) for name in own if re.fullmatch(r"layers\.\d{1,6}", name)}
+    if missing := [n for n in range(len(numbers)) if n not in numbers]:
+        raise RefusedValue(f"mapping has layers.{max(numbers)} and no layers.{missing[0]}, "
+                           "expected layers.0, layers.1, ... without a gap")
+    return [f"layers.{n}" for n in sorted(numbers)]
+
+
 def _number(layer: str) -> int:
     number = layer.removeprefix("layers.")
-    if not number.isdecimal() or len(number) > 6:
+    if not number.isdecimal() or len(number) > 6 or number != str(int(number)):
         raise RefusedValue(f"mapping has the layer {layer!r}, expected layers.0, layers.1, ...")
     return int(number)
 
@@ -256,7 +269,7 @@ def _torch() -> Any:
     return torch
 
 
-def _read_torch(path: Path, file: BinaryIO) -> dict[str, _Tensor]:
+def _read_torch(path: Path, file: BinaryIO, prefix: Any) -> dict[str, _Tensor]:
     torch = _torch()
     size = os.path.getsize(path)
     archive = zipfile.is_zipfile(path)
@@ -269,12 +282,9 @@ def _read_torch(path: Path, file: BinaryIO) -> dict[str, _Tensor]:
             read = torch.load(path, mmap=True, **options)
         else:
             read = torch.load(_Bounded(whole, size), **options)
-    for key in _WRAPPERS:
-        if isinstance(read, Mapping) and isinstance(read.get(key), Mapping):
-            read = read[key]
-            break
     if not isinstance(read, Mapping):
         raise RefusedValue(f"it is {_checks.kind(read)}, expected a state_dict")
+    read = _unwrapped(read, prefix)
     places = _Places(path, file, little)
     tensors, total = {}, 0
     for name, value in read.items():
@@ -288,6 +298,22 @@ def _read_torch(path: Path, file: BinaryIO) -> dict[str, _Tensor]:
     if total > 2 * size + _SHARED:  # tensors may share numbers, as an embedding and a head do
         raise RefusedValue(f"its tensors have {_checks.show(total)} bytes, the file {size}")
     return tensors
+
+
+def _unwrapped(read: Mapping[Any, Any], prefix: Any) -> Mapping[Any, Any]:
+    """Return the state_dict of a checkpoint that has others, or numbers, beside it.
+
+    One with a recurrent layer is taken without its name, unless the prefix begins with that. The
+    names of several begin with their own.
+    """
+    inner = {key: value for key, value in read.items()
+             if isinstance(key, str) and isinstance(value, Mapping)
+             and (key in _WRAPPERS or any("weight_hh" in str(name) for name in value))}
+    chosen = [key for key in inner if key in _WRAPPERS] or list(inner)
+    if len(chosen) == 1 and not f"{prefix}.".startswith(f"{chosen[0]}."):
+        return inner[chosen[0]]
+    flat = {f"{key}.{name}": value for key, of in inner.items() for name, value in of.items()}
+    return {key: value for key, value in read.items() if key not in inner} | flat
 
 
 def _check_archive(file: BinaryIO, size: int) -> bool:
@@ -446,7 +472,7 @@ def save(model: Any, path: Any, names: Any = "torch") -> None:
     """Write a state_dict: with torch to .pt, .pth and .bin, and else as safetensors."""
     arrays = state_dict(model, names)
     path = as_path(path)
-    if path.suffix not in (".pt", ".pth", ".bin"):
+    if suffix(path) not in TORCH:
         safetensors.write(path, arrays, None)
         return
     torch = _torch()

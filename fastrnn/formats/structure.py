@@ -119,7 +119,19 @@ def find(shapes: Mapping[str, Shape], choices: Choices) -> Found:
     if unused and choices.strict:
         raise RefusedValue(f"no part of a {found.kind} needs {_listed(unused)}; prefix= or "
                            "mapping= chooses other tensors, and strict=False leaves these out")
+    _check_choices(layers, head, choices)
     return found._replace(unused=unused)
+
+
+def _check_choices(layers: list[_Module], head: str | None, choices: Choices) -> None:
+    """Refuse an option for a part that the model does not have."""
+    for lacking, part, names in (
+            (all(layer.kind != "RNN" for layer in layers), "RNN", ("nonlinearity",)),
+            (head is None, "head", ("loss", "readout"))):
+        for name in names:
+            value, default = getattr(choices, name), Choices._field_defaults[name]
+            if lacking and value != default:
+                raise RefusedValue(f"{name} is {value!r}, expected {default!r}: it has no {part}")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -413,7 +413,8 @@ def check_count(kind: str, size: int, layers: int, dtype: np.dtype) -> None:
     """Refuse so many parameters in so many layers if no memory can hold them."""
     if size * dtype.itemsize > sys.maxsize or layers > MOST_LAYERS:
         raise MemoryError(f"{kind}: these sizes make {min(size, 10**300):.3g} parameters in "
-                          f"{min(layers, 10**300):.3g} layers, more than there is memory for")
+                          f"{min(layers, 10**300):.3g} layer{'s' * (layers > 1)}, more than there "
+                          "is memory for")
 
 
 def check_grads(of: Parametrized, grads: Any) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,7 @@ def _text_of(model: LanguageModel, text: Any) -> Any:
     several = isinstance(text, (list, tuple))
     if isinstance(text, os.PathLike) or (
             several and any(isinstance(t, os.PathLike) for t in text)):
-        return symbols_of(model, texts.read(texts.find_files(text)))
+        return symbols_of(model, texts.find_files(text))
     names = os.path.isfile if several else os.path.exists  # a word may be a folder's name, too
     for i, one in enumerate(text if several else [text]):
         if isinstance(one, str) and len(one) < 4096 and "\n" not in one and names(one):
@@ -198,16 +199,22 @@ def _split(symbols: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray
     return trained, held_out
 
 
-def symbols_of(model: LanguageModel, text: np.ndarray) -> Any:
-    """Return a model's symbols (N,) of a file's bytes: these, or the characters that they encode.
+def symbols_of(model: LanguageModel, files: Iterable[Path], seed: int = 0) -> Any:
+    """Return a model's symbols (N,) of files: their bytes, or the characters that these encode.
+
+    The files are joined, in an order drawn from the seed, by line ends; by nothing if the model has
+    no symbol for a line's end.
 
     Raises
     ------
+    OSError
+        If a file cannot be read.
     ValueError
         If a model of characters lacks one, or the bytes are not UTF-8.
     """
     if model.characters is None:
-        return _symbols(model, "the text", text)
+        return _symbols(model, "the text", texts.read(files, seed))
+    text = texts.read(files, seed, b"\n" if "\n" in model.characters else b"")
     try:
         characters = text.tobytes().decode()
     except UnicodeDecodeError as error:

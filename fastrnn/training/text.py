@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn._checks import RefusedType, public
 
-__all__ = ["Found", "check_length", "find_files", "read", "search", "split"]
+__all__ = ["HELD_OUT", "Found", "amount", "find_files", "read", "search", "split"]
 
 _LOOKED_AT = 8192  # a zero byte in so many first bytes: the file is not text
 HELD_OUT = 20  # one of so many characters is held out
@@ -162,10 +162,15 @@ def _is_text(path: Path) -> bool:
 
 
 @public
-def read(files: Iterable[Path], seed: int = 0) -> np.ndarray:
+def read(files: Iterable[Path], seed: int = 0, between: bytes = b"\n") -> np.ndarray:
     """Return the bytes of all files, in an order drawn from the seed, as uint8 (N,).
 
-    A file that does not end with a line's end gets one.
+    Parameters
+    ----------
+    files : list of paths
+    seed : int
+    between : bytes
+        What comes between two files, if the first does not end with it.
 
     Raises
     ------
@@ -177,10 +182,9 @@ def read(files: Iterable[Path], seed: int = 0) -> np.ndarray:
     files = [_as_path(file) for file in files]
     text = bytearray()
     for i in np.random.default_rng(*_checks.seeds(seed, 1)).permutation(len(files)):
-        part = files[i].read_bytes()
-        text += part
-        if not part.endswith(b"\n"):
-            text += b"\n"
+        if text and not text.endswith(between):
+            text += between
+        text += files[i].read_bytes()
     return np.frombuffer(text, np.uint8)
 
 
@@ -188,29 +192,6 @@ def split(text: np.ndarray, part: int = HELD_OUT) -> tuple[np.ndarray, np.ndarra
     """Return (training text, held-out text): the last of so many equal parts is held out."""
     cut = len(text) - len(text) // part
     return text[:cut], text[cut:]
-
-
-def least(batch_size: int, window: int) -> int:
-    """Return how long a text must be, so that its two parts can be used.
-
-    B rows of one window and the next character are trained on, and at least two are held out.
-    """
-    trained = batch_size * window + 1
-    N = max(trained, 2 * HELD_OUT)
-    while (lacking := trained - (N - N // HELD_OUT)) > 0:
-        N += lacking
-    return N
-
-
-def check_length(text: np.ndarray, batch_size: int, window: int) -> None:
-    """Refuse a text that is too short to train on and to hold a part out."""
-    needed = least(batch_size, window)
-    if len(text) < needed:
-        raise RefusedValue(
-            f"the text has {amount(len(text), 'character')}, expected at least {needed:,}: "
-            f"{amount(batch_size, 'row')} of {amount(window, 'character')} to train "
-            f"on, and one in {HELD_OUT} that is held out; give more text, or a smaller batch or "
-            "window")
 
 
 def amount(count: int, what: str, several: str = "") -> str:

@@ -8,7 +8,8 @@ import pytest
 
 import fastrnn
 from fastrnn import LanguageModel, SequenceModel, cli
-from fastrnn.training import checkpoint
+from fastrnn.cli import train
+from fastrnn.training import checkpoint, text
 
 
 def notes_of(path):
@@ -88,6 +89,18 @@ def test_a_model_of_characters_is_sampled_and_goes_on(tmp_path, capsys):
     assert cli.main(["gradflow", str(model), str(text), *args, str(out)]) == 0
 
 
+def test_a_model_of_characters_without_a_line_end(tmp_path, capsys):
+    model, texts = tmp_path / "m", [tmp_path / "a", tmp_path / "b"]
+    for path in texts:
+        path.write_text("abc " * 100)
+    fastrnn.save(LanguageModel(embedding_size=2, hidden_size=3, characters="abc ", seed=0), model)
+    assert cli.main(["sample", str(model), "--length", "9"]) == 0
+    assert re.fullmatch(r"[abc ]{10}\n", capsys.readouterr().out)
+    assert cli.main(["train", *map(str, texts), "--from", str(model), "--steps", "2", "--bptt", "9",
+                     "--batch", "4", "-o", str(tmp_path / "out")]) == 0
+    assert "2 files, 760 characters to train on, 40 held out" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("bptt", [2, 30])
 def test_gradflow_says_and_draws_what_the_gradient_does(corpus, tmp_path, capsys, bptt):
     pytest.importorskip("matplotlib")
@@ -109,8 +122,9 @@ def test_gradflow_says_and_draws_what_the_gradient_does(corpus, tmp_path, capsys
     [(["--bptt", "1"], "--bptt is 1, expected a whole number of at least 2"),
      (["--bptt", "0"], "--bptt is 0"), (["--bptt", "-5"], "--bptt is -5"),
      (["--batch", "0"], "--batch is 0, expected a whole number of at least 1"),
-     (["--bptt", "100000"], "has 53,560 characters, expected at least 1,600,001: 16 rows of 100,0"),
-     (["-o", "MODEL"], "File exists"), (["-o", "MODEL/x"], "Not a directory")])
+     (["--bptt", "100000"], "has 53,559 characters, expected at least 1,600,001: 16 rows of 100,0"),
+     (["-o", "MODEL"], "--output is 'MODEL', which is a file, expected a folder"),
+     (["-o", "MODEL/x"], "Not a directory")])
 def test_gradflow_refuses_before_it_starts(corpus, tmp_path, capsys, monkeypatch, args, match):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
@@ -162,12 +176,12 @@ def test_an_empty_name_is_not_the_current_folder(args, tmp_path, monkeypatch, ca
         (["train", "nowhere"], "no file or folder 'nowhere'"),
         (["train", ""], "no file or folder '', expected text"),
         (["train", "LONG", ""], "no file or folder ''"),
-        (["train", "EMPTY"], r"the text has 1 character, expected at least 2,156: 32 rows of 64 "),
-        (["train", "EMPTY", "--batch", "1", "--bptt", "1"], "1 character, expected at least 40:"),
+        (["train", "EMPTY"], r"the text has 0 characters, expected at least 2,156: 32 rows of 64 "),
+        (["train", "EMPTY", "--batch", "1", "--bptt", "1"], "0 characters, expected at least 40:"),
         (["train", "EMPTYDIR"], "no text files in 'EMPTYDIR'"),
-        (["train", "SHORT"], "the text has 121 characters, expected at least 2,156"),
-        (["train", "LONG", "--bptt", "1" + "0" * 400], "text has 6,002 characters, expected at"),
-        (["train", "LONG", "--hidden", "0"], "hidden_size is 0, expected a whole number of at "),
+        (["train", "SHORT"], "the text has 120 characters, expected at least 2,156"),
+        (["train", "LONG", "--bptt", "1" + "0" * 400], "text has 6,001 characters, expected at"),
+        (["train", "LONG", "--hidden", "0"], "--hidden is 0, expected a whole number of at "),
         (["train", "LONG", "--layers", "1000000000"], "more than there is memory for"),
         (["train", "LONG", "--hidden", "1" + "0" * 30], "more than there is memory for"),
         (["train", "LONG", "--batch", "0"], "--batch is 0"),
@@ -177,31 +191,31 @@ def test_an_empty_name_is_not_the_current_folder(args, tmp_path, monkeypatch, ca
         (["train", "LONG", "--minutes", "0"], "--minutes is 0"),
         (["train", "LONG", "--steps", "0"], "--steps is 0"),
         (["train", "LONG", "--threads", "0"], "--threads is 0, expected a whole number of at "),
-        (["train", "LONG", "--seed", "-1"], "seed is -1"),
+        (["train", "LONG", "--seed", "-1"], "--seed is -1, expected a whole number of at least 0$"),
         (["train", "LONG", "-o", "no/folder/m"], r"No such file or directory: no/folder/m"),
         (["train", "LONG", "-o", "."], "is a folder"),
         (["train", "LONG", "-o", "SHORT/m"], "Not a directory: SHORT/m"),
         (["train", "LONG", "-o", "x" * 300], "File name too long: x"),
         (["train", "LONG", "--resume"], "--resume is given without --folder"),
-        (["train", "LONG", "--folder", "SHORT"], "File exists: .*SHORT"),
+        (["train", "LONG", "--folder", "SHORT"], "--folder is 'SHORT', which is a file"),
         (["train", "LONG", "--folder", "x", "--checkpoint-every", "0"], "--checkpoint-every is 0"),
         (["train", "LONG", "--folder", "x", "--steps", "0"], "--steps is 0"),
         (["train", "LONG", "--from", "nowhere"], "No such file or directory: nowhere"),
-        (["train", "LONG", "--from", "SHORT"], "'SHORT' is not a safetensors file"),
+        (["train", "LONG", "--from", "SHORT"], "'SHORT' is not a model of fastrnn"),
         (["train", "LONG", "--from", "NUMBERS"], "'NUMBERS' is a SequenceModel, expected a "),
         (["train", "LONG", "--from", "MODEL", "--hidden", "64"], "--hidden is 64, expected 3, "),
         (["train", "LONG", "--from", "MODEL", "--cell", "gru"], "--cell is gru, expected lstm,"),
         (["sample", "nowhere"], "No such file or directory: nowhere"),
-        (["sample", "SHORT"], "'SHORT' is not a safetensors file"),
+        (["sample", "SHORT"], "'SHORT' is not a model of fastrnn: its content is none"),
         (["sample", "NUMBERS"], "is a SequenceModel, expected a language model of bytes"),
         (["sample", "LAYER"], "is a GRU, expected a language model"),
         (["sample", "SYMBOLS"], "is a LanguageModel, expected a language model of bytes"),
         (["sample", "MODEL", "--prompt", ""], "--prompt is empty"),
-        (["sample", "MODEL", "--length", "0"], "length is 0"),
+        (["sample", "MODEL", "--length", "0"], ": --length is 0"),
         (["sample", "MODEL", "--length", "1" + "0" * 17], "not enough|[Uu]nable to allocate"),
-        (["sample", "MODEL", "--temperature", "-1"], "temperature is -1"),
-        (["sample", "MODEL", "--top-k", "0"], "top_k is 0"),
-        (["sample", "MODEL", "--top-p", "0"], "top_p is 0"),
+        (["sample", "MODEL", "--temperature", "-1"], ": --temperature is -1"),
+        (["sample", "MODEL", "--top-k", "0"], ": --top-k is 0"),
+        (["sample", "MODEL", "--top-p", "0"], ": --top-p is 0"),
         (["gradflow", "SYMBOLS", "LONG"], "expected a language model of bytes"),
         (["gradflow", "MODEL", ""], "no file or folder ''"),
     ],
@@ -249,3 +263,22 @@ def test_an_existing_file_is_replaced(corpus, small, tmp_path):
     assert fastrnn.load(path).config["hidden_size"] == 32
     assert checkpoint.history(path) is None
     assert np.isfinite(fastrnn.load(path).head.bias).all()
+
+
+def test_the_shortest_text_is_just_long_enough():
+    for B in (1, 2, 3, 8, 32, 100):
+        for T in (1, 2, 5, 64):
+            N = train.least(B, T)
+            trained, held_out = text.split(np.zeros(N, np.uint8))
+            assert len(trained) >= B * T + 1
+            assert len(held_out) >= 2
+            train.check_length(np.zeros(N, np.uint8), B, T)
+            shorter = text.split(np.zeros(N - 1, np.uint8))
+            assert len(shorter[0]) < B * T + 1 or len(shorter[1]) < 2
+            with pytest.raises(ValueError, match=f"expected at least {N:,}: "):
+                train.check_length(np.zeros(N - 1, np.uint8), B, T)
+    match = (r"^the text has 1 character, expected at least 40: 1 row of 1 character to train on, "
+             "and one in 20 that is held out; give more text, or a smaller --batch or --bptt$")
+    with pytest.raises(ValueError, match=match):
+        train.check_length(np.zeros(1, np.uint8), 1, 1)
+    train.least(10**30, 10**300)  # numbers of any size

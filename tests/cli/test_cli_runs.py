@@ -163,11 +163,17 @@ def test_resume_goes_on_with_another_length_rate_and_place(run, tmp_path, capsys
     assert max(history.rates[5:]) <= 0.001 < max(history.rates)
 
 
-def test_resume_in_an_empty_folder_begins(corpus, small, tmp_path, capsys):
-    args = ["train", str(corpus), *small, "--folder", str(tmp_path / "new" / "run"), "--resume",
-            "--steps", "3", "-o", str(tmp_path / "m")]
+def test_resume_in_an_empty_folder_begins_and_says_so(corpus, small, tmp_path, capsys):
+    folder = str(tmp_path / "new" / "run")
+    args = ["train", str(corpus), *small, "--folder", folder, "--resume",
+            "--steps", "3", "-o", f"{folder}/models/m"]  # a folder in it is made, too
     assert cli.main(args) == 0
-    assert "done after 3 steps" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "done after 3 steps" in out
+    word = f"fastrnn train: --folder '{folder}' has no latest.safetensors to go on with: a new run"
+    assert word in err
+    assert cli.main(args) == 0
+    assert word not in capsys.readouterr().err
 
 
 def test_an_earlier_run_is_not_overwritten(run, tmp_path, capsys):
@@ -214,7 +220,50 @@ def test_from_and_output_may_be_one_file(run, corpus, small, tmp_path):
     assert values(path) != before
 
 
-# ---- places that cannot be written ---------------------------------------------------------------
+# ---- models that are there, and models that would be lost ----------------------------------------
+
+
+def test_a_model_of_the_default_name_is_kept_under_another(corpus, small, tmp_path, monkeypatch,
+                                                           capsys):
+    monkeypatch.chdir(tmp_path)
+    args = ["train", str(corpus), *small, "--steps"]
+    made = []
+    for steps in ("1", "2", "3"):
+        assert cli.main([*args, steps]) == 0
+        made.append(values("fastrnn-model.safetensors"))
+    assert "the earlier fastrnn-model.safetensors is fastrnn-model-2.safetensors now\n" in (
+        capsys.readouterr().out)
+    assert [values(f"fastrnn-model{n}.safetensors") for n in ("-1", "-2", "")] == made
+    assert len(os.listdir()) == 3
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_model_whose_loss_is_not_finite_any_more_is_kept(corpus, small, tmp_path, monkeypatch,
+                                                           capsys, folder):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "rescued"))
+    (tmp_path / "rescued").mkdir()
+    (tmp_path / "m").write_bytes(b"old")
+    args = ["train", str(corpus), *small, "--steps", "9", "--lr", "1e38", "-o",
+            str(tmp_path / "m")]
+    assert cli.main([*args, *(["--folder", str(tmp_path / "run")] * folder)]) == 1
+    *_, kept, said = capsys.readouterr().err.splitlines()
+    assert said.startswith("fastrnn train: the loss is ")
+    name = re.fullmatch("fastrnn train: the model after its last step is kept in (.*)", kept)[1]
+    assert all(np.isfinite(a).all() for a in fastrnn.load(name).parameters().values())
+    assert os.listdir(tmp_path / "rescued") == [os.path.basename(name)]
+    assert (tmp_path / "m").read_bytes() == b"old"
+
+
+def test_a_model_that_no_place_takes_is_one_error(corpus, small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    args = ["train", str(corpus), *small, "--steps", "9", "--lr", "1e38", "-o", str(tmp_path / "m")]
+    assert cli.main(args) == 1
+    err = capsys.readouterr().err
+    assert "the loss is" in err.splitlines()[-1]
+    assert "is kept in" not in err
+
+
+# ---- places that cannot be written --------------------------------------------------------------
 
 
 # what it needs is imported before: the folder of the package may be closed to nobody
@@ -315,13 +364,21 @@ def test_a_disk_that_is_full_in_the_end_is_one_sentence_with_the_file(
         corpus, small, tmp_path, place, after, saved):
     args = ["train", corpus, *small, "--steps", "10", "--checkpoint-every", "5",
             "--folder", tmp_path / "run", "-o", tmp_path / "m"]
+    rescued = tmp_path / "rescued"
+    rescued.mkdir()
     done = subprocess.run([sys.executable, "-c", FULL, place, str(after), *map(str, args)],
-                          capture_output=True, text=True, timeout=60)
+                          capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"TMPDIR": str(rescued)})
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert re.fullmatch(rf"fastrnn train: No space left on device: .*{place}", last), done.stderr
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr  # a checkpoint that fails is a sentence too
+    kept = re.search(r"the model after its last step is kept in (.*)", done.stderr)
+    assert (kept is None) == saved
+    if kept is not None:
+        assert values(kept[1]) == values(tmp_path / "run" / "latest.safetensors")
+    assert len(list(rescued.iterdir())) == (not saved)
     assert ("saved" in done.stdout) == saved
     assert (tmp_path / "m").exists() == saved
     if saved:
@@ -332,8 +389,11 @@ def test_a_disk_that_is_full_in_the_end_is_one_sentence_with_the_file(
 
 
 @pytest.mark.parametrize(("options", "match"), [
-    (["-o", "m.pt"], "expected a name for a safetensors file"),
-    (["-o", "m.h5"], "files of Keras are read here"),
+    (["-o", "m.pt"], "--output is 'm.pt', expected a name for a safetensors file; `fastrnn conv"),
+    (["-o", "M.PTH"], "--output is 'M.PTH', expected a name for a safetensors file"),
+    (["-o", "m.onnx"], "--output is 'm.onnx', expected a name for a safetensors file"),
+    (["-o", "m.json"], "--output is 'm.json', expected a name for a safetensors file"),
+    (["-o", "m.h5"], "--output is 'm.h5', expected a name for a safetensors file"),
     (["--folder", "run", "-o", "run/latest.safetensors"], "a file of the --folder's own"),
     (["--folder", "run", "-o", "run/best.safetensors"], "a file of the --folder's own"),
     (["--folder", "run", "-o", "run/../run/best.safetensors"], "a file of the --folder's own"),

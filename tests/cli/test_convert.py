@@ -71,7 +71,6 @@ def test_twenty_names_of_what_is_not_used_are_shown(plain, tmp_path, capsys):
     (["--names", "head=a", "--names", "head=b"], "--names has 'head' twice"),
     (["--map", "a=head", "--map", "a=body"], "--map has 'a' twice"),
     (["--prefix", "x"], "no tensor is below the prefix 'x'"),
-    (["--not-strict", "--readout", "first"], "readout is 'first'"),
 ])
 def test_an_error_is_one_line_and_nothing_is_written(plain, tmp_path, capsys, options, said):
     out = tmp_path / "out.safetensors"
@@ -81,6 +80,13 @@ def test_an_error_is_one_line_and_nothing_is_written(plain, tmp_path, capsys, op
     assert said in errors
     assert errors.count("\n") == 1
     assert not out.exists()
+
+
+def test_options_have_the_words_of_load(plain, tmp_path, capsys):
+    for option in ("--loss", "--readout", "--nonlinearity"):
+        with pytest.raises(SystemExit):
+            cli.main(["convert", str(plain), str(tmp_path / "out"), option, "first"])
+        assert f"{option}: invalid choice: 'first'" in capsys.readouterr().err
 
 
 def test_files_that_cannot_be(plain, tmp_path, capsys, monkeypatch):

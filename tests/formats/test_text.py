@@ -53,14 +53,18 @@ def test_a_file_counts_once_however_often_it_is_named(corpus, monkeypatch):
     os.link("1.txt", "5.txt")
     (corpus / "again").symlink_to("below")  # a link to a folder is not followed
     assert names([corpus]) == ["0.txt", "1.txt", "2.txt", "3.txt", "last"]
-    assert len(text.read(text.find_files([corpus, "4.txt", "again"]))) == 4 * 1500 + 15
+    assert len(text.read(text.find_files([corpus, "4.txt", "again"]))) == 4 * 1500 + 14
 
 
 def test_reading_joins_all_files_in_an_order_of_the_seed(corpus):
     found = text.find_files([corpus])
     whole = text.read(found, 0)
-    assert len(whole) == 4 * 1500 + 15  # the last file gets a line's end
-    assert b"\xe9t\xe9 in Latin-1\n" in whole.tobytes()
+    assert len(whole) == 4 * 1500 + 14  # nothing follows the file that lacks a line's end
+    assert whole.tobytes().endswith(b"\xe9t\xe9 in Latin-1")
+    other = text.read(found, 1).tobytes()
+    assert b"\xe9t\xe9 in Latin-1\n" in other
+    assert not other.endswith(b"Latin-1")
+    assert len(text.read(found, 1, b"")) == 4 * 1500 + 14
     np.testing.assert_array_equal(whole, text.read(found, 0))
     assert any(not np.array_equal(whole, text.read(found, s)) for s in range(1, 5))
     train, held_out = text.split(whole)
@@ -173,22 +177,3 @@ def test_what_cannot_be_read_is_an_error_if_it_is_named_and_else_counted():
                              "left out 1 file or folder that could not be read, the first 'only/")
     assert out[4].startswith(f"1 find_files: {left_out}")
     assert out[4].endswith(" <string>")  # the warning points to the caller
-
-
-def test_the_shortest_text_is_just_long_enough():
-    for B in (1, 2, 3, 8, 32, 100):
-        for T in (1, 2, 5, 64):
-            N = text.least(B, T)
-            trained, held_out = text.split(np.zeros(N, np.uint8))
-            assert len(trained) >= B * T + 1
-            assert len(held_out) >= 2
-            text.check_length(np.zeros(N, np.uint8), B, T)
-            shorter = text.split(np.zeros(N - 1, np.uint8))
-            assert len(shorter[0]) < B * T + 1 or len(shorter[1]) < 2
-            with pytest.raises(ValueError, match=f"expected at least {N:,}: "):
-                text.check_length(np.zeros(N - 1, np.uint8), B, T)
-    match = (r"^the text has 1 character, expected at least 40: 1 row of 1 character to train on, "
-             "and one in 20 that is held out")
-    with pytest.raises(ValueError, match=match):
-        text.check_length(np.zeros(1, np.uint8), 1, 1)
-    text.least(10**30, 10**300)  # numbers of any size

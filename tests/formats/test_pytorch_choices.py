@@ -1,0 +1,126 @@
+"""Files with PyTorch's names: options for parts that are not there, checkpoints, suffixes."""
+
+import numpy as np
+import pytest
+from tensors import layer, linear, load, refused, with_torch
+
+import fastrnn
+from fastrnn import GRU, LSTM, SequenceModel, cli
+
+LAYER = layer("rnn.", "LSTM", 4, 5)
+MODEL = LAYER | linear("fc", 3, 5)
+
+
+@pytest.mark.parametrize(("tensors", "options", "match"), [
+    (MODEL, {"nonlinearity": "relu"}, "nonlinearity is 'relu', expected 'tanh': it has no RNN"),
+    (LAYER, {"loss": "mse"}, "loss is 'mse', expected 'softmax': it has no head"),
+    (LAYER, {"readout": "last"}, "readout is 'last', expected 'every': it has no head"),
+    (MODEL, {"loss": "mse", "mapping": {"head": None}, "strict": False}, "it has no head"),
+])
+def test_an_option_for_a_part_that_is_not_there(tmp_path, tensors, options, match):
+    refused(tmp_path, tensors, match, **options)
+
+
+def test_the_same_options_where_the_parts_are(tmp_path):
+    model = load(tmp_path, layer("rnn.", "RNN", 4, 5) | linear("fc", 3, 5), nonlinearity="relu",
+                 loss="mse", readout="last")
+    assert (model.layers[0].nonlinearity, model.loss_name, model.readout) == ("relu", "mse", "last")
+
+
+@pytest.mark.parametrize(("mapping", "match"), [
+    ({"a": "layers.1"}, "mapping has layers.1 and no layers.0, expected layers.0, layers.1, ... "),
+    ({"a": "layers.0", "b": "layers.2"}, "mapping has layers.2 and no layers.1"),
+    ({"a": "layers.00"}, "mapping has the layer 'layers.00'"),
+])
+def test_a_mapping_to_layers_with_a_gap(tmp_path, mapping, match):
+    tensors = layer("a.", "GRU", 4, 4) | layer("b.", "LSTM", 4, 4)
+    refused(tmp_path, tensors, match, mapping=mapping, strict=False)
+
+
+def test_a_mapping_goes_on_from_the_layers_that_the_file_has(tmp_path):
+    tensors = layer("x.", "GRU", 4, 4) | layer("layers.0.", "LSTM", 4, 4)
+    assert [type(one) for one in load(tmp_path, tensors, mapping={"x": "layers.1"}).layers] == [
+        LSTM, GRU]
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+@with_torch
+@pytest.mark.parametrize(("beside", "prefix"), [
+    ({"epoch": 3}, ""), ({"epoch": 3}, "model"), ({"epoch": 3, "optimizer": ...}, ""),
+    ({"scaler": {"scale": 1.0}}, ""), ({"ema": ...}, "model"), ({"ema": ...}, "model.rnn"),
+])
+def test_a_state_dict_in_a_checkpoint(tmp_path, beside, prefix):
+    import torch
+
+    net = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(4, 5), "fc": torch.nn.Linear(5, 3)})
+    net["rnn"](torch.ones(2, 1, 4))[0].sum().backward()
+    optimizer = torch.optim.Adam(net.parameters())
+    optimizer.step()
+    others = {"optimizer": optimizer.state_dict(),
+              "ema": {name: 0 * a for name, a in net.state_dict().items()}}
+    path = tmp_path / "m.pt"
+    torch.save({key: others.get(key, value) for key, value in beside.items()} | {
+        "model": net.state_dict()}, path)
+    found = fastrnn.load(path, prefix=prefix)
+    assert type(found) is (LSTM if prefix == "model.rnn" else SequenceModel)
+    np.testing.assert_array_equal(
+        next(a for name, a in found.parameters().items() if name.endswith("weight_hh_l0")),
+        net["rnn"].weight_hh_l0.detach())
+
+
+@with_torch
+def test_two_models_in_a_checkpoint_are_told_apart_by_a_prefix(tmp_path):
+    import torch
+
+    states = [torch.nn.GRU(4, 5).state_dict() for _ in range(2)]
+    torch.save(dict(zip(("student", "teacher"), states, strict=True)), tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=r"'student' \(4 to 5\), 'teacher' \(4 to 5\)"):
+        fastrnn.load(tmp_path / "m.pt")
+    found = fastrnn.load(tmp_path / "m.pt", prefix="teacher")
+    np.testing.assert_array_equal(found.weight_hh_l0, states[1]["weight_hh_l0"])
+
+
+# ---- suffixes ------------------------------------------------------------------------------------
+
+
+@with_torch
+@pytest.mark.parametrize("name", ["m.pt", "M.PT", "m.Pth", "m.BIN"])
+def test_capitals_of_a_suffix_do_not_matter(tmp_path, name):
+    import torch
+
+    path = tmp_path / name
+    layer = GRU(2, 3, seed=0)
+    fastrnn.save(layer, path)
+    state = torch.load(path, weights_only=True)
+    np.testing.assert_array_equal(state["weight_hh_l0"], layer.weight_hh_l0)
+    assert type(fastrnn.load(path)) is GRU
+    with pytest.raises(ValueError, match=f"notes is given for '{name}'"):
+        fastrnn.save(layer, path, {"a": 1})
+
+
+def test_capitals_of_other_suffixes(tmp_path):
+    model = SequenceModel(GRU(1, 3, seed=0), 1, loss="mse", seed=0)
+    with pytest.raises(ValueError, match=r"'M.H5', expected another suffix"):
+        fastrnn.save(model, tmp_path / "M.H5")
+    fastrnn.save(model, tmp_path / "M.JSON")
+    assert (tmp_path / "M.JSON").read_bytes().lstrip().startswith(b"{")
+
+
+def test_convert_refuses_a_suffix_that_it_does_not_know(tmp_path, capsys):
+    fastrnn.save(GRU(2, 3, seed=0), tmp_path / "m")
+    for name in ("m.onx", "m.pkl", "m.H5"):
+        assert cli.main(["convert", str(tmp_path / "m"), str(tmp_path / name)]) == 1
+        assert f"{name}', expected a name that ends with one of .safetensors, .pt, .pth, .bin, " \
+            ".onnx, .json\n" in capsys.readouterr().err
+    assert cli.main(["convert", str(tmp_path / "m"), str(tmp_path / "M.SafeTensors")]) == 0
+    assert type(fastrnn.load(tmp_path / "M.SafeTensors")) is GRU
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, this is text\n", b"\x80\x04]q\x00.", b"\x7fELF"])
+def test_a_file_that_is_no_model(tmp_path, content):
+    (tmp_path / "m.dat").write_bytes(content)
+    with pytest.raises(ValueError, match=r"m.dat' is not a model of fastrnn: its content is none "
+                                         r"of what can be loaded: safetensors, a file of PyTorch"):
+        fastrnn.load(tmp_path / "m.dat")
