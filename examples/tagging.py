@@ -15,7 +15,7 @@ from common import chart, parser, record
 
 from fastrnn import GRU, SequenceModel, fit
 from fastrnn.schedules import CosineDecay
-from fastrnn.training.text import find_files
+from fastrnn.training import find_files
 
 TAGS = ("space", "name", "keyword", "number", "string", "comment", "operator")
 T = 100

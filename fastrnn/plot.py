@@ -1,6 +1,6 @@
 """Pictures of how gradients flow, and of a network unfolded in time; needs matplotlib.
 
-Install it with ``pip install 'fastrnn[plot]'``. The functions are those of fastrnn.gradflow.plot
+Install it with ``pip install matplotlib``. The functions are those of fastrnn.gradflow.plot
 and fastrnn.gradflow.unfolded.
 """
 

@@ -185,7 +185,7 @@ cdef class Stream(States):
         x : array (B, I), or whole numbers (B,) of a stream made for symbols
             With `rows` (n, I) or (n,).
         out : array (B, H), or (B, N) with a head, optional
-            Written to and returned; with `rows` it has n rows.
+            C-contiguous and aligned. Written to and returned; with `rows` it has n rows.
         rows : whole numbers (n,), booleans (B,) or slice, optional
             The rows that advance, each named once; the others keep their state. Row k of x and of
             the result belongs to row ``rows[k]`` of the stream; with booleans, row k belongs to
@@ -300,7 +300,7 @@ cdef class Stream(States):
         x : array (T, B, I), or whole numbers (T, B) of a stream made for symbols
             With `rows` (T, n, I) or (T, n). T may be any number, another in each call, and 0.
         out : array (T, B, H), or (T, B, N) with a head, optional
-            Written to and returned; with `rows` it has n rows in a step.
+            C-contiguous and aligned. Written to and returned; with `rows` it has n rows in a step.
         rows : whole numbers (n,), booleans (B,) or slice, optional
             The rows that advance, as for one step.
 

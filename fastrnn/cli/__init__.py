@@ -69,8 +69,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except ModuleNotFoundError as error:
-        return _complain(name, f"needs {error.name}, expected it to be installed: "
-                               "pip install 'fastrnn[cli,plot]'")
+        package = str(error.name).partition(".")[0]
+        return _complain(name, f"needs {package}, expected it to be installed: pip install "
+                               f"{package}")
     except MemoryError as error:
         return _complain(name, str(error) or "there is not enough memory")
     except OSError as error:

@@ -391,7 +391,7 @@ def _h5py() -> Any:
     try:
         return importlib.import_module("h5py")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("files of Keras need h5py: pip install 'fastrnn[keras]'",
+        raise ModuleNotFoundError("files of Keras need h5py: pip install h5py",
                                   name="h5py") from error
 
 

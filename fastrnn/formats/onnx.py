@@ -1,6 +1,6 @@
 """ONNX files: `load` makes a function of one, `save` writes a model as one.
 
-The package onnx parses the file (extra ``fastrnn[onnx]``). Recurrent nodes run in fastrnn's layers,
+The package onnx parses the file (``pip install onnx``). Recurrent nodes run in fastrnn's layers,
 the few operators around them in NumPy.
 """
 

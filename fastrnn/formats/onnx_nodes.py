@@ -39,7 +39,7 @@ def package() -> Any:
     try:
         return importlib.import_module("onnx")
     except ImportError as error:
-        raise ModuleNotFoundError("ONNX files need the package onnx: pip install 'fastrnn[onnx]'",
+        raise ModuleNotFoundError("ONNX files need the package onnx: pip install onnx",
                                   name="onnx") from error
 
 

@@ -263,7 +263,7 @@ def _torch() -> Any:
     except ImportError as error:
         raise ModuleNotFoundError(
             "a file of PyTorch is read and written by torch, expected it to be installed: pip "
-            "install 'fastrnn[torch]', or, where torch is, convert the file: "
+            "install torch, or, where torch is, convert the file: "
             "safetensors.torch.save_file(state_dict, 'model.safetensors')", name="torch"
         ) from error
     return torch

@@ -1,6 +1,6 @@
 """Pictures of how gradients flow; needs matplotlib.
 
-Install it with ``pip install 'fastrnn[plot]'``; it is imported when something is drawn. Every
+Install it with ``pip install matplotlib``; it is imported when something is drawn. Every
 function draws into the axes that it is given, or into new ones, and returns them. Letters: T steps,
 H hidden, G gates, L stacked layers, D directions.
 """
@@ -32,7 +32,7 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float] = (6.4, 4.0)) -> Axes
         except ModuleNotFoundError as error:
             name = str(error.name).partition(".")[0]
             raise ModuleNotFoundError(f"pictures need {name}, expected it to be installed: "
-                                      "pip install 'fastrnn[plot]'", name=name) from error
+                                      f"pip install {name}", name=name) from error
         ax = plt.subplots(figsize=size, layout="constrained")[1]
     if not hasattr(ax, "add_patch"):
         raise RefusedType(f"ax is {_checks.kind(ax)}, expected matplotlib's Axes")

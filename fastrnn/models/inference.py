@@ -13,7 +13,6 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.models import inputs
 from fastrnn.models.generate import sigmoid
-from fastrnn.models.model import Model
 from fastrnn.models.passes import LossOptions, States
 from fastrnn.models.ragged import Ragged
 from fastrnn.models.sequence import SequenceModel
@@ -23,7 +22,8 @@ __all__ = ["evaluate", "predict"]
 
 @public
 def predict(
-    model: Model, x: Any, *, batch_size: int = 256, context: Any = None, episode_start: Any = None
+    model: SequenceModel, x: Any, *, batch_size: int = 256, context: Any = None,
+    episode_start: Any = None,
 ) -> Any:
     """Return a model's predictions for sequences, as in evaluation, whatever its mode.
 
@@ -75,7 +75,7 @@ def predict(
 
 @public
 def evaluate(
-    model: Model, x: Any, y: Any = None, *, weights: Any = None, batch_size: int = 256,
+    model: SequenceModel, x: Any, y: Any = None, *, weights: Any = None, batch_size: int = 256,
     context: Any = None, episode_start: Any = None,
 ) -> float:
     """Return a model's mean loss over sequences, as in evaluation, whatever its mode.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -106,23 +106,3 @@ class Model(Parametrized):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {', '.join(map(repr, self.recurrent))}"
-
-    # ---- users' data ------------------------------------------------------------------------
-
-    @overload
-    def predict(
-        self, x: np.ndarray, *, batch_size: int = 256, **options: Any
-    ) -> np.ndarray: ...
-    @overload
-    def predict(self, x: Any, *, batch_size: int = 256, **options: Any) -> Any: ...
-    def predict(self, x: Any, *, batch_size: int = 256, **options: Any) -> Any:
-        """Return predictions for sequences; see fastrnn.models.inference.predict."""
-        from fastrnn.models.inference import predict
-
-        return predict(self, x, batch_size=batch_size, **options)
-
-    def evaluate(self, x: Any, y: Any = None, *, batch_size: int = 256, **options: Any) -> float:
-        """Return the mean loss over sequences; see fastrnn.models.inference.evaluate."""
-        from fastrnn.models.inference import evaluate
-
-        return evaluate(self, x, y, batch_size=batch_size, **options)

@@ -7,7 +7,7 @@ batch, I input, H hidden, D directions, L layers, N outputs, V symbols, C size o
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -448,3 +448,23 @@ class SequenceModel(Stack):
         x = generate.check_first(self, first)
         state, _ = self.initial_state(state, context, len(x))
         return generate.run_freely(self, x, length, state, sampling)
+
+    # ---- users' data ------------------------------------------------------------------------
+
+    @overload
+    def predict(
+        self, x: np.ndarray, *, batch_size: int = 256, **options: Any
+    ) -> np.ndarray: ...
+    @overload
+    def predict(self, x: Any, *, batch_size: int = 256, **options: Any) -> Any: ...
+    def predict(self, x: Any, *, batch_size: int = 256, **options: Any) -> Any:
+        """Return predictions for sequences; see fastrnn.models.inference.predict."""
+        from fastrnn.models.inference import predict
+
+        return predict(self, x, batch_size=batch_size, **options)
+
+    def evaluate(self, x: Any, y: Any = None, *, batch_size: int = 256, **options: Any) -> float:
+        """Return the mean loss over sequences; see fastrnn.models.inference.evaluate."""
+        from fastrnn.models.inference import evaluate
+
+        return evaluate(self, x, y, batch_size=batch_size, **options)

@@ -11,7 +11,7 @@ try:
     import torch as _torch  # noqa: F401
 except ModuleNotFoundError as _error:
     raise ModuleNotFoundError("fastrnn.torch needs PyTorch, expected it to be installed: "
-                              "pip install 'fastrnn[torch]'", name="torch") from _error
+                              "pip install torch", name="torch") from _error
 
 from fastrnn.torch import team as _team
 from fastrnn.torch.choice import get_mode, mode, set_mode

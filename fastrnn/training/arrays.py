@@ -123,8 +123,8 @@ def _arrays(model: Any, x: Any, y: Any, reading: Reading) -> Arrays:
     """Convert what a user passed."""
     if not isinstance(model, SequenceModel):
         raise RefusedType(f"x is {_checks.kind(x)} for a model {_checks.kind(model)}, expected a "
-                          "function of the step that returns a Batch: arrays are for a "
-                          "SequenceModel")
+                          "function of the step that returns a Batch, such as Samples(inputs, "
+                          "targets, batch_size, source=...): arrays are for a SequenceModel")
     each = model.readout == "every"
     window, context = reading.window, reading.context
     if window is not None and (not each or context is not None):

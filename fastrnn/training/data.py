@@ -283,7 +283,7 @@ class Samples:
     Parameters
     ----------
     x : array (T, N, ...), or list of N arrays (T_i, ...)
-        N sequences.
+        N sequences. With a source: what the decoder reads.
     targets : array (T, N, ...), or (N, ...), as given by `axis`
         With a list and axis 1 a list of N arrays (T_i, ...), too.
     batch_size : int
@@ -294,6 +294,8 @@ class Samples:
     context : array (N, C), optional
     episode_start : booleans (T, N), or list of N arrays (T_i,), optional
         Where an episode begins inside a sequence.
+    source : array (S, N, ...), or list of N arrays (S_i, ...), optional
+        For an EncoderDecoder: what the encoder reads.
     seed : int
         Seed of the order.
     shuffle : bool
@@ -307,14 +309,15 @@ class Samples:
     Raises
     ------
     TypeError, ValueError
-        If x is no array of sequences, or targets, weights or context are for another number of
-        them.
+        If x is no array of sequences, or targets, weights, context or source are for another
+        number of them.
     """
 
     @public
     def __init__(
         self, x: Any, targets: Any, batch_size: int, *, axis: int = 1, weights: Any = None,
-        context: Any = None, episode_start: Any = None, seed: int = 0, shuffle: bool = True,
+        context: Any = None, episode_start: Any = None, source: Any = None, seed: int = 0,
+        shuffle: bool = True,
     ) -> None:
         self.batch_size = B = _checks.positive("batch_size", batch_size)
         self.axis = _checks.below("axis", axis, 2)
@@ -341,6 +344,14 @@ class Samples:
             self.episode_start = _like(self.x, "episode_start", episode_start)
         elif episode_start is not None:
             self.episode_start = _checks.booleans("episode_start", episode_start, self.x.shape[:2])
+        self.source: Any = None
+        if is_list(source := as_list(source)):
+            self.source = _series("source", source)
+            if len(self.source) != N:
+                raise RefusedValue(f"source has {len(self.source)} sequences, expected {N}: as "
+                                   "many as x")
+        elif source is not None:
+            self.source = _of_each("source", source, 1, N)
         self.count = -(-N // B)
         self._epoch, self._order = -1, np.empty(0, int)  # of the latest epoch: drawn once for each
 
@@ -353,13 +364,16 @@ class Samples:
                 rng = np.random.default_rng([self.seed, epoch])
                 self._epoch, self._order = epoch, rng.permutation(self.N)
             now = self._order[now]
-        return Batch((_taken(self.x, 1, now),), _taken(self.targets, self.axis, now),
+        inputs: tuple[Any, ...] = (_taken(self.x, 1, now),)
+        if self.source is not None:
+            inputs = (_taken(self.source, 1, now), *inputs)
+        return Batch(inputs, _taken(self.targets, self.axis, now),
                      _taken(self.weights, self.axis, now), _taken(self.context, 0, now),
                      episode_start=_taken(self.episode_start, 1, now))
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what a resumed run must have in common with the one before."""
-        given = (self.x, self.targets, self.weights, self.context, self.episode_start)
+        given = (self.x, self.targets, self.weights, self.context, self.episode_start, self.source)
         arrays = [a for a in given if a is not None]
         return {"data": [summary(a) for a in arrays], "batch_size": self.batch_size,
                 "seed": self.seed, "shuffle": self.shuffle}

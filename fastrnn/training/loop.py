@@ -58,8 +58,8 @@ def fit(
         only real steps are computed, and only these count in the loss. For functions see
         fastrnn.training.data: Windows, SeriesWindows, Samples, Generated; then batch_size, shuffle
         and seed have no effect on the batches, and window, weights, context and episode_start are
-        refused: a Batch has its own. An EncoderDecoder takes functions only, whose batches are
-        Batch((source, inputs), targets).
+        refused: a Batch has its own. An EncoderDecoder takes functions only: Samples with a source,
+        or one whose batches are Batch((source, inputs), targets).
     y : array (N, T, K), or (N, K) with readout "last"; with a list x a list of arrays (T_i, K)
         For classes, or with K = 1, without the K. None: each target is the next step of x.
         (In this place a function of the step may be followed by the optimizer.)

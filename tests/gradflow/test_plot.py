@@ -152,7 +152,7 @@ def test_without_matplotlib_there_is_a_sentence():
                "try: plot.unfolded((2, 3))\n"
                "except ModuleNotFoundError as error: print(error)")
     assert done.stdout == ("pictures need matplotlib, expected it to be installed: pip install "
-                           "'fastrnn[plot]'\n"), done.stderr
+                           "matplotlib\n"), done.stderr
 
 
 @pytest.mark.parametrize("ax", ["a", 3, [1]])

@@ -262,7 +262,7 @@ def test_without_pytorch_the_error_says_what_to_install(tmp_path):
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == (
         "ModuleNotFoundError: fastrnn.torch needs PyTorch, expected it to be installed: "
-        "pip install 'fastrnn[torch]'")
+        "pip install torch")
 
 
 def test_fastrnn_alone_imports_no_torch(tmp_path):
