@@ -9,9 +9,9 @@ enum { A_COLUMNS = 24 * 12, B_COLUMNS = 1024 }; /* of a block: 288 KB of A, 1 MB
 _Static_assert(A_COLUMNS % GM == 0 && B_COLUMNS % GN == 0, "whole tiles and whole panels");
 #define APART (64 / (ptrdiff_t)sizeof(real))
 #define PANEL (FR_KC * GN + APART)
-#define A_ROW (A_COLUMNS + APART)
+#define A_PANEL (FR_KC * GM + APART)
 #define GRADIENT_SCRATCH \
-  ((ptrdiff_t)sizeof(real) * (B_COLUMNS / GN * PANEL + FR_KC * A_ROW))
+  ((ptrdiff_t)sizeof(real) * (B_COLUMNS / GN * PANEL + A_COLUMNS / GM * A_PANEL))
 
 /* Columns [at, at + M) of the K rows of A, by a packed panel of B. */
 FR_INLINE void gradient_tile(const int M, const int NV, real *c, ptrdiff_t c_pitch,
@@ -91,6 +91,28 @@ FR_INLINE void pack_panel(real *dst, const real *const *rows, ptrdiff_t at, ptrd
   }
 }
 
+/* dst = columns [at, at + n) of the K rows, GM of them in a panel. Whole vectors are written: what is
+ * too much in them lies where the next row comes. */
+FR_INLINE void pack_columns(real *dst, const real *const *rows, ptrdiff_t at, ptrdiff_t k,
+                            ptrdiff_t n) {
+  enum { WHOLE = (GM + VW - 1) / VW };
+  for (ptrdiff_t i = 0; i < k; i++) {
+    const real *src = rows[i] + at;
+    real *to = dst + i * GM;
+    ptrdiff_t u = 0;
+    for (; n - u >= WHOLE * VW; u += GM, to += A_PANEL)
+      FR_UNROLL(4) for (int v = 0; v < WHOLE; v++) vstore(to + v * VW, vload(src + u + v * VW));
+    for (; u < n; u += GM, to += A_PANEL)
+      memcpy(to, src + u, (n - u < GM ? n - u : GM) * sizeof(real));
+  }
+}
+
+/* Whether the rows of A shall be copied for n columns of B. */
+FR_INLINE int far_apart(const real *const *rows, ptrdiff_t n) {
+  const size_t bytes = (size_t)((const char *)rows[1] - (const char *)rows[0]);
+  return bytes % 4096 == 0 || (bytes >= 1024 && n >= 8 * GN);
+}
+
 static void gradient(const fr_gradient *s) {
   real *bp = (real *)s->scratch, *ap = bp + B_COLUMNS / GN * PANEL;
   const real *arow[FR_KC], *brow[FR_KC], *copy[FR_KC];
@@ -106,24 +128,22 @@ static void gradient(const fr_gradient *s) {
       for (ptrdiff_t i = 0; i < k; i++)
         for (ptrdiff_t j = 0; j < n; j += GN)
           pack_panel(bp + j / GN * PANEL + i * GN, brow + i, n0 + j, 1, n - j);
-      const int copied = k > 1 && ((const char *)arow[1] - (const char *)arow[0]) % 4096 == 0;
+      const int copied = k > 1 && far_apart(arow, n);
+      for (ptrdiff_t i = 0; copied && i < k; i++) copy[i] = ap + i * GM;
       for (int g = 0; g < s->gates; g++)
         for (ptrdiff_t u0 = s->u0; u0 < s->u1; u0 += A_COLUMNS) {
           const ptrdiff_t um = s->u1 - u0 < A_COLUMNS ? s->u1 - u0 : A_COLUMNS;
           const ptrdiff_t a0 = s->slot[g] + u0;
           if (n0 == 0 && s->bias)
             sum_columns((real *)s->bias + g * s->h + u0, arow, a0, k, um, fresh);
-          for (ptrdiff_t i = 0; copied && i < k; i++) {
-            copy[i] = ap + i * A_ROW;
-            memcpy(ap + i * A_ROW, arow[i] + a0, um * sizeof(real));
-          }
+          if (copied) pack_columns(ap, arow, a0, k, um);
           const real *const *rows = copied ? copy : arow;
           real *c = (real *)s->c + (g * s->h + u0) * s->n + n0;
           for (ptrdiff_t j = 0; j < n; j += GN)
             for (ptrdiff_t u = 0; u < um; u += GM) {
               real *ct = c + u * s->n + j;
               const real *bt = bp + j / GN * PANEL;
-              const ptrdiff_t at = copied ? u : a0 + u;
+              const ptrdiff_t at = copied ? u / GM * A_PANEL : a0 + u;
               const ptrdiff_t m = um - u < GM ? um - u : GM;
               switch (m) {
 #define GRADIENT_CASE(M)                                                         \

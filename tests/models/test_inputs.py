@@ -410,9 +410,9 @@ def test_other_arguments_that_do_not_fit():
             model.evaluate(X, X[..., :1], batch_size=size)
     for other in (pair_of(), Stack(GRU(3, 4, seed=0), seed=0)):
         with pytest.raises(TypeError, match=rf"predict: model is of type {type(other).__name__}"):
-            other.predict(X)
+            predict(other, X)
         with pytest.raises(TypeError, match="evaluate: model is of type"):
-            other.evaluate(X, X)
+            evaluate(other, X, X)
     with pytest.raises(ValueError, match="predict: context is given, expected none"):
         model.predict(X, context=X[:, 0])
     context = SequenceModel(GRU(3, 5, seed=0), 1, loss="mse", context_size=2, seed=1)
