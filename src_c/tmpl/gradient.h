@@ -1,9 +1,10 @@
 /* Weight gradients: C += A^T B, a sum over all rows of all steps. */
 
-/* C += A^T B with k over all rows. A block of FR_KC rows of B is packed into panels of GN columns; A
- * is read where it lies, unless its rows lie a multiple of 4096 bytes apart: they would share cache
- * sets, so they are copied. Panels and copies lie 64 bytes more than their size apart, for the same
- * reason. Each tile's sum over the block starts at zero. */
+/* C += A^T B with k over all rows. A block of FR_KC rows of B is packed into panels of GN columns. A
+ * is read where it lies, or copied into panels of GM columns: if its rows lie a multiple of 4096
+ * bytes apart, for they would share cache sets; and where FAR_APART says so, for many columns of B.
+ * Panels lie 64 bytes more than their size apart, so that they do not share cache sets. Each tile's
+ * sum over the block starts at zero. */
 #define GM TILE_ROWS(VPLAIN)
 enum { A_COLUMNS = 24 * 12, B_COLUMNS = 1024 }; /* of a block: 288 KB of A, 1 MB of B in float32 */
 _Static_assert(A_COLUMNS % GM == 0 && B_COLUMNS % GN == 0, "whole tiles and whole panels");
@@ -107,10 +108,10 @@ FR_INLINE void pack_columns(real *dst, const real *const *rows, ptrdiff_t at, pt
   }
 }
 
-/* Whether the rows of A shall be copied for n columns of B. */
+/* Whether rows of A that lie as far apart as these shall be copied for n columns of B. */
 FR_INLINE int far_apart(const real *const *rows, ptrdiff_t n) {
   const size_t bytes = (size_t)((const char *)rows[1] - (const char *)rows[0]);
-  return bytes % 4096 == 0 || (bytes >= 1024 && n >= 8 * GN);
+  return bytes % 4096 == 0 || (bytes >= FAR_APART && n >= 8 * GN);
 }
 
 static void gradient(const fr_gradient *s) {

@@ -4,6 +4,7 @@
 #define VPLAIN 2 /* vectors per panel of a plain (one-gate) product: 6 rows x 2 vectors */
 #define VNARROW 1
 #define NEAR 3 /* rows of a tile reached from one pointer: p, p + s, p + 2s */
+#define FAR_APART 1024 /* bytes between rows that a weight gradient copies; measured */
 
 #if FR_BITS == 32
 typedef __m256 vec;

@@ -5,6 +5,7 @@
 #define VNARROW 1
 #define VMASKS /* vfma_within is here */
 #define NEAR 3 /* rows of a tile reached from one pointer: p, p + s, p + 2s */
+#define FAR_APART SIZE_MAX /* bytes between rows that a weight gradient copies: none */
 
 #if FR_BITS == 32
 typedef __m512 vec;

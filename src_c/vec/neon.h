@@ -5,6 +5,7 @@
 #define VPLAIN 4 /* vectors per panel of a plain (one-gate) product: 6 rows x 4 vectors */
 #define VNARROW 2
 #define NEAR 1 /* rows of a tile reached from one pointer */
+#define FAR_APART SIZE_MAX /* bytes between rows that a weight gradient copies: none */
 
 #if FR_BITS == 32
 typedef float32x4_t vec;

@@ -7,6 +7,7 @@
 #define VPLAIN 2
 #define VNARROW 0 /* no narrow tiles */
 #define NEAR 1 /* rows of a tile reached from one pointer */
+#define FAR_APART SIZE_MAX /* bytes between rows that a weight gradient copies: none */
 typedef real vec;
 #define VW 1
 

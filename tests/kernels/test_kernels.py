@@ -69,9 +69,10 @@ def test_outputs_and_every_gradient(isa, cell, dtype, shape, reverse):
     assert_as_exact(case, got, expected, last=0 if reverse else -1)
 
 
-# src_c/tmpl/gradient.h takes gradients of gates in blocks of 288, and inputs in blocks of 1024
+# src_c/tmpl/gradient.h takes gradients of gates in blocks of 288, inputs in blocks of 1024, rows in
+# blocks of 256; for 128 inputs and more it copies them
 @pytest.mark.parametrize("shape", [(3, 2, 5, 288), (3, 2, 5, 290), (2, 3, 1024, 5),
-                                   (2, 3, 1027, 5)], ids=str)
+                                   (2, 3, 1027, 5), (130, 2, 135, 131)], ids=str)
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("cell", cases.CELLS)
 def test_sizes_around_the_blocks_of_the_gradients(isa, cell, dtype, shape):

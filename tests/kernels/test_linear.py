@@ -79,6 +79,23 @@ def test_gradients_of_rows_that_share_cache_sets(isa, dtype, R):
     assert_close("dW", dweight, dy.astype(float).T @ x.astype(float), R, dtype)
 
 
+@pytest.mark.parametrize("columns", [257, 300])
+@pytest.mark.parametrize("R", [2, 255, 256, 259])
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_gradients_have_the_same_bits_for_any_number_of_inputs(isa, dtype, R, columns):
+    """Columns of dy that lie 1 KB apart and more may be copied for many inputs, not for few."""
+    draw = drawer(dtype)
+    dy, x = draw(R, columns), draw(R, 300)
+    found = []
+    for K in (300, 130, 60, 7):
+        weight, dweight = draw(columns, K), np.zeros((columns, K), dtype)
+        dbias = np.zeros(columns, dtype)
+        linear.linear_backward(dy, np.ascontiguousarray(x[:, :K]), weight, dweight, dbias)
+        assert_close("dW", dweight, dy.astype(float).T @ x[:, :K].astype(float), R, dtype)
+        found.append((dweight[:, :7].tobytes(), dbias.tobytes()))
+    assert found == found[:1] * 4
+
+
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_linear_of_no_rows(isa, dtype):
     draw = drawer(dtype)
