@@ -50,22 +50,7 @@ class Found(NamedTuple):
 
 
 def search(paths: Any = ()) -> Found:
-    """Find the text files that `paths` name.
-
-    Parameters
-    ----------
-    paths : path, or sequence of files and folders
-        A folder means all files below it, sorted, without hidden files and files with a zero byte
-        near the beginning. A named file is always read. None: the source of Python's
-        standard library on this machine.
-
-    Raises
-    ------
-    OSError
-        If a path does not exist or cannot be read, or no file is found.
-    TypeError
-        If something is not a path.
-    """
+    """Find the text files that `paths` name, as `find_files`, and say what could not be read."""
     files: dict[Any, Path] = {}  # each file by what it is on disk
     unreadable: list[OSError] = []
     if paths is None:
@@ -102,14 +87,27 @@ def search(paths: Any = ()) -> Found:
 
 @public
 def find_files(paths: Any = ()) -> list[Path]:
-    """Return the text files that `paths` name, each once; see `search`.
+    """Return the text files that `paths` name, each once.
 
     One warning counts the files and folders, below the folders named, that could not be read.
 
+    Parameters
+    ----------
+    paths : path, or sequence of files and folders
+        A folder means all files below it, sorted, without hidden files and files with a zero byte
+        near the beginning. A named file is always read. None: the source of Python's
+        standard library on this machine.
+
+    Returns
+    -------
+    list of Path
+
     Raises
     ------
-    OSError, TypeError
-        As of `search`.
+    OSError
+        If a path does not exist or cannot be read, or no file is found.
+    TypeError
+        If something is not a path.
     """
     found = search(paths)
     if complaint := found.complaint():
