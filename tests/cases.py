@@ -7,8 +7,10 @@ other one) and return named arrays, so that a test is a loop over names.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
+import inspect
 import math
 import time
 import tracemalloc
@@ -282,6 +284,21 @@ def fill_pool(call, workers):
     while runtime.pool_workers() < workers and time.monotonic() < end:
         call()
     assert runtime.pool_workers() >= workers, "the pool was not used"
+
+
+def cpu_time(call, count=1):
+    """Return the CPU time of a call, the least of so many."""
+    found = []
+    for _ in range(count):
+        begin = time.process_time()
+        call()
+        found.append(time.process_time() - begin)
+    return min(found)
+
+
+def compiling():
+    """Let Python compile a long module of its own: what other times are compared with."""
+    compile(inspect.getsource(argparse), "argparse", "exec")
 
 
 def peak(call):

@@ -7,6 +7,7 @@ import random
 import time
 import tracemalloc
 
+import cases
 import numpy as np
 import pytest
 from damage import HOSTILE, changed, check, config_with, join, places, split, value_at, without
@@ -186,7 +187,7 @@ def test_texts_that_are_refused(tmp_path, text, match):
                        cell={"text": text, "name": "Cell", "paper": ""})
     (tmp_path / "m").write_bytes(data)
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match=match) as raised:
         fastrnn.load(tmp_path / "m")
     peak = tracemalloc.get_traced_memory()[1]
@@ -196,7 +197,7 @@ def test_texts_that_are_refused(tmp_path, text, match):
     assert "\n" not in said
     assert len(said) < 1000
     assert peak < 2e7
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 500 * cases.cpu_time(cases.compiling, 3)
 
 
 @pytest.mark.parametrize(("cell", "match"), [
