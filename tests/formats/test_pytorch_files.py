@@ -486,7 +486,7 @@ def test_without_torch_it_says_what_to_do(tmp_path, monkeypatch):
         archive.writestr("m/data.pkl", b"\x80\x02}.")
     for call in (functools.partial(fastrnn.load, tmp_path / "m.pt"),
                  functools.partial(fastrnn.save, GRU(2, 3, seed=0), tmp_path / "n.pt")):
-        with pytest.raises(ModuleNotFoundError, match=r"pip install 'fastrnn\[torch\]'.*convert"):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install torch, .*convert"):
             call()
     assert not (tmp_path / "n.pt").exists()
 
