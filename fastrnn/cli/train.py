@@ -155,7 +155,7 @@ def _check(args: argparse.Namespace) -> None:
         if hasattr(args, name):
             _checks.above(f"--{name}", getattr(args, name))
     _checks.positive("--seed", args.seed, least=0)
-    if suffix(args.output) in (*WRITTEN, *KERAS) and suffix(args.output) != ".safetensors":
+    if suffix(args.output) in {*WRITTEN, *KERAS} - {".safetensors"}:
         raise ValueError(f"--output is {args.output.name!r}, expected a name for a safetensors "
                          "file; `fastrnn convert` makes one for PyTorch or ONNX of it")
     if not hasattr(args, "folder"):

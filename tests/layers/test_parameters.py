@@ -511,7 +511,8 @@ def little_memory():
 @stacks.per_kind
 def test_sizes_that_no_memory_holds_are_refused_at_once(cell, sizes, little_memory):
     def refused():
-        with pytest.raises(MemoryError, match=r"^[A-Z]+: these sizes make \S+ parameters.* than"):
+        with pytest.raises(MemoryError,
+                           match=r"^[A-Z]+: these sizes make \S+ parameters.* more than"):
             cases.LAYERS[cell](*sizes)
 
     assert cases.cpu_time(refused) < 10 * cases.cpu_time(cases.compiling, 3)
