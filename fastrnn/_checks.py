@@ -149,7 +149,7 @@ def numbers(name: str, value: Any, dtype: Any = "", of: str = "numbers") -> np.n
 
     `of` is what an error calls them.
     """
-    a = as_array(name, value, dtype or "numbers")
+    a = as_array(name, value, dtype or of)
     if a.dtype.kind not in "fiu":
         came = getattr(value, "dtype", kind(value))
         if isinstance(value, (list, tuple)):  # of None, text, or numbers that no dtype holds

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fastrnn import _checks
-from fastrnn.cli.options import check_folder
 from fastrnn.cli.sample import load_language_model
+from fastrnn.formats.files import as_folder
 from fastrnn.training import checkpoint, language, text
 from fastrnn.training.data import Windows
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     matplotlib.use("agg")
     B = _checks.positive("--batch", args.batch)
     T = _checks.positive("--bptt", args.bptt, least=2)  # a character, and one before it
-    check_folder("--output", args.output)
+    as_folder(args.output, "--output")
     model = load_language_model(args.model)
     found = text.search(args.paths)
     if complaint := found.complaint():

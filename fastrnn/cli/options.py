@@ -45,12 +45,6 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def check_folder(option: str, path: Path) -> None:
-    """Refuse the name of a file where a folder will be made."""
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{option} is {str(path)!r}, which is a file, expected a folder")
-
-
 def _command(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=description)

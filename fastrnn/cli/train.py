@@ -24,11 +24,10 @@ from fastrnn.cli.options import (
     SAMPLE,
     SIZES,
     TEMPERATURE,
-    check_folder,
 )
 from fastrnn.cli.sample import continued, load_language_model, reads
 from fastrnn.formats import save
-from fastrnn.formats.files import KERAS, WRITTEN, suffix
+from fastrnn.formats.files import KERAS, WRITTEN, as_folder, suffix
 from fastrnn.formats.models import try_save
 from fastrnn.models import LanguageModel
 from fastrnn.training import CheckpointError, NotFiniteError, checkpoint, language, text
@@ -162,7 +161,7 @@ def _check(args: argparse.Namespace) -> None:
         if args.resume:
             raise ValueError("--resume is given without --folder, expected both")
         return
-    check_folder("--folder", args.folder)
+    as_folder(args.folder, "--folder")
     if args.output.resolve() in [args.folder.resolve() / name for name in (LATEST, BEST)]:
         raise ValueError(f"--output is {str(args.output)!r}, a file of the --folder's own, "
                          "expected another")

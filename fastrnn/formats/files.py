@@ -21,7 +21,7 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.layers.parameters import Parametrized, Part, distinct
 
-__all__ = ["KERAS", "TORCH", "WRITTEN", "NamedError", "as_path", "check_directory",
+__all__ = ["KERAS", "TORCH", "WRITTEN", "NamedError", "as_folder", "as_path", "check_directory",
            "check_json", "check_ordinary", "in_evaluation", "refusing", "suffix", "write_bytes",
            "write_file"]
 
@@ -59,6 +59,14 @@ def as_path(path: Any, name: str = "path", of: str = "the name of a file") -> Pa
     if not usable:
         raise RefusedValue(f"{name} is {_checks.show(text)}, expected {of}")
     return Path(text)
+
+
+def as_folder(path: Any, name: str) -> Path:
+    """Return the path of a folder, which need not exist, or refuse that of a file."""
+    folder = as_path(path, name, "a path")
+    if folder.exists() and not folder.is_dir():
+        raise RefusedValue(f"{name} is {str(folder)!r}, which is a file, expected a folder")
+    return folder
 
 
 def suffix(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue
-from fastrnn.formats.files import as_path
+from fastrnn.formats.files import as_folder
 from fastrnn.training.history import History
 from fastrnn.training.optim import Optimizer
 from fastrnn.training.options import Saving
@@ -36,8 +36,7 @@ class CheckpointError(OSError):
 
 def goes_on(folder: Any, resume: Any) -> bool:
     """Return whether a run with these options goes on from a checkpoint."""
-    return bool(resume) and folder is not None and (
-        as_path(folder, "folder", "a path") / LATEST).exists()
+    return bool(resume) and folder is not None and (as_folder(folder, "folder") / LATEST).exists()
 
 
 class Folder:
@@ -53,7 +52,7 @@ class Folder:
 
     def __init__(self, saving: Saving, about: dict[str, Any]) -> None:
         # the program may go to another folder meanwhile
-        self.path = as_path(saving.folder, "folder", "a path").absolute()
+        self.path = as_folder(saving.folder, "folder").absolute()
         self.every, self._about = saving.checkpoint_every, about
         self._failed: dict[str, OSError | MemoryError] = {}
         self._old_best = saving.overwrite

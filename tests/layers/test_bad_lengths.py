@@ -39,7 +39,8 @@ NOT_LENGTHS = [
     ([], ValueError, r"lengths has shape \(0,\), expected \(3,\): one for each row"),
     ([[4, 0, 2]], ValueError, r"lengths has shape \(1, 3\), expected \(3,\): one for each row"),
     (4, ValueError, r"lengths has shape \(\), expected \(3,\): one for each row"),
-    ([[4], [0, 2], [2]], ValueError, "lengths is a ragged sequence, expected an array of numbers"),
+    ([[4], [0, 2], [2]], ValueError,
+     "lengths is a ragged sequence, expected an array of whole numbers: steps of each row"),
     (["4", "0", "2"], TypeError, r"lengths is \[.*\], expected whole numbers: .*"),
     ("402", TypeError, "lengths is of type str, expected whole numbers: .*"),
     (b"402", TypeError, "lengths is of type bytes, expected whole numbers: .*"),
@@ -99,7 +100,7 @@ NOT_SIZES = [
     ("322", TypeError, "batch_sizes is of type str, expected whole numbers"),
     ([3, None, 2], TypeError, r"batch_sizes is \[.*\], expected whole numbers"),
     (None, TypeError, "batch_sizes is None, expected whole numbers"),
-    ([[3], [2, 2]], ValueError, "batch_sizes is a ragged sequence, expected .*"),
+    ([[3], [2, 2]], ValueError, "batch_sizes is a ragged sequence, expected an array of whole .*"),
 ]
 
 

@@ -37,6 +37,15 @@ def test_a_refused_run_leaves_the_learning_rate(change):
     assert optimizer.lr == 0.5
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_in_place_of_the_folder_is_named(tmp_path, resume):
+    (tmp_path / "run").write_text("mine")
+    x, y = data()
+    with pytest.raises(ValueError, match=r"folder is '.*run', which is a file, expected a folder"):
+        fit(model(), x, y, epochs=1, folder=tmp_path / "run", resume=resume)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
 @pytest.mark.parametrize(("counts", "part"), [
     ([True] * 9 + [False], "of what validation holds out, "),
     ([False] * 9 + [True], "of what validation does not hold out, "),
