@@ -92,20 +92,21 @@ TILES(gates3_tiles_apart, 3, product_block, CALL)
 FR_INLINE int is_even(const fr_product *s) {
   return s->a.at ? 0 : s->row1 <= s->a.count || s->a.count == 1 || s->a.outer == s->a.count * s->a.inner;
 }
-#define PRODUCT(tiles, NV, s, columns)                       \
-  if (is_even(s))                                            \
-    product(tiles, NV, s, columns);                          \
-  else                                                       \
-    product(tiles##_apart, NV, s, ALL_WIDE)
+#define PRODUCT(tiles, NV, s, columns)          \
+  do {                                          \
+    if (is_even(s))                             \
+      product(tiles, NV, s, columns);           \
+    else                                        \
+      product(tiles##_apart, NV, s, ALL_WIDE);  \
+  } while (0)
 #else
 #define PRODUCT(tiles, NV, s, columns) product(tiles, NV, s, columns)
 #endif
 
 static void product_plain(const fr_product *s) { PRODUCT(plain_tiles, VPLAIN, s, s->n); }
 static void product_gates(const fr_product *s, int gates) {
-  if (gates == 4) {
+  if (gates == 4)
     PRODUCT(gates4_tiles, 4, s, ALL_WIDE);
-  } else {
+  else
     PRODUCT(gates3_tiles, 3, s, ALL_WIDE);
-  }
 }
