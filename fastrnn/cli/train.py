@@ -102,7 +102,7 @@ def _train(args: argparse.Namespace) -> None:
         done = history.progress
         notes |= {"steps": done.steps, "characters": done.seen,
                   "training bits per character": round(done.bits, 4)}
-        _save(model, args.output, notes)  # what follows may be interrupted
+        notes = _save(model, args.output, notes)  # what follows may be interrupted
     how = "stopped" if history.stopped == "interrupted" else "done"
     print(f"{how} after {amount(done.steps, 'step')} and {done.seconds:.1f} s: {done.seen:,} "
           f"characters, {done.speed:,.0f} a second")
@@ -118,18 +118,24 @@ def _train(args: argparse.Namespace) -> None:
         raise failure
 
 
-def _save(model: LanguageModel, path: Path, notes: dict[str, Any]) -> None:
-    """Save a trained model; keep the file of the default name that is there."""
+def _save(model: LanguageModel, path: Path, notes: dict[str, Any]) -> dict[str, Any]:
+    """Save a trained model; keep the file of the default name that is there.
+
+    Returns the notes as they were saved: the file that is kept may be what the model began from.
+    """
     try:
         if path == Path(DEFAULT_FILE) and path.exists():
             numbered = (Path(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(1))
             earlier = next(free for free in numbered if not free.exists())
+            if "from" in notes and Path(notes["from"]).resolve() == path.resolve():
+                notes = notes | {"from": str(earlier)}
             path.rename(earlier)
             print(f"the earlier {path} is {earlier} now")
         save(model, path, notes)
     except (OSError, MemoryError):
         _rescue(model, notes)
         raise
+    return notes
 
 
 def _rescue(model: LanguageModel, notes: dict[str, Any]) -> None:

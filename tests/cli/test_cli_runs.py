@@ -237,6 +237,17 @@ def test_a_model_of_the_default_name_is_kept_under_another(corpus, small, tmp_pa
     assert len(os.listdir()) == 3
 
 
+@pytest.mark.parametrize("name", ["fastrnn-model.safetensors", "./fastrnn-model.safetensors"])
+def test_the_notes_name_the_source_as_it_is_called_in_the_end(corpus, tmp_path, monkeypatch, name):
+    from fastrnn.formats import safetensors
+
+    monkeypatch.chdir(tmp_path)
+    fastrnn.save(LanguageModel(256, 8, 8, cell="rnn"), name)
+    assert cli.main(["train", str(corpus), "--from", name, "--steps", "1", "--bptt", "9"]) == 0
+    with safetensors.opened(pathlib.Path("fastrnn-model.safetensors")) as file:
+        assert file.about["notes"]["from"] == "fastrnn-model-1.safetensors"
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_model_whose_loss_is_not_finite_any_more_is_kept(corpus, small, tmp_path, monkeypatch,
                                                            capsys, folder):
