@@ -100,12 +100,18 @@ def differentiable(
     call: Call, saved: tuple[Tensor, ...], doutputs: tuple[Tensor | None, ...],
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
-    """Return the gradients as differentiable functions of the inputs and of `doutputs`."""
+    """Return the gradients as differentiable functions of the inputs and of `doutputs`.
+
+    The saved tensors still have their history, in which one may depend on another, and one tensor
+    may stand in two places. A view of each has the partial derivatives alone.
+    """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        outputs = original(call, saved[0], saved[1], saved[2], saved[3:])
+        own = [None if tensor is None else tensor.view_as(tensor) for tensor in saved]
+        x: Any = own[0]
+        outputs = original(call, x, own[1], own[2], own[3:])
     pairs = [(y, dy) for y, dy in zip(outputs, doutputs, strict=True) if dy is not None]
-    wanted = [tensor for tensor, need in zip(saved, needs, strict=True) if need]
+    wanted: list[Any] = [tensor for tensor, need in zip(own, needs, strict=True) if need]
     found = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [dy for _, dy in pairs],
                                      create_graph=create_graph,
                                      allow_unused=True))

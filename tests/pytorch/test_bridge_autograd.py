@@ -214,6 +214,65 @@ def test_double_backward_of_a_cell(cell):
     torch.testing.assert_close(second[1], second[0])
 
 
+def looped(cell, x, h):
+    """Return the final state of a cell that reads step after step."""
+    for step in x:
+        h = cell(step, h)
+    return twins.as_tuple(h)[0]
+
+
+def attended(cell, x, h):
+    """Return the state of a cell whose input depends on its state, with the same twice."""
+    first = twins.as_tuple(h)[0]
+    state = (first, first) if isinstance(h, tuple) else first
+    return twins.as_tuple(cell(first * 2, cell(first, state)))[0]
+
+
+def chunked(layer, x, h):
+    """Return what a layer makes of two pieces of time, the state of the first given on."""
+    y1, h = layer(x[:2], h)
+    y2, _ = layer(y1[:, :, :4] * x[2:], h)
+    return torch.cat([y1, y2])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("use", [looped, attended, chunked])
+@twins.per_cell
+def test_double_backward_through_calls_that_depend_on_each_other(cell, use, tied):
+    theirs, ours = twins.twins(cell, 4, 4, single=use is not chunked)
+    found = []
+    for module in (theirs, ours):
+        if tied:
+            hh, ih = (next(n for n in module._parameters if n.startswith(kind))
+                      for kind in ("weight_hh", "weight_ih"))
+            setattr(module, hh, getattr(module, ih))
+        x, state = twins.normal(4, 2, 4), twins.state_of(module, 2)
+        leaves = leaves_of(module, x, *twins.as_tuple(state))
+        value = use(module, x, state).sin().sum()
+        first = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
+        penalty = sum(grad.square().sum() for grad in first if grad is not None)
+        second = torch.autograd.grad(penalty, leaves, allow_unused=True)
+        found.append([torch.zeros_like(leaf) if grad is None else grad
+                      for grad, leaf in zip((*first, *second), leaves * 2, strict=True)])
+    torch.testing.assert_close(found[1], found[0])
+
+
+@twins.per_cell
+def test_jacobians_of_a_state_that_stands_in_two_places(cell):
+    theirs, ours = twins.twins(cell, 4, 4, single=True)
+    h = twins.normal(2, 4).detach()
+    for before in (torch.tanh, lambda h: h + 1):
+        found = []
+        for module in (theirs, ours):
+            def final(h, module=module, before=before):
+                state = (h, h) if isinstance(module, torch.nn.LSTMCell) else h
+                return twins.as_tuple(module(before(h), state))[0]
+
+            found.append([torch.autograd.functional.jacobian(final, h, vectorize=vectorize)
+                          for vectorize in (True, False)])
+        torch.testing.assert_close(found[1], found[0])
+
+
 def test_a_gradient_penalty_trains():
     theirs, ours = twins.twins("lstm", 3, 5)
     for module in (theirs, ours):
