@@ -62,6 +62,7 @@ cdef class Exchange:
         cdef cnp.npy_intp[MOST_AXES] shape
         cdef cnp.npy_intp[MOST_AXES] strides
         cdef int i, size, flags = cnp.NPY_ARRAY_WRITEABLE if writeable else 0
+        cdef ptrdiff_t count = 1
         if self.api == NULL:
             return self.convert(tensor)
         try:
@@ -78,6 +79,9 @@ cdef class Exchange:
         for i in range(from_.ndim):
             shape[i] = from_.shape[i]
             strides[i] = from_.strides[i] * size
+            count *= shape[i]
+        if data == NULL and count:  # of zeros that autograd has not written anywhere
+            return None
         array = cnp.PyArray_New(
             np.ndarray, from_.ndim, shape, cnp.NPY_FLOAT32 if size == 4 else cnp.NPY_FLOAT64,
             strides, data, 0,

@@ -258,7 +258,12 @@ def _shapes(
 ) -> list[Tensor]:
     outputs = [h0.new_empty(h0.shape)]
     if not OPERATORS[function].is_cell:
-        outputs.insert(0, x.new_empty((*x.shape[:-1], directions * h0.shape[-1])))
+        width = directions * h0.shape[-1]
+        y = x.new_empty((*x.shape[:-1], width))
+        if batch_first:  # steps outside
+            B, T, _ = x.shape
+            y = x.new_empty_strided((B, T, width), (width, B * width, 1))
+        outputs.insert(0, y)
     if c0 is not None:
         outputs.append(c0.new_empty(c0.shape))
     if keep:

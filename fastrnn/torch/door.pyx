@@ -289,20 +289,19 @@ cdef class Call:
         h_final, c_final = self.state(h_final), self.state(c_final)
         y = last = None
         if not op.is_cell:
+            shape = self.T, self.B, D * self.hidden_size
             if self.batch_sizes is not None:
                 shape = len(self.x_array), D * self.hidden_size
-            elif self.batch_first:
-                shape = self.B, self.T, D * self.hidden_size
-            else:
-                shape = self.T, self.B, D * self.hidden_size
             y, last = self.new_like(shape, True)
+            if self.batch_first:  # it lies in memory as PyTorch's own; in place, so it is no view
+                y.transpose_(0, 1)
         layout = "time" if self.time is None else "packed"
         tapes = [] if keep else None
         borrow_threads(self.threads)
         try:
             for layer in range(L):
                 if last is not None and layer == L - 1:
-                    target = self.outer(last)
+                    target = last if self.batch_first else self.outer(last)
                 else:
                     target = np.empty((*source.shape[:source.ndim - 1], D * self.hidden_size),
                                       source.dtype)

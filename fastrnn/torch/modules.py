@@ -64,23 +64,35 @@ def _accelerated(
     forward.__kwdefaults__ = own.__kwdefaults__
 
     def called(self: Any, input: Any, hx: Any = None) -> Any:
-        if (type(input) is torch.Tensor and self._is_plain
+        # a caller may hold this method of a module that has been restored since
+        if (type(input) is torch.Tensor and getattr(self, "_is_plain", False)
                 and not torch.compiler.is_compiling()):
             operator = operator_of(self)
             outputs = operator and run_module(operator, self, input, hx)
             if outputs is not None:
                 return outputs
-        if type(input) is Proxy:
-            return _leaf(self, input, hx)
+        tracer = _tracer_of((input, hx))
+        if tracer is not None:
+            return _leaf(tracer, self, input, hx)
         return forward(self, input, hx)
 
     return functools.update_wrapper(called, own)
 
 
-def _leaf(module: Any, input: Proxy, hx: Any) -> Any:
+def _tracer_of(arguments: tuple[Any, ...]) -> Any:
+    """Return the tracer of torch.fx that an argument, or a part of one, comes from, or None."""
+    for argument in arguments:
+        if isinstance(argument, Proxy):
+            return argument.tracer
+        if type(argument) is tuple and (found := _tracer_of(argument)) is not None:
+            return found
+    return None
+
+
+def _leaf(tracer: Any, module: Any, input: Any, hx: Any) -> Any:
     """Enter a module into a graph of torch.fx as one node, as torch.fx does with PyTorch's own."""
-    tracer: Any = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})
+    args = (input,) if hx is None else (input, hx)
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, {})
 
 
 class _Accelerated:

@@ -127,7 +127,42 @@ def test_fx_symbolic_trace():
     graphs = [torch.fx.symbolic_trace(model) for model in (theirs, ours)]
     close(graphs[1](OTHERS), theirs(OTHERS))
     for a, b in zip(*(graph.graph.nodes for graph in graphs), strict=True):
-        assert (a.op, a.name, a.target) == (b.op, b.name, b.target)
+        assert (a.op, a.name, a.target, str(a.args)) == (b.op, b.name, b.target, str(b.args))
+
+
+class OwnTracer(torch.fx.Tracer):
+    """A tracer with a kind of proxy of its own, as programs that rewrite graphs have it."""
+
+    def proxy(self, node):
+        return type("OwnProxy", (torch.fx.Proxy,), {})(node, self)
+
+
+class FromState(torch.nn.Module):
+    """A layer whose input is a parameter and whose state comes from the caller."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.x = layer, torch.nn.Parameter(torch.ones(3, 2, 4))
+
+    def forward(self, h, c=None):
+        return self.layer(self.x, h if c is None else (h, c))[0]
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_fx_tracers_and_proxies_of_any_kind(kind):
+    theirs, ours = tagger()
+    graphs = [torch.fx.GraphModule(model, OwnTracer().trace(model)) for model in (theirs, ours)]
+    close(graphs[1](OTHERS), theirs(OTHERS))
+    layer = getattr(torch.nn, kind)(4, 4)
+    states = [torch.ones(1, 2, 4)] * (2 if kind == "LSTM" else 1)
+    args = None if kind == "LSTM" else {"c": None}
+    both = [torch.fx.symbolic_trace(FromState(of), args)
+            for of in (layer, bridge.accelerate(copy.deepcopy(layer)))]
+    for graph in both:
+        close(graph(*states), layer(torch.ones(3, 2, 4), tuple(states) if args is None
+                                    else states[0])[0])
+    for a, b in zip(*(graph.graph.nodes for graph in both), strict=True):
+        assert (a.op, a.name, a.target, str(a.args)) == (b.op, b.name, b.target, str(b.args))
 
 
 def test_fx_interpreter_and_shapes():

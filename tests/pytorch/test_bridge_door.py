@@ -5,6 +5,7 @@ Letters: T steps, B batch, I input, H hidden.
 
 import numpy as np
 import pytest
+import twins
 
 torch = pytest.importorskip("torch")
 
@@ -89,3 +90,15 @@ def test_a_gradient_of_another_dtype_is_converted():
     for one, other in zip(*found, strict=True):
         assert one is other is None or torch.equal(one, other)
     assert found[0][0].abs().sum() > 0
+
+
+@twins.per_cell
+def test_zeros_without_memory(cell):
+    theirs, ours = twins.twins(cell, 4, 4, single=True)
+    zeros = torch._efficientzerotensor((3, 4), dtype=torch.float64)
+    found = []
+    for module in (theirs, ours):
+        x = twins.normal(3, 4)
+        h = twins.as_tuple(module(x))[0]
+        found.append([*torch.autograd.grad(h, x, zeros), *twins.as_tuple(module(zeros))])
+    torch.testing.assert_close(found[1], found[0])

@@ -112,6 +112,31 @@ def test_inputs_of_any_strides(cell, name):
 
 
 @twins.per_cell
+def test_outputs_lie_in_memory_as_pytorchs_own(cell):
+    for single, options in ((False, {}), (False, {"bidirectional": True, "num_layers": 2}),
+                            (True, {})):
+        theirs, ours = twins.twins(cell, 3, 5, single=single, **options)
+        x = twins.normal(*(2, 3) if single else (4, 2, 3))
+        for a, b in zip(twins.flat(ours(x)), twins.flat(theirs(x)), strict=True):
+            assert (a.shape, a.stride()) == (b.shape, b.stride())
+    options = [{}, {"bidirectional": True, "num_layers": 2}]
+    options += [{"proj_size": 2, "num_layers": 2}] * (cell == "lstm")
+    for option in options:
+        theirs, ours = twins.twins(cell, 3, 5, batch_first=True, **option)
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                found, expected = ours(twins.normal(2, 4, 3))[0], theirs(twins.normal(2, 4, 3))[0]
+            assert found.stride() == expected.stride()
+            assert not found._is_view()
+            assert found.transpose(0, 1).view(8, -1).shape == (8, found.shape[2])
+            if grad:
+                found.mul_(2).sum().backward()  # in place, as of PyTorch's
+                expected.mul_(2).sum().backward()
+                for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+                    torch.testing.assert_close(a.grad, b.grad)
+
+
+@twins.per_cell
 def test_states_of_any_strides(cell):
     theirs, ours = twins.twins(cell, 3, 5)
     x = twins.normal(4, 2, 3)

@@ -113,6 +113,18 @@ def snapshot(model):
     return [(type(m), list(m.__dict__), id(m)) for m in model.modules()]
 
 
+@twins.per_kind
+def test_a_method_that_was_kept_works_after_restore(kind):
+    module = bridge.accelerate(getattr(torch.nn, kind)(3, 5))
+    kept = module.forward
+    module.forward = lambda *args: kept(*args)
+    x = twins.normal(4, 2, 3, dtype=torch.float32)
+    x = x[0] if kind.endswith("Cell") else x
+    before = twins.flat(module(x))
+    bridge.restore(module)
+    torch.testing.assert_close(twins.flat(module(x)), before)
+
+
 def test_restore_leaves_no_trace():
     model = tagger()
     before = snapshot(model)
