@@ -82,6 +82,8 @@ def entry_of(described: Any, path: str = "", reads: int = 0) -> Entry:
     if kind == "Lambda":
         raise RefusedValue(f"layer {_checks.show(name)} is a Lambda, expected a layer without "
                            "Python code: code of a file is never run")
+    if "build_config" in described:  # it stands beside the options
+        config = {**config, "build_config": described["build_config"]}
     return Entry(kind, name, config, path, reads)
 
 
@@ -139,16 +141,22 @@ def _sequence(layers: list[Any]) -> Chain:
 def _graph(config: Mapping[str, Any], layers: list[Any]) -> Chain:
     """Return the layers of a functional model, from its input to its output."""
     entries = {entry.name: entry for entry in _placed(layers)}
+    masks = _masks(layers)
+    for name in masks:
+        del entries[name]
+    masked: dict[str, str] = {}  # the operator whose mask a layer is called with
     after: dict[str, tuple[str, int]] = {}  # the layer that reads each layer, and which output
     for described in layers:
         name = entry_of(described).name
         nodes = described.get("inbound_nodes", [])
-        if not nodes:
+        if not nodes or name in masks:
             continue
         if len(nodes) > 1:
             raise RefusedValue(f"layer {_checks.show(name)} is used {len(nodes)} times, expected a "
                                "chain")
         sources = _sources(name, nodes[0])
+        if len(sources) == 2 and sources[1][0] in masks:
+            masked[name] = sources.pop()[0]
         if len(sources) != 1:
             raise RefusedValue(f"layer {_checks.show(name)} has {len(sources)} inputs, expected a "
                                "chain: one input for each layer")
@@ -174,10 +182,46 @@ def _graph(config: Mapping[str, Any], layers: list[Any]) -> Chain:
     if name != ends[0][0]:
         raise RefusedValue(f"the chain ends with layer {_checks.show(name)}, the output is that of "
                            f"{_checks.show(ends[0][0])}: expected a chain")
+    _check_masks(ordered, masks, masked)
     if entries:
         raise RefusedValue(f"layers {_checks.show(list(entries))} are not between the input and "
                            "the output, expected a chain")
     return Chain(ordered, tuple(output for _, output in ends))
+
+
+def _masks(layers: list[Any]) -> dict[str, tuple[str, Any]]:
+    """Return the operators that compute masks: the layer that each compares, and with what.
+
+    A functional model has them as steps of its own, NotEqual and perhaps Any, and calls the layers
+    that read a mask with their result.
+    """
+    found: dict[str, tuple[str, Any]] = {}
+    for described in layers:
+        entry = entry_of(described)
+        if entry.kind not in ("NotEqual", "Any"):
+            continue
+        node = described["inbound_nodes"][0]
+        source, _ = _sources(entry.name, node)[0]
+        if entry.kind == "NotEqual":
+            found[entry.name] = source, node["args"][1]
+        elif source in found:  # over the features
+            found[entry.name] = found[source]
+    return found
+
+
+def _check_masks(
+    ordered: list[Entry], masks: Mapping[str, tuple[str, Any]], masked: Mapping[str, str]
+) -> None:
+    """Refuse a mask that is not that of the Masking or Embedding before its layer in the chain."""
+    now: tuple[str, Any] | None = None
+    for before, entry in zip(ordered, ordered[1:], strict=False):
+        if entry.kind == "Masking":
+            now = before.name, entry.config.get("mask_value", 0.0)
+        elif entry.kind == "Embedding" and entry.config.get("mask_zero"):
+            now = before.name, 0
+        if entry.name in masked and masks[masked[entry.name]] != now:
+            raise RefusedValue(f"layer {_checks.show(entry.name)} has a mask of its own, expected "
+                               "that of a Masking or an Embedding before it")
 
 
 def _sources(name: str, node: Any) -> list[tuple[str, int]]:

@@ -278,7 +278,8 @@ def _read_torch(path: Path, file: BinaryIO, prefix: Any) -> dict[str, _Tensor]:
             warnings.catch_warnings(), open(path, "rb") as whole:
         warnings.simplefilter("ignore")  # of old files; what matters is checked here
         options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-        if archive:  # mapped, so the tensors are pages of the file, and no copies
+        # mapped, so the tensors are pages of the file, and no copies; torch goes by this suffix
+        if archive and suffix(path) != ".safetensors":
             read = torch.load(path, mmap=True, **options)
         else:
             read = torch.load(_Bounded(whole, size), **options)
@@ -301,19 +302,28 @@ def _read_torch(path: Path, file: BinaryIO, prefix: Any) -> dict[str, _Tensor]:
 
 
 def _unwrapped(read: Mapping[Any, Any], prefix: Any) -> Mapping[Any, Any]:
-    """Return the state_dict of a checkpoint that has others, or numbers, beside it.
+    """Return the parameters of a checkpoint: those of its state_dicts, and what lies beside them.
 
-    One with a recurrent layer is taken without its name, unless the prefix begins with that. The
-    names of several begin with their own.
+    A state_dict that is alone is taken without its name, unless the prefix begins with that. The
+    names of several begin with their own. An optimizer's state, numbers and generators are left
+    out: they have no weights.
     """
     inner = {key: value for key, value in read.items()
              if isinstance(key, str) and isinstance(value, Mapping)
-             and (key in _WRAPPERS or any("weight_hh" in str(name) for name in value))}
-    chosen = [key for key in inner if key in _WRAPPERS] or list(inner)
-    if len(chosen) == 1 and not f"{prefix}.".startswith(f"{chosen[0]}."):
-        return inner[chosen[0]]
-    flat = {f"{key}.{name}": value for key, of in inner.items() for name, value in of.items()}
-    return {key: value for key, value in read.items() if key not in inner} | flat
+             and (key in _WRAPPERS or any(map(_is_weight, value.values())))}
+    if not inner:
+        return read
+    beside = {key: value for key, value in read.items() if _is_weight(value)}
+    first = next(iter(inner))
+    if len(inner) == 1 and not beside and not f"{prefix}.".startswith(f"{first}."):
+        return inner[first]
+    return beside | {f"{key}.{name}": value for key, of in inner.items()
+                     for name, value in of.items()}
+
+
+def _is_weight(value: Any) -> bool:
+    """Return whether it is a tensor as parameters are: of floats, with an axis."""
+    return bool(getattr(value, "ndim", 0)) and getattr(value, "is_floating_point", bool)()
 
 
 def _check_archive(file: BinaryIO, size: int) -> bool:

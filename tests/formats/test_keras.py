@@ -207,6 +207,42 @@ def test_a_chain_of_a_functional_model_and_its_states(tmp_path):
     check(keras.Model(i, L.Dense(3)(h)), x_of(N, T, I), tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("masks", ["masking", "embedding", "two", "pooled"])
+def test_masks_of_a_functional_model(tmp_path, masks, suffix):
+    """Keras keeps how a mask is computed as steps of the model, and calls layers with the result."""
+    if masks in ("embedding", "pooled"):
+        i = Input((None,))
+        x = np.random.default_rng(0).integers(1, 9, (N, T))
+        x[0, 3:] = x[1, :2] = 0
+        y = L.Embedding(9, I, mask_zero=True)(i)
+    else:
+        i = Input((T, I))
+        x = x_of(N, T, I)
+        x[0, 3:] = x[1, :2] = 0
+        y = L.Masking()(i)
+    y = L.Bidirectional(L.GRU(H, return_sequences=True))(y)
+    if masks == "two":
+        y = L.Masking(mask_value=0.5)(y)
+    y = L.GlobalAveragePooling1D()(y) if masks == "pooled" else L.Dense(2)(L.LSTM(H)(y))
+    model = redraw(keras.Model(i, y))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save(tmp_path / f"m{suffix}")
+    compare(load(tmp_path / f"m{suffix}")(x), theirs_of(model, x), 4)
+
+
+@pytest.mark.parametrize("own", [
+    lambda i, y: keras.ops.any(keras.ops.not_equal(i, 1.0), axis=-1),  # of another value
+    lambda i, y: keras.ops.any(keras.ops.not_equal(y, 0.0), axis=-1)])  # of another layer
+def test_a_mask_of_its_own_is_refused(tmp_path, own):
+    i = Input((T, I))
+    y = L.GRU(I, return_sequences=True)(L.Masking()(i))
+    keras.Model(i, L.GRU(H, name="read")(y, mask=own(i, y))).save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match="'read' has a mask of its own, expected that of a Mask"):
+        load(tmp_path / "m.keras")
+
+
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 @pytest.mark.parametrize("merge", ["concat", None])
 def test_states_of_a_bidirectional(tmp_path, cell, merge):
@@ -355,6 +391,15 @@ def branches():
     h = Input((H,))
     yield "3 inputs|2 inputs", keras.Model([i, h], L.GRU(H, name="g")(i, initial_state=h))
     yield "training=True", keras.Model(i, L.Dropout(0.5)(i, training=True))
+
+
+def test_a_normalisation_may_name_its_axis_from_the_front(tmp_path):
+    check(Sequential([Input((T, I)), L.GRU(H, return_sequences=True), L.LayerNormalization(axis=2),
+                      L.LSTM(H), L.BatchNormalization(axis=1)]), x_of(N, T, I), tmp_path, depth=4)
+    Sequential([Input((T, I)), L.GRU(H, return_sequences=True), L.LayerNormalization(axis=1)]).save(
+        tmp_path / "m.keras")
+    with pytest.raises(ValueError, match="axis is 1, expected -1"):
+        load(tmp_path / "m.keras")
 
 
 def test_a_graph_that_branches_is_refused(tmp_path):

@@ -82,6 +82,49 @@ def test_two_models_in_a_checkpoint_are_told_apart_by_a_prefix(tmp_path):
     np.testing.assert_array_equal(found.weight_hh_l0, states[1]["weight_hh_l0"])
 
 
+@with_torch
+@pytest.mark.parametrize("form", ["modules", "loose head", "loose embedding", "second"])
+def test_nothing_with_weights_in_a_checkpoint_is_left_out_without_a_word(tmp_path, form):
+    import torch
+
+    torch.manual_seed(0)
+    rnn, head, embed = torch.nn.LSTM(3, 4), torch.nn.Linear(4, 2), torch.nn.Embedding(9, 3)
+    numbers = {"epoch": 3, "loss": torch.tensor(0.1), "rng_state": torch.get_rng_state(),
+               "optimizer": torch.optim.Adam(rnn.parameters()).state_dict()}
+    path = tmp_path / "m.pt"
+    of = rnn.state_dict()
+    torch.save(numbers | {
+        "modules": {"embed": embed.state_dict(), "rnn": of, "head": head.state_dict()},
+        "loose head": {"state_dict": of, "head.weight": head.weight.detach(),
+                       "head.bias": head.bias.detach()},
+        "loose embedding": {"embed.weight": embed.weight, "rnn": of},
+        "second": {"state_dict": of, "ema_state_dict": torch.nn.LSTM(3, 4).state_dict()},
+    }[form], path)
+    if form == "second":
+        with pytest.raises(ValueError, match="'ema_state_dict' .*'state_dict'|'state_dict' .*ema"):
+            fastrnn.load(path)
+        found = fastrnn.load(path, prefix="state_dict")
+        np.testing.assert_array_equal(found.weight_hh_l0, rnn.weight_hh_l0.detach())
+        return
+    found = fastrnn.load(path)
+    given = found.parameters()
+    np.testing.assert_array_equal(given["layers.0.weight_hh_l0"], rnn.weight_hh_l0.detach())
+    if form != "loose embedding":
+        np.testing.assert_array_equal(given["head.weight"], head.weight.detach())
+        np.testing.assert_array_equal(given["head.bias"], head.bias.detach())
+    if form != "loose head":
+        np.testing.assert_array_equal(given["embedding.weight"], embed.weight.detach())
+    assert found.unused == ()
+
+
+@with_torch
+@pytest.mark.parametrize("name", ["m.safetensors", "m.keras", "m.dat"])
+def test_the_content_says_that_a_file_is_pytorchs(tmp_path, name):
+    fastrnn.save(LSTM(3, 4, seed=0), tmp_path / "m.pt")
+    (tmp_path / "m.pt").rename(tmp_path / name)
+    assert type(fastrnn.load(tmp_path / name)) is LSTM
+
+
 # ---- suffixes ------------------------------------------------------------------------------------
 
 
