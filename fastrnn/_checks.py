@@ -389,7 +389,8 @@ def at_least(name: str, value: Any, least: float = 0, most: float = math.inf) ->
     if not least <= number < most:
         limit = f" of at least {least:g}" if least > -math.inf else ""
         limit += f" and below {most:g}" if most < math.inf else ""
-        raise RefusedValue(f"{name} is {show(value)}, expected a number{limit}")
+        finite = "finite " * math.isinf(number)
+        raise RefusedValue(f"{name} is {show(value)}, expected a {finite}number{limit}")
     return number
 
 

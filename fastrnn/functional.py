@@ -1,8 +1,9 @@
 """One layer in one direction, stateless: the kernels behind fastrnn.RNN, LSTM, GRU and Layer.
 
-The names, signatures and results are those of fastrnn.reference, which is the specification; the
-route from here is fastrnn/_kernels/sequence.pyx, then walk.pyx, then src_c/tmpl/. Each forward
-returns the tape that its backward needs, so any number of passes may be in flight.
+The names, signatures and results are those of fastrnn.reference, which is the specification, but
+for cell_forward and cell_backward, whose cells come from equations. The route from here is
+fastrnn/_kernels/sequence.pyx, then walk.pyx, then src_c/tmpl/. Each forward returns the tape that
+its backward needs, so any number of passes may be in flight.
 
 Letters: T steps, B batch, I input, H hidden, G gates, V rows of an embedding. Arrays are float32 or
 float64, all of one call alike. Rows that are contiguous are read where they lie, anything else that
@@ -118,6 +119,7 @@ def _backward(
                            f"served its one backward; run {forward} again for a new one")
     T, B, I, H = tape.shape
     dtype, cell = tape.dtype, cells[0]
+    need_dx = _checks.flag("need_dx", need_dx)
     if dy is not None:
         dy = _checks.array("dy", dy, dtype, (T, B, H))
         if len(tape.y_shape) == 2:  # with lengths or resets

@@ -237,7 +237,14 @@ def set_flush_denormals(on):
         True (the default): inside kernels, numbers below the smallest normal one (1.2e-38 in
         float32) count as zero, which keeps decaying states fast. The caller's own
         floating-point state is restored on return. False: IEEE arithmetic throughout.
+
+    Raises
+    ------
+    TypeError
+        If `on` is neither True nor False.
     """
+    if not isinstance(on, (bool, np.bool_)):
+        raise TypeError(f"set_flush_denormals: on is {on!r}, expected True or False")
     fr_write(flush, bool(on))
 
 

@@ -103,7 +103,7 @@ class _Builder:
             if isinstance(n, tree.Binary) and n.operator in "+-":
                 stack.append((sign if n.operator == "+" else -sign, n.right))
                 stack.append((sign, n.left))
-            elif isinstance(n, tree.Negative) and id(n) in self.sums:
+            elif isinstance(n, tree.Negative) and (id(n) in self.sums or _is_signed_name(n)):
                 stack.append((-sign, n.operand))
             else:
                 found.append((sign, n))
@@ -284,6 +284,13 @@ class _Builder:
             if args[0].width != width:  # all units are the same
                 return graph.mul(args[0], graph.constant(width))
         return FUNCTIONS[e.function](graph, *args)
+
+
+def _is_signed_name(n: tree.Expression) -> bool:
+    """Return whether it is a name with signs before it: -b, or - -b."""
+    while isinstance(n, tree.Negative):
+        n = n.operand
+    return isinstance(n, tree.Name)
 
 
 def _sums_of_products(root: tree.Expression) -> set[int]:

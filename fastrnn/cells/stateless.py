@@ -149,6 +149,7 @@ def backward(
     tape, plan = kept.tape, kept.plan
     definition = kept.definition
     (T, B, I, O), dtype = tape.shape, tape.dtype
+    need_dx = _checks.flag("need_dx", need_dx)
     if dy is not None:
         dy = _checks.array("dy", dy, dtype, (T, B, O))
         if len(tape.y_shape) == 2:  # with lengths or resets

@@ -139,6 +139,7 @@ def jacobians(
     """
     check_layer(layer)
     L, D = layer.num_layers, layer.directions
+    reverse = _checks.flag("reverse", reverse)
     x = as_list(x)
     if is_list(x):
         return _of_list(layer, x, state, t, sequence, distance, number, reverse)

@@ -41,7 +41,6 @@ def _recurrent(layer: Any) -> tuple[PackedPart, AnyCell]:
         raise RefusedType(f"layer is {_checks.kind(layer)}, expected an RNN, LSTM or GRU, alone or "
                           "of a model's layers, or a single cell")
     writeable(layer.training)
-    layer.changed()
     return layer, layer.cell.form_of or layer.cell
 
 
@@ -91,16 +90,29 @@ def _set_it(layer: PackedPart) -> str:
     return "; set the bias of its equations itself: layer.b_l0[...] = 1" * _of_equations(layer)
 
 
-def _assign(drawn: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Copy numbers into weights: into all, or into none if one is too large for their dtype."""
-    held = [(weight, _checks.held("a weight", numbers, weight.dtype)) for weight, numbers in drawn]
-    for weight, numbers in held:
-        weight[...] = numbers
+def _assign(
+    layer: PackedPart, drawn: Iterable[tuple[np.ndarray, Any]], why: str = "",
+    what: str = "a weight",
+) -> None:
+    """Copy numbers into parameters: into all, or into none if one is too large for their dtype.
+
+    `why` names the argument that makes it so large.
+    """
+    held = []
+    for place, numbers in drawn:
+        fitting = _checks.held(f"{why}: {what}", np.asarray(numbers, np.float64), place.dtype)
+        if not np.isfinite(fitting).all():
+            raise RefusedValue(f"{why}: {what} would be infinite")
+        held.append((place, fitting))
+    layer.changed()
+    for place, fitting in held:
+        place[...] = fitting
 
 
-def _zero_biases(layer: PackedPart) -> None:
+def _no_biases(layer: PackedPart) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield each bias and what it becomes: 0."""
     for bias in _named(layer, "bias"):
-        bias[...] = 0
+        yield bias, 0
 
 
 @public
@@ -127,6 +139,7 @@ def torch_uniform(layer: Target, seed: Any = None) -> Target:
         If it is in evaluation mode, or the seed is no whole number.
     """
     (recurrent, _), rng = _recurrent(layer), _rng(seed)
+    recurrent.changed()
     PackedPart._draw(recurrent, rng)
     return layer
 
@@ -151,9 +164,9 @@ def normal(layer: Target, std: float, seed: Any = None) -> Target:
         As torch_uniform; also if `std` is not above 0.
     """
     (recurrent, _), rng = _recurrent(layer), _rng(seed)
-    _checks.above("std", std)
-    _assign((weight, rng.normal(0, std, weight.shape)) for weight in _named(recurrent, "weight"))
-    _zero_biases(recurrent)
+    std = _checks.above("std", std)
+    drawn = [(weight, rng.normal(0, std, weight.shape)) for weight in _named(recurrent, "weight")]
+    _assign(recurrent, [*drawn, *_no_biases(recurrent)], f"std is {std:g}")
     return layer
 
 
@@ -180,11 +193,12 @@ def glorot(layer: Target, seed: Any = None) -> Target:
     networks", AISTATS 2010, equation 16.
     """
     (recurrent, _), rng = _recurrent(layer), _rng(seed)
+    drawn = []
     for weight in _named(recurrent, "weight"):
         _, H, N = weight.shape
         bound = math.sqrt(6 / (N + H))
-        weight[...] = rng.uniform(-bound, bound, weight.shape)
-    _zero_biases(recurrent)
+        drawn.append((weight, rng.uniform(-bound, bound, weight.shape)))
+    _assign(recurrent, [*drawn, *_no_biases(recurrent)])
     return layer
 
 
@@ -217,7 +231,7 @@ def orthogonal(layer: Target, gain: float = 1.0, seed: Any = None) -> Target:
     matrices from the classical compact groups", Notices of the AMS 54, 2007: the signs.
     """
     (recurrent, _), rng = _recurrent(layer), _rng(seed)
-    _checks.above("gain", gain)
+    gain = _checks.above("gain", gain)
     drawn = []
     for weight in _recurrent_weights(recurrent):
         _, H, N = weight.shape
@@ -226,7 +240,7 @@ def orthogonal(layer: Target, gain: float = 1.0, seed: Any = None) -> Target:
         # q alone depends on how the QR picks signs; with r's diagonal above 0 it is uniform
         signs = np.sign(np.diagonal(r, axis1=-2, axis2=-1))  # (G, H)
         drawn.append((tall, gain * q * signs[:, None, :]))
-    _assign(drawn)
+    _assign(recurrent, drawn, f"gain is {gain:g}")
     return layer
 
 
@@ -258,17 +272,16 @@ def identity(layer: Target, scale: float = 1.0, seed: Any = None) -> Target:
     rectified linear units", arXiv:1504.00941, 2015.
     """
     (recurrent, cell), rng = _recurrent(layer), _rng(seed)
-    _checks.above("scale", scale)
+    scale = _checks.above("scale", scale)
     if cell.name != "rnn_relu":
         declared = "; equations declare it: weight U = identity" * _of_equations(recurrent)
         raise RefusedValue(f"layer is {recurrent!r}, expected an RNN with nonlinearity "
                            f"'relu'{declared}")
-    eye = _checks.held("a weight", scale * np.eye(recurrent.hidden_size), recurrent.dtype)
-    for weight in _named(recurrent, "weight_ih"):
-        weight[...] = rng.normal(0, 0.001, weight.shape)
-    for weight in _named(recurrent, "weight_hh"):
-        weight[...] = eye
-    _zero_biases(recurrent)
+    eye = scale * np.eye(recurrent.hidden_size)
+    drawn = [(weight, rng.normal(0, 0.001, weight.shape))
+             for weight in _named(recurrent, "weight_ih")]
+    drawn += [(weight, eye) for weight in _named(recurrent, "weight_hh")]
+    _assign(recurrent, [*drawn, *_no_biases(recurrent)], f"scale is {scale:g}")
     return layer
 
 
@@ -306,7 +319,7 @@ def sparse(
     if not _of_equations(recurrent) and recurrent.output_size != recurrent.hidden_size:
         raise RefusedValue(f"layer is {recurrent!r}, expected one without a projection: only "
                            "square matrices have eigenvalues")
-    _checks.above("spectral_radius", spectral_radius)
+    spectral_radius = _checks.above("spectral_radius", spectral_radius)
     count = _checks.positive("nonzeros", nonzeros)
     weights = _recurrent_weights(recurrent)
     for weight in weights:
@@ -323,7 +336,7 @@ def sparse(
             # not 0: each unit has a connection, so there are cycles
             matrix *= spectral_radius / abs(np.linalg.eigvals(matrix)).max()
             drawn.append((gate, matrix))
-    _assign(drawn)
+    _assign(recurrent, drawn, f"spectral_radius is {spectral_radius:g}")
     return layer
 
 
@@ -353,13 +366,13 @@ def forget_bias(layer: Target, value: float = 1.0) -> Target:
     architectures", ICML 2015.
     """
     recurrent, cell = _recurrent(layer)
-    _checks.above("value", value, -math.inf)
+    value = _checks.above("value", value, -math.inf)
     if cell.name != "lstm" or cell.keep_gate is None:
         raise RefusedValue(f"layer is {recurrent!r}, expected an LSTM{_set_it(recurrent)}")
     keep = cell.keep_gate
-    held = _checks.held("a bias", np.float64(value).reshape(1), recurrent.dtype)
-    for bias_ih, bias_hh in _biases(recurrent):
-        bias_ih[keep], bias_hh[keep] = held, 0
+    new = [(bias[keep], number) for pair in _biases(recurrent)
+           for bias, number in zip(pair, (value, 0), strict=True)]
+    _assign(recurrent, new, f"value is {value:g}", "a bias")
     return layer
 
 
@@ -397,9 +410,11 @@ def chrono(layer: Target, T_max: float, seed: Any = None) -> Target:
     if cell.keep_gate is None:
         raise RefusedValue(f"layer is {recurrent!r}, expected an LSTM or a "
                            f"GRU{_set_it(recurrent)}")
+    new: list[tuple[np.ndarray, Any]] = []
     for bias_ih, bias_hh in _biases(recurrent):
         keep = np.log(rng.uniform(1, T_max - 1, recurrent.hidden_size))
-        bias_ih[cell.keep_gate], bias_hh[cell.keep_gate] = keep, 0
+        new += [(bias_ih[cell.keep_gate], keep), (bias_hh[cell.keep_gate], 0)]
         if cell.input_gate is not None:
-            bias_ih[cell.input_gate], bias_hh[cell.input_gate] = -keep, 0
+            new += [(bias_ih[cell.input_gate], -keep), (bias_hh[cell.input_gate], 0)]
+    _assign(recurrent, new)
     return layer

@@ -226,7 +226,7 @@ class Pass(Generic[S]):
         grads: Mapping[str, np.ndarray] | None = None, retain: bool = False,
     ) -> Any:
         layer, (tapes, layout, version, time, kernels) = self.layer, self.kept
-        need_dx = _checks.flag("need_dx", need_dx)
+        need_dx, retain = _checks.flag("need_dx", need_dx), _checks.flag("retain", retain)
         check_unspent(self.spent, layer, version)
         assert kernels is not None  # as long as it is unspent
         first = tapes[0][0]
@@ -245,7 +245,7 @@ class Pass(Generic[S]):
         if dstate is not None:
             dfinal = layer._checked_state(("dstate", "d", "n"), dstate,
                                           padded if layout.batched else padded[:1], padded)
-        if record != ():
+        if type(record) is not tuple or record:
             record = checked_record(record, layer.cell.recordable)
         into = layer.grads_by_layer(grads)
         own = layer._grads if grads is None else grads

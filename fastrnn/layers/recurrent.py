@@ -493,11 +493,12 @@ class Recurrent(Dropout, Generic[S]):
             If the layer is bidirectional: the reverse direction needs the whole sequence. If an
             embedding is given and `one_hot` too.
         """
+        one_hot = _checks.flag("one_hot", one_hot)
         if embedding is not None and one_hot:
             raise RefusedValue("embedding is given and one_hot is True, expected one of them")
         if embedding is not None:
             embedding = _checks.array("embedding", embedding, self.dtype, ("V", self.input_size))
-        B, one_hot = _checks.positive("batch_size", batch_size), _checks.flag("one_hot", one_hot)
+        B = _checks.positive("batch_size", batch_size)
         return Stream([self.stream_packs()], B, self.dtype, embedding, one_hot,
                       name=f"{type(self).__name__}.stream")
 

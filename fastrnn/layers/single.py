@@ -280,7 +280,7 @@ class CellPass(Generic[S]):
         if grads is not None:
             check_grads(cell, grads)
             into = (cell._in_order(grads),)
-        wanted = _checks.flag("need_dx", need_dx)
+        wanted, retain = _checks.flag("need_dx", need_dx), _checks.flag("retain", retain)
         dx = np.empty((B, I) if self._batched else I, dtype) if wanted else None
         before = cell._new_states(1, B)
         with adding(into[0][0]):

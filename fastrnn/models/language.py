@@ -5,6 +5,7 @@ Letters: B batch, T steps, H hidden, L layers, V symbols, E width of a symbol's 
 
 from __future__ import annotations
 
+import codecs
 import functools
 from typing import Any, overload
 
@@ -156,7 +157,10 @@ class LanguageModel(SequenceModel):
         Raises
         ------
         TypeError
-            If the model is neither of bytes nor of characters.
+            If the model is neither of bytes nor of characters, or an argument does not fit.
+        ValueError
+            If a symbol is not one of the model's, `errors` is the name of no error handler, or it
+            is "strict" and the bytes are not UTF-8.
         """
         return self._decode(symbols, errors)
 
@@ -168,6 +172,14 @@ class LanguageModel(SequenceModel):
         if self.vocab_size != 256:
             raise RefusedType(f"the model has {self.vocab_size} symbols without characters, "
                               "expected a model of bytes or of characters")
+        if not isinstance(errors, str):
+            raise RefusedType(f"errors is {_checks.show(errors)}, expected the name of an error "
+                              "handler")
+        try:
+            codecs.lookup_error(errors)
+        except LookupError:
+            raise RefusedValue(f"errors is {errors!r}, expected the name of an error handler, like "
+                               "'strict', 'replace' or 'ignore'") from None
         return bytes(numbers.astype(np.uint8)).decode("utf-8", errors)
 
     @overload

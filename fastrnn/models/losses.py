@@ -194,7 +194,7 @@ class Loss:
         outputs = _outputs(self.outputs, outputs)
         goals = self.check(targets, weights, ignore_index, outputs.shape, outputs.dtype)
         grad = None
-        if need_grad:
+        if _checks.flag("need_grad", need_grad):
             grad = np.empty_like(outputs) if out is None else _checks.output(
                 "out", out, outputs.dtype, outputs.shape)
             if np.shares_memory(outputs, grad) and outputs.ctypes.data != grad.ctypes.data:

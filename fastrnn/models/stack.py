@@ -308,6 +308,7 @@ class Stack(Model):
         y, state : as of a call
         p : StackPass or None
         """
+        grad = _checks.flag("grad", grad)
         return self.checked_run(x, state, grad=grad, dropout=grad, lengths=lengths,
                                 episode_start=episode_start)
 

@@ -209,7 +209,8 @@ class Windows:
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step, x and targets (T, B, ...)."""
-        group, window = divmod(step % self.count, self._per_row)
+        step = _checks.positive("step", step, least=0) % self.count
+        group, window = divmod(step, self._per_row)
         place = (slice(window * self.T, (window + 1) * self.T),
                  slice(group * self.B, (group + 1) * self.B))
         return Batch((_whole(self._x[place]),), _whole(self._targets[place]),
@@ -266,7 +267,7 @@ class SeriesWindows(Windows):
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step, lists of B arrays of at most T steps."""
-        step %= self.count
+        step = _checks.positive("step", step, least=0) % self.count
         group = int(np.searchsorted(self._ends, step, "right"))
         window = step - (int(self._ends[group - 1]) if group else 0)
         rows = slice(group * self.B, (group + 1) * self.B)
@@ -357,7 +358,7 @@ class Samples:
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step."""
-        epoch, k = divmod(step, self.count)
+        epoch, k = divmod(_checks.positive("step", step, least=0), self.count)
         now: Any = slice(k * self.batch_size, (k + 1) * self.batch_size)
         if self.shuffle:
             if epoch != self._epoch:
@@ -470,6 +471,7 @@ class Generated:
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step."""
+        step = _checks.positive("step", step, least=0)
         return self.draw(np.random.default_rng([self.seed, step]))
 
     def fingerprint(self) -> dict[str, Any]:

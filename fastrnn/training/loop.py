@@ -148,7 +148,9 @@ def fit(
     ------
     TypeError, ValueError, IndexError
         If an argument does not fit, the folder has an earlier run, or the checkpoint is of another
-        model, optimizer, data or options. No step was taken.
+        model, optimizer, data or options: no step was taken. Also if a function that was given (a
+        schedule, a validation, data) fails or returns what does not fit: then the steps before it
+        were taken.
     OSError
         If the folder cannot be written. No step was taken.
     CheckpointError

@@ -164,7 +164,10 @@ class Optimizer(abc.ABC):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The class's name as "optimizer", and its arguments with the lr of now; fit for JSON."""
+        """The class's name as "optimizer", and its arguments with the lr of now; fit for JSON.
+
+        With lr 0, where a schedule ends, they make no optimizer: give another lr, to groups too.
+        """
         values = {name: getattr(self, name) for name in self._arguments}
         return {"optimizer": type(self).__name__,
                 **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
@@ -257,8 +260,8 @@ class Optimizer(abc.ABC):
         Raises
         ------
         ValueError
-            If names are missing or unexpected, shapes differ, or `steps` is negative; nothing has
-            changed.
+            If names are missing or unexpected, shapes differ, a number is too large for the dtype,
+            or `steps` is negative; nothing has changed.
         TypeError
             If a value is not an array of numbers, or `steps` no whole number.
         """
@@ -270,9 +273,11 @@ class Optimizer(abc.ABC):
             raise RefusedType(f"steps is {steps.dtype}, expected a whole number")
         if not 0 <= steps <= sys.maxsize:
             raise RefusedValue(f"steps is {steps}, expected at least 0")
+        fitting = {name: _checks.held(name, arrays[name], buffer.dtype)
+                   for name, buffer in buffers.items()}
         self.steps = int(steps)
         for name, buffer in buffers.items():
-            buffer[...] = arrays[name]
+            buffer[...] = fitting[name]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_ranges"}

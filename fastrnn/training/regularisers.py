@@ -13,6 +13,7 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn._kernels import linear
 from fastrnn.layers import RNN
+from fastrnn.layers.parameters import check_grads
 from fastrnn.layers.passes import Recorded
 
 __all__ = ["OMEGA_NEEDS", "omega"]
@@ -64,9 +65,11 @@ def omega(
     Raises
     ------
     TypeError
-        If the layer is no RNN: gated cells pass a gradient on along c or z too.
+        If the layer is no RNN: gated cells pass a gradient on along c or z too. If `grads` is no
+        mapping, or an array has another dtype.
     ValueError
-        If `recorded` is not what is needed.
+        If `recorded` is not what is needed, or `grads` or `first` does not fit the layer. Nothing
+        has been added then.
 
     References
     ----------
@@ -87,6 +90,17 @@ def omega(
             isinstance(of, dict) and set(OMEGA_NEEDS) <= set(of) for of in recorded):
         raise RefusedValue(f"recorded is {_checks.show(recorded)}, expected a list of {L} dicts: "
                            f"what backward(record={OMEGA_NEEDS}) returns for this layer")
+    D, H = layer.directions, layer.hidden_size
+    for number, of in enumerate(recorded):
+        where = f"recorded[{number}]"
+        dgates = _checks.array(f"{where}['dgates_h']", of["dgates_h"], layer.dtype,
+                               ("T", "B", D, 1, H))
+        T, B = dgates.shape[:2]
+        _checks.array(f"{where}['h']", of["h"], layer.dtype, (T, B, D, H))
+        if first is not None:
+            first = _checks.booleans("first", first, (2, T, B))
+    if grads is not None:
+        check_grads(layer, grads)
     into = layer.grads if grads is None else grads
     total = 0.0
     for number, of in enumerate(recorded):

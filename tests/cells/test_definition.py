@@ -4,8 +4,10 @@ import copy
 import pickle
 
 import cases
+import numpy as np
 import pytest
 
+import fastrnn
 from fastrnn import cells
 from fastrnn.cells import Definition, cell
 from fastrnn.cells.definition import Initial, Size, State, fold
@@ -138,6 +140,26 @@ def test_a_term_of_a_sum_with_a_product_that_begins_with_b_is_a_bias(equation, b
     definition = cell(equation)
     assert set(definition.vectors) == biases
     assert all(vector.bias for vector in definition.vectors.values())
+
+
+@pytest.mark.parametrize(("sum_", "like"), [
+    ("W x + U h + -b", "W x + U h - b"), ("-b + W x + U h", "W x - b + U h"),
+    ("W x + - -b + U h", "W x + b + U h"), ("W x - -b + U h", "W x + b + U h"),
+    ("-(W x + -b) - U h", "b - W x - U h"), ("-(-b - W x) + U h", "b + W x + U h")])
+@pytest.mark.parametrize("targets", ["a, z", "a"])
+def test_signs_before_a_bias(sum_, like, targets):
+    text = "{} = {}\nh = tanh(a)" + " * z" * (targets == "a, z")
+    layers = [fastrnn.Layer(cell(text.format(targets, of)), 3, 4, dtype=np.float64, seed=0)
+              for of in (sum_, like)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x = np.random.default_rng(0).standard_normal((5, 2, 3))
+    found = []
+    for layer in layers:
+        layer.b_l0[:] = 0.3
+        y, _, p = layer.forward(x)
+        found.append([y, p.backward(np.ones_like(y))[0], *layer.grads.values()])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_what_is_declared_or_assigned_is_no_bias():

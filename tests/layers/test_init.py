@@ -268,8 +268,36 @@ def test_what_every_one_refuses(name, cell):
     lambda: init.sparse(fastrnn.GRU(3, 4), 1e300, seed=0),
 ])
 def test_numbers_that_the_dtype_cannot_hold_are_no_parameters(attempt):
-    with pytest.raises(ValueError, match=r": a (weight|bias) has .* which float32 cannot hold"):
+    with pytest.raises(ValueError, match=r"(std|gain|scale|value|spectral_radius) is -?1e\+300: "
+                       r"a (weight|bias) has .* which float32 cannot hold"):
         attempt()
+
+
+def test_numbers_beyond_every_dtype_are_no_parameters():
+    layer = fastrnn.GRU(3, 4, dtype=np.float64, seed=0)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"std is .*would be infinite"):
+        init.normal(layer, 1.7e308, seed=0)
+
+
+@pytest.mark.parametrize(("kind", "attempt"), [
+    ("LSTM", lambda layer: init.torch_uniform(layer, seed="a")),
+    ("LSTM", lambda layer: init.normal(layer, std=-1)),
+    ("LSTM", lambda layer: init.normal(layer, std=1e300)),
+    ("LSTM", lambda layer: init.glorot(layer, seed=-1)),
+    ("LSTM", lambda layer: init.orthogonal(layer, gain=-1)),
+    ("GRU", lambda layer: init.identity(layer)), ("LSTM", lambda layer: init.sparse(layer, -1)),
+    ("GRU", lambda layer: init.forget_bias(layer)),
+    ("LSTM", lambda layer: init.chrono(layer, 1)),
+    ("LSTM", lambda layer: init.chrono(layer, float("inf"))),
+], ids=str)
+def test_a_refused_call_leaves_a_pass_as_it_was(kind, attempt):
+    layer = getattr(fastrnn, kind)(3, 4, seed=0)
+    x = np.ones((5, 2, 3), np.float32)
+    y, _ = layer(x)
+    with pytest.raises((TypeError, ValueError)):
+        attempt(layer)
+    layer.backward(y)
+    assert layer.grads["weight_hh_l0"].any()
 
 
 @pytest.mark.parametrize(("call", "expected"), [

@@ -107,6 +107,16 @@ def test_parameters_that_change_places():
 @pytest.mark.parametrize("call", [
     lambda layer: fastrnn.GRUCell(3, 4).forward(X[0], grad="no"),
     lambda layer: layer.forward(X)[2].backward(need_dx="no"),
+    lambda layer: layer.forward(X)[2].backward(retain=np.array([0, 1])),
+    lambda layer: fastrnn.GRUCell(3, 4).forward(X[0])[1].backward(None, retain="no"),
+    lambda layer: fastrnn.Stack(layer).forward(X, grad="no"),
+    lambda layer: functional.rnn_backward(
+        None, None, functional.rnn_forward(X, None, *layer.parameters().values())[2],
+        need_dx="no"),
+    lambda layer: fastrnn.losses.mean_squared_error(X, X, need_grad="no"),
+    lambda layer: fastrnn.gradflow.jacobians(layer, X, reverse="no"),
+    lambda layer: layer.stream(embedding=np.ones((2, 3), "f"), one_hot=np.array([0, 1])),
+    lambda layer: fastrnn.set_flush_denormals("no"),
     lambda layer: fastrnn.optim.SGD(layer, nesterov="no"),
     lambda layer: layer.forward(X, grad="no"), lambda layer: layer.train("evaluation"),
     lambda layer: layer.stream(one_hot="no"),
@@ -114,8 +124,9 @@ def test_parameters_that_change_places():
     lambda layer: functional.rnn_forward(X, None, *layer.parameters().values(), training="no"),
     lambda layer: functional.cell_forward(fastrnn.cell("h = 0.5 * h + x"), X, None, {},
                                           options={"H": 3}, reverse="no"),
-], ids=["cell's grad", "need_dx", "nesterov", "grad", "train", "one_hot", "reverse", "training",
-        "cell"])
+], ids=["cell's grad", "need_dx", "retain", "cell's retain", "stack's grad", "functional need_dx",
+        "need_grad", "jacobians", "two one_hot", "denormals", "nesterov", "grad", "train",
+        "one_hot", "reverse", "training", "cell"])
 def test_words_are_no_flags(call):
     layer = fastrnn.RNN(3, 4, seed=0)
     with pytest.raises(TypeError, match="expected True or False"):

@@ -247,6 +247,9 @@ def test_bad_arguments_of_backward_change_nothing_and_can_be_mended(name):
                      *[None] * (layers - 1))}, ValueError, r"dstate\[0\].* has shape"),
         ({"record": ("nothing",)}, ValueError, "record is .'nothing',., expected names out of"),
         ({"record": "dh"}, ValueError, "record is 'dh', expected names"),
+        ({"record": np.array(["dh"])}, ValueError, "record is array.*, expected names"),
+        *(({flag: value}, TypeError, f"{flag} is .*, expected True or False")
+          for flag in ("need_dx", "retain") for value in ("no", None, np.array([True, False]))),
         ({"grads": missing}, ValueError, f"grads lacks '{last}'"),
         ({"grads": 5}, TypeError, "grads is of type int, expected a mapping"),
         ({"grads": grads | {first: grads[first].astype("f4")}}, TypeError, "is float32, expected"),

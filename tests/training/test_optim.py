@@ -250,6 +250,17 @@ def test_a_state_that_does_not_fit_changes_nothing(changes, error, match):
     assert_equal_states(adam.state_dict(), before)
 
 
+@pytest.mark.parametrize("name", ["m", "v"])
+def test_numbers_that_the_dtype_cannot_hold_are_no_state(name):
+    layer = fastrnn.GRU(3, 4, seed=0)
+    adam = optim.Adam(layer)
+    take_steps(adam, some_grads(layer, 2))
+    before = adam.state_dict()
+    with pytest.raises(ValueError, match=rf"{name} has 1e\+300 at \[0\], which float32 cannot h"):
+        adam.load_state_dict(before | {name: np.full(layer.flat.shape, 1e300)})
+    assert_equal_states(adam.state_dict(), before)
+
+
 @pytest.mark.parametrize(
     ("cls", "options", "match"),
     [

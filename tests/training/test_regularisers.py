@@ -43,6 +43,25 @@ def plain(layer, recorded):
     return total
 
 
+def test_a_refused_omega_adds_nothing():
+    layer = layer_of("tanh", 2, False)
+    recorded = go_back(layer)
+    layer.zero_grad()
+    T, B = recorded[0]["h"].shape[:2]
+    grads = layer.new_grads()
+    other = go_back(RNN(3, 5, 2, dtype=layer.dtype))
+    for given, options, match in (
+            (recorded, {"grads": grads | {"weight_hh_l1": np.zeros(3)}}, r"grads\['weight_hh_l1'"),
+            (recorded, {"grads": {}}, "grads lacks"),
+            (recorded, {"first": np.ones((1, B), bool)}, "first has shape"),
+            (recorded, {"first": np.ones((2, T, B))}, "first is float64, expected booleans"),
+            (other, {}, r"recorded\[0\]\['dgates_h'\] has shape"),
+            ([recorded[0], recorded[1] | {"h": 2}], {}, r"recorded\[1\]\['h'\]")):
+        with pytest.raises((TypeError, ValueError), match=match):
+            omega(layer, given, 4.0, **options)
+    assert not any(grad.any() for grad in [*layer.grads.values(), *grads.values()])
+
+
 @pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("nonlinearity", SLOPES)
