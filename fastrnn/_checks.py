@@ -145,10 +145,7 @@ def held(name: str, a: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def numbers(name: str, value: Any, dtype: Any = "", of: str = "numbers") -> np.ndarray:
-    """Return `value` as an array of whole or real numbers, of whatever dtype it has.
-
-    `of` is what an error calls them.
-    """
+    """Return `value` as an array of numbers of whatever dtype it has; an error calls them `of`."""
     a = as_array(name, value, dtype or of)
     if a.dtype.kind not in "fiu":
         came = getattr(value, "dtype", kind(value))
@@ -387,10 +384,10 @@ def at_least(name: str, value: Any, least: float = 0, most: float = math.inf) ->
     """Return `value` if it is a number of at least `least` and below `most`."""
     number = _real(value)
     if not least <= number < most:
-        limit = f" of at least {least:g}" if least > -math.inf else ""
+        limit = "finite " * math.isinf(number) + "number"
+        limit += f" of at least {least:g}" * (least > -math.inf)
         limit += f" and below {most:g}" if most < math.inf else ""
-        finite = "finite " * math.isinf(number)
-        raise RefusedValue(f"{name} is {show(value)}, expected a {finite}number{limit}")
+        raise RefusedValue(f"{name} is {show(value)}, expected a {limit}")
     return number
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -214,7 +215,7 @@ def _check_masks(
 ) -> None:
     """Refuse a mask that is not that of the Masking or Embedding before its layer in the chain."""
     now: tuple[str, Any] | None = None
-    for before, entry in zip(ordered, ordered[1:], strict=False):
+    for before, entry in itertools.pairwise(ordered):
         if entry.kind == "Masking":
             now = before.name, entry.config.get("mask_value", 0.0)
         elif entry.kind == "Embedding" and entry.config.get("mask_zero"):

@@ -210,7 +210,7 @@ def test_a_chain_of_a_functional_model_and_its_states(tmp_path):
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 @pytest.mark.parametrize("masks", ["masking", "embedding", "two", "pooled"])
 def test_masks_of_a_functional_model(tmp_path, masks, suffix):
-    """Keras keeps how a mask is computed as steps of the model, and calls layers with the result."""
+    """Keras keeps how a mask is computed as steps of the model; it calls layers with the result."""
     if masks in ("embedding", "pooled"):
         i = Input((None,))
         x = np.random.default_rng(0).integers(1, 9, (N, T))

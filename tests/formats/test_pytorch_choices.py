@@ -101,7 +101,7 @@ def test_nothing_with_weights_in_a_checkpoint_is_left_out_without_a_word(tmp_pat
         "second": {"state_dict": of, "ema_state_dict": torch.nn.LSTM(3, 4).state_dict()},
     }[form], path)
     if form == "second":
-        with pytest.raises(ValueError, match="'ema_state_dict' .*'state_dict'|'state_dict' .*ema"):
+        with pytest.raises(ValueError, match=r"'ema_state_dict' .*'state_dict'|'state_dict' .*ema"):
             fastrnn.load(path)
         found = fastrnn.load(path, prefix="state_dict")
         np.testing.assert_array_equal(found.weight_hh_l0, rnn.weight_hh_l0.detach())
