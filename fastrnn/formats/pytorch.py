@@ -11,6 +11,7 @@ import contextlib
 import functools
 import math
 import os
+import pickle
 import re
 import sys
 import warnings
@@ -280,9 +281,16 @@ def _read_torch(path: Path, file: BinaryIO, prefix: Any) -> dict[str, _Tensor]:
         options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
         # mapped, so the tensors are pages of the file, and no copies; torch goes by this suffix
         if archive and suffix(path) != ".safetensors":
-            read = torch.load(path, mmap=True, **options)
+            load = functools.partial(torch.load, path, mmap=True, **options)
         else:
-            read = torch.load(_Bounded(whole, size), **options)
+            load = functools.partial(torch.load, _Bounded(whole, size), **options)
+        try:
+            read = load()
+        except pickle.UnpicklingError as error:
+            if "Unsupported " not in str(error):  # torch's long advice is about these alone
+                raise
+            raise RefusedValue("it has Python objects, expected tensors alone, as "
+                               "torch.save(model.state_dict(), path) writes them") from error
     if not isinstance(read, Mapping):
         raise RefusedValue(f"it is {_checks.kind(read)}, expected a state_dict")
     read = _unwrapped(read, prefix)
@@ -336,6 +344,8 @@ def _check_archive(file: BinaryIO, size: int) -> bool:
         members = archive.infolist()
         order = [archive.read(info) for info in members
                  if info.filename.endswith("/byteorder") and info.file_size < 10]
+    if any(info.filename.endswith("/constants.pkl") for info in members):
+        raise RefusedValue("it is of TorchScript, expected a state_dict: that of torch.jit.load")
     unpacked = sum(info.file_size for info in members)
     if unpacked > size:
         raise RefusedValue(f"it unpacks to {_checks.show(unpacked)} bytes, expected at most its "

@@ -467,6 +467,27 @@ def test_pickles_are_not_run(tmp_path, capsys):
 
 
 @with_torch
+@pytest.mark.parametrize("old", [True, False])
+def test_a_whole_module_is_told_to_give_its_state_dict(tmp_path, old):
+    import torch
+
+    torch.save(torch.nn.LSTM(3, 4), tmp_path / "m.pt", _use_new_zipfile_serialization=not old)
+    with pytest.raises(ValueError, match=r"m.pt' .* it has Python objects, expected tensors alone, "
+                       r"as torch\.save\(model\.state_dict\(\), path\) writes them$"):
+        fastrnn.load(tmp_path / "m.pt")
+
+
+@with_torch
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_file_of_torchscript_is_called_that(tmp_path):
+    import torch
+
+    torch.jit.script(torch.nn.Sequential(torch.nn.Linear(3, 4))).save(str(tmp_path / "m.pt"))
+    with pytest.raises(ValueError, match="it is of TorchScript, expected a state_dict"):
+        fastrnn.load(tmp_path / "m.pt")
+
+
+@with_torch
 def test_an_archive_that_is_packed_is_refused(tmp_path):
     import torch
 
