@@ -243,7 +243,7 @@ def set_flush_denormals(on):
     TypeError
         If `on` is neither True nor False.
     """
-    if not isinstance(on, (bool, np.bool_)):
+    if not isinstance(on, (bool, int, np.bool_, np.integer)) or on not in (0, 1):
         raise TypeError(f"set_flush_denormals: on is {on!r}, expected True or False")
     fr_write(flush, bool(on))
 

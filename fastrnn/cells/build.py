@@ -103,8 +103,12 @@ class _Builder:
             if isinstance(n, tree.Binary) and n.operator in "+-":
                 stack.append((sign if n.operator == "+" else -sign, n.right))
                 stack.append((sign, n.left))
-            elif isinstance(n, tree.Negative) and (id(n) in self.sums or _is_signed_name(n)):
-                stack.append((-sign, n.operand))
+                continue
+            inner, own = n, sign
+            while isinstance(inner, tree.Negative):
+                inner, own = inner.operand, -own
+            if inner is not n and (id(n) in self.sums or isinstance(inner, tree.Name)):
+                stack.append((own, inner))
             else:
                 found.append((sign, n))
         return found
@@ -284,13 +288,6 @@ class _Builder:
             if args[0].width != width:  # all units are the same
                 return graph.mul(args[0], graph.constant(width))
         return FUNCTIONS[e.function](graph, *args)
-
-
-def _is_signed_name(n: tree.Expression) -> bool:
-    """Return whether it is a name with signs before it: -b, or - -b."""
-    while isinstance(n, tree.Negative):
-        n = n.operand
-    return isinstance(n, tree.Name)
 
 
 def _sums_of_products(root: tree.Expression) -> set[int]:

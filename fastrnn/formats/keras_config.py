@@ -21,6 +21,9 @@ GROUPS = {
     "Functional": "functional",
 }
 MODELS = ("Sequential", "Functional", "Model")
+RECURRENT = ("SimpleRNN", "LSTM", "GRU", "RNN", "Bidirectional")
+# After these a sequence has other steps, or none: no mask goes on.
+_MASK_ENDS = ("Reshape", "Flatten", "GlobalAveragePooling1D", "GlobalMaxPooling1D", *MODELS)
 
 
 class Entry(NamedTuple):
@@ -213,16 +216,27 @@ def _masks(layers: list[Any]) -> dict[str, tuple[str, Any]]:
 def _check_masks(
     ordered: list[Entry], masks: Mapping[str, tuple[str, Any]], masked: Mapping[str, str]
 ) -> None:
-    """Refuse a mask that is not that of the Masking or Embedding before its layer in the chain."""
+    """Refuse a mask that is not the one which the chain itself gives its layer."""
     now: tuple[str, Any] | None = None
     for before, entry in itertools.pairwise(ordered):
+        if entry.name in masked and masks[masked[entry.name]] != now:
+            raise RefusedValue(f"layer {_checks.show(entry.name)} has a mask of its own, expected "
+                               "that of a Masking or an Embedding before it")
+        if masks and now and entry.kind in RECURRENT and entry.name not in masked:
+            raise RefusedValue(f"layer {_checks.show(entry.name)} is called without the mask "
+                               "before it, expected with it")
         if entry.kind == "Masking":
             now = before.name, entry.config.get("mask_value", 0.0)
         elif entry.kind == "Embedding" and entry.config.get("mask_zero"):
             now = before.name, 0
-        if entry.name in masked and masks[masked[entry.name]] != now:
-            raise RefusedValue(f"layer {_checks.show(entry.name)} has a mask of its own, expected "
-                               "that of a Masking or an Embedding before it")
+        elif entry.kind in _MASK_ENDS or (
+                entry.kind in RECURRENT and not _has_sequences(entry.config)):
+            now = None
+
+
+def _has_sequences(config: Mapping[str, Any]) -> bool:
+    """Return whether a recurrent layer, or the one in a Bidirectional, gives all steps."""
+    return bool(config.get("layer", {"config": config})["config"].get("return_sequences"))
 
 
 def _sources(name: str, node: Any) -> list[tuple[str, int]]:

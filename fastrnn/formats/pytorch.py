@@ -287,9 +287,11 @@ def _read_torch(path: Path, file: BinaryIO, prefix: Any) -> dict[str, _Tensor]:
         try:
             read = load()
         except pickle.UnpicklingError as error:
-            if "Unsupported " not in str(error):  # torch's long advice is about these alone
+            # torch's advice, to trust the file, is long
+            known = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+            if known is None:
                 raise
-            raise RefusedValue("it has Python objects, expected tensors alone, as "
+            raise RefusedValue(f"it has an object of {known[1]}, expected tensors alone, as "
                                "torch.save(model.state_dict(), path) writes them") from error
     if not isinstance(read, Mapping):
         raise RefusedValue(f"it is {_checks.kind(read)}, expected a state_dict")
@@ -313,15 +315,15 @@ def _unwrapped(read: Mapping[Any, Any], prefix: Any) -> Mapping[Any, Any]:
     """Return the parameters of a checkpoint: those of its state_dicts, and what lies beside them.
 
     A state_dict that is alone is taken without its name, unless the prefix begins with that. The
-    names of several begin with their own. An optimizer's state, numbers and generators are left
-    out: they have no weights.
+    names of several begin with their own. What has no weights and biases is left out: an
+    optimizer's state, numbers, averages of the data.
     """
     inner = {key: value for key, value in read.items()
              if isinstance(key, str) and isinstance(value, Mapping)
-             and (key in _WRAPPERS or any(map(_is_weight, value.values())))}
+             and (key in _WRAPPERS or any(map(_is_parameter, value, value.values())))}
     if not inner:
         return read
-    beside = {key: value for key, value in read.items() if _is_weight(value)}
+    beside = {key: value for key, value in read.items() if _is_parameter(key, value)}
     first = next(iter(inner))
     if len(inner) == 1 and not beside and not f"{prefix}.".startswith(f"{first}."):
         return inner[first]
@@ -329,9 +331,10 @@ def _unwrapped(read: Mapping[Any, Any], prefix: Any) -> Mapping[Any, Any]:
                      for name, value in of.items()}
 
 
-def _is_weight(value: Any) -> bool:
-    """Return whether it is a tensor as parameters are: of floats, with an axis."""
-    return bool(getattr(value, "ndim", 0)) and getattr(value, "is_floating_point", bool)()
+def _is_parameter(name: Any, value: Any) -> bool:
+    """Return whether it is a weight or a bias by its name, and a tensor of floats with an axis."""
+    return (isinstance(name, str) and name.rpartition(".")[2].startswith(("weight", "bias"))
+            and bool(getattr(value, "ndim", 0)) and value.is_floating_point())
 
 
 def _check_archive(file: BinaryIO, size: int) -> bool:

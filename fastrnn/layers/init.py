@@ -100,7 +100,8 @@ def _assign(
     """
     held = []
     for place, numbers in drawn:
-        fitting = _checks.held(f"{why}: {what}", np.asarray(numbers, np.float64), place.dtype)
+        numbers = np.broadcast_to(np.asarray(numbers, np.float64), place.shape)
+        fitting = _checks.held(f"{why}: {what}", numbers, place.dtype)
         if not np.isfinite(fitting).all():
             raise RefusedValue(f"{why}: {what} would be infinite")
         held.append((place, fitting))

@@ -159,9 +159,10 @@ class ProjectedCall:
         """
         dtype, width = self.x.dtype, self.directions * self.proj_size
         hn, cn = torch.empty(self.h0.shape, dtype=dtype), torch.empty(self.c0.shape, dtype=dtype)
-        y = torch.empty((*self.x.shape[:-1], width), dtype=dtype)
         if self.batch_first:  # it lies in memory as PyTorch's own; in place, so it is no view
             y = torch.empty((self.T, self.B, width), dtype=dtype).transpose_(0, 1)
+        else:
+            y = torch.empty((*self.x.shape[:-1], width), dtype=dtype)
         weights: list[np.ndarray | None] = [_array(weight) for weight in self.weights]
         h0, c0, h_final, c_final = map(_array, (self.h0, self.c0, hn, cn))
         layout = "time" if self.time is None else "packed"

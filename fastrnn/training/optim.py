@@ -166,7 +166,8 @@ class Optimizer(abc.ABC):
     def config(self) -> dict[str, Any]:
         """The class's name as "optimizer", and its arguments with the lr of now; fit for JSON.
 
-        With lr 0, where a schedule ends, they make no optimizer: give another lr, to groups too.
+        An optimizer is made with an lr above 0. If lr was set to 0 since, put another one into
+        these arguments, and into each of the groups, before you make an optimizer of them.
         """
         values = {name: getattr(self, name) for name in self._arguments}
         return {"optimizer": type(self).__name__,

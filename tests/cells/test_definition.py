@@ -142,6 +142,15 @@ def test_a_term_of_a_sum_with_a_product_that_begins_with_b_is_a_bias(equation, b
     assert all(vector.bias for vector in definition.vectors.values())
 
 
+def test_many_signs_take_the_time_of_one_pass():
+    """A hundred times as many take a hundred times as long, and not the square of it."""
+    times = []
+    for count in (600, 60_000):
+        definition = cell("a, z = W x + U h + " + "-" * count + "b\nh = tanh(a) * z")
+        times.append(cases.cpu_time(lambda of=definition: fastrnn.Layer(of, 3, 4)))
+    assert times[1] < 1000 * times[0]
+
+
 @pytest.mark.parametrize(("sum_", "like"), [
     ("W x + U h + -b", "W x + U h - b"), ("-b + W x + U h", "W x - b + U h"),
     ("W x + - -b + U h", "W x + b + U h"), ("W x - -b + U h", "W x + b + U h"),

@@ -232,6 +232,22 @@ def test_masks_of_a_functional_model(tmp_path, masks, suffix):
     compare(load(tmp_path / f"m{suffix}")(x), theirs_of(model, x), 4)
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask:UserWarning")
+@pytest.mark.parametrize("between", [
+    L.Reshape((T, T)), L.GRU(T, name="last"), L.Bidirectional(L.GRU(T), merge_mode="sum"),
+    L.GlobalAveragePooling1D(), Sequential([Input((T, T)), L.Dense(T)])], ids=lambda of: of.name)
+def test_a_mask_that_is_handed_past_its_end_is_refused(tmp_path, between):
+    """The layers of the chain would compute without it."""
+    i = Input((T, I))
+    mask = L.Masking()
+    y = between(L.GRU(T, return_sequences=True)(mask(i)))
+    y = y if len(y.shape) == 3 else L.Reshape((T, 1))(y)
+    y = L.GRU(H, name="read")(y, mask=mask.compute_mask(i))
+    keras.Model(i, y).save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match="'read' has a mask of its own, expected that of a Mask"):
+        load(tmp_path / "m.keras")
+
+
 @pytest.mark.parametrize("own", [
     lambda i, y: keras.ops.any(keras.ops.not_equal(i, 1.0), axis=-1),  # of another value
     lambda i, y: keras.ops.any(keras.ops.not_equal(y, 0.0), axis=-1)])  # of another layer

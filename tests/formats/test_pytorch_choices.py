@@ -90,7 +90,9 @@ def test_nothing_with_weights_in_a_checkpoint_is_left_out_without_a_word(tmp_pat
     torch.manual_seed(0)
     rnn, head, embed = torch.nn.LSTM(3, 4), torch.nn.Linear(4, 2), torch.nn.Embedding(9, 3)
     numbers = {"epoch": 3, "loss": torch.tensor(0.1), "rng_state": torch.get_rng_state(),
-               "optimizer": torch.optim.Adam(rnn.parameters()).state_dict()}
+               "optimizer": torch.optim.Adam(rnn.parameters()).state_dict(),
+               "mean": torch.ones(3), "losses": torch.ones(9),
+               "hyper": {"pos_weight": torch.ones(4)}}
     path = tmp_path / "m.pt"
     of = rnn.state_dict()
     torch.save(numbers | {
@@ -115,6 +117,17 @@ def test_nothing_with_weights_in_a_checkpoint_is_left_out_without_a_word(tmp_pat
     if form != "loose head":
         np.testing.assert_array_equal(given["embedding.weight"], embed.weight.detach())
     assert found.unused == ()
+
+
+@with_torch
+def test_what_has_no_weights_beside_a_state_dict_changes_no_name(tmp_path):
+    import torch
+
+    net = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(4, 5), "fc": torch.nn.Linear(5, 3)})
+    torch.save({"state_dict": net.state_dict(), "mean": torch.ones(3), "losses": torch.ones(9),
+                "hyper_parameters": {"pos_weight": torch.ones(4)}}, tmp_path / "m.pt")
+    assert type(fastrnn.load(tmp_path / "m.pt")) is SequenceModel
+    assert type(fastrnn.load(tmp_path / "m.pt", prefix="rnn")) is LSTM
 
 
 @with_torch
