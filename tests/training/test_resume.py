@@ -305,18 +305,16 @@ def test_a_model_that_cannot_be_saved_is_refused_before_the_first_step(tmp_path)
     assert training.fit(model, Windows(sine(), 7, 3), steps=2).stopped == "done"
 
 
-@pytest.mark.parametrize("where", ["a file", "no writing", "full"])
+@pytest.mark.parametrize("where", ["no writing", "full"])
 def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(
         tmp_path, monkeypatch, where):
     folder = tmp_path / "run"
-    if where == "a file":
-        folder.write_text("not a folder")
-    else:
-        def refuse(*args, **options):
-            raise OSError(*((errno.EACCES, "Permission denied") if where == "no writing"
-                            else (errno.ENOSPC, "No space left on device")), str(folder / LATEST))
 
-        monkeypatch.setattr(safetensors, "try_write", refuse)
+    def refuse(*args, **options):
+        raise OSError(*((errno.EACCES, "Permission denied") if where == "no writing"
+                        else (errno.ENOSPC, "No space left on device")), str(folder / LATEST))
+
+    monkeypatch.setattr(safetensors, "try_write", refuse)
     with pytest.raises(OSError, match="run") as raised:
         training.fit(model_of(), never, steps=50, folder=folder)
     assert str(folder) in raised.value.filename
