@@ -385,7 +385,7 @@ def at_least(name: str, value: Any, least: float = 0, most: float = math.inf) ->
     number = _real(value)
     if not least <= number < most:
         limit = "finite " * math.isinf(number) + "number"
-        limit += f" of at least {least:g}" * (least > -math.inf)
+        limit += f" of at least {least:g}" if least > -math.inf else ""
         limit += f" and below {most:g}" if most < math.inf else ""
         raise RefusedValue(f"{name} is {show(value)}, expected a {limit}")
     return number

@@ -21,7 +21,7 @@ GROUPS = {
     "Functional": "functional",
 }
 MODELS = ("Sequential", "Functional", "Model")
-RECURRENT = ("SimpleRNN", "LSTM", "GRU", "RNN", "Bidirectional")
+_RECURRENT = ("SimpleRNN", "LSTM", "GRU", "RNN", "Bidirectional")
 # After these a sequence has other steps, or none: no mask goes on.
 _MASK_ENDS = ("Reshape", "Flatten", "GlobalAveragePooling1D", "GlobalMaxPooling1D", *MODELS)
 
@@ -222,7 +222,7 @@ def _check_masks(
         if entry.name in masked and masks[masked[entry.name]] != now:
             raise RefusedValue(f"layer {_checks.show(entry.name)} has a mask of its own, expected "
                                "that of a Masking or an Embedding before it")
-        if masks and now and entry.kind in RECURRENT and entry.name not in masked:
+        if masks and now and entry.kind in _RECURRENT and entry.name not in masked:
             raise RefusedValue(f"layer {_checks.show(entry.name)} is called without the mask "
                                "before it, expected with it")
         if entry.kind == "Masking":
@@ -230,7 +230,7 @@ def _check_masks(
         elif entry.kind == "Embedding" and entry.config.get("mask_zero"):
             now = before.name, 0
         elif entry.kind in _MASK_ENDS or (
-                entry.kind in RECURRENT and not _has_sequences(entry.config)):
+                entry.kind in _RECURRENT and not _has_sequences(entry.config)):
             now = None
 
 

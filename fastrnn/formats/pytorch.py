@@ -279,13 +279,12 @@ def _read_torch(path: Path, file: BinaryIO, prefix: Any) -> dict[str, _Tensor]:
             warnings.catch_warnings(), open(path, "rb") as whole:
         warnings.simplefilter("ignore")  # of old files; what matters is checked here
         options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+        source: Any = _Bounded(whole, size)
         # mapped, so the tensors are pages of the file, and no copies; torch goes by this suffix
         if archive and suffix(path) != ".safetensors":
-            load = functools.partial(torch.load, path, mmap=True, **options)
-        else:
-            load = functools.partial(torch.load, _Bounded(whole, size), **options)
+            source, options["mmap"] = path, True
         try:
-            read = load()
+            read = torch.load(source, **options)
         except pickle.UnpicklingError as error:
             # torch's advice, to trust the file, is long
             known = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))

@@ -25,6 +25,7 @@ from fastrnn.layers.engine import AnyTape, Engine
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # typing's has a default from Python 3.13 on
 
+    from fastrnn.cells.table import AnyCell
     from fastrnn.layers.parameters import Part
     from fastrnn.layers.recurrent import Recurrent
 
@@ -245,8 +246,7 @@ class Pass(Generic[S]):
         if dstate is not None:
             dfinal = layer._checked_state(("dstate", "d", "n"), dstate,
                                           padded if layout.batched else padded[:1], padded)
-        if type(record) is not tuple or record:
-            record = checked_record(record, layer.cell.recordable)
+        record = checked_record(record, (layer.cell,))
         into = layer.grads_by_layer(grads)
         own = layer._grads if grads is None else grads
         # a cell from equations may have no parameters, then nobody can be in the way
@@ -300,8 +300,11 @@ def check_unspent(spent: bool, part: Part, version: int) -> None:
                            "ones: run forward again after an optimiser's step")
 
 
-def checked_record(record: Any, recordable: Iterable[str]) -> tuple[str, ...]:
-    """Return the names if backward can record them."""
+def checked_record(record: Any, cells: Iterable[AnyCell]) -> tuple[str, ...]:
+    """Return the names if backward can record each of them of one of the cells."""
+    if type(record) is tuple and not record:
+        return ()
+    recordable = [name for cell in cells for name in cell.recordable]
     others = dict.fromkeys(name for name in recordable if name not in RECORD)
     known = [*(name for name in RECORD if name in recordable), *others]
     if not isinstance(record, (tuple, list)) or any(name not in known for name in record):

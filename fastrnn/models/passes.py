@@ -83,10 +83,7 @@ class ModelPass(abc.ABC):
             if self.spent or part.version != version:
                 check_unspent(self.spent, part, version)
         dstate = self._stack.check_states(dstate, self.rows[1], "dstate")
-        record = back.record
-        if type(record) is not tuple or record:
-            record = checked_record(record, [name for layer in model.recurrent
-                                             for name in layer.cell.recordable])
+        record = checked_record(back.record, (layer.cell for layer in model.recurrent))
         back = Back(_checks.flag("need_dx", back.need_dx), record, back.grads,
                     _checks.flag("retain", back.retain))
         if back.grads is None:

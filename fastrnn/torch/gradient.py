@@ -107,11 +107,10 @@ def differentiable(
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        own = [None if tensor is None else tensor.view_as(tensor) for tensor in saved]
-        x: Any = own[0]
-        outputs = original(call, x, own[1], own[2], own[3:])
+        own: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in saved]
+        outputs = original(call, own[0], own[1], own[2], own[3:])
     pairs = [(y, dy) for y, dy in zip(outputs, doutputs, strict=True) if dy is not None]
-    wanted: list[Any] = [tensor for tensor, need in zip(own, needs, strict=True) if need]
+    wanted = [tensor for tensor, need in zip(own, needs, strict=True) if need]
     found = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [dy for _, dy in pairs],
                                      create_graph=create_graph,
                                      allow_unused=True))
