@@ -97,7 +97,7 @@ def load_safetensors(file: safetensors.File, options: Options, make: Make) -> An
 def load_torch(path: Path, options: Options, make: Make) -> Any:
     """Return the model of a file that torch.save wrote, read by torch with weights_only."""
     with _explaining(path), open(path, "rb", buffering=0) as file:
-        return _load(_read_torch(path, file, options.prefix), options, make)
+        return _load(_read_torch(path, file, options.prefix), options, make, in_order=True)
 
 
 def load_arrays(
@@ -124,10 +124,13 @@ def _explaining(path: Path) -> Iterator[None]:
         raise NamedError(f"{str(path)!r} gives no model: {error}") from error
 
 
-def _load(tensors: dict[str, _Tensor], options: Options, make: Make) -> Any:
+def _load(
+    tensors: dict[str, _Tensor], options: Options, make: Make, in_order: bool = False
+) -> Any:
     """Find the model, make it once everything fits, and fill it."""
     below = _below(tensors, options.prefix)
     names, choices = _chosen(below, options)
+    choices = choices._replace(in_order=in_order)
     renamed = {new: below[old] for new, old in names.items()}
     found = find({name: tensor.shape for name, tensor in renamed.items()}, choices)
     dtype = _common_dtype(found, renamed, names)

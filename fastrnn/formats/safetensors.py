@@ -42,6 +42,9 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
            "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BFLOAT16 = "BF16"  # the upper halves of float32; NumPy has no dtype for it
+# bits of the numbers that are not read; a file may have such arrays beside those that are
+_UNREAD = {"C64": 64, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E5M2FNUZ": 8,
+           "F8_E4M3FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -157,7 +160,8 @@ def _bytes(array: np.ndarray) -> memoryview:
 class Entry(NamedTuple):
     """An array of a file: its dtype as NumPy names it, its shape, and where its bytes begin.
 
-    The numbers of a bfloat16 array are whole numbers of 16 bits here.
+    The numbers of a bfloat16 array are whole numbers of 16 bits here. An array of numbers that are
+    not read has the dtype "|V1", bytes.
     """
 
     dtype: str
@@ -298,11 +302,12 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str]]:
                 type(n) is int and n >= 0 for n in shape):
             raise RefusedValue(f"the shape of {name!r} is {_checks.show(shape)}")
         bfloat16 = described["dtype"] == _BFLOAT16
-        dtype = "<u2" if bfloat16 else _DTYPES.get(described["dtype"])
-        if dtype is None:
+        dtype = "<u2" if bfloat16 else _DTYPES.get(described["dtype"], "|V1")
+        bits = _UNREAD.get(described["dtype"], 8 * np.dtype(dtype).itemsize)
+        if dtype == "|V1" and described["dtype"] not in _UNREAD:
             raise RefusedValue(f"{name!r} is {_checks.show(described['dtype'])}, expected one of "
-                               f"{[*_DTYPES, _BFLOAT16]}")
-        if 8 + length + begin != at or end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
+                               f"{[*_DTYPES, _BFLOAT16, *_UNREAD]}")
+        if 8 + length + begin != at or 8 * (end - begin) != math.prod(shape) * bits:
             raise RefusedValue(f"the bytes of {name!r} are not where they should be")
         entries[name] = Entry(dtype, tuple(shape), at, bfloat16)
         at += end - begin

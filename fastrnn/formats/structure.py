@@ -26,6 +26,9 @@ _PARAMETER = re.compile(r"(?:(.+)\.)?((?:weight|bias)_(?:ih|hh|hr)(?:_l(\d{1,5})
 _CLASSES = {1: "RNN", 3: "GRU", 4: "LSTM"}  # by the number of gates
 _MOST_MODULES = 7  # whose orders are tried one after the other
 _SHOWN = 8  # names in an error
+# Words in the name of a linear map that stands before the layers.
+_BEFORE = frozenset(("in", "inp", "input", "inputs", "pre", "prenet", "stem", "enc", "encoder",
+                     "emb", "embed", "embedding"))
 
 
 class Choices(NamedTuple):
@@ -40,6 +43,8 @@ class Choices(NamedTuple):
         Whether a tensor that no part needs is an error.
     nonlinearity, loss, readout : str
         Of an RNN, and of a SequenceModel.
+    in_order : bool
+        Whether the tensors come in the order in which the module's class made its parts.
     """
 
     roles: Mapping[str, Any] = {}
@@ -47,6 +52,7 @@ class Choices(NamedTuple):
     nonlinearity: str = "tanh"
     loss: str = "softmax"
     readout: str = "every"
+    in_order: bool = False
 
 
 class Found(NamedTuple):
@@ -329,6 +335,18 @@ def _may_embed(table: str, layers: list[_Module], shapes: Mapping[str, Shape]) -
     return width != layers[-1].width or "emb" in table.lower()
 
 
+def _may_be_before(
+    head: str, layers: list[_Module], shapes: Mapping[str, Shape], choices: Choices
+) -> bool:
+    """Whether a map that fits behind the layers fits before them, and has its place or its name."""
+    if shapes[_member(head, "weight")][0] != layers[0].input_size:
+        return False
+    places = list(shapes)
+    first = min(places.index(name) for name in layers[0].tensors.values())
+    return (not _BEFORE.isdisjoint(re.split(r"[\W\d_]+", head.lower()))
+            or choices.in_order and places.index(_member(head, "weight")) < first)
+
+
 def _head(
     tables: list[str], maps: list[str], layers: list[_Module], shapes: Mapping[str, Shape],
     choices: Choices,
@@ -353,6 +371,11 @@ def _head(
                                    f"head; choose with mapping={{'embedding': {fit[0]!r}}} or "
                                    f"mapping={{'head': {fit[0]!r}}}")
         head = _one("head", fit)
+        if head is not None and _may_be_before(head, layers, shapes, choices):
+            raise RefusedValue(f"{_member(head, 'weight')} could be the head, or a linear map "
+                               "before the first layer, which no model here has; choose with "
+                               f"mapping={{'head': {head!r}}}, or leave it out with "
+                               "mapping={'head': None} and strict=False")
     if head is not None:
         N, width = shapes[_member(head, "weight")]
         expected: dict[str, Shape] = {"weight": (N, layers[-1].width)}

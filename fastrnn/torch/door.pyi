@@ -3,8 +3,6 @@ from typing import Any
 import torch
 from typing_extensions import disjoint_base
 
-from fastrnn._kernels.timeline import Timeline
-
 @disjoint_base
 class Operator:
     name: str
@@ -38,6 +36,9 @@ class Call:
     threads: int
     def state_shape(self) -> tuple[int, ...]: ...
     def tensors(self) -> list[torch.Tensor | None]: ...
+    def split(
+        self, needs: tuple[bool, ...],
+    ) -> tuple[list[torch.Tensor | None], list[int | None]]: ...
     def forward(self, keep: bool) -> tuple[tuple[torch.Tensor, ...], list[Any] | None]: ...
     def backward(
         self, tapes: list[Any] | None, dy: torch.Tensor | None, dhn: torch.Tensor | None,
@@ -45,9 +46,6 @@ class Call:
     ) -> tuple[torch.Tensor | None, ...]: ...
 
 def read_tensor(tensor: Any, size: int) -> Any: ...
-def read_lengths(
-    batch_sizes: torch.Tensor, N: int
-) -> tuple[int, int, Timeline | None] | None: ...
 def read_sequence(
     op: Operator, x: Any, batch_sizes: Any, h0: Any, c0: Any, weights: Any, bias: bool,
     num_layers: int, directions: int, batch_first: bool,

@@ -17,7 +17,7 @@ cimport numpy as cnp
 from fastrnn._kernels import sequence
 from fastrnn._kernels.exchange cimport Exchange
 from fastrnn._kernels.runtime import Workspace, borrow_threads
-from fastrnn._kernels.timeline import Timeline
+from fastrnn.torch.reading import kind_of, read_lengths
 
 cnp.import_array()
 
@@ -125,6 +125,29 @@ cdef class Call:
         return (f"{rows}{packed} I {self.input_size} H {self.hidden_size}{layers}{both} "
                 f"{'training' if self.keep else 'inference'} "
                 f"{str(self.x.dtype).removeprefix('torch.')}")
+
+    cpdef tuple split(self, tuple needs):
+        """Return the tensors that one backward reads, None for all others, and their versions.
+
+        A version is None of a tensor that is read, that is not there, or that has none. The tape
+        has the states that a sequence began with, and what depends on biases. `needs`: which
+        gradients are wanted. All three are in the order of `tensors`.
+        """
+        cdef ptrdiff_t count = 4 if self.bias else 2, first = count * self.directions, i
+        cdef list read = self.tensors(), versions = [None] * len(read)
+        cdef bint reads
+        for i in range(len(read)):
+            if i == 0:
+                reads = needs[3] or self.directions == 2 and needs[3 + count]
+            elif i < 3 or (i - 3) % count > 1:
+                reads = False
+            else:
+                reads = needs[0] or (i - 3) % count == 1 or i - 3 >= first
+            if not reads and read[i] is not None:
+                if not read[i].is_inference():
+                    versions[i] = read[i]._version
+                read[i] = None
+        return read, versions
 
     cdef str read_tensors(self):
         """Borrow all tensors; return why the kernels cannot compute the call, or None."""
@@ -323,7 +346,9 @@ cdef class Call:
             return None
         if tensor.dtype != self.x.dtype:
             tensor = tensor.to(self.x.dtype)
-        return EXCHANGE.view(tensor.contiguous())
+        if tensor.stride(tensor.dim() - 1) != 1:
+            tensor = tensor.contiguous()
+        return EXCHANGE.view(tensor)
 
     cdef tuple new_like(self, tuple shape, bint wanted):
         """Return a new tensor and its array, or None twice if it is not wanted."""
@@ -396,31 +421,6 @@ cpdef object read_tensor(object tensor, int size):
     if array is None or size not in (0, cnp.PyArray_ITEMSIZE(array)):
         return kind_of(tensor)
     return array
-
-
-def read_lengths(batch_sizes, ptrdiff_t N):
-    """Return T, B and the Timeline (None: all rows have T steps) of N packed rows; None: no fit."""
-    sizes = batch_sizes.numpy().copy()  # another thread may change the tensor
-    if sizes.ndim != 1 or not len(sizes) or sizes.dtype != np.int64:
-        return None
-    T, B = len(sizes), int(sizes[0])
-    if sizes[T - 1] < 1 or (sizes[1:] > sizes[:T - 1]).any() or sizes.sum() != N:
-        return None
-    if sizes[T - 1] == B:
-        return T, B, None
-    lengths = T - np.searchsorted(sizes[::-1], np.arange(B), "right")
-    return T, B, Timeline(lengths.astype(np.int64), T)
-
-
-cdef str kind_of(object tensor):
-    """Return what a tensor is that the kernels cannot read, or not together with the input."""
-    if tensor.device.type != "cpu":
-        return f"device {tensor.device.type}"
-    if tensor.layout is not torch.strided:
-        return f"layout {str(tensor.layout).removeprefix('torch.')}"
-    if tensor.dtype in FLOATS and tensor.data_ptr() % tensor.element_size():
-        return "a tensor is not aligned"
-    return f"dtype {str(tensor.dtype).removeprefix('torch.')}"
 
 
 cdef inline bint is_shape(object array, int axes, ptrdiff_t rows, ptrdiff_t columns) noexcept:

@@ -53,9 +53,10 @@ def original(
 class Recurrent(Function):
     """A call of an operator whose result has a gradient.
 
-    Backward uses the tape up. A second backward through the same node (`retain_graph=True`)
-    computes forward again, from the tensors that autograd has saved. A backward that must itself be
-    differentiable (`create_graph=True`) goes through PyTorch's own operator.
+    Backward uses the tape up. It reads few of the call's tensors, and autograd saves those alone:
+    the others may change. A second backward through the same node (`retain_graph=True`) computes
+    forward again, and one that must itself be differentiable (`create_graph=True`) goes through
+    PyTorch's own operator. Both need all tensors, as they were.
     """
 
     @staticmethod
@@ -70,23 +71,27 @@ class Recurrent(Function):
         outputs, ctx.tapes = call.forward(not hooked)
         ctx.call, ctx.problem = None if hooked else call, problem_of(call)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h0, c0, *weights)
+        saved: Any = (x, h0, c0, *weights)
+        if not hooked:
+            saved, ctx.versions = call.split(ctx.needs_input_grad[1:])
+        ctx.save_for_backward(*saved)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *doutputs: Tensor | None) -> tuple[Any, ...]:
         """Compute the gradients of the inputs."""
         saved = ctx.saved_tensors  # PyTorch's error if one was changed in place
-        call: Any = ctx.call
+        call, needs = ctx.call, ctx.needs_input_grad[1:]
+        again = torch.is_grad_enabled() or transforms() is not None
+        for dy in doutputs:
+            again = again or (dy is not None and _is_batched(dy))
         if call is None:
             call = readable(ctx.problem, saved[0], saved[1], saved[2], list(saved[3:]))
             if isinstance(call, str):
                 raise RuntimeError(f"{ctx.problem.op.name}: a hook on saved tensors gave back what "
                                    f"cannot be read ({call}), expected tensors as they were saved")
-        needs = ctx.needs_input_grad[1:]
-        again = torch.is_grad_enabled() or transforms() is not None
-        for dy in doutputs:
-            again = again or (dy is not None and _is_batched(dy))
+        elif again or ctx.tapes is None:
+            saved = _whole(call, saved, ctx.versions)
         if again:
             return (None, *differentiable(call, saved, doutputs, needs))
         tapes, ctx.tapes = ctx.tapes, None
@@ -94,6 +99,21 @@ class Recurrent(Function):
             _, tapes = call.forward(True)
         dy, dhn, dcn = (None, *doutputs, None)[:3] if call.op.is_cell else (*doutputs, None)[:3]
         return (None, *call.backward(tapes, dy, dhn, dcn, needs))
+
+
+def _whole(
+    call: Call, saved: tuple[Tensor | None, ...], versions: list[int | None],
+) -> tuple[Tensor | None, ...]:
+    """Return all tensors of a call, those that autograd did not save only if they are unchanged."""
+    tensors = call.tensors()
+    for tensor, version in zip(tensors, versions, strict=True):
+        if tensor is not None and version is not None and tensor._version != version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: a tensor of shape {tuple(tensor.shape)} of a call of "
+                f"{call.op.name} is at version {tensor._version}, expected version {version}; a "
+                "second backward, or one with create_graph=True, computes the call again")
+    return tuple(own if kept is None else kept for own, kept in zip(tensors, saved, strict=True))
 
 
 def differentiable(

@@ -21,7 +21,8 @@ from fastrnn._kernels.timeline import Timeline
 from fastrnn.cells.forms import Form
 from fastrnn.cells.instance import Instance, Plan
 from fastrnn.layers.programs import PROGRAMS
-from fastrnn.torch.door import Operator, read_lengths, read_tensor
+from fastrnn.torch.door import Operator, read_tensor
+from fastrnn.torch.reading import read_lengths
 
 __all__ = ["ProjectedCall", "read_projected"]
 
@@ -83,6 +84,10 @@ class ProjectedCall:
     def tensors(self) -> list[Tensor]:
         """Return x, h0, c0 and the weights."""
         return [self.x, self.h0, self.c0, *self.weights]
+
+    def split(self, needs: tuple[bool, ...]) -> tuple[list[Tensor], list[None]]:
+        """Return the tensors that one backward reads, and the versions of all others: none."""
+        return self.tensors(), [None] * len(needs)
 
     def __str__(self) -> str:
         """Return the sizes for people."""
@@ -229,8 +234,9 @@ class ProjectedCall:
 
     def _gradient(self, tensor: Tensor | None) -> np.ndarray | None:
         """Return the array of an output's gradient, or None: zero."""
-        return None if tensor is None else _array(
-            tensor.detach().resolve_neg().to(self.x.dtype).contiguous())
+        if tensor is None or tensor._is_zerotensor():
+            return None
+        return _array(tensor.detach().resolve_neg().to(self.x.dtype).contiguous())
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -105,7 +105,7 @@ CASES = {
 }
 if name == "torch_batch_sizes":
     import torch
-    from fastrnn.torch.door import read_lengths
+    from fastrnn.torch.reading import read_lengths
 
     def lengths_of(sizes):
         found = read_lengths(torch.from_numpy(sizes), T * B)

@@ -43,6 +43,49 @@ def test_a_mapping_goes_on_from_the_layers_that_the_file_has(tmp_path):
         LSTM, GRU]
 
 
+@pytest.mark.parametrize("name", ["fc_in", "input_proj", "embed.0", "net.encoder"])
+def test_a_map_before_the_layers_is_no_head(tmp_path, name):
+    """Its widths fit behind the layers, too: only the name tells."""
+    tensors = linear(name, 4, 5) | LAYER
+    refused(tmp_path, tensors, f"{name}.weight could be the head, or a linear map before the first")
+    assert type(load(tmp_path, tensors, mapping={"head": name})) is SequenceModel
+    assert type(load(tmp_path, tensors, mapping={"head": None}, strict=False)) is LSTM
+    assert type(load(tmp_path, linear(name, 3, 5) | LAYER)) is SequenceModel  # fits only behind
+
+
+@with_torch
+def test_the_order_of_a_torch_file_tells_a_map_before_the_layers(tmp_path):
+    import torch
+
+    before, behind = linear("lin", 4, 5) | LAYER, LAYER | linear("lin", 4, 5)
+    for tensors in (before, behind):
+        torch.save({name: torch.from_numpy(a) for name, a in tensors.items()}, tmp_path / "m.pt")
+        if tensors is before:
+            with pytest.raises(ValueError, match="lin.weight could be the head, or a linear map"):
+                fastrnn.load(tmp_path / "m.pt")
+        model = fastrnn.load(tmp_path / "m.pt", mapping={"head": "lin"})
+        np.testing.assert_array_equal(model.head.weight, tensors["lin.weight"])
+    assert type(fastrnn.load(tmp_path / "m.pt")) is SequenceModel
+
+
+@with_torch
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "complex64"])
+def test_numbers_that_are_not_read_may_lie_beside_the_model(tmp_path, dtype):
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {name: torch.from_numpy(a) for name, a in MODEL.items()}
+    save_file(tensors | {"more": torch.ones(3, 5).to(getattr(torch, dtype))}, tmp_path / "m")
+    with pytest.raises(ValueError, match="needs \\['more'\\]"):
+        fastrnn.load(tmp_path / "m")
+    model = fastrnn.load(tmp_path / "m", strict=False)
+    assert model.unused == ("more",)
+    np.testing.assert_array_equal(model.head.weight, MODEL["fc.weight"])
+    save_file(tensors | {"fc.weight": torch.ones(3, 5).to(getattr(torch, dtype))}, tmp_path / "m")
+    with pytest.raises(ValueError, match="fc.weight has no floats"):
+        fastrnn.load(tmp_path / "m")
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 

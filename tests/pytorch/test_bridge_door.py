@@ -9,7 +9,8 @@ import twins
 
 torch = pytest.importorskip("torch")
 
-from fastrnn.torch.door import Operator, read_lengths, read_module, read_sequence  # noqa: E402
+from fastrnn.torch.door import Operator, read_module, read_sequence  # noqa: E402
+from fastrnn.torch.reading import read_lengths  # noqa: E402
 
 T, B, I, H = 4, 3, 2, 5
 GRU = Operator("gru", "gru", 4, 3, False, False)

@@ -266,11 +266,74 @@ def test_weights_changed_before_backward_are_torchs_error(cell):
             with torch.no_grad():
                 getattr(module, name).mul_(1.5)
             messages.append(twins.outcome(y.backward))
-        if messages[0] is None:  # PyTorch does not need this one
+        if messages[0] is None or "bias" in name:  # PyTorch does not need this one, or we do not
             continue
         for kind, message in messages:
             assert kind is RuntimeError
             assert "modified by an inplace operation" in message
+
+
+UNREAD = {
+    "states and biases": ({"x", "weight_ih_l0", "weight_hh_l0", "weight_ih_l1", "weight_hh_l1"},
+                          {"h0", "bias_ih_l0", "bias_hh_l0", "bias_ih_l1", "bias_hh_l1"}),
+    "the input of a frozen module": ({"x"}, {"x", "h0", "bias_hh_l1"}),
+    "the weights below an input without gradient": ({"bias_hh_l0"}, {"x", "h0", "weight_ih_l0"}),
+}
+
+
+@pytest.mark.parametrize("which", UNREAD)
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@twins.per_cell
+def test_tensors_that_backward_does_not_read_may_change(cell, bidirectional, which):
+    """As rollouts do, which write the next state over the last one. No gradient notices."""
+    wanted, changed = UNREAD[which]
+    _, module = twins.twins(cell, 3, 5, 2, bidirectional=bidirectional)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name.removesuffix("_reverse") in wanted)
+
+    def gradients(change, **options):
+        leaf = twins.normal(4, 2, 3).requires_grad_("x" in wanted)
+        x = leaf * 1
+        state = [part.detach() for part in twins.as_tuple(twins.state_of(module, 2))]
+        y, final = module(x, tuple(state) if len(state) > 1 else state[0])
+        loss = sum((part * 1).square().sum() for part in (y, *twins.as_tuple(final)))
+        own = {"x": [x], "h0": state}
+        with torch.no_grad():
+            for tensor in change:
+                for part in own.get(tensor, ()):
+                    part.mul_(-3)
+                if tensor not in own:
+                    for suffix in ("", "_reverse") if bidirectional else ("",):
+                        getattr(module, tensor + suffix).mul_(-3)
+        leaves = [leaf, *module.parameters()]
+        return torch.autograd.grad(loss, [part for part in leaves if part.requires_grad], **options)
+
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    expected = gradients(())
+    got = gradients(changed)
+    module.load_state_dict(before)
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)
+    twins.assert_accelerated(module)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradients(changed, create_graph=True)
+
+
+@pytest.mark.parametrize("name", ["x", "h0", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
+@twins.per_cell
+def test_a_second_backward_sees_what_changed(cell, name):
+    """It computes forward again, so it needs tensors that the first backward does not read."""
+    _, module = twins.twins(cell, 3, 5)
+    x, state = twins.normal(4, 2, 3), twins.state_of(module, 2)
+    tensor = {"x": x, "h0": twins.as_tuple(state)[0]}.get(name, getattr(module, name, None))
+    loss = module(x, state)[0].sum()
+    first = torch.autograd.grad(loss, [module.weight_hh_l0], retain_graph=True)[0]
+    second = torch.autograd.grad(loss, [module.weight_hh_l0], retain_graph=True)[0]
+    assert torch.equal(first, second)
+    with torch.no_grad():
+        tensor.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @twins.per_cell

@@ -1,0 +1,43 @@
+"""What the slow half of reading a call needs: lengths of packed rows, and names of odd tensors.
+
+Letters: T steps, B batch, N rows of a packed sequence.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fastrnn._kernels.timeline import Timeline
+
+__all__ = ["kind_of", "read_lengths"]
+
+Tensor = torch.Tensor
+
+
+def read_lengths(batch_sizes: Tensor, N: int) -> tuple[int, int, Timeline | None] | None:
+    """Return T, B and the Timeline (None: all rows have T steps) of N packed rows; None: no fit."""
+    sizes = batch_sizes.numpy().copy()  # another thread may change the tensor
+    if sizes.ndim != 1 or not len(sizes) or sizes.dtype != np.int64:
+        return None
+    T, B = len(sizes), int(sizes[0])
+    if sizes[T - 1] < 1 or (sizes[1:] > sizes[:T - 1]).any() or sizes.sum() != N:
+        return None
+    if sizes[T - 1] == B:
+        return T, B, None
+    lengths = T - np.searchsorted(sizes[::-1], np.arange(B), "right")
+    return T, B, Timeline(lengths.astype(np.int64), T)
+
+
+def kind_of(tensor: Tensor) -> str:
+    """Return what a tensor is that the kernels cannot read, or not together with the input."""
+    if tensor.device.type != "cpu":
+        return f"device {tensor.device.type}"
+    if tensor.layout is not torch.strided:
+        return f"layout {str(tensor.layout).removeprefix('torch.')}"
+    if tensor._is_zerotensor():
+        return "a tensor is zeros without memory"
+    known = tensor.dtype in (torch.float32, torch.float64)
+    if known and tensor.data_ptr() % tensor.element_size():
+        return "a tensor is not aligned"
+    return f"dtype {str(tensor.dtype).removeprefix('torch.')}"
