@@ -1,8 +1,10 @@
 """Which of the two ways a call goes, fastrnn's or PyTorch's, and what was found out about it.
 
 At the first sight of a problem (operator, sizes, gradients or not, threads) both ways are timed,
-and the faster one is kept for the rest of the process. The mode "always" times nothing, so that
-two runs of a program take the same way.
+and the faster one is kept for the rest of the process. If that is PyTorch's, both are timed once
+more some calls later, and the shortest times count: what else the computer did at the first moment
+shall not decide for ever. The mode "always" times nothing, so that two runs of a program take the
+same way.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ LOG = logging.getLogger("fastrnn.torch")
 
 # Each way is timed so often, or until it has taken so many seconds.
 _ROUNDS, _SECONDS = 5, 0.05
+# After so many calls that took PyTorch's way both are timed again.
+_AGAIN = 10
 # PyTorch's way must be faster by this factor to be taken: measurements scatter.
 _MARGIN = 0.97
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -53,6 +57,8 @@ class Choice:
     ours, theirs : float or None
         Seconds of one call each way, of a long one estimated from its first steps; None if not
         measured.
+    left : int
+        How many calls there are until both ways are timed again; 0: they are not.
     """
 
     cell: str
@@ -60,6 +66,14 @@ class Choice:
     accelerated: bool = True
     ours: float | None = None
     theirs: float | None = None
+    left: int = 0
+
+    def is_due(self) -> bool:
+        """Whether a call is the one at which both ways are to be timed; counts it."""
+        if self.ours is None or not self.left:
+            return self.ours is None
+        self.left -= 1
+        return not self.left
 
 
 @dataclasses.dataclass(slots=True)
@@ -145,16 +159,19 @@ def chosen(
         Returns a context in which they do not reach what watches the program.
     """
     choice = choices.get(key)
-    if choice is None or (choice.ours is None and _mode == "auto"):
+    if choice is None or (_mode == "auto" and choice.is_due()):
         # No lock: two threads may time the same problem, which does no harm. A child that is forked
         # meanwhile would wait for a lock for ever.
         choice = _entry(key, Choice(cell, str(call)))
-        if _mode == "auto" and choice.ours is None:
+        if _mode == "auto":
             with apart():
                 *both, share = ways(call)
                 ours, theirs = (seconds / share for seconds in _timed(*both))
-            choice.accelerated = theirs > _MARGIN * ours
-            choice.ours, choice.theirs = ours, theirs
+            again = choice.ours is not None
+            choice.ours = min(ours, choice.ours or ours)
+            choice.theirs = min(theirs, choice.theirs or theirs)
+            choice.accelerated = choice.theirs > _MARGIN * choice.ours
+            choice.left = 0 if again or choice.accelerated else _AGAIN
     return choice
 
 

@@ -305,3 +305,25 @@ def test_a_long_call_is_timed_by_its_first_steps(make, monkeypatch):
     assert ours == theirs != data[0].shape
     (row,) = bridge.report(module).rows
     assert all(0 < seconds < 10 for seconds in row.times)
+
+
+@pytest.mark.parametrize(("first", "second", "accelerated"), [
+    ((3.0, 1.0), (0.5, 1.2), True),  # the computer did something else at the first moment
+    ((3.0, 1.0), (2.0, 1.2), False),  # PyTorch's way is faster indeed
+    ((0.5, 1.0), None, True),  # is not timed again
+])
+def test_where_pytorch_was_faster_both_are_timed_again(first, second, accelerated, monkeypatch):
+    found = iter([first, second])
+    monkeypatch.setattr(choice, "_timed", lambda ours, theirs: next(found))
+    module, x = bridge.GRU(3, 5), torch.randn(4, 2, 3)
+    choice.choices.clear()
+    choice.counts.clear()
+    with bridge.mode("auto"), torch.no_grad():
+        for _ in range(3 * choice._AGAIN):
+            module(x)
+    rows = bridge.report(module).rows
+    (last,) = {row.times for row in rows}
+    assert last == ((min(first[0], second[0]), min(first[1], second[1])) if second else first)
+    slower = 0 if second is None else 3 * choice._AGAIN if not accelerated else choice._AGAIN
+    assert sum(row.fallback for row in rows) == slower
+    assert sum(row.accelerated for row in rows) == 3 * choice._AGAIN - slower
