@@ -344,7 +344,7 @@ def _may_be_before(
     places = list(shapes)
     first = min(places.index(name) for name in layers[0].tensors.values())
     return (not _BEFORE.isdisjoint(re.split(r"[\W\d_]+", head.lower()))
-            or choices.in_order and places.index(_member(head, "weight")) < first)
+            or (choices.in_order and places.index(_member(head, "weight")) < first))
 
 
 def _head(

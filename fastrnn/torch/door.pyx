@@ -17,7 +17,7 @@ cimport numpy as cnp
 from fastrnn._kernels import sequence
 from fastrnn._kernels.exchange cimport Exchange
 from fastrnn._kernels.runtime import Workspace, borrow_threads
-from fastrnn.torch.reading import kind_of, read_lengths
+from fastrnn.torch.reading import converted, created, kind_of, read_lengths
 
 cnp.import_array()
 
@@ -25,28 +25,14 @@ cdef object Tensor = torch.Tensor
 cdef object Parameter = torch.nn.Parameter
 cdef object grad_is_enabled = torch.is_grad_enabled
 cdef object get_num_threads = torch.get_num_threads
-cdef tuple FLOATS = (torch.float32, torch.float64)
 cdef tuple REVERSE = ((), (False,), (False, True))
 
 # Spare memory for tapes and packed weights; the only thing that outlives a call.
 cdef object WORKSPACE = Workspace()
 
 
-def _converted(tensor):
-    """Return the array of a tensor of a PyTorch without DLPack's C interface."""
-    if (tensor.device.type != "cpu" or tensor.dtype not in FLOATS
-            or tensor.layout is not torch.strided or tensor.data_ptr() % tensor.element_size()):
-        return None
-    return tensor.detach().numpy()
-
-
-def _created(shape, size):
-    """Return a new tensor, likewise."""
-    return torch.empty(shape, dtype=FLOATS[size == 8], device="cpu")
-
-
-cdef Exchange EXCHANGE = Exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), _converted,
-                                  _created)
+cdef Exchange EXCHANGE = Exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), converted,
+                                  created)
 
 
 cdef class Operator:
@@ -148,6 +134,17 @@ cdef class Call:
                     versions[i] = read[i]._version
                 read[i] = None
         return read, versions
+
+    cpdef bint is_in_place(self) except -1:
+        """Whether the tensors that a tape points to still lie where they lay.
+
+        A program may free the memory of a weight and bring it back elsewhere, as FSDP does.
+        """
+        cdef ptrdiff_t i
+        for i in range(len(self.arrays)):
+            if <size_t> self.weights[i].data_ptr() != <size_t> cnp.PyArray_DATA(self.arrays[i]):
+                return False
+        return <size_t> self.x.data_ptr() == <size_t> cnp.PyArray_DATA(self.x_array)
 
     cdef str read_tensors(self):
         """Borrow all tensors; return why the kernels cannot compute the call, or None."""

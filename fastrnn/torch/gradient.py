@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.autograd.function import Function
 
 from fastrnn.torch.door import Call
-from fastrnn.torch.problem import problem_of, readable
+from fastrnn.torch.problem import Problem, problem_of, readable
+from fastrnn.torch.projected import ProjectedCall
 
 __all__ = ["ORIGINALS", "Recurrent", "differentiable", "has_hooks", "original", "transforms"]
 
@@ -86,19 +87,32 @@ class Recurrent(Function):
         for dy in doutputs:
             again = again or (dy is not None and _is_batched(dy))
         if call is None:
-            call = readable(ctx.problem, saved[0], saved[1], saved[2], list(saved[3:]))
-            if isinstance(call, str):
-                raise RuntimeError(f"{ctx.problem.op.name}: a hook on saved tensors gave back what "
-                                   f"cannot be read ({call}), expected tensors as they were saved")
+            call = _read(ctx.problem, saved)
         elif again or ctx.tapes is None:
             saved = _whole(call, saved, ctx.versions)
         if again:
             return (None, *differentiable(call, saved, doutputs, needs))
         tapes, ctx.tapes = ctx.tapes, None
+        if not call.is_in_place():
+            call, tapes = _read(ctx.problem, _whole(call, saved, ctx.versions)), None
         if tapes is None:
             _, tapes = call.forward(True)
         dy, dhn, dcn = (None, *doutputs, None)[:3] if call.op.is_cell else (*doutputs, None)[:3]
         return (None, *call.backward(tapes, dy, dhn, dcn, needs))
+
+
+def _read(problem: Problem, saved: Sequence[Any]) -> Call | ProjectedCall:
+    """Return the call of tensors that lie somewhere else now."""
+    freed = any(tensor is not None and tensor.layout is torch.strided and
+                tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
+                for tensor in saved)
+    call = "its memory was freed" if freed else readable(problem, saved[0], saved[1], saved[2],
+                                                         list(saved[3:]))
+    if isinstance(call, str):
+        raise RuntimeError(f"{problem.op.name}: a tensor that backward needs cannot be read "
+                           f"({call}), expected it as it was in forward; a hook on saved tensors "
+                           "may have changed it")
+    return call
 
 
 def _whole(

@@ -61,6 +61,8 @@ class ProjectedCall:
         Whether backward will follow.
     key : tuple
         What the time of the call depends on.
+    places : list of int
+        Addresses of x and the weights.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class ProjectedCall:
         self.keep = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in self.tensors())
         self.key: tuple[Any, ...] = ()
+        self.places = self._places()
 
     def tensors(self) -> list[Tensor]:
         """Return x, h0, c0 and the weights."""
@@ -88,6 +91,13 @@ class ProjectedCall:
     def split(self, needs: tuple[bool, ...]) -> tuple[list[Tensor], list[None]]:
         """Return the tensors that one backward reads, and the versions of all others: none."""
         return self.tensors(), [None] * len(needs)
+
+    def is_in_place(self) -> bool:
+        """Whether the tensors that a tape points to still lie where they lay."""
+        return self._places() == self.places
+
+    def _places(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in (self.x, *self.weights)]
 
     def __str__(self) -> str:
         """Return the sizes for people."""

@@ -1,18 +1,35 @@
-"""What the slow half of reading a call needs: lengths of packed rows, and names of odd tensors.
+"""What reading a call needs beside its fast half, door.pyx: lengths of packed rows, odd tensors.
 
 Letters: T steps, B batch, N rows of a packed sequence.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from fastrnn._kernels.timeline import Timeline
 
-__all__ = ["kind_of", "read_lengths"]
+__all__ = ["FLOATS", "converted", "created", "kind_of", "read_lengths"]
 
 Tensor = torch.Tensor
+
+FLOATS = (torch.float32, torch.float64)
+
+
+def converted(tensor: Tensor) -> Any:
+    """Return the array of a tensor of a PyTorch without DLPack's C interface; None: unreadable."""
+    if (tensor.device.type != "cpu" or tensor.dtype not in FLOATS
+            or tensor.layout is not torch.strided or tensor.data_ptr() % tensor.element_size()):
+        return None
+    return tensor.detach().numpy()
+
+
+def created(shape: tuple[int, ...], size: int) -> Tensor:
+    """Return a new tensor of numbers of `size` bytes, likewise."""
+    return torch.empty(shape, dtype=FLOATS[size == 8], device="cpu")
 
 
 def read_lengths(batch_sizes: Tensor, N: int) -> tuple[int, int, Timeline | None] | None:
@@ -37,7 +54,6 @@ def kind_of(tensor: Tensor) -> str:
         return f"layout {str(tensor.layout).removeprefix('torch.')}"
     if tensor._is_zerotensor():
         return "a tensor is zeros without memory"
-    known = tensor.dtype in (torch.float32, torch.float64)
-    if known and tensor.data_ptr() % tensor.element_size():
+    if tensor.dtype in FLOATS and tensor.data_ptr() % tensor.element_size():
         return "a tensor is not aligned"
     return f"dtype {str(tensor.dtype).removeprefix('torch.')}"

@@ -61,7 +61,7 @@ def test_the_order_of_a_torch_file_tells_a_map_before_the_layers(tmp_path):
     for tensors in (before, behind):
         torch.save({name: torch.from_numpy(a) for name, a in tensors.items()}, tmp_path / "m.pt")
         if tensors is before:
-            with pytest.raises(ValueError, match="lin.weight could be the head, or a linear map"):
+            with pytest.raises(ValueError, match="weight could be the head, or a linear map"):
                 fastrnn.load(tmp_path / "m.pt")
         model = fastrnn.load(tmp_path / "m.pt", mapping={"head": "lin"})
         np.testing.assert_array_equal(model.head.weight, tensors["lin.weight"])
@@ -82,7 +82,7 @@ def test_numbers_that_are_not_read_may_lie_beside_the_model(tmp_path, dtype):
     assert model.unused == ("more",)
     np.testing.assert_array_equal(model.head.weight, MODEL["fc.weight"])
     save_file(tensors | {"fc.weight": torch.ones(3, 5).to(getattr(torch, dtype))}, tmp_path / "m")
-    with pytest.raises(ValueError, match="fc.weight has no floats"):
+    with pytest.raises(ValueError, match="weight has no floats"):
         fastrnn.load(tmp_path / "m")
 
 

@@ -513,3 +513,54 @@ def test_a_tensor_that_is_not_aligned_goes_to_pytorch(cell):
     x += 0.5
     torch.testing.assert_close(ours(x)[0], theirs(x)[0])
     assert "not aligned" in str(twins.bridge.report(ours))
+
+
+# ---- memory that goes and comes back -------------------------------------------------------------
+
+
+def free(tensor):
+    """Free a tensor's memory, as FSDP does after forward; return what brings it back."""
+    values, storage = tensor.detach().clone(), tensor.untyped_storage()
+    size = storage.size()
+    storage.resize_(0)
+
+    def restore():
+        storage.resize_(size)
+        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tensor):
+            tensor.copy_(values)
+
+    return restore
+
+
+@pytest.mark.parametrize("which", ["x", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("proj_size", [0, 4])
+@twins.per_cell
+def test_memory_that_was_freed_and_is_back_elsewhere(cell, proj_size, which):
+    if proj_size and not cell.startswith("LSTM"):
+        pytest.skip("only LSTMs have projections")
+    options = {"proj_size": proj_size} if proj_size else {}
+    theirs, ours = twins.twins(cell, 40, 50, **options)  # so large that it lies in pages of its own
+    gradients = []
+    for module in (theirs, ours):
+        x = twins.normal(4, 30, 40)
+        y = module(x)[0]
+        tensor = x if which == "x" else getattr(module, which)
+        restore = free(tensor)
+        others = [torch.full(tensor.shape, 7.0, dtype=tensor.dtype) for _ in range(3)]
+        restore()
+        y.square().sum().backward()
+        gradients.append([x.grad, *(p.grad for p in module.parameters())])
+        del others
+    for got, expected in zip(*gradients[::-1], strict=True):
+        twins.assert_near(got, expected)
+    twins.assert_accelerated(ours)
+
+
+@twins.per_cell
+def test_memory_that_is_not_back_is_an_error(cell):
+    _, module = twins.twins(cell, 40, 50)
+    y = module(twins.normal(4, 30, 40))[0].sum()
+    restore = free(module.weight_hh_l0)
+    with pytest.raises(RuntimeError, match="cannot be read [(]its memory was freed[)]"):
+        y.backward()
+    restore()
