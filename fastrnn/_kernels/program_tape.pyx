@@ -8,7 +8,8 @@ import numpy as np
 cimport numpy as cnp
 
 from fastrnn._kernels.machine cimport Run
-from fastrnn._kernels.tape cimport copy_rows, numbers_at
+from fastrnn._kernels.packed_program cimport PackedProgram, set_pointers
+from fastrnn._kernels.tape cimport copies_of, copy_rows, numbers_at
 
 cnp.import_array()
 
@@ -44,6 +45,18 @@ cdef class ProgramTape(BaseTape):
             for s in range(r.state_count):
                 r.states[s] += distance
         return twin
+
+    cdef own_weights(self):
+        cdef int d
+        own = []
+        for d in range(self.count):
+            arrays = self.weights[d]
+            if isinstance(arrays, PackedProgram):
+                arrays = (<PackedProgram> arrays).parameters
+            own.append(copies_of(arrays))
+            set_pointers(self.runs[d].parameters, own[d])
+        self.kept = (*self.kept, self.weights)  # the caller's, which what forward alone reads is in
+        self.weights = tuple(own)
 
     def memory(self):
         """Return the values and states that backward reads, as flat views; for checked.py."""

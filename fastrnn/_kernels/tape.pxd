@@ -21,6 +21,7 @@ cdef class BaseTape:
     cdef readonly bint used
     cdef public object shadow      # with FASTRNN_CHECK=1, the same call by the scalar table
     cdef ptrdiff_t copy_to(self, BaseTape twin) except? -1
+    cdef own_weights(self)
     cdef object places(self, bint reverse)
     cdef object input(self)
 
@@ -37,5 +38,6 @@ cdef void copy_rows(char *target, ptrdiff_t stride, object places, const char *s
                     ptrdiff_t source_stride, object taken, ptrdiff_t N, ptrdiff_t size) noexcept
 cdef tuple checked_input(BaseTape tape, object x, object index, ptrdiff_t I, object dtype,
                          tuple rows)
+cdef tuple copies_of(object arrays)
 cdef object numbers_at(BaseTape tape, char *data, object count)
 cdef check_outer(BaseTape tape, object dy, object dx, tuple grads)

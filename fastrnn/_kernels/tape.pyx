@@ -4,6 +4,8 @@ Letters: T steps, B batch, I input, H hidden, G gates, D directions, V rows of a
 of it in use.
 """
 
+import copy
+
 import numpy as np
 
 cimport numpy as cnp
@@ -79,6 +81,11 @@ cdef check_outer(BaseTape tape, object dy, object dx, tuple grads):
         raise ValueError(f"grads: {len(grads)} directions, expected {tape.count}")
 
 
+cdef tuple copies_of(object arrays):
+    """Return copies of arrays, None as it is."""
+    return tuple([None if a is None else a.copy() for a in arrays])
+
+
 cdef object numbers_at(BaseTape tape, char *data, object count):
     """Return a view (count,) of a tape's memory, valid as long as the tape has it."""
     cdef cnp.npy_intp[1] shape
@@ -136,7 +143,16 @@ cdef class BaseTape:
         return self.copy()
 
     def __deepcopy__(self, memo):
-        return self.copy()
+        """Return a copy with weights of its own, as a copied layer has them; x is the same."""
+        twin = self.copy()
+        (<BaseTape> twin).own_weights()
+        if twin.shadow is not None:
+            twin.shadow = copy.deepcopy(twin.shadow, memo)
+        return twin
+
+    cdef own_weights(self):
+        """Copy the weights, and point to the copies."""
+        raise NotImplementedError
 
     @property
     def nbytes(self):
@@ -220,6 +236,17 @@ cdef class Tape(BaseTape):
             move(&p.symbols, distance)
             memset(&p.barrier, 0, sizeof(fr_barrier))
         return twin
+
+    cdef own_weights(self):
+        cdef int d
+        own = []
+        for d in range(self.count):
+            arrays = copies_of(self.weights[d])
+            self.passes[d].w_ih = cnp.PyArray_DATA(arrays[0])
+            self.passes[d].w_hh = cnp.PyArray_DATA(arrays[1])
+            own.append(arrays)
+        self.kept = (*self.kept, self.weights)  # the caller's, which what forward alone reads is in
+        self.weights = tuple(own)
 
     def memory(self):
         """Return the gates and states that backward reads, as flat views; for checked.py."""

@@ -373,6 +373,7 @@ class Part(Parametrized):
         # copies: an unpickled array may lie in a bytes object, which no flag makes writeable again
         self._own(self._shapes, self.flat.copy(), self.flat_grads.copy())
         self.set_mode(state["mode"])
+        self.__dict__["version"] = state["version"]  # passes that are copied with it have it
 
 
 # ---- targets: a part, a model, or several of them ------------------------------------------------

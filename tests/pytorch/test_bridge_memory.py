@@ -561,6 +561,6 @@ def test_memory_that_is_not_back_is_an_error(cell):
     _, module = twins.twins(cell, 40, 50)
     y = module(twins.normal(4, 30, 40))[0].sum()
     restore = free(module.weight_hh_l0)
-    with pytest.raises(RuntimeError, match="cannot be read [(]its memory was freed[)]"):
+    with pytest.raises(RuntimeError, match="its memory was freed"):
         y.backward()
     restore()
