@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import os
 import runpy
 import sys
+import types
+import zipfile
 
 from fastrnn.torch import patch
 
@@ -27,7 +31,24 @@ def main() -> None:
     if sys.path[:1] == [os.getcwd()]:  # python -m puts it there, unless it was asked not to
         del sys.path[0]
     sys.path.insert(0, folder)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if os.path.isfile(sys.argv[0]) and not zipfile.is_zipfile(sys.argv[0]):
+        _run(sys.argv[0])
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _run(script: str) -> None:
+    """Run a file as Python does: it knows its whole path, sys.argv has the path that was given.
+
+    runpy.run_path gives both the same.
+    """
+    path = os.path.abspath(script)
+    with io.open_code(path) as file:
+        code = compile(file.read(), path, "exec")
+    made = types.ModuleType("__main__")
+    vars(made).update(__file__=path, __builtins__=builtins)
+    sys.modules["__main__"] = made
+    exec(code, vars(made))
 
 
 if __name__ == "__main__":

@@ -113,14 +113,14 @@ cdef class Call:
                 f"{str(self.x.dtype).removeprefix('torch.')}")
 
     cpdef tuple split(self, tuple needs):
-        """Return the tensors that one backward reads, None for all others, and their versions.
+        """Return the tensors that one backward reads, all others, and the versions of the others.
 
-        A version is None of a tensor that is read, that is not there, or that has none. The tape
-        has the states that a sequence began with, and what depends on biases. `needs`: which
-        gradients are wanted. All three are in the order of `tensors`.
+        Each has None in the place of what another has, and a version of a tensor without one. The
+        tape has the states that a sequence began with, and what depends on biases. `needs`: which
+        gradients are wanted. All four are in the order of `tensors`.
         """
         cdef ptrdiff_t count = 4 if self.bias else 2, first = count * self.directions, i
-        cdef list read = self.tensors(), versions = [None] * len(read)
+        cdef list read = self.tensors(), rest = [None] * len(read), versions = [None] * len(read)
         cdef bint reads
         for i in range(len(read)):
             if i == 0:
@@ -130,10 +130,10 @@ cdef class Call:
             else:
                 reads = needs[0] or (i - 3) % count == 1 or i - 3 >= first
             if not reads and read[i] is not None:
-                if not read[i].is_inference():
-                    versions[i] = read[i]._version
-                read[i] = None
-        return read, versions
+                rest[i], read[i] = read[i], None
+                if not rest[i].is_inference():
+                    versions[i] = rest[i]._version
+        return read, rest, versions
 
     cpdef bint is_in_place(self) except -1:
         """Whether the tensors that a tape points to still lie where they lay.
@@ -343,6 +343,8 @@ cdef class Call:
             return None
         if tensor.dtype != self.x.dtype:
             tensor = tensor.to(self.x.dtype)
+        if tensor.is_neg():  # its memory has the other sign
+            tensor = tensor.resolve_neg()
         if tensor.stride(tensor.dim() - 1) != 1:
             tensor = tensor.contiguous()
         return EXCHANGE.view(tensor)

@@ -10,7 +10,6 @@ from torch.autograd.function import Function
 
 from fastrnn.torch.door import Call
 from fastrnn.torch.problem import Problem, problem_of, readable
-from fastrnn.torch.projected import ProjectedCall
 
 __all__ = ["ORIGINALS", "Recurrent", "differentiable", "has_hooks", "original", "transforms"]
 
@@ -73,8 +72,9 @@ class Recurrent(Function):
         ctx.call, ctx.problem = None if hooked else call, problem_of(call)
         ctx.set_materialize_grads(False)
         saved: Any = (x, h0, c0, *weights)
+        ctx.rest = ctx.versions = [None] * len(saved)
         if not hooked:
-            saved, ctx.versions = call.split(ctx.needs_input_grad[1:])
+            saved, ctx.rest, ctx.versions = call.split(ctx.needs_input_grad[1:])
         ctx.save_for_backward(*saved)
         return outputs
 
@@ -82,26 +82,36 @@ class Recurrent(Function):
     def backward(ctx: Any, *doutputs: Tensor | None) -> tuple[Any, ...]:
         """Compute the gradients of the inputs."""
         saved = ctx.saved_tensors  # PyTorch's error if one was changed in place
-        call, needs = ctx.call, ctx.needs_input_grad[1:]
+        needs = ctx.needs_input_grad[1:]
         again = torch.is_grad_enabled() or transforms() is not None
         for dy in doutputs:
             again = again or (dy is not None and _is_batched(dy))
-        if call is None:
-            call = _read(ctx.problem, saved)
-        elif again or ctx.tapes is None:
-            saved = _whole(call, saved, ctx.versions)
         if again:
-            return (None, *differentiable(call, saved, doutputs, needs))
-        tapes, ctx.tapes = ctx.tapes, None
-        if not call.is_in_place():
-            call, tapes = _read(ctx.problem, _whole(call, saved, ctx.versions)), None
-        if tapes is None:
+            saved = _whole(ctx, saved)
+            return (None, *differentiable(_read(ctx.problem, saved), saved, doutputs, needs))
+        call, tapes = ctx.call, ctx.tapes
+        ctx.call = ctx.tapes = None  # they have the tensors, which autograd frees now
+        if tapes is None or not call.is_in_place():
+            call = _read(ctx.problem, _whole(ctx, saved))
             _, tapes = call.forward(True)
         dy, dhn, dcn = (None, *doutputs, None)[:3] if call.op.is_cell else (*doutputs, None)[:3]
         return (None, *call.backward(tapes, dy, dhn, dcn, needs))
 
 
-def _read(problem: Problem, saved: Sequence[Any]) -> Call | ProjectedCall:
+def _whole(ctx: Any, saved: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Return all tensors of a call, those that autograd did not save only if they are unchanged."""
+    for tensor, version in zip(ctx.rest, ctx.versions, strict=True):
+        if version is not None and tensor._version != version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: a tensor of shape {tuple(tensor.shape)} of a call of "
+                f"{ctx.problem.op.name} is at version {tensor._version}, expected version "
+                f"{version}; a second backward, or one with create_graph=True, computes the call "
+                "again")
+    return tuple(own if kept is None else kept for own, kept in zip(ctx.rest, saved, strict=True))
+
+
+def _read(problem: Problem, saved: Sequence[Any]) -> Any:
     """Return the call of tensors that lie somewhere else now."""
     freed = any(tensor is not None and tensor.layout is torch.strided and
                 tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
@@ -115,23 +125,8 @@ def _read(problem: Problem, saved: Sequence[Any]) -> Call | ProjectedCall:
     return call
 
 
-def _whole(
-    call: Call, saved: tuple[Tensor | None, ...], versions: list[int | None],
-) -> tuple[Tensor | None, ...]:
-    """Return all tensors of a call, those that autograd did not save only if they are unchanged."""
-    tensors = call.tensors()
-    for tensor, version in zip(tensors, versions, strict=True):
-        if tensor is not None and version is not None and tensor._version != version:
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an "
-                f"inplace operation: a tensor of shape {tuple(tensor.shape)} of a call of "
-                f"{call.op.name} is at version {tensor._version}, expected version {version}; a "
-                "second backward, or one with create_graph=True, computes the call again")
-    return tuple(own if kept is None else kept for own, kept in zip(tensors, saved, strict=True))
-
-
 def differentiable(
-    call: Call, saved: tuple[Tensor, ...], doutputs: tuple[Tensor | None, ...],
+    call: Call, saved: tuple[Tensor | None, ...], doutputs: tuple[Tensor | None, ...],
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """Return the gradients as differentiable functions of the inputs and of `doutputs`.

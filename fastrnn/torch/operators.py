@@ -131,7 +131,8 @@ def _pair(operator: Operator, hx: Any) -> tuple[Any, Any] | None:
 
 def _theirs(operator: Operator, args: tuple[Any, ...], reason: str) -> Any:
     """Let PyTorch compute a call as it came, and note why."""
-    weight = next((arg[0] for arg in args[2:4] if isinstance(arg, (list, tuple)) and len(arg)),
+    # behind the states, which may be a pair: the last list of a sequence's arguments
+    weight = next((arg[0] for arg in args[3:1:-1] if isinstance(arg, (list, tuple)) and len(arg)),
                   args[2] if len(args) > 2 else None)
     shape = "x".join(map(str, getattr(args[0], "shape", ()))) if args else ""
     key = (operator.function, shape, "refused")
@@ -212,9 +213,8 @@ def _ways(whole: Call) -> tuple[Callable[[], object], Callable[[], object], floa
     """
     call = _shorter(whole)
     keep = call.keep
-    own: list[Any] = [
-        None if tensor is None else tensor.detach().requires_grad_(keep and tensor.requires_grad)
-        for tensor in call.tensors()]
+    own: list[Any] = [None if tensor is None else _leaf(tensor, keep and tensor.requires_grad)
+                      for tensor in call.tensors()]
     leaves = [tensor for tensor in own if tensor is not None and tensor.requires_grad]
 
     def ours() -> object:
@@ -230,6 +230,14 @@ def _ways(whole: Call) -> tuple[Callable[[], object], Callable[[], object], floa
                                    allow_unused=True)
 
     return ours, theirs, call.T / whole.T
+
+
+def _leaf(tensor: Tensor, needs_grad: bool) -> Tensor:
+    """Return the same numbers apart from the user's graph, and from inference mode."""
+    own = tensor.detach()
+    if needs_grad and own.is_inference():
+        own = own.clone()
+    return own.requires_grad_(needs_grad)
 
 
 @contextlib.contextmanager

@@ -88,9 +88,9 @@ class ProjectedCall:
         """Return x, h0, c0 and the weights."""
         return [self.x, self.h0, self.c0, *self.weights]
 
-    def split(self, needs: tuple[bool, ...]) -> tuple[list[Tensor], list[None]]:
-        """Return the tensors that one backward reads, and the versions of all others: none."""
-        return self.tensors(), [None] * len(needs)
+    def split(self, needs: tuple[bool, ...]) -> tuple[list[Tensor], list[None], list[None]]:
+        """Return the tensors that one backward reads: all; the others, and their versions."""
+        return self.tensors(), [None] * len(needs), [None] * len(needs)
 
     def is_in_place(self) -> bool:
         """Whether the tensors that a tape points to still lie where they lay."""
@@ -178,10 +178,10 @@ class ProjectedCall:
             y = torch.empty((self.T, self.B, width), dtype=dtype).transpose_(0, 1)
         else:
             y = torch.empty((*self.x.shape[:-1], width), dtype=dtype)
-        weights: list[np.ndarray | None] = [_array(weight) for weight in self.weights]
-        h0, c0, h_final, c_final = map(_array, (self.h0, self.c0, hn, cn))
+        weights: list[np.ndarray | None] = [_borrowed(weight) for weight in self.weights]
+        h0, c0, h_final, c_final = *map(_borrowed, (self.h0, self.c0)), *map(_array, (hn, cn))
         layout = "time" if self.time is None else "packed"
-        source, tapes = self._outer(_array(self.x)), []
+        source, tapes = self._outer(_borrowed(self.x)), []
         borrow_threads(self.threads)
         try:
             for layer in range(self.num_layers):
@@ -246,10 +246,17 @@ class ProjectedCall:
         """Return the array of an output's gradient, or None: zero."""
         if tensor is None or tensor._is_zerotensor():
             return None
-        return _array(tensor.detach().resolve_neg().to(self.x.dtype).contiguous())
+        return _borrowed(tensor.detach().resolve_neg().to(self.x.dtype).contiguous())
+
+
+def _borrowed(tensor: Tensor) -> np.ndarray:
+    """Return the array of a user's tensor, whose memory the user can still free or resize."""
+    array: np.ndarray = read_tensor(tensor, 0)
+    return array
 
 
 def _array(tensor: Tensor) -> np.ndarray:
+    """Return the array of a new tensor, to be written to."""
     array: np.ndarray = tensor.detach().numpy()
     return array
 

@@ -1,5 +1,8 @@
 """Packed sequences, tensors of any strides, and what a call must leave alone."""
 
+import gc
+import weakref
+
 import pytest
 import twins
 
@@ -202,6 +205,40 @@ def test_tensors_with_the_negative_bit(cell):
     x = torch.complex(*twins.normal(2, 4, 2, 3).detach()).conj().imag
     assert x.is_neg()
     twins.assert_same_outcome(lambda x: theirs(x)[0], lambda x: ours(x)[0], x)
+
+
+@pytest.mark.parametrize("proj_size", [0, 2])
+@twins.per_cell
+def test_gradients_with_the_negative_bit(cell, proj_size):
+    """A lazy sign: the memory has the other one. Complex numbers make such gradients."""
+    if proj_size and cell != "lstm":
+        pytest.skip("only LSTMs have projections")
+    options = {"proj_size": proj_size} if proj_size else {}
+    theirs, ours = twins.twins(cell, 3, 5, **options)
+    gradients = []
+    for module in (theirs, ours):
+        x = twins.normal(4, 2, 3)
+        y, state = module(x)
+        for part in (y, *twins.as_tuple(state)):
+            part.register_hook(lambda dy: torch._neg_view(-2 * dy))
+        (y.square().sum() + sum(part.sum() for part in twins.as_tuple(state))).backward()
+        gradients.append([x.grad, *(p.grad for p in module.parameters())])
+    for got, expected in zip(*gradients[::-1], strict=True):
+        twins.assert_near(got, expected)
+    twins.assert_accelerated(ours)
+
+
+@pytest.mark.parametrize("cell", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_the_gradient_of_a_phase(cell):
+    """One number: what is conjugate stays a view of it."""
+    found = []
+    for module in (getattr(torch.nn, cell), getattr(twins.bridge, cell)):
+        torch.manual_seed(0)
+        own = module(3, 1, dtype=torch.float64)
+        h = twins.as_tuple(own(torch.randn(1, 3, dtype=torch.float64)))[0]
+        (torch.complex(torch.ones_like(h), h).conj() * (2 + 3j)).abs().sum().backward()
+        found.append(own.weight_ih.grad)
+    torch.testing.assert_close(*found)
 
 
 @twins.per_cell
@@ -536,7 +573,7 @@ def free(tensor):
 @pytest.mark.parametrize("proj_size", [0, 4])
 @twins.per_cell
 def test_memory_that_was_freed_and_is_back_elsewhere(cell, proj_size, which):
-    if proj_size and not cell.startswith("LSTM"):
+    if proj_size and cell != "lstm":
         pytest.skip("only LSTMs have projections")
     options = {"proj_size": proj_size} if proj_size else {}
     theirs, ours = twins.twins(cell, 40, 50, **options)  # so large that it lies in pages of its own
@@ -564,3 +601,24 @@ def test_memory_that_is_not_back_is_an_error(cell):
     with pytest.raises(RuntimeError, match="its memory was freed"):
         y.backward()
     restore()
+
+
+@pytest.mark.parametrize("proj_size", [0, 4])
+@twins.per_cell
+def test_the_input_is_freed_with_backward(cell, proj_size):
+    """As autograd frees what it has saved, though the loss is kept, such as in a sum of losses."""
+    if proj_size and cell != "lstm":
+        pytest.skip("only LSTMs have projections")
+    _, module = twins.twins(cell, 3, 5, **({"proj_size": proj_size} if proj_size else {}))
+    for retain in (False, True):
+        x = torch.randn(4, 2, 3, dtype=torch.float64)
+        known = weakref.ref(x)
+        loss = module(x)[0].sum()
+        loss.backward(retain_graph=retain)
+        del x
+        gc.collect()
+        assert (known() is None) != retain
+        if retain:
+            loss.backward()
+            gc.collect()
+            assert known() is None

@@ -178,9 +178,19 @@ def start(*arguments, folder, **changes):
 def test_a_script_runs_patched(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     run = start("-m", "fastrnn.torch", "script.py", "3", "--flag", folder=tmp_path)
-    assert run.stdout.split() == ["__main__", "['script.py',", "'3',", "'--flag']", "script.py",
-                                  "1"], run.stderr
+    assert run.stdout.split() == ["__main__", "['script.py',", "'3',", "'--flag']",
+                                  str(tmp_path / "script.py"), "1"], run.stderr
     assert run.returncode == 3
+
+
+def test_a_script_finds_its_files_after_a_change_of_folder(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "script.py").write_text(
+        "import os, sys; os.chdir('/'); print(open(__file__).read() != '', sys.argv[0], __file__)")
+    script = os.path.join("below", "script.py")
+    run = start("-m", "fastrnn.torch", script, folder=tmp_path)
+    assert run.stdout == start(script, folder=tmp_path).stdout, run.stderr
+    assert run.stdout.split() == ["True", script, str(tmp_path / script)]
 
 
 def test_a_script_imports_its_neighbours(tmp_path):

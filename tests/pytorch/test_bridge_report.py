@@ -327,3 +327,21 @@ def test_where_pytorch_was_faster_both_are_timed_again(first, second, accelerate
     slower = 0 if second is None else 3 * choice._AGAIN if not accelerated else choice._AGAIN
     assert sum(row.fallback for row in rows) == slower
     assert sum(row.accelerated for row in rows) == 3 * choice._AGAIN - slower
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_report_has_packed_calls_that_pytorch_computed(kind):
+    packed = torch.nn.utils.rnn.pack_sequence([torch.randn(3, 4), torch.randn(2, 4)])
+    module = getattr(bridge, kind)(4, 6)
+    with bridge.mode("never"):
+        module(packed)
+    (row,) = bridge.report(module).rows
+    assert (row.fallback, row.reason) == (1, "mode never")
+
+
+@pytest.mark.parametrize("mode", ["auto", "always"])
+def test_weights_of_inference_mode_are_pytorchs_error_in_training(mode):
+    with torch.inference_mode():
+        module = bridge.GRU(4, 6)
+    with bridge.mode(mode), pytest.raises(RuntimeError, match="cannot be saved for backward"):
+        module(torch.randn(5, 3, 4))
