@@ -281,6 +281,7 @@ class Part(Parametrized):
     _params: dict[str, np.ndarray]
     _grads: dict[str, np.ndarray]
     _fixed: frozenset[str] = frozenset()  # attributes that cannot be set again
+    _flags: frozenset[str] = frozenset()  # that are True or False
 
     def __init__(self, shapes: Shapes, dtype: Any) -> None:
         size = sum(map(math.prod, shapes.values()))
@@ -349,7 +350,8 @@ class Part(Parametrized):
             raise AttributeError(f"{type(self).__name__} has no parameter {name!r}, it has "
                                  f"{list(own.get('_params', ()))}")
         else:
-            object.__setattr__(self, name, value)
+            flag = name in self._flags
+            object.__setattr__(self, name, _checks.flag(name, value) if flag else value)
 
     def changed(self) -> None:
         """Note that the parameters have new values."""

@@ -60,6 +60,7 @@ class Recurrent(Dropout, Generic[S]):
 
     _fixed = frozenset(["cell", "input_size", "hidden_size", "num_layers", "bias", "bidirectional",
                         "has_c", "state_widths", "output_size", "directions", "width"])
+    _flags = frozenset(["batch_first"])
     directions: int
     width: int
     _reverse: tuple[bool, ...]
@@ -74,7 +75,7 @@ class Recurrent(Dropout, Generic[S]):
         self.hidden_size = _checks.positive("hidden_size", hidden_size)
         self.num_layers = _checks.positive("num_layers", num_layers)
         self.bias = _checks.flag("bias", bias)
-        self.batch_first = _checks.flag("batch_first", batch_first)
+        self.batch_first = batch_first
         self.dropout = dropout
         self.bidirectional = _checks.flag("bidirectional", bidirectional)
         self._use_cell(cell)

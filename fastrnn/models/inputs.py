@@ -252,7 +252,8 @@ def weights(model: SequenceModel, w: Any, of: Sequences) -> Any:
 def _listed_weights(w: Any, lengths: list[int]) -> list[np.ndarray]:
     """Return the weights of sequences of different lengths."""
     w = as_list(w)
-    if not isinstance(w, (list, tuple)) or all(np.isscalar(a) for a in w):  # one for each sequence
+    if not isinstance(w, (list, tuple)) or all(
+            np.isscalar(a) or getattr(a, "ndim", 1) == 0 for a in w):  # one for each sequence
         each = as_weights(w)
         if each.shape != (len(lengths),):
             raise RefusedValue(f"weights has shape {each.shape}, expected {(len(lengths),)}, or a "

@@ -336,8 +336,6 @@ class Samples:
             return _like(self.x, name, value) if listed and axis else _of_each(name, value, axis, N)
 
         self.targets = of_each("targets", targets, self.axis)
-        if isinstance(weights, np.ndarray) and weights.dtype == bool:
-            weights = weights.astype(np.float32)
         self.weights = None if weights is None else of_each("weights", weights, self.axis)
         self.context = None if context is None else _of_each("context", context, 0, N)
         self.episode_start: Any = None
@@ -431,7 +429,9 @@ def _like(x: list[np.ndarray], name: str, value: Any) -> list[np.ndarray]:
 
 
 def _of_each(name: str, value: Any, axis: int, N: int) -> np.ndarray:
-    """Return an array with N entries along an axis."""
+    """Return an array with N entries along an axis; of weights a mask of booleans is one, too."""
+    if name == "weights" and (mask := _checks.as_array(name, value, "numbers")).dtype == bool:
+        value = mask.astype(np.float32)
     a = _checks.numbers(name, value)
     if a.ndim <= axis or a.shape[axis] != N:
         raise RefusedValue(f"{name} has shape {a.shape}, expected {N} along axis {axis}: one for "

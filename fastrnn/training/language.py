@@ -256,10 +256,11 @@ def bits_per_character(
         its text.
     batch_size : int
         Rows B that the text is cut into, at most; the first character of a row is predicted
-        without a past. A short text is read in fewer rows. Of a list so many texts are read at a
-        time, none of them cut.
+        without a past. A text of fewer than B windows is read in fewer rows. Of a list so many
+        texts are read at a time, none of them cut.
     window : int
-        Steps T that are computed at once; the result is the same for any of them.
+        Steps T that are computed at once. The state goes on from one to the next, so the result
+        depends on them only through the number of rows, if the text has fewer than B windows.
 
     Raises
     ------

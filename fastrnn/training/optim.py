@@ -115,7 +115,8 @@ class Optimizer(abc.ABC):
         Whose parameters each step changes along their gradients.
     lr : float
         Step size; may be set between steps, to 0 too, where a schedule ends. The rates of `groups`
-        keep their ratio to it.
+        keep their ratio to it. The other arguments are attributes that cannot be set: they are in
+        the state and in the groups already.
     steps : int
         How many were taken.
     trained : dict
@@ -125,6 +126,13 @@ class Optimizer(abc.ABC):
     _arguments: tuple[str, ...]  # of __init__, but for target, freeze and groups; also attributes
     _buffer_names: Mapping[str, str]  # of its state: the kernels' name for each
     weight_decay: float
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse another value of an argument, which the next steps would not have."""
+        if name in self._arguments and name != "lr" and name in self.__dict__:
+            raise AttributeError(f"{name} is fixed when the {type(self).__name__} is made; make "
+                                 "another optimizer, and give it the state with load_state_dict")
+        object.__setattr__(self, name, value)
 
     def _start(self, target: Any, lr: Any, freeze: Any, groups: Any) -> None:
         """Choose what moves, and make the state."""

@@ -171,6 +171,76 @@ def test_a_copy_of_a_pass_goes_back_by_itself(make):
     assert found[0][1].any()
 
 
+def test_a_constant_that_the_dtype_cannot_hold():
+    cell = fastrnn.cell("constant k = 1\nh = tanh(W x + k * h)")
+    with pytest.raises(ValueError, match=r"k has 1e.39 at .*, which float32 cannot hold"):
+        fastrnn.Layer(cell, 3, 4, k=1e39, seed=0)
+    with pytest.raises(ValueError, match=r"k has 1e.39 at .*, which float32 cannot hold"):
+        fastrnn.Layer(fastrnn.cell("constant k = 1e39\nh = tanh(W x + k * h)"), 3, 4, seed=0)
+    assert np.isfinite(fastrnn.Layer(cell, 3, 4, k=1e39, dtype="d", seed=0)(X.astype("d"))[0]).all()
+
+
+def test_batch_first_is_true_or_false_also_when_it_is_set():
+    layer = fastrnn.GRU(3, 4, seed=0)
+    with pytest.raises(TypeError, match="batch_first is 'no', expected True or False"):
+        layer.batch_first = "no"
+    layer.batch_first = 1
+    assert layer.batch_first is True
+    np.testing.assert_array_equal(layer(X.transpose(1, 0, 2))[0].transpose(1, 0, 2),
+                                  fastrnn.GRU(3, 4, seed=0)(X)[0])
+
+
+@pytest.mark.parametrize("evaluation", [False, True], ids=["training", "evaluation"])
+@pytest.mark.parametrize("make", [
+    lambda: fastrnn.GRU(3, 4, 2, dtype="d", seed=0),
+    lambda: fastrnn.RNN(3, 4, dtype="d", seed=0),
+    lambda: fastrnn.LSTM(3, 4, bidirectional=True, dtype="d", seed=0),
+    lambda: fastrnn.LSTM(3, 4, proj_size=2, dtype="d", seed=0),
+    lambda: fastrnn.Layer(ClippedLSTM, 3, 4, dtype="d", seed=0)],
+    ids=["GRU", "RNN", "both ways", "projected", "equations"])
+def test_a_copy_of_a_pass_has_the_weights_of_the_copied_layer(make, evaluation):
+    """Whatever happens to the layer that it was copied from, or has happened to it before."""
+    layer, x = make(), X.astype("d")
+    layer.load_state_dict(layer.state_dict())
+    if evaluation:
+        layer.eval()
+    y, _, p = layer.forward(x, grad=True)
+    expected = copy.deepcopy(p)
+    other, q = copy.deepcopy((layer, p))
+    assert q.layer is other
+    one = expected.backward(y)[0]
+    layer.train().flat_grads.fill(1)
+    layer.flat = layer.flat * -3
+    two = q.backward(y)[0]
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(other.flat_grads, expected.layer.flat_grads)
+    assert other.flat_grads.any()
+    with pytest.raises(RuntimeError, match="the parameters have changed since forward"):
+        p.backward(y)
+    with pytest.raises(RuntimeError, match="the parameters have changed since forward"):
+        copy.deepcopy(p).backward(y)
+
+
+def test_copies_of_passes_of_cells_and_models():
+    cell = fastrnn.GRUCell(3, 4, dtype="d", seed=0)
+    h, p = cell.forward(X[0].astype("d"))
+    model = fastrnn.SequenceModel(fastrnn.LSTM(3, 4, 2, dtype="d", seed=0), 2, seed=0)
+    model.load_state_dict(model.state_dict())
+    model.head.weight = np.arange(8).reshape(2, 4)
+    targets = np.zeros(X.shape[:2], int)
+    for whole, pass_, back in ((cell, p, lambda p: p.backward(h)[0]),
+                               (model, model.loss(X.astype("d"), targets), lambda p: p.backward())):
+        expected = copy.deepcopy((whole, pass_))
+        back(expected[1])
+        other, q = copy.deepcopy((whole, pass_))
+        for part in whole.parts().values():
+            part.flat = part.flat * -3
+        back(q)
+        for name, grad in other.grads.items():
+            np.testing.assert_array_equal(grad, expected[0].grads[name])
+            assert grad.any()
+
+
 def test_held_masks_are_of_so_many_sequences():
     layer = fastrnn.Layer(VariationalLSTM, 3, 4, seed=0)
     layer.hold_masks(5)

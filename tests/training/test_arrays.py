@@ -390,3 +390,22 @@ def test_a_schedule_that_gives_no_factor_is_named(schedule, match):
         fastrnn.fit(model, np.zeros((6, 4, 3)), np.zeros((6, 4), int), steps=2, progress=False,
                     schedule=schedule)
     assert all((a == before[name]).all() for name, a in model.parameters().items())
+
+
+def test_a_mask_of_booleans_in_any_form_is_weights():
+    x, y = np.zeros((5, 6, 2), "f"), np.zeros((5, 6), int)
+    mask = np.random.default_rng(0).random((5, 6)) < 0.5
+    Samples = training.Samples
+    expected = Samples(x, y, 2, weights=mask.astype("f"))(1).weights
+    for form in (mask, mask.tolist(), [list(row) for row in mask]):
+        np.testing.assert_array_equal(Samples(x, y, 2, weights=form)(1).weights, expected)
+    with pytest.raises(TypeError, match="targets is bool, expected numbers"):
+        Samples(x, mask, 2)
+
+
+@pytest.mark.parametrize("weights", [
+    [np.float32(1), np.array(0)], [np.array(1), np.array(0)], (1, np.array(0.0))])
+def test_one_weight_for_each_sequence_may_be_arrays_of_no_axis(weights):
+    model = fastrnn.SequenceModel(fastrnn.GRU(2, 4, seed=0), 3, seed=0)
+    x, y = [np.zeros((5, 2)), np.ones((3, 2))], [np.zeros(5, int), np.zeros(3, int)]
+    assert model.evaluate(x, y, weights=weights) == model.evaluate(x, y, weights=[1, 0])

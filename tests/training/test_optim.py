@@ -349,3 +349,23 @@ def test_clipping_by_less_than_the_smallest_float():
     layer.flat_grads[:] = 1.0
     optim.clip_grad_value(layer, 1e300)
     assert (layer.flat_grads == 1).all()
+
+
+@pytest.mark.parametrize(("make", "name", "value"), [
+    (optim.SGD, "momentum", 0.5), (optim.SGD, "weight_decay", 0.5), (optim.SGD, "nesterov", True),
+    (optim.RMSProp, "alpha", 5), (optim.RMSProp, "eps", "a"), (optim.RMSProp, "momentum", 0.5),
+    (optim.Adam, "betas", (2, 3)), (optim.Adam, "eps", -1), (optim.Adam, "weight_decay", 0.5),
+])
+def test_arguments_are_fixed_but_for_lr(make, name, value):
+    """A step would not have the new value, or have it unchecked, and `config` would show it."""
+    optimizer = make(fastrnn.GRU(2, 3, seed=0), lr=0.1)
+    before = optimizer.config
+    with pytest.raises(AttributeError, match=f"{name} is fixed when the {make.__name__} is made"):
+        setattr(optimizer, name, value)
+    assert optimizer.config == before
+    optimizer.lr = 0.2
+    assert optimizer.lr == 0.2
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert other.config == optimizer.config
+        with pytest.raises(AttributeError, match="is fixed"):
+            setattr(other, name, value)
