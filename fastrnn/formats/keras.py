@@ -137,7 +137,7 @@ def _outputs(step: Step) -> int:
     """Return how many outputs a layer has."""
     if not isinstance(step, Recurrence):
         return 1
-    more = len(step.directions) * len(step.recurrent[0].cell.states)
+    more = sum(len(direction.layer.cell.states) for direction in step.directions)
     return (2 if len(step.directions) == 2 and step.merge is None else 1) + (
         more if step.gives_state else 0)
 

@@ -60,7 +60,7 @@ def _of_pair(pair: Any, name: str) -> dict[str, Any]:
             not isinstance(pair[1], Mapping)):
         raise RefusedValue(f"{name} is {_checks.show(pair)}, expected a pair ('LSTM', {{...}})")
     options = {"name": name} | dict(pair[1])
-    for key in ("layer", "backward_layer"):
+    for key in ("layer", "backward_layer", "cell"):
         if isinstance(options.get(key), (list, tuple)):
             options[key] = _of_pair(options[key], f"{key} of {name}")
     return {"class_name": pair[0], "config": options}
@@ -196,18 +196,23 @@ def _graph(config: Mapping[str, Any], layers: list[Any]) -> Chain:
 def _masks(layers: list[Any]) -> dict[str, tuple[str, Any]]:
     """Return the operators that compute masks: the layer that each compares, and with what.
 
-    A functional model has them as steps of its own, NotEqual and perhaps Any, and calls the layers
-    that read a mask with their result.
+    A functional model has them as steps of its own, NotEqual and perhaps Any, with a Cast before
+    them if the layers have another dtype, and calls the layers that read a mask with their result.
     """
     found: dict[str, tuple[str, Any]] = {}
+    casts: dict[str, str] = {}  # what each reads
     for described in layers:
         entry = entry_of(described)
-        if entry.kind not in ("NotEqual", "Any"):
+        if entry.kind not in ("Cast", "NotEqual", "Any"):
             continue
         node = described["inbound_nodes"][0]
         source, _ = _sources(entry.name, node)[0]
-        if entry.kind == "NotEqual":
-            found[entry.name] = source, node["args"][1]
+        if entry.kind == "Cast":
+            casts[entry.name] = source
+        elif entry.kind == "NotEqual":
+            found[entry.name] = casts.get(source, source), node["args"][1]
+            if source in casts:
+                found[source] = found[entry.name]
         elif source in found:  # over the features
             found[entry.name] = found[source]
     return found

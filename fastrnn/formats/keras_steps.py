@@ -233,13 +233,13 @@ class Recurrence(Step):
                                f"{first.input_size} features")
         if not x.shape[1]:
             raise RefusedValue(f"the input of {self.name} has no steps, expected at least 1")
-        per = len(first.cell.states)
         if self.fused:
             outputs, final = self._both(x, value.mask, state)
         else:
             outputs, final = [], ()
-            for number, direction in enumerate(self.directions):
-                own = None if state is None else state[number * per : (number + 1) * per]
+            for direction in self.directions:
+                count = len(direction.layer.cell.states)
+                own = None if state is None else state[len(final) : len(final) + count]
                 y, end = self._one(direction, x, value.mask, own)
                 outputs.append(y)
                 final += end

@@ -133,8 +133,10 @@ def save(
     load : Make the model again.
     """
     place = _place(path)
+    if notes is not None and not isinstance(notes, Mapping):
+        raise RefusedType(f"notes is {_checks.show(notes)}, expected a dictionary of JSON values")
     if names is None and suffix(place) not in (*TORCH, ".json", ".onnx"):
-        about = describe(model) | {"notes": notes or {}}
+        about = describe(model) | {"notes": dict(notes or {})}
         safetensors.write(place, model.parameters(), about)
         return
     if notes:
@@ -245,6 +247,8 @@ def load(
     --------
     save : Write the file.
     """
+    if mapping is not None and not isinstance(mapping, Mapping):
+        raise RefusedType(f"mapping is {_checks.show(mapping)}, expected a dictionary of names")
     options = pytorch.Options(mapping, prefix, strict, nonlinearity,
                               _checks.one_of("loss", loss, LOSSES),
                               _checks.one_of("readout", readout, READOUTS))

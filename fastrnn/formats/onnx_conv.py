@@ -93,11 +93,16 @@ def _halves(total: int, auto: str) -> tuple[int, int]:
 
 def _counts(
     spatial: Sequence[int], pads: Sequence[tuple[int, int]], strides: Sequence[int],
-    reach: Sequence[int],
+    reach: Sequence[int], ceil: bool = False,
 ) -> tuple[int, ...]:
-    """Return how many windows each axis has."""
-    counts = [(b + n + e - r) // s + 1
-              for n, (b, e), s, r in zip(spatial, pads, strides, reach, strict=True)]
+    """Return how many windows each axis has; `ceil`: one more that ends behind the pads.
+
+    That one must begin before the pad at the end.
+    """
+    counts = []
+    for n, (b, e), s, r in zip(spatial, pads, strides, reach, strict=True):
+        count = (b + n + e - r + (s - 1 if ceil else 0)) // s + 1
+        counts.append(count - 1 if ceil and (count - 1) * s >= n + b else count)
     if min(counts) < 1:
         raise RefusedValue(f"its input has the axes {tuple(spatial)}, and with pads they are "
                            f"shorter than the kernel, which reaches over {tuple(reach)}")
@@ -278,15 +283,9 @@ def _pool(largest: bool) -> Callable[[Node], Run]:
             pads = windows.pads(spatial, strides, reach, given)
             if any(b >= r or e >= r for (b, e), r in zip(pads, reach, strict=True)):
                 raise RefusedValue(f"its pads are {pads}, expected less than the kernel")
-            counts = _counts(spatial, pads, strides, reach)
-            more = [(0, 0)] * len(pads)
-            if ceil:  # one more window, if it begins before the padding at the end
-                up = [-(-(b + n + e - r) // s) + 1 for n, (b, e), s, r in zip(
-                    spatial, pads, strides, reach, strict=True)]
-                counts = tuple(c if (c - 1) * s < n + b else c - 1 for c, n, (b, _), s in zip(
-                    up, spatial, pads, strides, strict=True))
-                more = [(0, max(0, (c - 1) * s + r - (b + n + e))) for c, s, r, n, (b, e) in zip(
-                    counts, strides, reach, spatial, pads, strict=True)]
+            counts = _counts(spatial, pads, strides, reach, ceil)
+            more = [(0, max(0, (c - 1) * s + r - (b + n + e))) for c, s, r, n, (b, e) in zip(
+                counts, strides, reach, spatial, pads, strict=True)]
             axes = tuple(range(2, 2 + len(reach)))
 
             def of(a: np.ndarray) -> np.ndarray:

@@ -284,6 +284,8 @@ def _slice(node: Node) -> Run:
                                f"steps {steps}")
         index = [slice(None)] * a.ndim
         for axis, start, end, step in zip(axes_of(axes, a.ndim), starts, ends, steps, strict=True):
+            if step < 0:  # the standard begins at the first number then, Python before it
+                start = max(start, -a.shape[axis])
             index[axis] = slice(start, end, step)
         return (a[tuple(index)],)
 

@@ -232,6 +232,27 @@ def test_masks_of_a_functional_model(tmp_path, masks, suffix):
     compare(load(tmp_path / f"m{suffix}")(x), theirs_of(model, x), 4)
 
 
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("policy", ["float64", "mixed_bfloat16"])
+def test_masks_of_a_functional_model_of_another_dtype(tmp_path, policy, suffix):
+    """Keras puts a Cast before what computes the mask."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        i = Input((T, I))
+        model = redraw(keras.Model(i, L.GRU(H)(L.Masking()(i))))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.save(tmp_path / f"m{suffix}")
+        x = x_of(N, T, I)
+        x[0, 3:] = x[1, :2] = 0
+        (expected,) = theirs_of(model, x)
+    finally:
+        keras.config.set_dtype_policy(before)
+    near = 1e-5 if policy == "float64" else 0.05  # eight bits of bfloat16, over T steps
+    np.testing.assert_allclose(load(tmp_path / f"m{suffix}")(x), expected.astype("d"), near, near)
+
+
 @pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask:UserWarning")
 @pytest.mark.parametrize("between", [
     L.Reshape((T, T)), L.GRU(T, name="last"), L.Bidirectional(L.GRU(T), merge_mode="sum"),
@@ -291,6 +312,31 @@ def test_a_stateful_model_takes_its_state_and_returns_it(tmp_path, cell, bidirec
     assert (again == ours(x[:, :T])[0]).all()  # nothing is kept
     with pytest.raises(ValueError, match="the state of"):
         ours(x, ours.initial_state(N + 1))
+
+
+@pytest.mark.parametrize(("forward", "backward"), [
+    ("gru", "lstm"), ("lstm", "gru"), ("rnn", "lstm")])
+def test_a_stateful_bidirectional_of_two_kinds(tmp_path, forward, backward):
+    """An LSTM has two arrays of state, the others one."""
+    two = L.Bidirectional(CELLS[forward](stateful=True),
+                          backward_layer=CELLS[backward](stateful=True, go_backwards=True))
+    model = redraw(Sequential([Input((T, I), batch_size=N), two]))
+    model.save(tmp_path / "m.keras")
+    ours = load(tmp_path / "m.keras")
+    x = x_of(N, 3 * T, I)
+    state = ours.initial_state(N)
+    assert len(state[0]) == 3
+    for start in range(0, 3 * T, T):
+        y, state = ours(x[:, start : start + T], state)
+        compare(y, theirs_of(model, x[:, start : start + T]), 4)
+
+
+def test_the_cell_of_a_generic_rnn_as_a_pair(tmp_path):
+    model = redraw(Sequential([Input((T, I)), L.RNN(L.GRUCell(H, reset_after=False))]))
+    model.save_weights(tmp_path / "m.weights.h5")
+    ours = load(tmp_path / "m.weights.h5",
+                layers=[("RNN", {"cell": ("GRUCell", {"reset_after": False})})])
+    compare(ours(x_of(N, T, I)), theirs_of(model, x_of(N, T, I)), 4)
 
 
 def test_a_generic_rnn_and_nested_models(tmp_path):

@@ -235,3 +235,14 @@ def test_a_head_of_one_output_is_no_softmax(tmp_path, outputs, loss):
     for name in ("loss", "readout"):
         with pytest.raises(ValueError, match=f"^load: {name} is 'no', expected one of"):
             fastrnn.load(path, **{name: "no"})
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), [1], "text"], ids=str)
+def test_notes_and_mapping_are_dictionaries(tmp_path, value):
+    model = GRU(3, 4, seed=0)
+    with pytest.raises(TypeError, match=r"notes is .*, expected a dictionary of JSON values"):
+        fastrnn.save(model, tmp_path / "m", notes=value)
+    assert not (tmp_path / "m").exists()
+    fastrnn.save(model, tmp_path / "m", notes={})
+    with pytest.raises(TypeError, match=r"mapping is .*, expected a dictionary of names"):
+        fastrnn.load(tmp_path / "m", mapping=value)

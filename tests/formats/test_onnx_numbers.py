@@ -195,6 +195,18 @@ def test_pools_are_onnx_runtimes(attributes):
         check_form(op, [IMAGE], {}, 13)
 
 
+@pytest.mark.parametrize(("size", "attributes"), [
+    (4, {"kernel_shape": [5], "strides": [2]}), (1, {"kernel_shape": [2], "strides": [2]}),
+    (3, {"kernel_shape": [3], "dilations": [2], "strides": [3]}),
+    (4, {"kernel_shape": [6], "strides": [3], "pads": [0, 1]})], ids=str)
+def test_a_window_longer_than_the_input_is_one_with_ceil_mode(size, attributes):
+    x = normal(2, 3, size)
+    attributes = attributes | {"ceil_mode": 1}
+    check_form("MaxPool", [x], attributes, 12)
+    if "dilations" not in attributes:
+        check_form("AveragePool", [x], attributes, 13)
+
+
 ALPHABETS = f"{string.ascii_lowercase},{string.ascii_uppercase},...->"
 
 

@@ -100,6 +100,17 @@ def test_an_operator_is_onnx_runtimes(op, arrays, attributes, opset):
     check_form(op, arrays, attributes, opset)
 
 
+@pytest.mark.parametrize("n", range(5))
+@pytest.mark.parametrize("step", [-2, -1, 1, 2])
+def test_slices_from_and_to_places_beyond_the_axis(n, step):
+    """The standard clamps a start before the axis to its first number, if the step is negative."""
+    x = normal(n, 2)
+    ends = [-9, -n, -1, 0, 1, n, 9]
+    for start in ends:
+        for end in ends:
+            check_form("Slice", [x, whole(start), whole(end), whole(0), whole(step)], {}, 13)
+
+
 @pytest.mark.parametrize(("attributes", "expected"), [
     ({"value_float": 2.5}, np.float32(2.5)), ({"value_int": 3}, np.int64(3)),
     ({"value_floats": [1.5, 2]}, np.array([1.5, 2], np.float32)),

@@ -223,7 +223,7 @@ def test_a_copy_of_a_pass_has_the_weights_of_the_copied_layer(make, evaluation):
 
 def test_copies_of_passes_of_cells_and_models():
     cell = fastrnn.GRUCell(3, 4, dtype="d", seed=0)
-    h, p = cell.forward(X[0].astype("d"))
+    h, p = cell.forward(X[0].astype("d"), np.ones((2, 4)))
     model = fastrnn.SequenceModel(fastrnn.LSTM(3, 4, 2, dtype="d", seed=0), 2, seed=0)
     model.load_state_dict(model.state_dict())
     model.head.weight = np.arange(8).reshape(2, 4)
