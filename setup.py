@@ -59,6 +59,11 @@ small = () if observed else (
     "update")
 
 
+# Nothing is thrown through the kernels: tables of how to unwind their frames would be 35 KB.
+alone = () if observed or sys.platform != "linux" else (
+    "-fno-asynchronous-unwind-tables", "-fno-unwind-tables")
+
+
 def module(name, extra=(), package="_kernels"):
     """Return the extension of one .pyx file."""
     return Extension(
@@ -68,7 +73,7 @@ def module(name, extra=(), package="_kernels"):
         depends=glob("src_c/**/*.h", recursive=True) + glob("fastrnn/_kernels/*.pxd"),
         define_macros=macros,
         py_limited_api=stable,
-        extra_compile_args=[*flags, "-Os"] if name in small else flags,
+        extra_compile_args=[*flags, *(["-Os"] if name in small else alone if extra else [])],
         extra_link_args=link,
     )
 

@@ -55,8 +55,7 @@ cdef class ProgramTape(BaseTape):
                 arrays = (<PackedProgram> arrays).parameters
             own.append(copies_of(arrays))
             set_pointers(self.runs[d].parameters, own[d])
-        self.kept = (*self.kept, self.weights)  # the caller's, which what forward alone reads is in
-        self.weights = tuple(own)
+        self.own(own)
 
     def memory(self):
         """Return the values and states that backward reads, as flat views; for checked.py."""

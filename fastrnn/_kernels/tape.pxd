@@ -22,6 +22,7 @@ cdef class BaseTape:
     cdef public object shadow      # with FASTRNN_CHECK=1, the same call by the scalar table
     cdef ptrdiff_t copy_to(self, BaseTape twin) except? -1
     cdef own_weights(self)
+    cdef own(self, list weights)
     cdef object places(self, bint reverse)
     cdef object input(self)
 

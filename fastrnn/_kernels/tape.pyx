@@ -154,6 +154,12 @@ cdef class BaseTape:
         """Copy the weights, and point to the copies."""
         raise NotImplementedError
 
+    cdef own(self, list weights):
+        """Keep weights; the caller's stay alive, since what only forward uses still points there."""
+        if len(self.kept) == 3:
+            self.kept = (*self.kept, self.weights)
+        self.weights = tuple(weights)
+
     @property
     def nbytes(self):
         """Bytes of the tape."""
@@ -245,8 +251,7 @@ cdef class Tape(BaseTape):
             self.passes[d].w_ih = cnp.PyArray_DATA(arrays[0])
             self.passes[d].w_hh = cnp.PyArray_DATA(arrays[1])
             own.append(arrays)
-        self.kept = (*self.kept, self.weights)  # the caller's, which what forward alone reads is in
-        self.weights = tuple(own)
+        self.own(own)
 
     def memory(self):
         """Return the gates and states that backward reads, as flat views; for checked.py."""

@@ -112,6 +112,12 @@ cdef class Timeline:
         self.times.first = <const ptrdiff_t *> cnp.PyArray_DATA(self.first)
         self.times.length = <const int32_t *> cnp.PyArray_DATA(self.length)
 
+    def __copy__(self):  # it never changes
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
     def __reduce__(self):
         raise TypeError("a Timeline cannot be pickled")
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import builtins
-import io
+import importlib.machinery
 import os
 import runpy
 import sys
 import types
-import zipfile
 
 from fastrnn.torch import patch
 
@@ -31,7 +30,7 @@ def main() -> None:
     if sys.path[:1] == [os.getcwd()]:  # python -m puts it there, unless it was asked not to
         del sys.path[0]
     sys.path.insert(0, folder)
-    if os.path.isfile(sys.argv[0]) and not zipfile.is_zipfile(sys.argv[0]):
+    if os.path.isfile(sys.argv[0]) and sys.argv[0].endswith((".py", ".pyw")):
         _run(sys.argv[0])
     else:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -43,12 +42,11 @@ def _run(script: str) -> None:
     runpy.run_path gives both the same.
     """
     path = os.path.abspath(script)
-    with io.open_code(path) as file:
-        code = compile(file.read(), path, "exec")
+    loader = importlib.machinery.SourceFileLoader("__main__", path)
     made = types.ModuleType("__main__")
-    vars(made).update(__file__=path, __builtins__=builtins)
+    vars(made).update(__file__=path, __loader__=loader, __builtins__=builtins)
     sys.modules["__main__"] = made
-    exec(code, vars(made))
+    exec(loader.source_to_code(loader.get_data(path), path), vars(made))
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ class Choice:
     accelerated : bool
         Whether calls take fastrnn's way.
     ours, theirs : float or None
-        Seconds of one call each way, of a long one estimated from its first steps; None if not
-        measured.
-    left : int
+        Seconds of one call each way, of a long one estimated from its first steps, the shorter of
+        two measurements if there were two; None if not measured.
+    calls_left : int
         How many calls there are until both ways are timed again; 0: they are not.
     """
 
@@ -66,14 +66,14 @@ class Choice:
     accelerated: bool = True
     ours: float | None = None
     theirs: float | None = None
-    left: int = 0
+    calls_left: int = 0
 
-    def is_due(self) -> bool:
-        """Whether a call is the one at which both ways are to be timed; counts it."""
-        if self.ours is None or not self.left:
+    def count_down(self) -> bool:
+        """Count a call; return whether both ways are to be timed at it."""
+        if self.ours is None or not self.calls_left:
             return self.ours is None
-        self.left -= 1
-        return not self.left
+        self.calls_left -= 1
+        return not self.calls_left
 
 
 @dataclasses.dataclass(slots=True)
@@ -141,7 +141,7 @@ def mode(name: str) -> Iterator[None]:
 
 def chosen(
     key: tuple[Any, ...], cell: str, call: Any, ways: Callable[[Any], tuple[Way, Way, float]],
-    apart: Callable[[], AbstractContextManager[object]],
+    apart: Callable[[], AbstractContextManager[object]], *, for_good: bool,
 ) -> Choice:
     """Return the choice for a problem; time both ways if it is new.
 
@@ -157,9 +157,12 @@ def chosen(
         without side effects, and the share of its steps that they compute.
     apart : function
         Returns a context in which they do not reach what watches the program.
+    for_good : bool
+        Whether they are timed only once. A checkpoint computes a call again, and must find that it
+        goes the same way.
     """
     choice = choices.get(key)
-    if choice is None or (_mode == "auto" and choice.is_due()):
+    if choice is None or (_mode == "auto" and choice.count_down()):
         # No lock: two threads may time the same problem, which does no harm. A child that is forked
         # meanwhile would wait for a lock for ever.
         choice = _entry(key, Choice(cell, str(call)))
@@ -171,7 +174,7 @@ def chosen(
             choice.ours = min(ours, choice.ours or ours)
             choice.theirs = min(theirs, choice.theirs or theirs)
             choice.accelerated = choice.theirs > _MARGIN * choice.ours
-            choice.left = 0 if again or choice.accelerated else _AGAIN
+            choice.calls_left = 0 if again or for_good or choice.accelerated else _AGAIN
     return choice
 
 

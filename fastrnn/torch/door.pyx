@@ -113,11 +113,12 @@ cdef class Call:
                 f"{str(self.x.dtype).removeprefix('torch.')}")
 
     cpdef tuple split(self, tuple needs):
-        """Return the tensors that one backward reads, all others, and the versions of the others.
+        """Return what backward reads, what it does not, and the versions of the latter, as lists.
 
-        Each has None in the place of what another has, and a version of a tensor without one. The
-        tape has the states that a sequence began with, and what depends on biases. `needs`: which
-        gradients are wanted. All four are in the order of `tensors`.
+        All are in the order of `tensors`, as is `needs`: which gradients are wanted. The first two
+        have None where the other has a tensor. The tape has the first states, and what depends on
+        biases. What comes from another node counts as read: changed in place it could come from the
+        node of this call, which would keep it, a cycle.
         """
         cdef ptrdiff_t count = 4 if self.bias else 2, first = count * self.directions, i
         cdef list read = self.tensors(), rest = [None] * len(read), versions = [None] * len(read)
@@ -129,22 +130,23 @@ cdef class Call:
                 reads = False
             else:
                 reads = needs[0] or (i - 3) % count == 1 or i - 3 >= first
-            if not reads and read[i] is not None:
-                rest[i], read[i] = read[i], None
-                if not rest[i].is_inference():
-                    versions[i] = rest[i]._version
+            tensor = read[i]
+            if not reads and tensor is not None and tensor.is_leaf:
+                read[i] = None
+                rest[i] = tensor if tensor.requires_grad else tensor.detach()
+                versions[i] = None if tensor.is_inference() else tensor._version
         return read, rest, versions
 
-    cpdef bint is_in_place(self) except -1:
-        """Whether the tensors that a tape points to still lie where they lay.
+    cpdef bint is_in_place(self, list rest) except -1:
+        """Whether what backward reads, all but `rest`, lies where it lay.
 
         A program may free the memory of a weight and bring it back elsewhere, as FSDP does.
         """
         cdef ptrdiff_t i
         for i in range(len(self.arrays)):
-            if <size_t> self.weights[i].data_ptr() != <size_t> cnp.PyArray_DATA(self.arrays[i]):
+            if rest[3 + i] is None and not lies_at(self.weights[i], self.arrays[i]):
                 return False
-        return <size_t> self.x.data_ptr() == <size_t> cnp.PyArray_DATA(self.x_array)
+        return rest[0] is not None or lies_at(self.x, self.x_array)
 
     cdef str read_tensors(self):
         """Borrow all tensors; return why the kernels cannot compute the call, or None."""
@@ -294,10 +296,8 @@ cdef class Call:
 
         Returns
         -------
-        outputs : tuple of Tensor
-            (y, hn) or (y, hn, cn); of a single cell (h,) or (h, c).
-        tapes : list or None
-            One for each layer, if `keep`.
+        tuple of Tensor, (y, hn) or (y, hn, cn), of a single cell (h,) or (h, c); and the tapes, one
+        for each layer, if `keep`, else None
         """
         cdef ptrdiff_t layer, L = self.num_layers, D = self.directions
         cdef Operator op = self.op
@@ -337,17 +337,20 @@ cdef class Call:
         outputs = (hn,) if y is None else (y, hn)
         return (outputs if cn is None else (*outputs, cn)), tapes
 
-    cdef object gradient(self, object tensor):
-        """Return the array of an output's gradient, or None: zero."""
+    cdef object gradient(self, object tensor, bint rows):
+        """Return the array of an output's gradient, or None: zero; `rows`: it may have strides."""
         if tensor is None:
             return None
         if tensor.dtype != self.x.dtype:
             tensor = tensor.to(self.x.dtype)
         if tensor.is_neg():  # its memory has the other sign
             tensor = tensor.resolve_neg()
-        if tensor.stride(tensor.dim() - 1) != 1:
+        if not rows or tensor.stride(tensor.dim() - 1) != 1:
             tensor = tensor.contiguous()
-        return EXCHANGE.view(tensor)
+        array = EXCHANGE.view(tensor)
+        if array is None and not tensor._is_zerotensor():  # it is not aligned
+            array = EXCHANGE.view(tensor.clone())
+        return array
 
     cdef tuple new_like(self, tuple shape, bint wanted):
         """Return a new tensor and its array, or None twice if it is not wanted."""
@@ -368,14 +371,14 @@ cdef class Call:
 
         Returns
         -------
-        tuple of Tensor or None
-            In the order of `tensors`.
+        tuple of Tensor or None, in the order of `tensors`
         """
         cdef ptrdiff_t layer, i
-        above = self.gradient(dy)
+        above = self.gradient(dy, True)
         if above is not None:
             above = self.outer(above)
-        dh_final, dc_final = self.state(self.gradient(dhn)), self.state(self.gradient(dcn))
+        dh_final = self.state(self.gradient(dhn, False))
+        dc_final = self.state(self.gradient(dcn, False))
         dx, first = self.new_like(shape_of(self.x_array), needs[0])
         dh0, dh = self.new_like(self.state_shape(), needs[1])
         dc0, dc = self.new_like(self.state_shape(), needs[2])
@@ -420,6 +423,10 @@ cpdef object read_tensor(object tensor, int size):
     if array is None or size not in (0, cnp.PyArray_ITEMSIZE(array)):
         return kind_of(tensor)
     return array
+
+
+cdef inline bint lies_at(object tensor, object array) except -1:
+    return <size_t> tensor.data_ptr() == <size_t> cnp.PyArray_DATA(array)
 
 
 cdef inline bint is_shape(object array, int axes, ptrdiff_t rows, ptrdiff_t columns) noexcept:

@@ -87,18 +87,18 @@ class Recurrent(Function):
         for dy in doutputs:
             again = again or (dy is not None and _is_batched(dy))
         if again:
-            saved = _whole(ctx, saved)
+            saved = _all_tensors(ctx, saved)
             return (None, *differentiable(_read(ctx.problem, saved), saved, doutputs, needs))
         call, tapes = ctx.call, ctx.tapes
         ctx.call = ctx.tapes = None  # they have the tensors, which autograd frees now
-        if tapes is None or not call.is_in_place():
-            call = _read(ctx.problem, _whole(ctx, saved))
+        if tapes is None or not call.is_in_place(ctx.rest):
+            call = _read(ctx.problem, _all_tensors(ctx, saved))
             _, tapes = call.forward(True)
         dy, dhn, dcn = (None, *doutputs, None)[:3] if call.op.is_cell else (*doutputs, None)[:3]
         return (None, *call.backward(tapes, dy, dhn, dcn, needs))
 
 
-def _whole(ctx: Any, saved: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def _all_tensors(ctx: Any, saved: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """Return all tensors of a call, those that autograd did not save only if they are unchanged."""
     for tensor, version in zip(ctx.rest, ctx.versions, strict=True):
         if version is not None and tensor._version != version:
@@ -111,17 +111,18 @@ def _whole(ctx: Any, saved: tuple[Tensor | None, ...]) -> tuple[Tensor | None, .
     return tuple(own if kept is None else kept for own, kept in zip(ctx.rest, saved, strict=True))
 
 
-def _read(problem: Problem, saved: Sequence[Any]) -> Any:
-    """Return the call of tensors that lie somewhere else now."""
-    freed = any(tensor is not None and tensor.layout is torch.strided and
-                tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
-                for tensor in saved)
-    call = "its memory was freed" if freed else readable(problem, saved[0], saved[1], saved[2],
-                                                         list(saved[3:]))
+def _read(problem: Problem, tensors: Sequence[Any]) -> Any:
+    """Make the call of a node's tensors again."""
+    for tensor in tensors:
+        if tensor is not None and tensor.numel() and not tensor.untyped_storage().nbytes():
+            raise RuntimeError(f"{problem.op.name}: the memory of a tensor of shape "
+                               f"{tuple(tensor.shape)} was freed, expected it to be back for "
+                               "backward")
+    call = readable(problem, tensors[0], tensors[1], tensors[2], list(tensors[3:]))
     if isinstance(call, str):
         raise RuntimeError(f"{problem.op.name}: a tensor that backward needs cannot be read "
-                           f"({call}), expected it as it was in forward; a hook on saved tensors "
-                           "may have changed it")
+                           f"({call}), expected it as it was in forward: a hook on saved tensors "
+                           "gave back another one")
     return call
 
 

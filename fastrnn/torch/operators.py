@@ -170,8 +170,9 @@ def _with_dropout(
 def _faster(call: Call, weight: Tensor) -> tuple[Tensor, ...]:
     """Compute a call the way that was measured to be faster."""
     # under hooks on saved tensors backward computes forward again: another problem
-    key = (*call.key, "hooks") if call.keep and has_hooks() else call.key
-    known = choice.chosen(key, call.op.name, call, _ways, _apart)
+    hooked = call.keep and has_hooks()
+    key = (*call.key, "hooks") if hooked else call.key
+    known = choice.chosen(key, call.op.name, call, _ways, _apart, for_good=hooked)
     slower = not known.accelerated and choice.get_mode() == "auto"
     choice.note(weight, key, known, "slower here" if slower else "")
     if slower:

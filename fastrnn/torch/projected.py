@@ -89,11 +89,14 @@ class ProjectedCall:
         return [self.x, self.h0, self.c0, *self.weights]
 
     def split(self, needs: tuple[bool, ...]) -> tuple[list[Tensor], list[None], list[None]]:
-        """Return the tensors that one backward reads: all; the others, and their versions."""
+        """Return what backward reads, what it does not, and the versions of the latter, as lists.
+
+        All tensors count as read.
+        """
         return self.tensors(), [None] * len(needs), [None] * len(needs)
 
-    def is_in_place(self) -> bool:
-        """Whether the tensors that a tape points to still lie where they lay."""
+    def is_in_place(self, rest: list[None]) -> bool:
+        """Whether what backward reads lies where it lay."""
         return self._places() == self.places
 
     def _places(self) -> list[int]:
@@ -246,7 +249,11 @@ class ProjectedCall:
         """Return the array of an output's gradient, or None: zero."""
         if tensor is None or tensor._is_zerotensor():
             return None
-        return _borrowed(tensor.detach().resolve_neg().to(self.x.dtype).contiguous())
+        plain = tensor.detach().resolve_neg().to(self.x.dtype).contiguous()
+        array: np.ndarray | str = read_tensor(plain, 0)
+        if isinstance(array, str):  # of a subclass, or not aligned
+            array = _array(plain.as_subclass(torch.Tensor).clone())
+        return array
 
 
 def _borrowed(tensor: Tensor) -> np.ndarray:

@@ -28,7 +28,7 @@ def converted(tensor: Tensor) -> Any:
 
 
 def created(shape: tuple[int, ...], size: int) -> Tensor:
-    """Return a new tensor of numbers of `size` bytes, likewise."""
+    """Return a new tensor of numbers of `size` bytes, of a PyTorch without DLPack's C interface."""
     return torch.empty(shape, dtype=FLOATS[size == 8], device="cpu")
 
 

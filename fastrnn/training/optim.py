@@ -109,14 +109,15 @@ def clip_grad_value(target: Any, value: float) -> None:
 class Optimizer(abc.ABC):
     """What the optimisers share: steps, clipping, and the state from which to go on.
 
+    The arguments are attributes, and all but `lr` are fixed: the state and the groups are of them.
+
     Attributes
     ----------
     target : layer, model, or list of them
         Whose parameters each step changes along their gradients.
     lr : float
         Step size; may be set between steps, to 0 too, where a schedule ends. The rates of `groups`
-        keep their ratio to it. The other arguments are attributes that cannot be set: they are in
-        the state and in the groups already.
+        keep their ratio to it.
     steps : int
         How many were taken.
     trained : dict
