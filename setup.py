@@ -57,11 +57,10 @@ small = () if observed else (
     "exchange", "layout", "linear", "loss", "machine_gradients", "machine_packs", "packed",
     "packed_program", "program", "program_tape", "project", "stream_program", "tape", "timeline",
     "update")
-
-
-# Nothing is thrown through the kernels: tables of how to unwind their frames would be 35 KB.
-alone = () if observed or sys.platform != "linux" else (
-    "-fno-asynchronous-unwind-tables", "-fno-unwind-tables")
+# Nothing is thrown through them, so nobody needs tables of how to unwind their frames.
+smaller = ["-Os"]
+if sys.platform == "linux":
+    smaller += ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]
 
 
 def module(name, extra=(), package="_kernels"):
@@ -73,7 +72,7 @@ def module(name, extra=(), package="_kernels"):
         depends=glob("src_c/**/*.h", recursive=True) + glob("fastrnn/_kernels/*.pxd"),
         define_macros=macros,
         py_limited_api=stable,
-        extra_compile_args=[*flags, *(["-Os"] if name in small else alone if extra else [])],
+        extra_compile_args=[*flags, *(smaller if name in small else [])],
         extra_link_args=link,
     )
 

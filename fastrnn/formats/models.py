@@ -247,8 +247,6 @@ def load(
     --------
     save : Write the file.
     """
-    if mapping is not None and not isinstance(mapping, Mapping):
-        raise RefusedType(f"mapping is {_checks.show(mapping)}, expected a dictionary of names")
     options = pytorch.Options(mapping, prefix, strict, nonlinearity,
                               _checks.one_of("loss", loss, LOSSES),
                               _checks.one_of("readout", readout, READOUTS))
@@ -319,7 +317,8 @@ def _is_keras(path: Path) -> bool:
 def _check_without(path: Path, options: pytorch.Options, kind: str) -> None:
     """Refuse options for files with PyTorch's names where they have no meaning."""
     for name, default in pytorch.Options._field_defaults.items():
-        if (value := getattr(options, name)) != default:
+        value = getattr(options, name)
+        if value is not default and not (np.isscalar(value) and value == default):
             raise NamedError(
                 f"{name} is {_checks.show(value)}, expected {default!r}: {str(path)!r} is a file "
                 f"of {kind}, without PyTorch's names")

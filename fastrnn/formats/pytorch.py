@@ -97,7 +97,8 @@ def load_safetensors(file: safetensors.File, options: Options, make: Make) -> An
 def load_torch(path: Path, options: Options, make: Make) -> Any:
     """Return the model of a file that torch.save wrote, read by torch with weights_only."""
     with _explaining(path), open(path, "rb", buffering=0) as file:
-        return _load(_read_torch(path, file, options.prefix), options, make, in_order=True)
+        tensors = _read_torch(path, file, options.prefix)
+        return _load(tensors, options, make, in_order=list(tensors) != sorted(tensors))
 
 
 def load_arrays(
@@ -317,8 +318,8 @@ def _unwrapped(read: Mapping[Any, Any], prefix: Any) -> Mapping[Any, Any]:
     """Return the parameters of a checkpoint: those of its state_dicts, and what lies beside them.
 
     A state_dict that is alone is taken without its name, unless the prefix begins with that. The
-    names of several begin with their own. What has no weights and biases is left out: an
-    optimizer's state, numbers, averages of the data.
+    names of several begin with their own, and are sorted: their order is no module's. What has no
+    weights and biases is left out: an optimizer's state, numbers, averages of the data.
     """
     inner = {key: value for key, value in read.items()
              if isinstance(key, str) and isinstance(value, Mapping)
@@ -329,8 +330,8 @@ def _unwrapped(read: Mapping[Any, Any], prefix: Any) -> Mapping[Any, Any]:
     first = next(iter(inner))
     if len(inner) == 1 and not beside and not f"{prefix}.".startswith(f"{first}."):
         return inner[first]
-    return beside | {f"{key}.{name}": value for key, of in inner.items()
-                     for name, value in of.items()}
+    return dict(sorted((beside | {f"{key}.{name}": value for key, of in inner.items()
+                                  for name, value in of.items()}).items()))
 
 
 def _is_parameter(name: Any, value: Any) -> bool:

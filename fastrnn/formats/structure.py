@@ -26,9 +26,11 @@ _PARAMETER = re.compile(r"(?:(.+)\.)?((?:weight|bias)_(?:ih|hh|hr)(?:_l(\d{1,5})
 _CLASSES = {1: "RNN", 3: "GRU", 4: "LSTM"}  # by the number of gates
 _MOST_MODULES = 7  # whose orders are tried one after the other
 _SHOWN = 8  # names in an error
-# Words in the name of a linear map that stands before the layers.
+# First words in a part of the name of a linear map before the layers, and words of a head's name.
 _BEFORE = frozenset(("in", "inp", "input", "inputs", "pre", "prenet", "stem", "enc", "encoder",
                      "emb", "embed", "embedding"))
+_BEHIND = frozenset(("out", "output", "outputs", "head", "logits", "dec", "decoder", "readout",
+                     "classifier", "to"))
 
 
 class Choices(NamedTuple):
@@ -338,13 +340,23 @@ def _may_embed(table: str, layers: list[_Module], shapes: Mapping[str, Shape]) -
 def _may_be_before(
     head: str, layers: list[_Module], shapes: Mapping[str, Shape], choices: Choices
 ) -> bool:
-    """Whether a map that fits behind the layers fits before them, and has its place or its name."""
+    """Whether a map that fits behind the layers fits before them, and its name or place says so.
+
+    Of the names only what is left after the beginning that the map has in common with a layer.
+    """
     if shapes[_member(head, "weight")][0] != layers[0].input_size:
         return False
-    places = list(shapes)
-    first = min(places.index(name) for name in layers[0].tensors.values())
-    return (not _BEFORE.isdisjoint(re.split(r"[\W\d_]+", head.lower()))
-            or (choices.in_order and places.index(_member(head, "weight")) < first))
+    parts, theirs = head.lower().split("."), layers[0].name.lower().split(".")
+    while parts and theirs and parts[0] == theirs[0]:
+        parts, theirs = parts[1:], theirs[1:]
+    own = [re.split(r"[\W\d_]+", part) for part in parts]
+    if any(not _BEHIND.isdisjoint(words) for words in own):
+        return False
+    if any(words[0] in _BEFORE or words[-1] == "in" for words in own):
+        return True
+    places = {name: place for place, name in enumerate(shapes)}
+    return choices.in_order and places[_member(head, "weight")] < min(
+        places[name] for name in layers[0].tensors.values())
 
 
 def _head(

@@ -244,5 +244,5 @@ def test_notes_and_mapping_are_dictionaries(tmp_path, value):
         fastrnn.save(model, tmp_path / "m", notes=value)
     assert not (tmp_path / "m").exists()
     fastrnn.save(model, tmp_path / "m", notes={})
-    with pytest.raises(TypeError, match=r"mapping is .*, expected a dictionary of names"):
+    with pytest.raises(ValueError, match=r"mapping is .*, expected None: .* is a file of fastrnn"):
         fastrnn.load(tmp_path / "m", mapping=value)

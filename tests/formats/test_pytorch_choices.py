@@ -53,6 +53,27 @@ def test_a_map_before_the_layers_is_no_head(tmp_path, name):
     assert type(load(tmp_path, linear(name, 3, 5) | LAYER)) is SequenceModel  # fits only behind
 
 
+@pytest.mark.parametrize("name", [
+    "fc", "out", "encoder_out", "enc_to_logits", "reconstruct_input", "hidden_to_in", "pre_logits",
+    "decoder.in"])
+def test_a_head_as_wide_as_the_input_stays_a_head(tmp_path, name):
+    """That of an autoencoder, or of a forecast of the next numbers."""
+    model = load(tmp_path, LAYER | linear(name, 4, 5))
+    assert type(model) is SequenceModel
+    encoder = {f"encoder.{key}": value for key, value in (LAYER | linear(name, 4, 5)).items()}
+    assert type(load(tmp_path, encoder)) is SequenceModel
+
+
+@with_torch
+def test_several_state_dicts_have_no_order(tmp_path):
+    import torch
+
+    parts = {"fc": linear("", 4, 5), "rnn": layer("", "LSTM", 4, 5)}
+    torch.save({part: {name.strip("."): torch.from_numpy(a) for name, a in of.items()}
+                for part, of in parts.items()}, tmp_path / "m.pt")
+    assert type(fastrnn.load(tmp_path / "m.pt")) is SequenceModel
+
+
 @with_torch
 def test_the_order_of_a_torch_file_tells_a_map_before_the_layers(tmp_path):
     import torch

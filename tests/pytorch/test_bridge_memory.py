@@ -228,6 +228,96 @@ def test_gradients_with_the_negative_bit(cell, proj_size):
     twins.assert_accelerated(ours)
 
 
+@pytest.mark.parametrize("proj_size", [0, 2])
+@twins.per_cell
+def test_gradients_of_final_states_with_strides(cell, proj_size):
+    """A classifier that reads the states of both directions, batch first."""
+    if proj_size and cell != "lstm":
+        pytest.skip("only LSTMs have projections")
+    options = {"proj_size": proj_size} if proj_size else {}
+    theirs, ours = twins.twins(cell, 3, 4, 2, bidirectional=True, batch_first=True, **options)
+    gradients = []
+    for module in (theirs, ours):
+        x = twins.normal(6, 5, 3)
+        _, state = module(x)
+        sum(part.permute(1, 0, 2).flatten(1).tanh().square().sum()
+            for part in twins.as_tuple(state)).backward()
+        gradients.append([x.grad, *(p.grad for p in module.parameters())])
+    for got, expected in zip(*gradients[::-1], strict=True):
+        twins.assert_near(got, expected)
+    twins.assert_accelerated(ours)
+
+
+class _Marked(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("how", ["subclass", "unaligned", "expanded", "gaps"])
+@pytest.mark.parametrize("proj_size", [0, 2])
+@twins.per_cell
+def test_gradients_of_odd_memory(cell, proj_size, how):
+    if proj_size and cell != "lstm":
+        pytest.skip("only LSTMs have projections")
+    options = {"proj_size": proj_size} if proj_size else {}
+    theirs, ours = twins.twins(cell, 3, 4, **options)
+    gradients = []
+    for module in (theirs, ours):
+        x = twins.normal(5, 2, 3)
+        y = module(x)[0]
+        dy = twins.normal(*y.shape, seed=9).detach()
+        if how == "subclass":
+            dy = dy.as_subclass(_Marked)
+        elif how == "unaligned":
+            memory = torch.zeros(8 * dy.numel() + 4, dtype=torch.uint8)
+            memory[4:] = dy.flatten().view(torch.uint8)
+            dy = torch.frombuffer(memory.numpy(), dtype=torch.float64, offset=4).view(y.shape)
+            assert dy.data_ptr() % 8
+        elif how == "expanded":
+            dy = dy[:1].expand(y.shape)
+        else:
+            dy = torch.cat([dy, dy], 2)[:, :, :y.shape[2]]
+        y.backward(dy)
+        gradients.append([x.grad, *(p.grad for p in module.parameters())])
+    for got, expected in zip(*gradients[::-1], strict=True):
+        twins.assert_near(got, expected)
+
+
+INPUTS = {
+    "expanded": lambda leaf: leaf[:, :1].expand(-1, 6, -1),  # a decoder of one vector
+    "windows": lambda leaf: leaf.flatten()[:9].unfold(0, 6, 1).unsqueeze(-1).expand(-1, -1, 3),
+}
+
+
+@pytest.mark.parametrize("how", ["checkpoint", "on cpu", "twice", "create_graph"])
+@pytest.mark.parametrize("form", INPUTS)
+@twins.per_cell
+def test_inputs_that_overlap_in_memory_are_read_again(cell, form, how):
+    theirs, ours = twins.twins(cell, 3, 5, batch_first=True)
+    found = []
+    for module in (theirs, ours):
+        leaf = twins.normal(4, 2, 3)
+
+        def loss(x, module=module):
+            return module(INPUTS[form](x))[0].square().sum()
+
+        if how == "checkpoint":
+            torch.utils.checkpoint.checkpoint(loss, leaf, use_reentrant=False).backward()
+        elif how == "on cpu":
+            with torch.autograd.graph.save_on_cpu():
+                value = loss(leaf)
+            value.backward()
+        elif how == "twice":
+            value = loss(leaf)
+            value.backward(retain_graph=True)
+            value.backward()
+        else:
+            (first,) = torch.autograd.grad(loss(leaf), [leaf], create_graph=True)
+            first.square().sum().backward()
+        found.append([leaf.grad, *(p.grad for p in module.parameters())])
+    for got, expected in zip(*found[::-1], strict=True):
+        twins.assert_near(got, expected)
+
+
 @pytest.mark.parametrize("cell", ["RNNCell", "GRUCell", "LSTMCell"])
 def test_the_gradient_of_a_phase(cell):
     """One number: what is conjugate stays a view of it."""
@@ -238,6 +328,7 @@ def test_the_gradient_of_a_phase(cell):
         h = twins.as_tuple(own(torch.randn(1, 3, dtype=torch.float64)))[0]
         (torch.complex(torch.ones_like(h), h).conj() * (2 + 3j)).abs().sum().backward()
         found.append(own.weight_ih.grad)
+    twins.assert_accelerated(own)
     torch.testing.assert_close(*found)
 
 
@@ -313,7 +404,7 @@ def test_weights_changed_before_backward_are_torchs_error(cell):
 UNREAD = {
     "states and biases": ({"x", "weight_ih_l0", "weight_hh_l0", "weight_ih_l1", "weight_hh_l1"},
                           {"h0", "bias_ih_l0", "bias_hh_l0", "bias_ih_l1", "bias_hh_l1"}),
-    "the input of a frozen module": ({"x"}, {"x", "h0", "bias_hh_l1"}),
+    "a frozen module": ({"x"}, {"h0", "bias_hh_l1"}),
     "the weights below an input without gradient": ({"bias_hh_l0"}, {"x", "h0", "weight_ih_l0"}),
 }
 
@@ -576,15 +667,17 @@ def test_memory_that_was_freed_and_is_back_elsewhere(cell, proj_size, which):
     if proj_size and cell != "lstm":
         pytest.skip("only LSTMs have projections")
     options = {"proj_size": proj_size} if proj_size else {}
-    theirs, ours = twins.twins(cell, 40, 50, **options)  # so large that it lies in pages of its own
+    theirs, ours = twins.twins(cell, 40, 50, **options)
     gradients = []
     for module in (theirs, ours):
         x = twins.normal(4, 30, 40)
         y = module(x)[0]
         tensor = x if which == "x" else getattr(module, which)
+        place = tensor.data_ptr()
         restore = free(tensor)
         others = [torch.full(tensor.shape, 7.0, dtype=tensor.dtype) for _ in range(3)]
         restore()
+        assert which == "bias_hh_l0" or tensor.data_ptr() != place
         y.square().sum().backward()
         gradients.append([x.grad, *(p.grad for p in module.parameters())])
         del others
@@ -598,7 +691,7 @@ def test_memory_that_is_not_back_is_an_error(cell):
     _, module = twins.twins(cell, 40, 50)
     y = module(twins.normal(4, 30, 40))[0].sum()
     restore = free(module.weight_hh_l0)
-    with pytest.raises(RuntimeError, match="its memory was freed"):
+    with pytest.raises(RuntimeError, match=r"the memory of a tensor of .* was freed"):
         y.backward()
     restore()
 
@@ -622,3 +715,21 @@ def test_the_input_is_freed_with_backward(cell, proj_size):
             loss.backward()
             gc.collect()
             assert known() is None
+
+
+@twins.per_cell
+def test_a_state_that_is_overwritten_with_its_graph_is_freed(cell):
+    """The node of the call must not keep a tensor that comes from it: no collector sees that."""
+    _, module = twins.twins(cell, 3, 5)
+
+    def step():
+        state = [part.detach().clone() for part in twins.as_tuple(twins.state_of(module, 2))]
+        y, final = module(twins.normal(1, 2, 3), tuple(state) if len(state) > 1 else state[0])
+        for part, last in zip(state, twins.as_tuple(final), strict=True):
+            part.copy_(last)
+        sum(part.sum() for part in state).backward()
+        return [weakref.ref(part) for part in (*state, y)]
+
+    known = step()
+    gc.collect()
+    assert all(reference() is None for reference in known)

@@ -1,6 +1,7 @@
 """`patch`: every recurrent module of a process, and programs run by `python -m fastrnn.torch`."""
 
 import os
+import py_compile
 import runpy
 import subprocess
 import sys
@@ -191,6 +192,15 @@ def test_a_script_finds_its_files_after_a_change_of_folder(tmp_path):
     run = start("-m", "fastrnn.torch", script, folder=tmp_path)
     assert run.stdout == start(script, folder=tmp_path).stdout, run.stderr
     assert run.stdout.split() == ["True", script, str(tmp_path / script)]
+
+
+def test_a_script_has_its_own_future_and_may_be_compiled(tmp_path):
+    source = "def f(x: int): pass\nprint(f.__annotations__, __loader__.__class__.__name__)"
+    (tmp_path / "script.py").write_text(source)
+    run = start("-m", "fastrnn.torch", "script.py", folder=tmp_path)
+    assert run.stdout == start("script.py", folder=tmp_path).stdout, run.stderr
+    py_compile.compile(str(tmp_path / "script.py"), str(tmp_path / "script.pyc"))
+    assert "<class 'int'>" in start("-m", "fastrnn.torch", "script.pyc", folder=tmp_path).stdout
 
 
 def test_a_script_imports_its_neighbours(tmp_path):

@@ -345,3 +345,20 @@ def test_weights_of_inference_mode_are_pytorchs_error_in_training(mode):
         module = bridge.GRU(4, 6)
     with bridge.mode(mode), pytest.raises(RuntimeError, match="cannot be saved for backward"):
         module(torch.randn(5, 3, 4))
+
+
+def test_a_checkpoint_goes_the_same_way_when_it_computes_again(monkeypatch):
+    """Timed once more between the two, it would save other tensors: an error of PyTorch."""
+    found = iter([(3.0, 1.0), (0.5, 1.2)])
+    monkeypatch.setattr(choice, "_timed", lambda ours, theirs: next(found))
+    module = bridge.GRU(3, 5)
+    choice.choices.clear()
+    choice.counts.clear()
+    with bridge.mode("auto"):
+        for _ in range(2 * choice._AGAIN):
+            x = torch.randn(4, 2, 3)
+            for power in (1, 2):
+                torch.utils.checkpoint.checkpoint(
+                    lambda x, power: (module(x)[0] ** power).sum(), x, power,
+                    use_reentrant=False).backward()
+    assert not sum(row.accelerated for row in bridge.report(module).rows)
