@@ -336,6 +336,9 @@ class Samples:
             return _like(self.x, name, value) if listed and axis else _of_each(name, value, axis, N)
 
         self.targets = of_each("targets", targets, self.axis)
+        if weights is not None and not is_list(weights) and (
+                mask := _checks.as_array("weights", weights, "numbers")).dtype == bool:
+            weights = mask.astype(np.float32)
         self.weights = None if weights is None else of_each("weights", weights, self.axis)
         self.context = None if context is None else _of_each("context", context, 0, N)
         self.episode_start: Any = None
@@ -429,9 +432,7 @@ def _like(x: list[np.ndarray], name: str, value: Any) -> list[np.ndarray]:
 
 
 def _of_each(name: str, value: Any, axis: int, N: int) -> np.ndarray:
-    """Return an array with N entries along an axis; of weights a mask of booleans is one, too."""
-    if name == "weights" and (mask := _checks.as_array(name, value, "numbers")).dtype == bool:
-        value = mask.astype(np.float32)
+    """Return an array with N entries along an axis."""
     a = _checks.numbers(name, value)
     if a.ndim <= axis or a.shape[axis] != N:
         raise RefusedValue(f"{name} has shape {a.shape}, expected {N} along axis {axis}: one for "
