@@ -113,40 +113,33 @@ cdef class Call:
                 f"{str(self.x.dtype).removeprefix('torch.')}")
 
     cpdef tuple split(self, tuple needs):
-        """Return what backward reads, what it does not, and the versions of the latter, as lists.
+        """Return the tensors that autograd must save, and of x, h0 and c0 the others, and versions.
 
-        All are in the order of `tensors`, as is `needs`: which gradients are wanted. The first two
-        have None where the other has a tensor. The tape has the first states, and what depends on
-        biases. What comes from another node counts as read: changed in place it could come from the
-        node of this call, which would keep it, a cycle.
+        Backward does not read the states, of which the tape has a copy, nor the input of a frozen
+        module. What comes from another node is saved nevertheless: changed in place it could come
+        from the node of this call, which would keep it, a cycle. `needs` says which gradients are
+        wanted, in the order of `tensors`; None stands for a tensor that is in the other list.
         """
-        cdef ptrdiff_t count = 4 if self.bias else 2, first = count * self.directions, i
-        cdef list read = self.tensors(), rest = [None] * len(read), versions = [None] * len(read)
-        cdef bint reads
-        for i in range(len(read)):
-            if i == 0:
-                reads = needs[3] or self.directions == 2 and needs[3 + count]
-            elif i < 3 or (i - 3) % count > 1:
-                reads = False
-            else:
-                reads = needs[0] or (i - 3) % count == 1 or i - 3 >= first
-            tensor = read[i]
-            if not reads and tensor is not None and tensor.is_leaf:
-                read[i] = None
+        cdef list saved = self.tensors(), rest = [None, None, None], versions = [None, None, None]
+        cdef ptrdiff_t i, second = 3 + (4 if self.bias else 2)
+        for i in range(1 if needs[3] or self.directions == 2 and needs[second] else 0, 3):
+            tensor = saved[i]
+            if tensor is not None and tensor.is_leaf:
+                saved[i] = None
                 rest[i] = tensor if tensor.requires_grad else tensor.detach()
                 versions[i] = None if tensor.is_inference() else tensor._version
-        return read, rest, versions
+        return saved, rest, versions
 
-    cpdef bint is_in_place(self, list rest) except -1:
-        """Whether what backward reads, all but `rest`, lies where it lay.
+    cpdef bint is_in_place(self, bint with_x) except -1:
+        """Whether what backward reads, the weights and perhaps x, lies where it lay.
 
         A program may free the memory of a weight and bring it back elsewhere, as FSDP does.
         """
         cdef ptrdiff_t i
         for i in range(len(self.arrays)):
-            if rest[3 + i] is None and not lies_at(self.weights[i], self.arrays[i]):
+            if not lies_at(self.weights[i], self.arrays[i]):
                 return False
-        return rest[0] is not None or lies_at(self.x, self.x_array)
+        return not with_x or lies_at(self.x, self.x_array)
 
     cdef str read_tensors(self):
         """Borrow all tensors; return why the kernels cannot compute the call, or None."""

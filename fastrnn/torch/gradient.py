@@ -53,8 +53,8 @@ def original(
 class Recurrent(Function):
     """A call of an operator whose result has a gradient.
 
-    Backward uses the tape up. It reads few of the call's tensors, and autograd saves those alone:
-    the others may change. A second backward through the same node (`retain_graph=True`) computes
+    Backward uses the tape up. It does not read the states that the call began with, so these may
+    change. A second backward through the same node (`retain_graph=True`) computes
     forward again, and one that must itself be differentiable (`create_graph=True`) goes through
     PyTorch's own operator. Both need all tensors, as they were.
     """
@@ -72,7 +72,7 @@ class Recurrent(Function):
         ctx.call, ctx.problem = None if hooked else call, problem_of(call)
         ctx.set_materialize_grads(False)
         saved: Any = (x, h0, c0, *weights)
-        ctx.rest = ctx.versions = [None] * len(saved)
+        ctx.rest = ctx.versions = [None] * 3
         if not hooked:
             saved, ctx.rest, ctx.versions = call.split(ctx.needs_input_grad[1:])
         ctx.save_for_backward(*saved)
@@ -91,7 +91,7 @@ class Recurrent(Function):
             return (None, *differentiable(_read(ctx.problem, saved), saved, doutputs, needs))
         call, tapes = ctx.call, ctx.tapes
         ctx.call = ctx.tapes = None  # they have the tensors, which autograd frees now
-        if tapes is None or not call.is_in_place(ctx.rest):
+        if tapes is None or not call.is_in_place(ctx.rest[0] is None):
             call = _read(ctx.problem, _all_tensors(ctx, saved))
             _, tapes = call.forward(True)
         dy, dhn, dcn = (None, *doutputs, None)[:3] if call.op.is_cell else (*doutputs, None)[:3]
@@ -99,7 +99,7 @@ class Recurrent(Function):
 
 
 def _all_tensors(ctx: Any, saved: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """Return all tensors of a call, those that autograd did not save only if they are unchanged."""
+    """Return all tensors of a call; what autograd has not saved must be unchanged."""
     for tensor, version in zip(ctx.rest, ctx.versions, strict=True):
         if version is not None and tensor._version != version:
             raise RuntimeError(
@@ -108,7 +108,8 @@ def _all_tensors(ctx: Any, saved: tuple[Tensor | None, ...]) -> tuple[Tensor | N
                 f"{ctx.problem.op.name} is at version {tensor._version}, expected version "
                 f"{version}; a second backward, or one with create_graph=True, computes the call "
                 "again")
-    return tuple(own if kept is None else kept for own, kept in zip(ctx.rest, saved, strict=True))
+    first = [own if kept is None else kept for own, kept in zip(ctx.rest, saved[:3], strict=True)]
+    return (*first, *saved[3:])
 
 
 def _read(problem: Problem, tensors: Sequence[Any]) -> Any:

@@ -89,13 +89,10 @@ class ProjectedCall:
         return [self.x, self.h0, self.c0, *self.weights]
 
     def split(self, needs: tuple[bool, ...]) -> tuple[list[Tensor], list[None], list[None]]:
-        """Return what backward reads, what it does not, and the versions of the latter, as lists.
+        """Return the tensors that autograd must save: all; what it need not, and the versions."""
+        return self.tensors(), [None] * 3, [None] * 3
 
-        All tensors count as read.
-        """
-        return self.tensors(), [None] * len(needs), [None] * len(needs)
-
-    def is_in_place(self, rest: list[None]) -> bool:
+    def is_in_place(self, with_x: bool) -> bool:
         """Whether what backward reads lies where it lay."""
         return self._places() == self.places
 
