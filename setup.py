@@ -55,8 +55,7 @@ if stable:
 # Modules without loops of their own, which no step of a stream enters: made small.
 small = () if observed else (
     "exchange", "layout", "linear", "loss", "machine_gradients", "machine_packs", "packed",
-    "packed_program", "program", "program_tape", "project", "stream_program", "tape", "timeline",
-    "update")
+    "packed_program", "program", "program_tape", "project", "stream_program", "timeline", "update")
 # Nothing is thrown through them, so nobody needs tables of how to unwind their frames.
 smaller = ["-Os"]
 if sys.platform == "linux":

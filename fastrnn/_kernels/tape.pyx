@@ -155,7 +155,7 @@ cdef class BaseTape:
         raise NotImplementedError
 
     cdef own(self, list weights):
-        """Keep weights; the caller's stay alive, since what only forward uses still points there."""
+        """Keep weights; the caller's stay alive: what only forward uses still points there."""
         if len(self.kept) == 3:
             self.kept = (*self.kept, self.weights)
         self.weights = tuple(weights)

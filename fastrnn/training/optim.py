@@ -236,7 +236,7 @@ class Optimizer(abc.ABC):
                 f"{type(self).__name__}.step: the gradients' norm is {norm} at step "
                 f"{self.steps + 1}, expected a finite number; no parameter has changed")
         self._update(limit, _scale(limited, clip))
-        self.steps += 1
+        self.__dict__["steps"] += 1  # at once: a step is short
         for part in self.trained.values():
             part.changed()
         return norm, limited
