@@ -54,9 +54,9 @@ class Recurrent(Function):
     """A call of an operator whose result has a gradient.
 
     Backward uses the tape up. It does not read the states that the call began with, so these may
-    change. A second backward through the same node (`retain_graph=True`) computes
-    forward again, and one that must itself be differentiable (`create_graph=True`) goes through
-    PyTorch's own operator. Both need all tensors, as they were.
+    change. A second backward through the same node (`retain_graph=True`) computes forward again,
+    and one that must itself be differentiable (`create_graph=True`) goes through PyTorch's own
+    operator. Both need all tensors, as they were.
     """
 
     @staticmethod
@@ -68,12 +68,12 @@ class Recurrent(Function):
         # back: of intermediate values, so backward computes forward again, and of the inputs, so
         # backward has them from the hooks alone.
         hooked = has_hooks()
-        outputs, ctx.tapes = call.forward(not hooked)
-        ctx.call, ctx.problem = None if hooked else call, problem_of(call)
+        outputs, tapes = call.forward(not hooked)
+        ctx.problem, ctx.rest, ctx.versions = problem_of(call), [None] * 3, [None] * 3
         ctx.set_materialize_grads(False)
         saved: Any = (x, h0, c0, *weights)
-        ctx.rest = ctx.versions = [None] * 3
         if not hooked:
+            ctx.kept = call, tapes
             saved, ctx.rest, ctx.versions = call.split(ctx.needs_input_grad[1:])
         ctx.save_for_backward(*saved)
         return outputs
@@ -89,9 +89,10 @@ class Recurrent(Function):
         if again:
             saved = _all_tensors(ctx, saved)
             return (None, *differentiable(_read(ctx.problem, saved), saved, doutputs, needs))
-        call, tapes = ctx.call, ctx.tapes
-        ctx.call = ctx.tapes = None  # they have the tensors, which autograd frees now
-        if tapes is None or not call.is_in_place(ctx.rest[0] is None):
+        # At once, for another thread may go back, too; and they have the tensors, which autograd
+        # frees after this.
+        call, tapes = vars(ctx).pop("kept", (None, None))
+        if call is None or not call.is_in_place(ctx.rest[0] is None):
             call = _read(ctx.problem, _all_tensors(ctx, saved))
             _, tapes = call.forward(True)
         dy, dhn, dcn = (None, *doutputs, None)[:3] if call.op.is_cell else (*doutputs, None)[:3]
@@ -115,7 +116,8 @@ def _all_tensors(ctx: Any, saved: tuple[Tensor | None, ...]) -> tuple[Tensor | N
 def _read(problem: Problem, tensors: Sequence[Any]) -> Any:
     """Make the call of a node's tensors again."""
     for tensor in tensors:
-        if tensor is not None and tensor.numel() and not tensor.untyped_storage().nbytes():
+        if (tensor is not None and tensor.layout is torch.strided and tensor.numel()
+                and not tensor.untyped_storage().nbytes()):
             raise RuntimeError(f"{problem.op.name}: the memory of a tensor of shape "
                                f"{tuple(tensor.shape)} was freed, expected it to be back for "
                                "backward")
