@@ -25,7 +25,7 @@ cdef object Tensor = torch.Tensor
 cdef object Parameter = torch.nn.Parameter
 cdef object grad_is_enabled = torch.is_grad_enabled
 cdef object get_num_threads = torch.get_num_threads
-cdef tuple REVERSE = ((), (False,), (False, True))
+cdef tuple REVERSE = ((), (False,), (False, True)), NOTHING = (None, None, None)
 
 # Spare memory for tapes and packed weights; the only thing that outlives a call.
 cdef object WORKSPACE = Workspace()
@@ -120,9 +120,13 @@ cdef class Call:
         from the node of this call, which would keep it, a cycle. `needs` says which gradients are
         wanted, in the order of `tensors`; None stands for a tensor that is in the other list.
         """
-        cdef list saved = self.tensors(), rest = [None, None, None], versions = [None, None, None]
+        cdef list saved = self.tensors(), rest, versions
         cdef ptrdiff_t i, second = 3 + (4 if self.bias else 2)
-        for i in range(1 if needs[3] or self.directions == 2 and needs[second] else 0, 3):
+        cdef bint reads_x = needs[3] or self.directions == 2 and needs[second]
+        if reads_x and self.h0 is None:
+            return saved, NOTHING, NOTHING
+        rest, versions = [None, None, None], [None, None, None]
+        for i in range(reads_x, 3):
             tensor = saved[i]
             if tensor is not None and tensor.is_leaf:
                 saved[i] = None
@@ -131,13 +135,10 @@ cdef class Call:
         return saved, rest, versions
 
     cpdef bint is_in_place(self, bint with_x) except -1:
-        """Whether what backward reads, the weights and perhaps x, lies where it lay.
-
-        A program may free the memory of a weight and bring it back elsewhere, as FSDP does.
-        """
-        cdef ptrdiff_t i
+        """Whether the matrices, and perhaps x, lie where they lay: FSDP frees and restores them."""
+        cdef ptrdiff_t i, count = 4 if self.bias else 2
         for i in range(len(self.arrays)):
-            if not lies_at(self.weights[i], self.arrays[i]):
+            if i % count < 2 and not lies_at(self.weights[i], self.arrays[i]):
                 return False
         return not with_x or lies_at(self.x, self.x_array)
 

@@ -69,10 +69,12 @@ class Recurrent(Function):
         # backward has them from the hooks alone.
         hooked = has_hooks()
         outputs, tapes = call.forward(not hooked)
-        ctx.problem, ctx.rest, ctx.versions = problem_of(call), [None] * 3, [None] * 3
+        ctx.problem = problem_of(call)
         ctx.set_materialize_grads(False)
-        saved: Any = (x, h0, c0, *weights)
-        if not hooked:
+        if hooked:
+            saved: Any = x, h0, c0, *weights
+            ctx.rest = ctx.versions = (None, None, None)
+        else:
             ctx.kept = call, tapes
             saved, ctx.rest, ctx.versions = call.split(ctx.needs_input_grad[1:])
         ctx.save_for_backward(*saved)
