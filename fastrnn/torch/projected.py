@@ -179,7 +179,8 @@ class ProjectedCall:
         else:
             y = torch.empty((*self.x.shape[:-1], width), dtype=dtype)
         weights: list[np.ndarray | None] = [_borrowed(weight) for weight in self.weights]
-        h0, c0, h_final, c_final = *map(_borrowed, (self.h0, self.c0)), *map(_array, (hn, cn))
+        h0, c0 = map(_borrowed, (self.h0, self.c0))
+        h_final, c_final = map(_array, (hn, cn))
         layout = "time" if self.time is None else "packed"
         source, tapes = self._outer(_borrowed(self.x)), []
         borrow_threads(self.threads)

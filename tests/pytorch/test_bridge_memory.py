@@ -207,13 +207,9 @@ def test_tensors_with_the_negative_bit(cell):
     twins.assert_same_outcome(lambda x: theirs(x)[0], lambda x: ours(x)[0], x)
 
 
-@pytest.mark.parametrize("proj_size", [0, 2])
-@twins.per_cell
-def test_gradients_with_the_negative_bit(cell, proj_size):
+@twins.per_layer
+def test_gradients_with_the_negative_bit(cell, options):
     """A lazy sign: the memory has the other one. Complex numbers make such gradients."""
-    if proj_size and cell != "lstm":
-        pytest.skip("only LSTMs have projections")
-    options = {"proj_size": proj_size} if proj_size else {}
     theirs, ours = twins.twins(cell, 3, 5, **options)
     gradients = []
     for module in (theirs, ours):
@@ -228,13 +224,9 @@ def test_gradients_with_the_negative_bit(cell, proj_size):
     twins.assert_accelerated(ours)
 
 
-@pytest.mark.parametrize("proj_size", [0, 2])
-@twins.per_cell
-def test_gradients_of_final_states_with_strides(cell, proj_size):
+@twins.per_layer
+def test_gradients_of_final_states_with_strides(cell, options):
     """A classifier that reads the states of both directions, batch first."""
-    if proj_size and cell != "lstm":
-        pytest.skip("only LSTMs have projections")
-    options = {"proj_size": proj_size} if proj_size else {}
     theirs, ours = twins.twins(cell, 3, 4, 2, bidirectional=True, batch_first=True, **options)
     gradients = []
     for module in (theirs, ours):
@@ -253,12 +245,8 @@ class _Marked(torch.Tensor):
 
 
 @pytest.mark.parametrize("how", ["subclass", "unaligned", "expanded", "gaps"])
-@pytest.mark.parametrize("proj_size", [0, 2])
-@twins.per_cell
-def test_gradients_of_odd_memory(cell, proj_size, how):
-    if proj_size and cell != "lstm":
-        pytest.skip("only LSTMs have projections")
-    options = {"proj_size": proj_size} if proj_size else {}
+@twins.per_layer
+def test_gradients_of_odd_memory(cell, options, how):
     theirs, ours = twins.twins(cell, 3, 4, **options)
     gradients = []
     for module in (theirs, ours):
@@ -650,12 +638,8 @@ def free(tensor):
 
 
 @pytest.mark.parametrize("which", ["x", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
-@pytest.mark.parametrize("proj_size", [0, 4])
-@twins.per_cell
-def test_memory_that_was_freed_and_is_back_elsewhere(cell, proj_size, which):
-    if proj_size and cell != "lstm":
-        pytest.skip("only LSTMs have projections")
-    options = {"proj_size": proj_size} if proj_size else {}
+@twins.per_layer
+def test_memory_that_was_freed_and_is_back_elsewhere(cell, options, which):
     theirs, ours = twins.twins(cell, 40, 50, **options)
     gradients = []
     for module in (theirs, ours):
@@ -683,13 +667,10 @@ def test_memory_that_is_not_back_is_an_error(cell):
     restore()
 
 
-@pytest.mark.parametrize("proj_size", [0, 4])
-@twins.per_cell
-def test_the_input_is_freed_with_backward(cell, proj_size):
+@twins.per_layer
+def test_the_input_is_freed_with_backward(cell, options):
     """As autograd frees what it has saved, though the loss is kept, such as in a sum of losses."""
-    if proj_size and cell != "lstm":
-        pytest.skip("only LSTMs have projections")
-    _, module = twins.twins(cell, 3, 5, **({"proj_size": proj_size} if proj_size else {}))
+    _, module = twins.twins(cell, 3, 5, **options)
     for retain in (False, True):
         x = torch.randn(4, 2, 3, dtype=torch.float64)
         known = weakref.ref(x)

@@ -22,6 +22,10 @@ KINDS = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
 
 per_cell = pytest.mark.parametrize("cell", LAYERS)
 per_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+# every layer, and the LSTM with a projection
+per_layer = pytest.mark.parametrize(
+    ("cell", "options"), [*((cell, {}) for cell in LAYERS), ("lstm", {"proj_size": 2})],
+    ids=[*LAYERS, "projected"])
 per_kind = pytest.mark.parametrize("kind", KINDS)
 
 
