@@ -14,7 +14,6 @@ Letters: T steps, B batch, I input, H hidden, D directions, K terms of a sum.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import threading
@@ -123,9 +122,6 @@ class Shadow:
     def copy(self) -> Shadow:
         """Return what serves one more backward."""
         return Shadow(self.tape.copy(), self.call, self.again)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Shadow:
-        return Shadow(copy.deepcopy(self.tape, memo), self.call, self.again)
 
 
 def checked_forward(entry: str, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,8 +4,6 @@ Letters: T steps, B batch, I input, H hidden, G gates, D directions, V rows of a
 of it in use.
 """
 
-import copy
-
 import numpy as np
 
 cimport numpy as cnp
@@ -147,7 +145,7 @@ cdef class BaseTape:
         twin = self.copy()
         (<BaseTape> twin).own_weights()
         if twin.shadow is not None:
-            twin.shadow = copy.deepcopy(twin.shadow, memo)
+            (<BaseTape> twin.shadow.tape).own_weights()
         return twin
 
     cdef own_weights(self):
