@@ -280,14 +280,14 @@ def _kind(path: Path) -> str:
     check_ordinary(path)
     with open(path, "rb") as file:
         start = file.read(64)
-    if suffix(path) == ".onnx":
-        return "onnx"
-    if start[8:9] == b"{":  # 8 bytes of a length, and JSON
+    if start[4:9] == b"\0\0\0\0{":  # 8 bytes of a length below 2^32, and JSON
         return "safetensors"
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return "keras"
     if start.startswith(b"PK\x03\x04"):
         return "keras" if _is_keras(path) else "torch"
+    if suffix(path) == ".onnx":
+        return "onnx"
     if start.lstrip().startswith(b"{"):
         return "rtneural"
     # a protobuf whose first field is the version of the format, or a pickle

@@ -68,7 +68,11 @@ class Named(MutableMapping[str, np.ndarray]):
     @public
     def update(self, *given: Any, **named: Any) -> None:
         """Assign to several names; if one does not fit, to none."""
-        values = dict(*given, **named)
+        try:
+            values = dict(*given, **named)
+        except (TypeError, ValueError):
+            raise RefusedType(f"its argument is {_checks.show(given[0] if given else None)}, "
+                              "expected arrays by name") from None
         for name, value in values.items():
             if name not in self._arrays:
                 raise RefusedValue(f"there is no {name!r}, expected one of {list(self._arrays)}")

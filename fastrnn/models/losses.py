@@ -243,6 +243,14 @@ def _total(w: np.ndarray) -> float:
     return total
 
 
+def _ignored(index: Any) -> int | None:
+    """Return a checked ignore_index."""
+    if index is not None and (isinstance(index, bool) or not isinstance(index, int | np.integer)):
+        raise RefusedValue(f"ignore_index is {_checks.show(index)}, expected a whole number, or "
+                           "None")
+    return index
+
+
 def _check_classes(
     targets: Any, weights: Any, ignore_index: Any, shape: tuple[int, ...], dtype: np.dtype
 ) -> Goals:
@@ -255,10 +263,7 @@ def _check_classes(
     if labels.shape != tuple(rows):
         raise RefusedValue(f"targets has shape {labels.shape}, expected {tuple(rows)}")
     w = _weights(weights, labels.shape)
-    if ignore_index is not None:
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
-            raise RefusedValue(f"ignore_index is {_checks.show(ignore_index)}, expected a whole "
-                               "number, or None")
+    if _ignored(ignore_index) is not None:
         # where all labels are classes, a number that is no class need not be looked for
         if w is None and not 0 <= ignore_index < N and (found := in_range(labels, N)) is not None:
             return Goals(found, None, float(found.size))
@@ -283,6 +288,7 @@ def _softmax(logits: np.ndarray, goals: Goals, grad: np.ndarray | None) -> float
 def _check_numbers(
     targets: Any, weights: Any, ignore_index: Any, shape: tuple[int, ...], dtype: np.dtype
 ) -> Goals:
+    _ignored(ignore_index)  # of classes; numbers have none
     targets = _checks.array("targets", targets, dtype, shape)
     w = _weights(weights, shape[:-1])
     return Goals(targets, w, float(math.prod(shape[:-1])) if w is None else _total(w))

@@ -195,7 +195,7 @@ def test_what_has_no_weights_beside_a_state_dict_changes_no_name(tmp_path):
 
 
 @with_torch
-@pytest.mark.parametrize("name", ["m.safetensors", "m.keras", "m.dat"])
+@pytest.mark.parametrize("name", ["m.safetensors", "m.keras", "m.onnx", "m.dat"])
 def test_the_content_says_that_a_file_is_pytorchs(tmp_path, name):
     fastrnn.save(LSTM(3, 4, seed=0), tmp_path / "m.pt")
     (tmp_path / "m.pt").rename(tmp_path / name)

@@ -289,6 +289,9 @@ def test_errors_of_the_options():
     for ignored in (1.0, True, "x"):
         with pytest.raises(ValueError, match=r"ignore_index is .*, expected a whole number"):
             call(O, labels, ignore_index=ignored)
+        for loss in ("mse", "bce"):
+            with pytest.raises(ValueError, match=r"ignore_index is .*, expected a whole number"):
+                LOSSES[loss](O, np.zeros_like(O), ignore_index=ignored)
     assert call(O, labels, ignore_index=np.int64(5))[0] == pytest.approx(np.log(3))
     with pytest.raises(ValueError, match=r"out has shape \(3, 3\), expected \(2, 3\)"):
         call(O, labels, out=np.zeros((3, 3)))
