@@ -243,12 +243,10 @@ def _total(w: np.ndarray) -> float:
     return total
 
 
-def _ignored(index: Any) -> int | None:
-    """Return a checked ignore_index."""
+def _check_ignored(index: Any) -> None:
     if index is not None and (isinstance(index, bool) or not isinstance(index, int | np.integer)):
         raise RefusedValue(f"ignore_index is {_checks.show(index)}, expected a whole number, or "
                            "None")
-    return index
 
 
 def _check_classes(
@@ -263,7 +261,8 @@ def _check_classes(
     if labels.shape != tuple(rows):
         raise RefusedValue(f"targets has shape {labels.shape}, expected {tuple(rows)}")
     w = _weights(weights, labels.shape)
-    if _ignored(ignore_index) is not None:
+    _check_ignored(ignore_index)
+    if ignore_index is not None:
         # where all labels are classes, a number that is no class need not be looked for
         if w is None and not 0 <= ignore_index < N and (found := in_range(labels, N)) is not None:
             return Goals(found, None, float(found.size))
@@ -288,7 +287,7 @@ def _softmax(logits: np.ndarray, goals: Goals, grad: np.ndarray | None) -> float
 def _check_numbers(
     targets: Any, weights: Any, ignore_index: Any, shape: tuple[int, ...], dtype: np.dtype
 ) -> Goals:
-    _ignored(ignore_index)  # of classes; numbers have none
+    _check_ignored(ignore_index)  # it is of classes, numbers are all used
     targets = _checks.array("targets", targets, dtype, shape)
     w = _weights(weights, shape[:-1])
     return Goals(targets, w, float(math.prod(shape[:-1])) if w is None else _total(w))
