@@ -158,6 +158,16 @@ class Plan(Compiled):
                                     if w.kind != "plain")
         self.fixed = tuple(i for i, w in enumerate(definition.weights.values()) if not w.learned)
 
+    def check_numbers(self, dtype: Any) -> None:
+        """Refuse constants, and numbers of the equations, that a dtype cannot hold."""
+        numbers = [*self.instance.constants.items(),
+                   *(("a number of the equations", value)
+                     for name, value, *_ in self.program.vectors if not name)]
+        most = float(np.finfo(dtype).max)
+        for name, value in numbers:
+            if abs(value) > most:
+                raise RefusedValue(f"{name} is {value:g}, which {np.dtype(dtype)} cannot hold")
+
     @property
     def draws(self) -> bool:
         """Whether a call in training draws masks."""

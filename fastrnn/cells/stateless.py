@@ -105,6 +105,7 @@ def forward(
     instance = Instance(definition, given)
     plan = _plan(definition, tuple(instance.sizes(I, H).items()),
                  tuple(instance.constants.items()), bias)
+    plan.check_numbers(dtype)
     names = tuple(plan.instance.parameters(I, H, bias))
     weights = _checked(plan, names, arrays, dtype)
     T, B = x.shape[:2]

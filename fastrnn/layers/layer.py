@@ -152,8 +152,8 @@ class Layer(Recurrent):
         _check_names(cell)
         super().__init__(Instance(cell, options), input_size, hidden_size, num_layers, bias,
                          batch_first, dropout, bidirectional, dtype, seed)
-        for name, value in self.cell.constants.items():  # type: ignore[attr-defined]
-            _checks.held(name, np.array([value]), self.dtype)
+        for plan in self._kinds:
+            plan.check_numbers(self.dtype)
 
     @property
     def config(self) -> dict[str, Any]:  # noqa: D102, documented in the base class

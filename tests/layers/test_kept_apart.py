@@ -173,11 +173,18 @@ def test_a_copy_of_a_pass_goes_back_by_itself(make):
 
 def test_a_constant_that_the_dtype_cannot_hold():
     cell = fastrnn.cell("constant k = 1\nh = tanh(W x + k * h)")
-    with pytest.raises(ValueError, match=r"k has 1e.39 at .*, which float32 cannot hold"):
+    with pytest.raises(ValueError, match=r"k is 1e.39, which float32 cannot hold"):
         fastrnn.Layer(cell, 3, 4, k=1e39, seed=0)
-    with pytest.raises(ValueError, match=r"k has 1e.39 at .*, which float32 cannot hold"):
+    with pytest.raises(ValueError, match=r"k is 1e.39, which float32 cannot hold"):
         fastrnn.Layer(fastrnn.cell("constant k = 1e39\nh = tanh(W x + k * h)"), 3, 4, seed=0)
     assert np.isfinite(fastrnn.Layer(cell, 3, 4, k=1e39, dtype="d", seed=0)(X.astype("d"))[0]).all()
+    for text in ("h = tanh(W x + U h + 1e39)", "h = tanh(W x + (1e30 * 1e30) * h)"):
+        with pytest.raises(ValueError, match=r"number of the equations is 1e.* cannot hold"):
+            fastrnn.Layer(fastrnn.cell(text), 3, 4, seed=0)
+        layer = fastrnn.Layer(fastrnn.cell(text), 3, 4, dtype="d", seed=0)
+        arrays = {name[0]: array.astype("f") for name, array in layer.parameters().items()}
+        with pytest.raises(ValueError, match=r"number of the equations is 1e.* cannot hold"):
+            functional.cell_forward(layer.definition, X, None, arrays)
 
 
 def test_batch_first_is_true_or_false_also_when_it_is_set():
