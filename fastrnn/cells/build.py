@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fastrnn.cells import tree
-from fastrnn.cells.functions import FUNCTIONS, compare, power
+from fastrnn.cells.functions import FUNCTIONS, compare, power, power_of_node
 from fastrnn.cells.graph import ELEMENTWISE, Graph, Group, Mask, Node
 from fastrnn.cells.numbers import fold
 
@@ -263,8 +263,7 @@ class _Builder:
         if exponent is None and self.done[id(e.right)].op == "constant":
             exponent = self.done[id(e.right)].data
         if exponent is None:
-            b = self.done[id(e.right)]
-            return graph.apply("exp", graph.mul(b, graph.apply("log", a)))
+            return power_of_node(graph, a, self.done[id(e.right)])
         return power(graph, a, exponent)
 
     def call(self, e: tree.Call) -> Node:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastrnn.cells.functions import power
+from fastrnn.cells.functions import compare, power, power_of_node
 from fastrnn.cells.graph import Graph, Node
 
 __all__ = ["Derived", "derive"]
@@ -213,8 +213,21 @@ def _exp(r: _Reverse, n: Node, g: Node) -> None:
         return
     number, exponent = n.data  # of a power
     a = r.graph.nodes[number]
+    if isinstance(exponent, tuple):
+        _power(r, a, r.graph.nodes[exponent[0]], n, g)
+        return
     slope = r.graph.mul(r.graph.constant(exponent), power(r.graph, a, exponent - 1))
     r.give(a, r.graph.mul(g, slope))
+
+
+def _power(r: _Reverse, a: Node, b: Node, n: Node, g: Node) -> None:
+    """Go back through n = a ** b; for a = 0 and b >= 0 the slope along b is taken as 0."""
+    graph, one, zero = r.graph, r.graph.constant(1), r.graph.constant(0)
+    less = power_of_node(graph, a, graph.sub(b, one))
+    r.give(a, graph.mul(g, graph.mul(b, less)))
+    slope = graph.mul(n, graph.apply("log", a))
+    known = compare(graph, "<=", zero, b, zero, slope)
+    r.give(b, graph.mul(g, compare(graph, "==", a, zero, known, slope)))
 
 
 RULES: dict[str, Rule] = {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fastrnn.cells.graph import Graph, Node
 
-__all__ = ["FUNCTIONS", "compare", "power"]
+__all__ = ["FUNCTIONS", "compare", "power", "power_of_node"]
 
 
 def power(graph: Graph, a: Node, exponent: float) -> Node:
@@ -41,6 +41,17 @@ def _real_power(graph: Graph, a: Node, exponent: float) -> Node:
     if inner.op == "constant":
         return graph.apply("exp", inner)
     return graph.node("exp", (inner,), inner.width, (a.number, exponent))
+
+
+def power_of_node(graph: Graph, a: Node, b: Node) -> Node:
+    """Return a ** b for a >= 0, where 0 ** 0 is 1.
+
+    The node of exp has the numbers of base and exponent as its data.
+    """
+    width = max(a.width, b.width)
+    a, b, zero = graph.wide(a, width), graph.wide(b, width), graph.constant(0)
+    inner = compare(graph, "==", b, zero, zero, graph.mul(b, graph.apply("log", a)))
+    return graph.node("exp", (inner,), width, (a.number, (b.number,)))
 
 
 def compare(graph: Graph, operator: str, a: Node, b: Node, yes: Node, no: Node) -> Node:

@@ -24,7 +24,8 @@ __all__ = ["Ragged", "as_list", "check_nested", "is_list"]
 
 def as_list(value: Any) -> Any:
     """Return an array (N,) or pandas Series of arrays or texts as a list; others as they came."""
-    if getattr(value, "ndim", 0) == 1 and getattr(value.dtype, "kind", "") == "O":
+    dtype = getattr(value, "dtype", None)
+    if getattr(value, "ndim", 0) == 1 and getattr(dtype, "kind", "") == "O":
         return list(value)
     return value
 

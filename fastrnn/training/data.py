@@ -23,6 +23,7 @@ from fastrnn.training.options import takes
 __all__ = ["Batch", "Generated", "Samples", "SeriesWindows", "Windows"]
 
 Data = Callable[[int], "Batch"]
+INT32 = np.iinfo(np.int32)
 
 
 @dataclasses.dataclass
@@ -72,15 +73,27 @@ class Batch:
         return list(zip(self.inputs, lengths, strict=True))
 
 
-def check_batch(batch: Any, step: int) -> Batch:
-    """Return what a function of the step returned, if it is a Batch."""
+def batch_of(data: Data, step: int) -> Batch:
+    """Return the batch of a step, checked.
+
+    It has a step to read; but Samples may draw a batch of nothing but empty sequences.
+    """
+    batch: Any = data(step)
     if not isinstance(batch, Batch):
         raise RefusedType(f"the batch of step {step + 1} is {_checks.kind(batch)}, expected a "
                           "Batch: let the function return Batch(x, targets)")
-    if not batch.size:
+    if not isinstance(data, Samples) and not _has_steps(batch):
         raise RefusedValue(f"the batch of step {step + 1} has no sequence with a step, expected at "
                            "least one")
     return batch
+
+
+def _has_steps(batch: Batch) -> bool:
+    """Whether there is something to read, or what the loss will refuse by its name."""
+    try:
+        return batch.size > 0
+    except (TypeError, ValueError):
+        return True
 
 
 def check_data(name: str, data: Any) -> Data:
@@ -119,7 +132,9 @@ def _elements(name: str, value: Any) -> np.ndarray:
     if isinstance(value, str):
         raise RefusedType(f"{name} is a str, expected an array of symbols (N,) or of vectors "
                           "(N, I): text.encode() gives bytes, LanguageModel.encode its symbols")
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(value, memoryview) and value.format == "c":  # characters; others are numbers
+        value = value.tobytes()
+    if isinstance(value, (bytes, bytearray)):
         return np.frombuffer(value, np.uint8)
     a = _checks.numbers(name, value)
     if a.ndim == 0:
@@ -128,8 +143,10 @@ def _elements(name: str, value: Any) -> np.ndarray:
 
 
 def _whole(a: np.ndarray) -> np.ndarray:
-    """Return symbols as the int32 that kernels read."""
-    return a.astype(np.int32, copy=False) if a.dtype.kind in "iu" else a
+    """Return symbols as the int32 that kernels read; the model refuses those beyond it."""
+    if a.dtype.kind not in "iu" or (a.size and not INT32.min <= a.min() <= a.max() <= INT32.max):
+        return a
+    return a.astype(np.int32, copy=False)
 
 
 class Windows:
@@ -207,6 +224,7 @@ class Windows:
         self._per_row = -(-len(x) // T)
         self.count = self._per_row * -(-x.shape[1] // B)
 
+    @public
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step, x and targets (T, B, ...)."""
         step = _checks.positive("step", step, least=0) % self.count
@@ -265,6 +283,7 @@ class SeriesWindows(Windows):
         if not self.count:
             raise RefusedValue(f"x has {len(x)} series of no steps, expected at least one step")
 
+    @public
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step, lists of B arrays of at most T steps."""
         step = _checks.positive("step", step, least=0) % self.count
@@ -357,6 +376,7 @@ class Samples:
         self.count = -(-N // B)
         self._epoch, self._order = -1, np.empty(0, int)  # of the latest epoch: drawn once for each
 
+    @public
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step."""
         epoch, k = divmod(_checks.positive("step", step, least=0), self.count)
@@ -470,6 +490,7 @@ class Generated:
                               "numpy.random.Generator and returns a Batch")
         self.draw, self.seed = draw, _seed(seed)
 
+    @public
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step."""
         step = _checks.positive("step", step, least=0)

@@ -17,7 +17,7 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.layers.parameters import distinct, modes
 from fastrnn.training.arrays import read
-from fastrnn.training.data import Data, check_batch
+from fastrnn.training.data import Data, batch_of
 from fastrnn.training.folder import Folder
 from fastrnn.training.history import History, Progress
 from fastrnn.training.interrupt import Interrupt
@@ -105,8 +105,8 @@ def fit(
     clip_value : float, optional
         Greatest size of each of their elements, before that.
     omega : float
-        Weight of the regulariser of Pascanu et al. on every RNN layer: see fastrnn.regularisers. It
-        is in the gradients, not in the losses of the history.
+        Weight of the regulariser of Pascanu et al. on every RNN layer: see
+        fastrnn.training.regularisers. It is in the gradients, not in the losses of the history.
     recompute_every : int, optional
         Gradient checkpointing: see SequenceModel.loss.
     validate_every : int, optional
@@ -125,7 +125,8 @@ def fit(
     checkpoint_every : int
         1000 by default.
     resume : bool
-        Go on from the folder's latest, if there is one: bitwise as if it had never stopped. A run
+        Go on from the folder's latest, if there is one: bitwise as if it had never stopped. So a
+        validation that was due only because the run ended is forgotten if it goes on. A run
         that patience or target_loss has ended takes no further step, unless they changed. Data,
         window, seed and batch_size must be those of the checkpoint; what a function of your own
         returns is not compared.
@@ -168,6 +169,9 @@ def fit(
     """
     check_known(options)
     if isinstance(y, Optimizer):
+        if optimizer != "adam":
+            raise RefusedValue(f"optimizer is {_checks.show(optimizer)}, expected none: one is in "
+                               "the place of y")
         optimizer, y = y, None
     length = Length(epochs, steps, minutes)
     reading = grouped(Reading, options | {"batch_size": batch_size})
@@ -273,6 +277,9 @@ class Run:
         """Take steps until the run is over."""
         history, now = self.history, self.history.progress
         now.fraction = self.length.fraction(now, self.limit)
+        if (self.validation is not None and now.fraction < 1 and history.stopped == "done"
+                and history.validations and history.validations[-1][0] % self.validation.every):
+            history.validations.pop()  # it was made where the run ended, and would not have been
         start = time.perf_counter() - now.seconds
         while now.fraction < 1 and history.stopped == "done":
             self._advance(start)
@@ -293,7 +300,7 @@ class Run:
     def _advance(self, start: float) -> None:
         """Take one step and write it down."""
         history, now = self.history, self.history.progress
-        batch = check_batch(self.data(now.steps), now.steps)
+        batch = batch_of(self.data, now.steps)
         try:
             loss, norm, clipped, rate, self.state = self.step(batch, self.state, now.steps,
                                                               now.fraction)

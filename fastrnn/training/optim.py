@@ -130,7 +130,9 @@ class Optimizer(abc.ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse another value of an argument, which the next steps would not have."""
-        if name in self._arguments and name != "lr" and name in self.__dict__:
+        fixed = name in ("freeze", "groups") or (
+            name in ("target", *self._arguments) and name != "lr" and name in self.__dict__)
+        if fixed:
             raise AttributeError(f"{name} is fixed when the {type(self).__name__} is made; make "
                                  "another optimizer, and give it the state with load_state_dict")
         object.__setattr__(self, name, value)
@@ -271,7 +273,7 @@ class Optimizer(abc.ABC):
         ------
         ValueError
             If names are missing or unexpected, shapes differ, a number is too large for the dtype,
-            or `steps` is negative; nothing has changed.
+            or is NaN, or `steps` or a mean of squares is negative; nothing has changed.
         TypeError
             If a value is not an array of numbers, or `steps` no whole number.
         """
@@ -285,6 +287,12 @@ class Optimizer(abc.ABC):
             raise RefusedValue(f"steps is {steps}, expected at least 0")
         fitting = {name: _checks.held(name, arrays[name], buffer.dtype)
                    for name, buffer in buffers.items()}
+        for name, array in fitting.items():
+            square = self._buffer_names[name.rpartition(".")[2]] == "v"
+            if (wrong := np.isnan(array) | (square & (array < 0))).any():
+                i = int(np.argmax(wrong))
+                raise RefusedValue(f"{name} has {array[i]} at [{i}], expected a number"
+                                   + " of at least 0" * square)
         self.steps = int(steps)
         for name, buffer in buffers.items():
             buffer[...] = fitting[name]

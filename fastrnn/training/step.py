@@ -72,7 +72,7 @@ def loss_of(
 ) -> LossPass:
     """Return the loss of a batch; the state before it counts if the batch goes on."""
     options: dict[str, Any] = {}
-    if not batch.first and state is not None:
+    if not _checks.flag("first", batch.first) and state is not None:
         options["state"] = state
     if batch.weights is not None:
         options["weights"] = batch.weights
@@ -151,15 +151,18 @@ class Step:
                                "checkpointing")
 
     def __call__(self, batch: Batch, state: Any, step: int, fraction: float) -> Done:
-        """Take one step; without a finite loss and gradient nothing has changed."""
+        """Take one step; without a finite loss and gradient no parameter has changed."""
         model, optimizer, descent = self._model, self._optimizer, self._descent
-        for grads in self._grads:
-            grads.fill(0)
+        first = optimizer.lr
+        rate = first if descent.schedule is None else first * _factor(
+            descent.schedule(step, fraction))
         p = loss_of(model, batch, state, grad=True, recompute_every=descent.recompute_every)
         loss = p.value
         if not math.isfinite(loss):
             raise NotFiniteError(f"fit: the loss is {loss} at step {step + 1}: "
                                  + explain(model, batch, state, p.state))
+        for grads in self._grads:
+            grads.fill(0)
         if self._regularised:
             ragged = None if p.inner is None else p.inner.ragged_of_layers
             *_, recorded = p.backward(record=OMEGA_NEEDS)
@@ -169,10 +172,7 @@ class Step:
                       first=None if of is None else of.begins)
         else:
             p.backward()
-        first = optimizer.lr
-        if descent.schedule is not None:
-            optimizer.lr = first * _factor(descent.schedule(step, fraction))
-        rate = optimizer.lr
+        optimizer.lr = rate
         try:
             norm, limited = optimizer._step(descent.clip, descent.clip_value)
         except FloatingPointError:

@@ -9,7 +9,7 @@ from typing import Any
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.layers.parameters import evaluating, modes
-from fastrnn.training.data import Data, Samples, Windows, check_batch, check_data
+from fastrnn.training.data import Data, Samples, Windows, batch_of, check_data
 from fastrnn.training.history import History
 from fastrnn.training.options import Stopping, takes
 from fastrnn.training.step import check_model, loss_of
@@ -46,7 +46,7 @@ def _evaluate(model: Any, data: Data, count: int) -> float:
     state = None
     with evaluating(model):
         for step in range(count):
-            p = loss_of(model, check_batch(data(step), step), state, grad=False)
+            p = loss_of(model, batch_of(data, step), state, grad=False)
             if p.weight:  # the value of nothing may be NaN
                 total += p.value * p.weight
                 weight += p.weight
