@@ -376,7 +376,8 @@ def above(name: str, value: Any, least: float = 0, most: float = math.inf) -> fl
     number = _real(value)
     if not least < number < most:
         limit = f"above {least:g}" + (f" and below {most:g}" if most < math.inf else "")
-        raise RefusedValue(f"{name} is {show(value)}, expected a number {limit}")
+        finite = "finite " * math.isinf(number)
+        raise RefusedValue(f"{name} is {show(value)}, expected a {finite}number {limit}")
     return number
 
 

@@ -16,6 +16,7 @@ from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.cells.names import Declared, Names, Use
 from fastrnn.cells.numbers import fold
 from fastrnn.cells.records import Initial, Size, State, Vector, Weight
+from fastrnn.cells.table import CELLS
 from fastrnn.cells.tree import (
     Call,
     DefinitionError,
@@ -85,6 +86,9 @@ class Definition:
         for what, value in (("text", text), ("name", name), ("paper", paper)):
             if not isinstance(value, str):
                 raise TypeError(f"cell: {what} is {value!r:.60}, expected a string")
+        if name in CELLS:
+            raise ValueError(f"cell: name is {name!r}, expected another one than those of cells "
+                             f"with kernels of their own, {', '.join(CELLS)}")
         names = Names(text)
         widths = Widths(names)
         held: dict[str, Any] = {
@@ -126,6 +130,15 @@ class Definition:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self.text, self.name, self.paper)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other has the same text and name."""
+        if not isinstance(other, Definition):
+            return NotImplemented
+        return (self.text, self.name) == (other.text, other.name)
+
+    def __hash__(self) -> int:
+        return hash((self.text, self.name))
 
     def __copy__(self) -> Definition:
         return self
@@ -269,7 +282,7 @@ def cell(text: str, *, name: str = "Cell", paper: str = "") -> Definition:
     text : str
         Declarations and equations of one step; docs describe the language.
     name : str
-        Shown by layers of this cell.
+        Shown by layers of this cell; not "lstm", "gru" and other names of fastrnn.cells.CELLS.
     paper : str
         Where the cell comes from.
 
@@ -281,6 +294,8 @@ def cell(text: str, *, name: str = "Cell", paper: str = "") -> Definition:
     ------
     DefinitionError
         With the line of the text and a caret under what is wrong.
+    TypeError, ValueError
+        If the text or a name is no string, or the name is taken.
 
     Examples
     --------

@@ -138,9 +138,13 @@ def elman(activation: str = "tanh", *numbers: float) -> Definition:
     Raises
     ------
     ValueError
-        If the language has no such function.
+        If the language has no such function, or it takes more or fewer numbers.
     """
-    _checks.one_of("activation", activation, _OF_ONE)
+    of = FUNCTIONS[_checks.one_of("activation", activation, _OF_ONE)]
+    least, most = of.least - 1, of.most - 1
+    if not least <= len(numbers) <= most:
+        raise RefusedValue(f"numbers are {len(numbers)}, expected {least}"
+                           + f" to {most}" * (most > least) + f" with {activation!r}")
     more = "".join(f", {_number('a number', value)}" for value in numbers)
     return cell(f"h = {activation}(W x + U h + b{more})\n", name=f"RNN[{activation}]",
                 paper="J. L. Elman, \"Finding structure in time\", Cognitive Science 14, 1990")

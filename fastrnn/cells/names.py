@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fastrnn.cells.grammar import parse
-from fastrnn.cells.numbers import Rule, argument_rule, function_rule
+from fastrnn.cells.numbers import Rule, argument_rule, divisor_rule, function_rule
 from fastrnn.cells.records import Argument, Initial, Size
 from fastrnn.cells.tree import (
     FUNCTIONS,
@@ -255,6 +255,14 @@ class Names:
                                  "nowhere else")
             elif isinstance(node, Call):
                 self._read_call(node)
+            elif isinstance(node, Binary) and node.operator == "/" and all(
+                    map(self._is_number, post_order(node.right))):
+                self.rules.append(divisor_rule(node.right, node.right.at))
+
+    def _is_number(self, part: Expression) -> bool:
+        """Whether a part of an expression is a number, a constant, or arithmetic of its parts."""
+        return isinstance(part, (Number, Negative, Binary)) or (
+            isinstance(part, Name) and part.name in self.constants)
 
     def _terms(self, equation: Equation) -> list[Expression]:
         """Return the terms of a sum that has several targets, none for one target."""
@@ -345,8 +353,7 @@ class Names:
         numbers = node.arguments[function.values:]
         for argument in numbers:
             for part in post_order(argument):
-                if isinstance(part, (Number, Negative, Binary)) or (
-                        isinstance(part, Name) and part.name in self.constants):
+                if self._is_number(part):
                     continue
                 raise self.error(part.at, f"this argument of {node.function} is a number or a "
                                  "constant, nothing that is computed in the step")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fastrnn.cells.records import Argument
 from fastrnn.cells.tree import Binary, Expression, Name, Negative, Number, Place, post_order
 
-__all__ = ["Rule", "argument_rule", "fold", "function_rule", "value_of"]
+__all__ = ["Rule", "argument_rule", "divisor_rule", "fold", "function_rule", "value_of"]
 
 _OPERATORS: dict[str, Callable[[float, float], float]] = {
     "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
@@ -100,6 +100,12 @@ def function_rule(function: str, numbers: tuple[Expression, ...], at: Place) -> 
     holds, complaint = _FUNCTION_RULES.get(function, (
         _always, f"{function}'s numbers are " + " and ".join(["{:g}"] * len(numbers))))
     return Rule(numbers, holds, complaint, at)
+
+
+def divisor_rule(divisor: Expression, at: Place) -> Rule:
+    """Return the rule of what is divided by, if it is of numbers and constants alone."""
+    return Rule((divisor,), lambda value: value != 0,
+                "the divisor is {:g}, expected another number", at)
 
 
 def argument_rule(kind: str, arguments: tuple[Argument, ...], at: Place) -> Rule:

@@ -87,7 +87,8 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--checkpoint-every", type=int, default=1000, metavar="N",
                        help="steps between checkpoints" + _DEFAULT)
     train.add_argument("--resume", action="store_true",
-                       help="go on from the folder's latest, as if there had been no stop")
+                       help="go on from the folder's latest, which has the sizes, as if there had "
+                       "been no stop")
     train.add_argument("-o", "--output", type=_path, default=Path(DEFAULT_FILE), metavar="FILE",
                        help="where the model is written at the end (default: %(default)s; an "
                        "earlier file of that name gets a number, another FILE is replaced)")

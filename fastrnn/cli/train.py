@@ -202,18 +202,21 @@ def check_length(symbols: np.ndarray, batch_size: int, window: int) -> None:
 def _model(args: argparse.Namespace) -> LanguageModel:
     """Return the model to train: a new one, or the one to go on from."""
     given = {name: getattr(args, name) for name in SIZES if hasattr(args, name)}
-    if not hasattr(args, "source"):
+    source = getattr(args, "source", None)
+    if source is None and hasattr(args, "folder") and goes_on(args.folder, args.resume):
+        source = args.folder / LATEST
+    if source is None:
         sizes = SIZES | given
         return LanguageModel(embedding_size=sizes["embedding"], hidden_size=sizes["hidden"],
                              num_layers=sizes["layers"], cell=sizes["cell"], seed=args.seed)
-    model = load_language_model(args.source)
+    model = load_language_model(source)
     layer = model.layers[0]
     own = {"cell": _name(model), "hidden": layer.hidden_size, "layers": layer.num_layers,
            "embedding": layer.input_size}
     for name, value in given.items():
         if value != own[name]:
             raise ValueError(f"--{name} is {value}, expected {own[name]}, which "
-                             f"{str(args.source)!r} has, or no --{name}")
+                             f"{str(source)!r} has, or no --{name}")
     return model
 
 

@@ -45,8 +45,9 @@ class GradientFlow:
     Attributes
     ----------
     cell : str
-        "rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm" or "gru", or the name of another cell. For
-        one without gates there are no shares and no saturation, and h is its first state.
+        "rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm" or "gru", or the name of another cell: of
+        equations, an LSTM with proj_size, a GRU with reset_after=False. These have no gates here,
+        so no shares and no saturation, and h is the first state.
     norms : array (L, D, T, B)
         2-norm of dL/dh(t), the whole derivative, for every sequence.
     c_norms : array (L, D, T, B)
@@ -74,6 +75,8 @@ class GradientFlow:
         part "norms".
     lengths : integers (B,) or None
         The steps of each row, if they are of different lengths.
+    begins : booleans (D, T, B) or None
+        Where each direction begins a sequence or an episode, so that no gradient goes further back.
     memory_state : str or None
         The state that is carried from step to step without a matrix product: that of `c_norms`, or
         h if there are none.
@@ -93,6 +96,7 @@ class GradientFlow:
     not_finite: Sources | None = None
     lengths: np.ndarray | None = None
     memory_state: str | None = None
+    begins: np.ndarray | None = None
 
     @property
     def gates(self) -> tuple[str, ...]:
@@ -162,10 +166,15 @@ def gradient_flow(
     if dy is not None:
         dy = np.asarray(dy)
         dy = dy.swapaxes(0, 1) if layer.batch_first and dy.ndim == 3 else dy
-    own = None if time is None else time.lengths
-    if dy is not None and own is not None and dy.ndim == 3:  # padding does not count
-        dy = np.where((np.arange(len(dy))[:, None] < own)[..., None], dy, 0)
-    return _Backward(layer, {"": layer}, recorded, grads, (final,), dy, lengths=(own,)
+    ragged = None
+    if time is not None:
+        grid = None if reset is None else np.asarray(reset)
+        if grid is not None and layer.batch_first:
+            grid = grid.swapaxes(0, -1)
+        ragged = Ragged(time, None if grid is None else grid.reshape(time.T, time.B), "time", "x")
+    if dy is not None and ragged is not None and dy.ndim == 3:  # padding does not count
+        dy = np.where(ragged.alive.T[..., None], dy, 0)
+    return _Backward(layer, {"": layer}, recorded, grads, (final,), dy, ragged=(ragged,)
                      ).flows(parts)[0]
 
 
@@ -241,8 +250,8 @@ def model_flow(
         for array in list(of_layer[0].values())[:1]:
             _check_size(array)
     states = (None,) * (len(layers) - len(p.state)) + tuple(p.state)  # a decoder's are the last
-    lengths = tuple(None if of is None else of.time.lengths for of in ragged)
-    return _Backward(model, layers, recorded, grads, states, None, p.value, lengths).flows(parts)
+    return _Backward(model, layers, recorded, grads, states, None, p.value, tuple(ragged)
+                     ).flows(parts)
 
 
 def _pass(run: Any, model: Model) -> LossPass:
@@ -302,8 +311,8 @@ class _Backward:
         The gradient with respect to the last layer's outputs, if it is known.
     loss : float
         The value of the loss.
-    lengths : tuple
-        For each layer the steps (B,) of its rows, or None: all T.
+    ragged : tuple
+        For each layer where its rows and their episodes begin and end, or None: all have T steps.
     """
 
     whole: Recurrent | Model
@@ -313,7 +322,12 @@ class _Backward:
     states: tuple[Any, ...]
     dy: np.ndarray | None = None
     loss: float = 0.0
-    lengths: tuple[np.ndarray | None, ...] = ()
+    ragged: tuple[Ragged | None, ...] = ()
+
+    @property
+    def lengths(self) -> list[np.ndarray | None]:
+        """For each layer the steps (B,) of its rows, or None."""
+        return [None if of is None else of.time.lengths for of in self.ragged]
 
     def flows(self, parts: tuple[str, ...]) -> list[GradientFlow]:
         """Return the flow of each layer."""
@@ -331,9 +345,10 @@ class _Backward:
         return [
             GradientFlow(layer.cell.name, not_finite=sources, lengths=own,
                          memory_state=layer.cell.memory,
+                         begins=None if of is None else of.begins[: layer.directions],
                          **_joined(layer.cell, of_layer))
-            for layer, of_layer, sources, own in zip(
-                self.layers.values(), measured, found, self.lengths, strict=True)
+            for layer, of_layer, sources, own, of in zip(
+                self.layers.values(), measured, found, self.lengths, self.ragged, strict=True)
         ]
 
     def _gradients(

@@ -44,6 +44,9 @@ def _array(flow: Any, name: str, part: str) -> np.ndarray:
     if not isinstance(flow, GradientFlow):
         raise RefusedType(f"flow is {_checks.kind(flow)}, expected a GradientFlow")
     array: np.ndarray | None = getattr(flow, name)
+    if array is None and part in ("shares", "saturation") and not flow.gates:
+        raise RefusedValue(f"flow has no {name}, expected the flow of a cell whose gates are "
+                           f"recorded: those of {flow.cell!r} are not")
     if array is None:
         raise RefusedValue(f"flow has no {name}, expected parts with {part!r}")
     return array

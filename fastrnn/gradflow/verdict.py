@@ -100,7 +100,8 @@ def verdict(of: GradientFlow | Jacobians | History) -> str:
     `growth` fits a factor per step to the norms, for an LSTM to those of the memory c. To the power
     of the number of steps, the factor decides: below 0.01 gradients vanish, above 100 they explode.
     Where the loss enters at every step, the gradients that enter late hide what reaches back from
-    the last step. Rows of different lengths are compared at equal distances from their ends. For a
+    the last step. Rows of different lengths are compared at equal distances from their ends, and of
+    rows with resets what lies behind the last one counts: no gradient goes further back. For a
     History the norms are those of the whole gradient at each step of the
     training: it explodes where one is above 100 times the median of the steps around it.
 
@@ -144,34 +145,40 @@ def verdict(of: GradientFlow | Jacobians | History) -> str:
     if norms is None:
         raise RefusedValue("of is a GradientFlow without norms, expected parts with 'norms'")
     with np.errstate(over="ignore", invalid="ignore"):
-        whole = norm(norms, 3) if of.lengths is None else _of_rows(norms, of.lengths)  # (L, D, T)
-    L, D, _ = whole.shape
-    directions = ("forward", "reverse") if D == 2 else ("",)
+        whole = _backward(norms, of.lengths, of.begins)
+    directions = ("forward", "reverse") if len(whole) == 2 else ("",)
     lines = []
-    for layer in range(L):
+    for layer in range(len(norms)):
         for d, direction in enumerate(directions):
             found = None if of.not_finite is None else of.not_finite[layer][d]
-            backward = whole[layer, d, :: 2 * d - 1]
             text = _not_finite(found) if found else _describe(
-                f"|dL/d{memory}|", cell, backward, 0)
+                f"|dL/d{memory}|", cell, whole[d][layer], 0)
             lines.append(f"layer {layer} {direction}".rstrip() + f": {text}")
     return "\n".join(lines)
 
 
-def _of_rows(norms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return root mean squares (L, D, T), over the real rows, of norms (L, D, T, B).
+def _backward(
+    norms: np.ndarray, lengths: np.ndarray | None, begins: np.ndarray | None
+) -> list[np.ndarray]:
+    """Return, for each direction, root mean squares (L, n), over the rows, of norms (L, D, T, B).
 
-    The forward direction's are moved so that all rows end together: then a step is equally far
-    from the end of each row. A reverse direction ends at step 0.
+    They are in the order of backward: place k is k steps from the end of each row, and a reverse
+    direction ends at step 0. A row counts back to where its last sequence or episode begins; the
+    longest has n steps.
     """
-    T = norms.shape[2]
-    step = np.arange(T)[:, None] - (T - lengths)  # (T, B), of the row's own
-    moved = norms.copy()
-    moved[:, 0] = np.where(step >= 0, np.take_along_axis(norms[:, 0], np.maximum(step, 0)[None], 1),
-                           0)
-    rows = np.maximum(1, (step >= 0).sum(1))  # (T,)
-    counts = np.stack([rows, rows[::-1]])[: norms.shape[1]]  # (D, T)
-    return np.asarray(norm(moved, 3) / np.sqrt(counts))
+    T, B = norms.shape[2:]
+    ends = np.full(B, T) if lengths is None else lengths
+    found = []
+    for d in range(norms.shape[1]):
+        places = np.arange(T)[:, None] if d else ends - 1 - np.arange(T)[:, None]  # (T, B)
+        own = np.take_along_axis(norms[:, d], np.clip(places, 0, T - 1)[None], 1)
+        real = (places >= 0) & (places < ends)
+        if begins is not None:  # the step at which an episode begins still has its gradient
+            stop = np.take_along_axis(begins[d], np.clip(places, 0, T - 1), 0)
+            real[1:] &= ~np.logical_or.accumulate(stop[:-1])
+        n = int(real.sum(0).max())
+        found.append(norm(np.where(real, own, 0), 2)[:, :n] / np.sqrt(real.sum(1)[:n]))
+    return found
 
 
 def _not_finite(found: NotFinite) -> str:
@@ -263,7 +270,8 @@ def _describe(what: str, cell: Cell | None, norms: np.ndarray, first: int) -> st
         return f"healthy: {what} has too few steps to grow or shrink"
     with np.errstate(over="ignore", under="ignore"):
         rate, factor = np.exp([slope, steps * slope])
-    text = f"{what} changes by a factor of {rate:.4g} a step, {factor:.2g} over {steps} steps"
+    text = f"{what} changes by a factor of {rate:.4g} a step, {factor:.2g} over {steps} step"
+    text += "s" * (steps > 1)
     if factor < HEALTHY[0]:
         return f"vanishing: {text}; try {_cure(cell)}"
     if factor > HEALTHY[1]:

@@ -137,8 +137,16 @@ class Pass(Generic[S]):
         self.kept = kept
         self.spent = False
 
+    def __copy__(self) -> Pass[S]:
+        """Return a pass through the same layer that goes back by itself."""
+        made = type(self)(self.layer, self.kept._replace(
+            tapes=[(tape.copy(), mask) for tape, mask in self.kept.tapes]))
+        made.spent = self.spent
+        return made
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Pass[S]:
-        made = memo[id(self)] = copy.copy(self)
+        made = memo[id(self)] = type(self)(self.layer, self.kept)
+        made.spent = self.spent
         made.layer = copy.deepcopy(self.layer, memo)
         made.kept = self.kept._replace(tapes=copy.deepcopy(self.kept.tapes, memo))
         return made

@@ -217,6 +217,14 @@ class CellPass(Generic[S]):
         self._batched = batched
         self._version = version
 
+    def __copy__(self) -> CellPass[S]:
+        """Return a pass through the same cell that goes back by itself."""
+        made = object.__new__(type(self))
+        made.cell, made.spent = self.cell, self.spent
+        made._tape = None if self._tape is None else self._tape.copy()
+        made._batched, made._version = self._batched, self._version
+        return made
+
     @property
     def nbytes(self) -> int:
         """Bytes of the tape."""

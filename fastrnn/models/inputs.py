@@ -433,9 +433,9 @@ def _whole(
                               "numbers")
         if a.size and np.abs(a).max() >= 2**31:
             raise RefusedIndex(f"{name} has the number {a.flat[np.abs(a).argmax()]:g}, expected "
-                               "fewer symbols")
+                               "numbers below 2^31")
     elif a.dtype.kind == "u" and a.size and a.max() >= 2**31:
-        raise RefusedIndex(f"{name} has the number {a.max()}, expected fewer symbols")
+        raise RefusedIndex(f"{name} has the number {a.max()}, expected numbers below 2^31")
     return a.astype(np.int64)
 
 

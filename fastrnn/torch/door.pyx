@@ -17,7 +17,7 @@ cimport numpy as cnp
 from fastrnn._kernels import sequence
 from fastrnn._kernels.exchange cimport Exchange
 from fastrnn._kernels.runtime import Workspace, borrow_threads
-from fastrnn.torch.reading import converted, created, kind_of, read_lengths
+from fastrnn.torch.reading import converted, created, kind_of, read_lengths, sizes_of
 
 cnp.import_array()
 
@@ -25,7 +25,7 @@ cdef object Tensor = torch.Tensor
 cdef object Parameter = torch.nn.Parameter
 cdef object grad_is_enabled = torch.is_grad_enabled
 cdef object get_num_threads = torch.get_num_threads
-cdef tuple REVERSE = ((), (False,), (False, True)), NOTHING = (None, None, None)
+cdef tuple REVERSE = ((), (False,), (False, True))
 
 # Spare memory for tapes and packed weights; the only thing that outlives a call.
 cdef object WORKSPACE = Workspace()
@@ -103,35 +103,41 @@ cdef class Call:
         return [self.x, self.h0, self.c0, *self.weights]
 
     def __str__(self):
-        """Return the sizes for people."""
-        rows = f"B {self.B}" if self.op.is_cell else f"T {self.T} B {self.B}"
-        packed = "" if self.batch_sizes is None else " packed"
-        layers = f" layers {self.num_layers}" if self.num_layers > 1 else ""
-        both = " bidirectional" if self.directions == 2 else ""
-        return (f"{rows}{packed} I {self.input_size} H {self.hidden_size}{layers}{both} "
-                f"{'training' if self.keep else 'inference'} "
-                f"{str(self.x.dtype).removeprefix('torch.')}")
+        return sizes_of(self)
 
     cpdef tuple split(self, tuple needs):
-        """Return the tensors that autograd must save, and of x, h0 and c0 the others, and versions.
+        """Return the tensors that autograd must save, the others, and the versions of these.
 
         Backward does not read the states, of which the tape has a copy, nor the input of a frozen
-        module. What comes from another node is saved nevertheless: changed in place it could come
-        from the node of this call, which would keep it, a cycle. `needs` says which gradients are
-        wanted, in the order of `tensors`; None stands for a tensor that is in the other list.
+        module, nor the weights of one step if no other gradient is wanted. What comes from another
+        node is saved nevertheless: changed in place it could come from the node of this call, which
+        would keep it, a cycle. `needs` says which gradients are wanted, in the order of `tensors`;
+        None stands for a tensor that is in the other list. () twice: all are saved. To be called
+        before `forward`, for a tape keeps x.
         """
+        if self.batch_first and not self.x.requires_grad:
+            self.x = self.x.clone()  # as in PyTorch the caller's, perhaps NumPy's, may change
+            self.x_array = EXCHANGE.view(self.x)
         cdef list saved = self.tensors(), rest, versions
-        cdef ptrdiff_t i, second = 3 + (4 if self.bias else 2)
+        cdef ptrdiff_t i, n = len(saved), second = 3 + (4 if self.bias else 2)
         cdef bint reads_x = needs[3] or self.directions == 2 and needs[second]
-        if reads_x and self.h0 is None:
-            return saved, NOTHING, NOTHING
-        rest, versions = [None, None, None], [None, None, None]
-        for i in range(reads_x, 3):
+        cdef bint through = self.T > 1 or self.num_layers > 1 or needs[0] or needs[1] or needs[2]
+        if reads_x and through and self.h0 is None:
+            return saved, (), ()
+        rest, versions = [None] * n, [None] * n
+        for i in range(reads_x, 3 if through else n):
             tensor = saved[i]
             if tensor is not None and tensor.is_leaf:
                 saved[i] = None
-                rest[i] = tensor if tensor.requires_grad else tensor.detach()
                 versions[i] = None if tensor.is_inference() else tensor._version
+                rest[i] = tensor if tensor.requires_grad else tensor.detach()
+        # the caller's own would be in such a cycle here, too
+        if rest[0] is not None:
+            self.x, self.x_array = rest[0], EXCHANGE.view(rest[0])
+        if rest[1] is not None:
+            self.h0, self.h_array = rest[1], EXCHANGE.view(rest[1])
+        if rest[2] is not None:
+            self.c0, self.c_array = rest[2], EXCHANGE.view(rest[2])
         return saved, rest, versions
 
     cpdef bint is_in_place(self, bint with_x) except -1:
@@ -273,16 +279,11 @@ cdef class Call:
 
     cdef tuple layer(self, list arrays, ptrdiff_t layer):
         """Return (weight_ih, weight_hh, bias_ih, bias_hh) of each direction of a layer."""
-        cdef ptrdiff_t count = 4 if self.bias else 2
-        cdef ptrdiff_t first = layer * self.directions * count
+        cdef ptrdiff_t count = 4 if self.bias else 2, first = layer * self.directions * count, i
         groups = []
-        for _ in range(self.directions):
-            if self.bias:
-                groups.append((arrays[first], arrays[first + 1], arrays[first + 2],
-                               arrays[first + 3]))
-            else:
-                groups.append((arrays[first], arrays[first + 1], None, None))
-            first += count
+        for i in range(first, first + self.directions * count, count):
+            groups.append(tuple(arrays[i:i + 4]) if self.bias
+                          else (arrays[i], arrays[i + 1], None, None))
         return tuple(groups)
 
     cpdef tuple forward(self, bint keep):

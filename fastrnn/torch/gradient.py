@@ -53,10 +53,10 @@ def original(
 class Recurrent(Function):
     """A call of an operator whose result has a gradient.
 
-    Backward uses the tape up. It does not read the states that the call began with, so these may
-    change. A second backward through the same node (`retain_graph=True`) computes forward again,
-    and one that must itself be differentiable (`create_graph=True`) goes through PyTorch's own
-    operator. Both need all tensors, as they were.
+    Backward uses the tape up. What it does not read (see `Call.split`), such as the states that the
+    call began with, may change. A second backward through the same node (`retain_graph=True`)
+    computes forward again, and one that must itself be differentiable (`create_graph=True`) goes
+    through PyTorch's own operator. Both need all tensors, as they were.
     """
 
     @staticmethod
@@ -68,15 +68,15 @@ class Recurrent(Function):
         # back: of intermediate values, so backward computes forward again, and of the inputs, so
         # backward has them from the hooks alone.
         hooked = has_hooks()
-        outputs, tapes = call.forward(not hooked)
         ctx.problem = problem_of(call)
         ctx.set_materialize_grads(False)
-        if hooked:
-            saved: Any = x, h0, c0, *weights
-            ctx.rest = ctx.versions = (None, None, None)
-        else:
-            ctx.kept = call, tapes
+        saved: Any = x, h0, c0, *weights
+        ctx.rest = ctx.versions = ()
+        if not hooked:
             saved, ctx.rest, ctx.versions = call.split(ctx.needs_input_grad[1:])
+        outputs, tapes = call.forward(not hooked)
+        if not hooked:
+            ctx.kept = call, tapes
         ctx.save_for_backward(*saved)
         return outputs
 
@@ -94,7 +94,7 @@ class Recurrent(Function):
         # At once, for another thread may go back, too; and they have the tensors, which autograd
         # frees after this.
         call, tapes = vars(ctx).pop("kept", (None, None))
-        if call is None or not call.is_in_place(ctx.rest[0] is None):
+        if call is None or not call.is_in_place(not ctx.rest or ctx.rest[0] is None):
             call = _read(ctx.problem, _all_tensors(ctx, saved))
             _, tapes = call.forward(True)
         dy, dhn, dcn = (None, *doutputs, None)[:3] if call.op.is_cell else (*doutputs, None)[:3]
@@ -111,8 +111,10 @@ def _all_tensors(ctx: Any, saved: tuple[Tensor | None, ...]) -> tuple[Tensor | N
                 f"{ctx.problem.op.name} is at version {tensor._version}, expected version "
                 f"{version}; a second backward, or one with create_graph=True, computes the call "
                 "again")
-    first = [own if kept is None else kept for own, kept in zip(ctx.rest, saved[:3], strict=True)]
-    return (*first, *saved[3:])
+    if not ctx.rest:
+        return saved
+    return tuple(own if kept is None else kept
+                 for own, kept in zip(ctx.rest, saved, strict=True))
 
 
 def _read(problem: Problem, tensors: Sequence[Any]) -> Any:
@@ -126,8 +128,8 @@ def _read(problem: Problem, tensors: Sequence[Any]) -> Any:
     call = readable(problem, tensors[0], tensors[1], tensors[2], list(tensors[3:]))
     if isinstance(call, str):
         raise RuntimeError(f"{problem.op.name}: a tensor that backward needs cannot be read "
-                           f"({call}), expected it as it was in forward: a hook on saved tensors "
-                           "gave back another one")
+                           f"({call}), expected it as it was in forward: its `.data` is another "
+                           "since, or a hook on saved tensors gave back another tensor")
     return call
 
 

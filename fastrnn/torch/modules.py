@@ -64,6 +64,8 @@ def _accelerated(
     forward.__kwdefaults__ = own.__kwdefaults__
 
     def called(self: Any, input: Any, hx: Any = None) -> Any:
+        if base.forward is not own:  # replaced in PyTorch's class, as profilers do
+            return base.forward(self, input, hx)
         # a caller may hold this method of a module that has been restored since
         if (type(input) is torch.Tensor and getattr(self, "_is_plain", False)
                 and not torch.compiler.is_compiling()):
@@ -170,6 +172,11 @@ class _Derived:
 
     _fastrnn_from: type[nn.Module]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Call the user's hook for the user's own subclasses alone, which may be registered."""
+        if "_fastrnn_from" not in vars(cls):
+            super().__init_subclass__(**options)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         made = super().__reduce_ex__(protocol)
         if isinstance(made, str):  # the name of something global
@@ -196,9 +203,6 @@ def _revived(base: type[nn.Module]) -> Any:
     return object.__new__(ours)
 
 
-_derived: dict[type[nn.Module], type[nn.Module]] = {}
-
-
 def accelerated_class(base: type[nn.Module]) -> type[nn.Module] | None:
     """Return the accelerated class for a class of modules; None if there is none."""
     if base in CLASSES:
@@ -208,16 +212,17 @@ def accelerated_class(base: type[nn.Module]) -> type[nn.Module] | None:
     ours = next((CLASSES[known] for known in CLASSES if issubclass(base, known)), None)
     if ours is None or base.__module__.startswith("torch."):
         return None  # quantised modules and others of PyTorch's own compute something else
-    if base not in _derived:
-        content = {
-            "__module__": base.__module__, "__qualname__": base.__qualname__,
-            "__doc__": base.__doc__, "_fastrnn_from": base, "_is_plain": _is_plain(base)}
-        try:
-            _derived[base] = type(base.__name__, (_Derived, base, ours), content)
-        except TypeError as error:  # an __init_subclass__ that needs more
-            raise TypeError(f"accelerate: from {base.__qualname__} no class can be derived: "
-                            f"{error}") from error
-    return _derived[base]
+    made = [of for of in base.__subclasses__() if vars(of).get("_fastrnn_from") is base]
+    if made:
+        return made[0]
+    content = {
+        "__module__": base.__module__, "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__, "_fastrnn_from": base, "_is_plain": _is_plain(base)}
+    try:
+        return type(base.__name__, (_Derived, base, ours), content)
+    except TypeError as error:  # of a metaclass, or a name in __slots__
+        raise TypeError(f"accelerate: from {base.__qualname__} no class can be derived: "
+                        f"{error}") from error
 
 
 def _is_plain(base: type[nn.Module]) -> bool:

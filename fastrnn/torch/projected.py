@@ -22,7 +22,7 @@ from fastrnn.cells.forms import Form
 from fastrnn.cells.instance import Instance, Plan
 from fastrnn.layers.programs import PROGRAMS
 from fastrnn.torch.door import Operator, read_tensor
-from fastrnn.torch.reading import read_lengths
+from fastrnn.torch.reading import read_lengths, sizes_of
 
 __all__ = ["ProjectedCall", "read_projected"]
 
@@ -88,9 +88,12 @@ class ProjectedCall:
         """Return x, h0, c0 and the weights."""
         return [self.x, self.h0, self.c0, *self.weights]
 
-    def split(self, needs: tuple[bool, ...]) -> tuple[list[Tensor], list[None], list[None]]:
+    def split(self, needs: tuple[bool, ...]) -> tuple[list[Tensor], tuple[()], tuple[()]]:
         """Return the tensors that autograd must save: all; what it need not, and the versions."""
-        return self.tensors(), [None] * 3, [None] * 3
+        if self.batch_first and not self.x.requires_grad:
+            self.x = self.x.clone()  # as in PyTorch the caller's, perhaps NumPy's, may change
+            self.places = self._places()
+        return self.tensors(), (), ()
 
     def is_in_place(self, with_x: bool) -> bool:
         """Whether what backward reads lies where it lay."""
@@ -100,13 +103,7 @@ class ProjectedCall:
         return [tensor.data_ptr() for tensor in (self.x, *self.weights)]
 
     def __str__(self) -> str:
-        """Return the sizes for people."""
-        packed = "" if self.batch_sizes is None else " packed"
-        layers = f" layers {self.num_layers}" if self.num_layers > 1 else ""
-        both = " bidirectional" if self.directions == 2 else ""
-        return (f"T {self.T} B {self.B}{packed} I {self.input_size} H {self.hidden_size} "
-                f"P {self.proj_size}{layers}{both} {'training' if self.keep else 'inference'} "
-                f"{str(self.x.dtype).removeprefix('torch.')}")
+        return sizes_of(self, f" P {self.proj_size}")
 
     # ---- what is computed ------------------------------------------------------------------------
 

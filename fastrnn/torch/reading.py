@@ -12,7 +12,7 @@ import torch
 
 from fastrnn._kernels.timeline import Timeline
 
-__all__ = ["FLOATS", "converted", "created", "kind_of", "read_lengths"]
+__all__ = ["FLOATS", "converted", "created", "kind_of", "read_lengths", "sizes_of"]
 
 Tensor = torch.Tensor
 
@@ -57,3 +57,14 @@ def kind_of(tensor: Tensor) -> str:
     if tensor.dtype in FLOATS and tensor.data_ptr() % tensor.element_size():
         return "a tensor is not aligned"
     return f"dtype {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def sizes_of(call: Any, projected: str = "") -> str:
+    """Return the sizes of a call for people."""
+    rows = f"B {call.B}" if call.op.is_cell else f"T {call.T} B {call.B}"
+    packed = "" if call.batch_sizes is None else " packed"
+    layers = f" layers {call.num_layers}" if call.num_layers > 1 else ""
+    both = " bidirectional" if call.directions == 2 else ""
+    return (f"{rows}{packed} I {call.input_size} H {call.hidden_size}{projected}{layers}{both} "
+            f"{'training' if call.keep else 'inference'} "
+            f"{str(call.x.dtype).removeprefix('torch.')}")

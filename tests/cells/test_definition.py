@@ -399,10 +399,32 @@ def test_a_definition_is_itself_and_pickles_as_its_text():
     again = pickle.loads(pickle.dumps(definition))
     assert (again.text, again.name, again.paper) == (LSTM, "L", "P")
     assert states(again) == states(definition)
-    assert again != definition
-    assert len({definition, again}) == 2
+    assert again == definition
+    assert len({definition, again}) == 1
+    assert definition not in (cell(LSTM, name="M"), cell(f"{LSTM}# the same", name="L"), LSTM)
     assert copy.copy(definition) is copy.deepcopy(definition) is definition
     assert len(pickle.dumps(definition)) < 400
+
+
+def test_names_of_cells_with_kernels_are_taken():
+    for name in cells.CELLS:
+        with pytest.raises(ValueError, match=f"cell: name is '{name}', expected another one"):
+            cell("h = tanh(W x + U h)", name=name)
+
+
+def test_a_constant_that_would_divide_by_zero_is_refused_by_the_layer():
+    kind = cell("constant k = 1\nh = W x + h / k")
+    with pytest.raises(ValueError, match="Layer: the divisor is 0, expected another number"):
+        fastrnn.Layer(kind, 3, 4, k=0)
+
+
+@pytest.mark.parametrize(("numbers", "expected"), [
+    (("clip", 1.0), "1, expected 2 with 'clip'"), (("tanh", 1.0), "1, expected 0 with 'tanh'"),
+    (("hard_sigmoid", 1, 2, 3), "3, expected 0 to 2 with 'hard_sigmoid'")])
+def test_elman_counts_its_numbers(numbers, expected):
+    with pytest.raises(ValueError, match=f"elman: numbers are {expected}"):
+        cells.elman(*numbers)
+    assert cells.elman("hard_sigmoid", 0.5).states == cells.elman("tanh").states
 
 
 def test_the_package_has_the_public_names():

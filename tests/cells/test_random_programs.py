@@ -448,3 +448,36 @@ def test_callers_of_one_layer_do_not_meet():
             for got, wanted in zip(pool.map(lambda x, layer=layer: layer(x)[0], [*xs] * 5),
                                    alone * 5, strict=True):
                 assert got.tobytes() == wanted["y"].tobytes()
+
+
+EXPONENTS = ("relu(W x) ** p", "abs(W x) ** p", "(2 + tanh(W x)) ** (p * h)", "3 ** (p * (W x))",
+             "(1 + sum(abs(W x))) ** sigmoid(U h)", "(1 + relu(W x)) ** sum(p)")
+
+
+@pytest.mark.parametrize("text", EXPONENTS)
+def test_the_gradient_of_an_exponent(text):
+    """Against PyTorch, whose powers of 0 have a slope of 0 along the exponent."""
+    torch = pytest.importorskip("torch")
+    learned = "learned p = 1.5\n" if "p" in text.replace("exp", "") else ""
+    layer = fastrnn.Layer(fastrnn.cell(f"{learned}h = 0.5 * h + {text}"), 2, 3, dtype="d", seed=3)
+    x = np.random.default_rng(0).standard_normal((4, 2, 2))
+    x[1] = 0  # a base of 0
+    y, _ = layer(x)
+    dx, _ = layer.backward(np.ones_like(y))
+    of = {name[0]: torch.tensor(array, requires_grad=True)
+          for name, array in layer.parameters().items()}
+    source = torch.tensor(x, requires_grad=True)
+    names = {"W x": "(x @ W.T)", "U h": "(h @ U.T)", "relu": "torch.relu", "sum(": "total(",
+             "tanh": "torch.tanh", "sigmoid": "torch.sigmoid", "abs": "torch.abs"}
+    for ours, theirs in names.items():
+        text = text.replace(ours, theirs)
+    h, outputs = torch.zeros(2, 3, dtype=torch.float64), []
+    for step in source:
+        h = 0.5 * h + eval(text, {"torch": torch, "x": step, "h": h, **of,
+                                  "total": lambda a: a.sum(-1, keepdim=a.ndim > 1)})
+        outputs.append(h)
+    np.testing.assert_allclose(y, torch.stack(outputs).detach(), 1e-12, 1e-12)
+    sum(a.sum() for a in outputs).backward()
+    np.testing.assert_allclose(dx, source.grad, 1e-10, 1e-12)
+    for name, array in of.items():
+        np.testing.assert_allclose(layer.grads[f"{name}_l0"], array.grad, 1e-10, 1e-12)

@@ -133,8 +133,8 @@ def refused(args, tmp_path, capsys):
         (["--seed", "5"], r"has another --seed \(0, not 5\)$"),
         (["--bptt", "8", "--seed", "1"],
          r"has another --bptt \(16, not 8\), another --seed \(0, not 1\)$"),
-        (["--hidden", "16"], r"another model: its config.hidden_size is 32, expected 16$"),
-        (["--cell", "rnn"], "another model: its config.cell is 'lstm', expected 'rnn'"),
+        (["--hidden", "16"], r"--hidden is 16, expected 32, which '.*latest.*' has, or no --hid"),
+        (["--cell", "rnn"], "--cell is rnn, expected lstm, which '.*latest.*' has, or no --cell$"),
     ],
 )
 def test_resume_refuses_other_options(run, tmp_path, capsys, options, match):

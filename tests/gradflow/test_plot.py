@@ -159,3 +159,10 @@ def test_without_matplotlib_there_is_a_sentence():
 def test_what_are_no_axes_is_refused(ax):
     with pytest.raises(TypeError, match=r"^unfolded: ax is of type .*, expected matplotlib's Axes"):
         plot.unfolded((1, 2), ax=ax)
+
+
+def test_a_cell_without_recorded_gates_is_named():
+    flow = gradient_flow(fastrnn.LSTM(4, 3, proj_size=2, seed=0), X)
+    for draw in (plot.saturation, plot.shares):
+        with pytest.raises(ValueError, match="expected the flow of a cell whose gates are rec"):
+            draw(flow)

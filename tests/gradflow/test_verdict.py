@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from flows import layer_of, scaled
 
+import fastrnn
 from fastrnn import gradflow
-from fastrnn.gradflow import GradientFlow, gradient_flow, growth, jacobians, verdict
+from fastrnn.gradflow import (
+    GradientFlow,
+    gradient_flow,
+    growth,
+    jacobians,
+    model_flow,
+    verdict,
+)
 from fastrnn.training.history import History
 
 X = np.zeros((4, 2, 3))
@@ -111,6 +119,30 @@ def test_a_stack_has_a_line_for_each_layer_and_direction():
     lines = verdict(gradient_flow(layer, np.ones((4, 2, 3)))).split("\n")
     assert [line.split(":")[0] for line in lines] == [
         "layer 0 forward", "layer 0 reverse", "layer 1 forward", "layer 1 reverse"]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+def test_neither_padding_nor_an_earlier_episode_is_a_vanished_gradient(bidirectional):
+    layer = layer_of("gru", bidirectional=bidirectional)
+    x = np.random.default_rng(0).standard_normal((40, 4, 3))
+    lengths = [20, 18, 19, 20]
+
+    def lines(**options):
+        return verdict(gradient_flow(layer, **options)).split("\n")
+    assert lines(x=x, lengths=lengths) == lines(x=x[:20], lengths=lengths)
+    reset = np.zeros((40, 4), bool)
+    reset[13] = True
+    cut = lines(x=x, reset=reset)
+    assert cut[0] == lines(x=x[13:])[0]  # the last episode
+    if bidirectional:
+        assert cut[1] == lines(x=x[:13])[1]  # the first one
+    assert "over 26 steps" in cut[0]
+    ends = {"x": x, "reset": reset, "lengths": [30, 30, 25, 30]}
+    assert lines(**ends)[0] == lines(x=x[13:30], lengths=[17, 17, 12, 17])[0]
+    model = fastrnn.SequenceModel(layer, 2, readout="last", seed=0)
+    flows = [model_flow(model, model.loss(part, [0, 1, 0, 1], lengths=lengths))[0]
+             for part in (x, x[:20])]
+    assert verdict(flows[0]) == verdict(flows[1])
 
 
 @pytest.mark.parametrize(("cell", "words"), [

@@ -343,7 +343,7 @@ def test_data_that_cannot_be_converted(x, error, match):
         ([[-1, 0]], IndexError, "x has numbers from -1 to 0"),
         ([[0.5, 0]], TypeError, "x[0, 0] is 0.5, expected whole numbers"),
         ([[0, np.nan]], TypeError, "x[0, 1] is nan, expected whole numbers"),
-        ([[0, 1e20]], IndexError, "x has the number 1e+20, expected fewer symbols"),
+        ([[0, 1e20]], IndexError, "x has the number 1e+20, expected numbers below 2^31"),
         (np.array([[0, 2**63]], np.uint64), IndexError, "x has the number 9223372036854775808"),
         ([[[0]]], ValueError, "x has shape (1, 1, 1), expected symbols (N, T), or (T,): one"),
         ("to be", TypeError, "x is text, expected numbers"),

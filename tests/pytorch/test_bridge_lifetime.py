@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import twins
 
@@ -42,6 +43,45 @@ def test_tensors_that_backward_does_not_read_may_change(cell, bidirectional, whi
     twins.assert_accelerated(module)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         gradients(changed, create_graph=True)
+
+
+@twins.per_layer
+def test_an_input_with_batch_first_may_change(cell, options):
+    """PyTorch has a copy: its memory may be an array that the next batch is written into."""
+    gradients = []
+    for module in twins.twins(cell, 3, 5, batch_first=True, **options):
+        array = np.arange(30.0).reshape(2, 5, 3) / 30
+        y = module(torch.from_numpy(array))[0]
+        array[:] = 0
+        y.square().sum().backward()
+        gradients.append([parameter.grad for parameter in module.parameters()])
+    for got, expected in zip(*gradients[::-1], strict=True):
+        twins.assert_near(got, expected)
+
+
+@twins.per_cell
+def test_one_step_does_not_read_its_weights_for_their_own_gradients(cell):
+    gradients = []
+    for change in (False, True):
+        theirs, ours = twins.twins(cell, 3, 5, single=True)
+        for module in (theirs, ours):
+            loss = sum(part.square().sum() for part in twins.as_tuple(
+                module(twins.normal(2, 3).detach())))
+            with torch.no_grad():
+                for name, parameter in module.named_parameters() if change else ():
+                    if module is ours or name.startswith("weight"):
+                        parameter.mul_(-3)
+            loss.backward()
+            gradients.append([parameter.grad for parameter in module.parameters()])
+    for one in gradients[1:]:
+        for got, expected in zip(one, gradients[0], strict=True):
+            twins.assert_near(got, expected)
+    x = twins.normal(2, 3)
+    loss = sum(part.sum() for part in twins.as_tuple(ours(x)))
+    with torch.no_grad():
+        ours.weight_hh.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("name", ["x", "h0", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
@@ -139,3 +179,19 @@ def test_a_state_that_is_overwritten_with_its_graph_is_freed(cell):
     known = step()
     gc.collect()
     assert all(reference() is None for reference in known)
+
+
+@twins.per_cell
+def test_an_input_of_a_frozen_module_that_is_overwritten_with_its_output_is_freed(cell):
+    _, module = twins.twins(cell, 5, 5)
+    module.requires_grad_(False)
+
+    def step():
+        x = twins.normal(4, 2, 5).detach()
+        y = module(x, twins.state_of(module, 2))[0]
+        x.copy_(y)
+        return weakref.ref(x)
+
+    known = step()
+    gc.collect()
+    assert known() is None

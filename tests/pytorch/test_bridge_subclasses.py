@@ -1,7 +1,9 @@
 """Users' own classes of recurrent modules: overridden methods, copies, and classes that refuse."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import twins
@@ -58,9 +60,23 @@ class RemadeByMethod(torch.nn.GRU):
         return module
 
 
-class Named(torch.nn.GRU):
+class Registered(torch.nn.GRU):
+    known = []
+
     def __init_subclass__(cls, name, **options):
         super().__init_subclass__(**options)
+        Registered.known.append((name, cls))
+
+
+class Final(type):
+    def __new__(cls, name, bases, content):
+        if any(isinstance(base, Final) for base in bases):
+            raise TypeError(f"{name}: its base is final")
+        return super().__new__(cls, name, bases, content)
+
+
+class Alone(torch.nn.GRU, metaclass=Final):
+    pass
 
 
 @pytest.mark.parametrize("make", [
@@ -100,14 +116,53 @@ def test_copies_that_a_subclass_makes_itself(kind, copied):
 
 
 def test_a_class_from_which_none_can_be_derived_changes_nothing():
-    with pytest.raises(TypeError, match="name"):
-        class Without(Named):
-            pass
-    model = torch.nn.Sequential(torch.nn.GRU(3, 4), torch.nn.ModuleList([Named(4, 4)]))
-    with pytest.raises(TypeError, match="accelerate: from Named no class can"):
+    model = torch.nn.Sequential(torch.nn.GRU(3, 4), torch.nn.ModuleList([Alone(4, 4)]))
+    with pytest.raises(TypeError, match=r"accelerate: from Alone no class can be derived: .*final"):
         bridge.accelerate(model)
     assert type(model[0]) is torch.nn.GRU
-    assert type(model[1][0]) is Named
+    assert type(model[1][0]) is Alone
+
+
+def test_a_users_hook_on_subclasses_is_called_for_the_users_own_alone():
+    module = bridge.accelerate(Registered(3, 4))
+    assert Registered.known == []
+    with bridge.mode("always"):
+        module(torch.randn(5, 2, 3))
+    twins.assert_accelerated(module)
+
+    class Own(type(module), name="own"):
+        pass
+    assert Registered.known == [("own", Own)]
+    Registered.known.clear()
+
+
+def test_classes_are_not_kept():
+    def accelerated():
+        class Own(torch.nn.GRU):
+            pass
+        modules = bridge.accelerate(Own(3, 4)), bridge.accelerate(Own(3, 4))
+        assert type(modules[0]) is type(modules[1])
+        return weakref.ref(Own)
+    of = accelerated()
+    gc.collect()
+    assert of() is None
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTMCell"])
+def test_a_method_that_is_replaced_in_pytorchs_class_is_called(kind, monkeypatch):
+    theirs = getattr(torch.nn, kind)
+    modules, of = (theirs(3, 4), bridge.accelerate(theirs(3, 4))), theirs.forward
+    modules[1].load_state_dict(modules[0].state_dict())
+    calls = []
+
+    def forward(self, *args):
+        calls.append(self)
+        return of(self, *args)
+    monkeypatch.setattr(theirs, "forward", forward)
+    with bridge.mode("always"):
+        for module in modules:
+            module(torch.randn(5, 3))
+    assert calls == list(modules)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from runs import sine
 
-from fastrnn.training import Batch, Generated, Samples, Windows
+from fastrnn import GRU, SequenceModel, fit
+from fastrnn.training import Batch, Generated, Samples, Windows, evaluate
 
 
 def read(windows):
@@ -47,6 +48,31 @@ def test_windows_of_bytes_numbers_and_targets():
         per = n // 2
         np.testing.assert_array_equal(np.concatenate([b.targets for b in read(windows)]),
                                       tags[: 2 * per].reshape(2, per).T)
+
+
+@pytest.mark.parametrize("far", [2**31, 2**32, 2**32 - 100, 2**63 - 1])
+def test_symbols_beyond_32_bits_are_no_other_symbols(far):
+    model = SequenceModel(GRU(2, 4, seed=0), 5, vocab_size=5, seed=0)
+    near = np.arange(40) % 5
+    for windows in (Windows(near + (far - 5), 10, 2), Windows(near, 10, 2, targets=near + far - 5)):
+        for run in (lambda w: evaluate(model, w, 2), lambda w: fit(model, w, steps=1)):
+            with pytest.raises(IndexError):
+                run(windows)
+
+
+def test_a_view_of_memory_is_what_it_views():
+    a = np.arange(6)
+    for view, array in ((memoryview(a), a), (memoryview(a / 7), a / 7),
+                        (memoryview(b"abcdef"), np.frombuffer(b"abcdef", np.uint8)),
+                        (memoryview(b"abcdef").cast("c"), np.frombuffer(b"abcdef", np.uint8)),
+                        (memoryview(a)[::2], a[::2])):
+        of = (Windows(each, 1, 2) for each in (view, array))
+        for got, expected in zip(*map(read, of), strict=True):
+            np.testing.assert_array_equal(got.inputs[0], expected.inputs[0])
+            np.testing.assert_array_equal(got.targets, expected.targets)
+    model = SequenceModel(GRU(1, 4, seed=0), 1, loss="mse", seed=0)
+    series = np.sin(np.arange(9, dtype=np.float32))
+    np.testing.assert_array_equal(model.predict(memoryview(series)), model.predict(series))
 
 
 def test_windows_of_several_series_side_by_side():

@@ -360,3 +360,20 @@ def test_what_does_not_fit_is_one_sentence(call, error, message):
         call(model)
     assert "\n" not in str(caught.value)
     np.testing.assert_array_equal(values(model), before)
+
+
+@pytest.mark.parametrize("readout", ["every", "last"])
+def test_a_batch_of_empty_sequences_alone_is_computed(readout):
+    """Which sequences meet in a batch is drawn: no draw ends the training."""
+    rng = np.random.default_rng(0)
+    x = [rng.standard_normal((9, 1)) for _ in range(4)] + [np.zeros((0, 1))]
+    y = rng.standard_normal((5, 1)) if readout == "last" else [a * 2 for a in x]
+    model = SequenceModel(GRU(1, 4, seed=0), 1, loss="mse", readout=readout, seed=0)
+    history = training.fit(model, x, y, batch_size=2, epochs=20, validation=(x, y))
+    assert len(history.losses) == 60
+    assert np.isfinite(history.losses).all()
+    alone = training.fit(model, x[:4], y[:4], batch_size=2, steps=1, validation=(x[:4], y[:4]))
+    assert history.validations[-1][1] != alone.validations[-1][1]
+    nothing = [np.zeros((0, 1), "f")]
+    with pytest.raises(ValueError, match="the batch of step 1 has no sequence with a step"):
+        training.fit(model, lambda step: Batch(nothing, nothing), steps=1)

@@ -37,6 +37,48 @@ def test_a_refused_run_leaves_the_learning_rate(change):
     assert optimizer.lr == 0.5
 
 
+@pytest.mark.parametrize("how", [
+    {"schedule": lambda step, fraction: None},
+    {"x": lambda step: Batch(np.ones((3, 1, 1)), np.ones((3, 1, 1))), "window": None},
+    {"x": lambda step: Batch(np.ones((3, 1, 1), "f"), np.ones((3, 1, 1), "f"), first="no"),
+     "window": None}], ids=["schedule", "dtype", "first"])
+def test_a_refused_step_changes_neither_gradients_nor_generators(how):
+    layers = fastrnn.LSTM(1, 4, num_layers=2, dropout=0.5, seed=0)
+    m = SequenceModel(layers, 1, loss="mse", seed=0)
+    m.loss(np.ones((3, 1, 1), "f"), np.ones((3, 1, 1), "f")).backward()
+    before = [a.copy() for a in m.grads.values()], m.dropout_state
+    with pytest.raises((TypeError, ValueError)):
+        fit(m, **{"x": np.sin(np.arange(400) / 5), "window": 10, "steps": 2} | how)
+    for one, other in zip(m.grads.values(), before[0], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert m.dropout_state == before[1]
+
+
+def test_two_optimizers_are_refused():
+    m = model()
+    with pytest.raises(ValueError, match="optimizer is 'sgd', expected none: one is in the place"):
+        fit(m, data()[0], optim.Adam(m), optimizer="sgd", epochs=1)
+
+
+@pytest.mark.parametrize("name", ["target", "groups", "freeze"])
+def test_what_an_optimizer_is_about_is_fixed(name):
+    optimizer = optim.Adam(model())
+    with pytest.raises(AttributeError, match=f"{name} is fixed when the Adam is made"):
+        setattr(optimizer, name, {})
+
+
+@pytest.mark.parametrize(("name", "value", "match"), [
+    ("head.v", -1, r"head.v has -1.* at \[0\], expected a number of at least 0"),
+    ("head.m", np.nan, r"head.m has nan at \[0\], expected a number$")])
+def test_a_state_that_would_ruin_the_model_is_refused(name, value, match):
+    optimizer = optim.Adam(model())
+    state = optimizer.state_dict()
+    state[name][:] = value
+    with pytest.raises(ValueError, match=match):
+        optimizer.load_state_dict(state)
+    assert all((a == 0).all() for a in optimizer.state_dict().values())
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_file_in_place_of_the_folder_is_named(tmp_path, resume):
     (tmp_path / "run").write_text("mine")
