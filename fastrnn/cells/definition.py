@@ -86,9 +86,6 @@ class Definition:
         for what, value in (("text", text), ("name", name), ("paper", paper)):
             if not isinstance(value, str):
                 raise TypeError(f"cell: {what} is {value!r:.60}, expected a string")
-        if name in CELLS:
-            raise ValueError(f"cell: name is {name!r}, expected another one than those of cells "
-                             f"with kernels of their own, {', '.join(CELLS)}")
         names = Names(text)
         widths = Widths(names)
         held: dict[str, Any] = {
@@ -309,4 +306,7 @@ def cell(text: str, *, name: str = "Cell", paper: str = "") -> Definition:
     if isinstance(text, str) and not text.strip():
         raise DefinitionError("the definition is empty, expected at least one equation: "
                               "target = expression")
+    if name in CELLS:
+        raise ValueError(f"cell: name is {name!r}, expected another one than those of cells with "
+                         f"kernels of their own, {', '.join(CELLS)}")
     return Definition(text, name=name, paper=paper)

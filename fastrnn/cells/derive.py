@@ -224,7 +224,7 @@ def _power(r: _Reverse, a: Node, b: Node, n: Node, g: Node) -> None:
     """Go back through n = a ** b; for a = 0 and b >= 0 the slope along b is taken as 0."""
     graph, one, zero = r.graph, r.graph.constant(1), r.graph.constant(0)
     less = power_of_node(graph, a, graph.sub(b, one))
-    r.give(a, graph.mul(g, graph.mul(b, less)))
+    r.give(a, graph.mul(g, compare(graph, "==", b, zero, zero, graph.mul(b, less))))
     slope = graph.mul(n, graph.apply("log", a))
     known = compare(graph, "<=", zero, b, zero, slope)
     r.give(b, graph.mul(g, compare(graph, "==", a, zero, known, slope)))

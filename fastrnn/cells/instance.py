@@ -165,7 +165,7 @@ class Plan(Compiled):
                      for name, value, *_ in self.program.vectors if not name)]
         most = float(np.finfo(dtype).max)
         for name, value in numbers:
-            if abs(value) > most:
+            if not abs(value) <= most:  # nan comes from arithmetic without a result
                 raise RefusedValue(f"{name} is {value:g}, which {np.dtype(dtype)} cannot hold")
 
     @property

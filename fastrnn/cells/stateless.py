@@ -56,6 +56,10 @@ class CellTape:
                  weight_masks: dict[int, np.ndarray]) -> None:
         self.tape, self.plan, self.names, self.weight_masks = tape, plan, names, weight_masks
 
+    def __copy__(self) -> CellTape:
+        """Return a tape with memory of its own, which serves one more backward."""
+        return CellTape(self.tape.copy(), self.plan, self.names, self.weight_masks)
+
     @property
     def definition(self) -> Definition:
         """Of the forward."""

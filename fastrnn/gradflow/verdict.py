@@ -101,7 +101,7 @@ def verdict(of: GradientFlow | Jacobians | History) -> str:
     of the number of steps, the factor decides: below 0.01 gradients vanish, above 100 they explode.
     Where the loss enters at every step, the gradients that enter late hide what reaches back from
     the last step. Rows of different lengths are compared at equal distances from their ends, and of
-    rows with resets what lies behind the last one counts: no gradient goes further back. For a
+    rows with resets the last episode that has a gradient counts: none goes further back. For a
     History the norms are those of the whole gradient at each step of the
     training: it explodes where one is above 100 times the median of the steps around it.
 
@@ -163,19 +163,26 @@ def _backward(
     """Return, for each direction, root mean squares (L, n), over the rows, of norms (L, D, T, B).
 
     They are in the order of backward: place k is k steps from the end of each row, and a reverse
-    direction ends at step 0. A row counts back to where its last sequence or episode begins; the
-    longest has n steps.
+    direction ends at step 0. With resets the end is that of the row's last episode that has a
+    gradient, and no place lies before this episode. The longest row has n steps.
     """
     T, B = norms.shape[2:]
     ends = np.full(B, T) if lengths is None else lengths
+    k = np.arange(T)[:, None]
     found = []
     for d in range(norms.shape[1]):
-        places = np.arange(T)[:, None] if d else ends - 1 - np.arange(T)[:, None]  # (T, B)
-        own = np.take_along_axis(norms[:, d], np.clip(places, 0, T - 1)[None], 1)
-        real = (places >= 0) & (places < ends)
-        if begins is not None:  # the step at which an episode begins still has its gradient
-            stop = np.take_along_axis(begins[d], np.clip(places, 0, T - 1), 0)
-            real[1:] &= ~np.logical_or.accumulate(stop[:-1])
+        places = np.broadcast_to(k, (T, B)) if d else ends - 1 - k
+        real, places = (places >= 0) & (places < ends), np.clip(places, 0, T - 1)
+        own = np.where(real, np.take_along_axis(norms[:, d], places[None], 1), 0)  # (L, T, B)
+        if begins is not None:
+            begin = np.take_along_axis(begins[d], places, 0) & real
+            episode: np.ndarray = np.cumsum(begin, 0) - begin  # its own first step is its last place
+            lives = (own != 0).any(0)
+            last: np.ndarray = np.take_along_axis(episode, lives.argmax(0)[None], 0)
+            real &= (episode == last) & (lives.any(0) | ~lives.any())
+            moved = k + real.argmax(0)
+            real = np.take_along_axis(real, np.minimum(moved, T - 1), 0) & (moved < T)
+            own = np.take_along_axis(own, np.minimum(moved, T - 1)[None], 1)
         n = int(real.sum(0).max())
         found.append(norm(np.where(real, own, 0), 2)[:, :n] / np.sqrt(real.sum(1)[:n]))
     return found

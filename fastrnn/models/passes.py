@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -75,6 +76,15 @@ class ModelPass(abc.ABC):
         self._model, self._stack, self.rows, self.ragged = model, stack, rows, ragged
         self._versions = [part.version for part in model.distinct]
         self.spent = False  # whether it has had its backward
+
+    def __copy__(self) -> Self:
+        """Return a pass through the same model that goes back by itself."""
+        made = object.__new__(type(self))
+        for name, value in vars(self).items():
+            if isinstance(value, list) and any(isinstance(one, Pass) for one in value):
+                value = [copy.copy(one) for one in value]
+            made.__dict__[name] = copy.copy(value) if isinstance(value, ModelPass) else value
+        return made
 
     def go_back(self, gradient: Any, dstate: Any, back: Back) -> Any:
         """Do what `backward` does: whatever can be refused is, before anything has changed."""
@@ -259,6 +269,11 @@ class LossPass:
         self.value, self.weight, self.state = value, weight, state
         self.inner, self.doutputs = inner, doutputs  # what backward goes through, and with
         self._scratch = scratch  # where doutputs came from
+
+    def __copy__(self) -> LossPass:
+        """Return a pass of the same loss that goes back by itself."""
+        doutputs = None if self.doutputs is None else self.doutputs.copy()
+        return LossPass(self.value, self.weight, self.state, copy.copy(self.inner), doutputs)
 
     @property
     def spent(self) -> bool:

@@ -115,12 +115,12 @@ cdef class Call:
         None stands for a tensor that is in the other list. () twice: all are saved. To be called
         before `forward`, for a tape keeps x.
         """
-        if self.batch_first and not self.x.requires_grad:
+        cdef ptrdiff_t i, n = len(needs), second = 3 + (4 if self.bias else 2)
+        cdef bint reads_x = needs[3] or self.directions == 2 and needs[second]
+        if reads_x and self.batch_first and not self.x.requires_grad:
             self.x = self.x.clone()  # as in PyTorch the caller's, perhaps NumPy's, may change
             self.x_array = EXCHANGE.view(self.x)
         cdef list saved = self.tensors(), rest, versions
-        cdef ptrdiff_t i, n = len(saved), second = 3 + (4 if self.bias else 2)
-        cdef bint reads_x = needs[3] or self.directions == 2 and needs[second]
         cdef bint through = self.T > 1 or self.num_layers > 1 or needs[0] or needs[1] or needs[2]
         if reads_x and through and self.h0 is None:
             return saved, (), ()

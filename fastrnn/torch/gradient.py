@@ -70,9 +70,11 @@ class Recurrent(Function):
         hooked = has_hooks()
         ctx.problem = problem_of(call)
         ctx.set_materialize_grads(False)
-        saved: Any = x, h0, c0, *weights
         ctx.rest = ctx.versions = ()
-        if not hooked:
+        if hooked:
+            own = x.clone() if call.batch_first and not x.requires_grad else x  # see Call.split
+            saved: Any = own, h0, c0, *weights
+        else:
             saved, ctx.rest, ctx.versions = call.split(ctx.needs_input_grad[1:])
         outputs, tapes = call.forward(not hooked)
         if not hooked:

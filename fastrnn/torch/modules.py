@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -203,6 +204,9 @@ def _revived(base: type[nn.Module]) -> Any:
     return object.__new__(ours)
 
 
+_deriving = threading.Lock()  # two threads get one class
+
+
 def accelerated_class(base: type[nn.Module]) -> type[nn.Module] | None:
     """Return the accelerated class for a class of modules; None if there is none."""
     if base in CLASSES:
@@ -212,17 +216,18 @@ def accelerated_class(base: type[nn.Module]) -> type[nn.Module] | None:
     ours = next((CLASSES[known] for known in CLASSES if issubclass(base, known)), None)
     if ours is None or base.__module__.startswith("torch."):
         return None  # quantised modules and others of PyTorch's own compute something else
-    made = [of for of in base.__subclasses__() if vars(of).get("_fastrnn_from") is base]
-    if made:
-        return made[0]
-    content = {
-        "__module__": base.__module__, "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__, "_fastrnn_from": base, "_is_plain": _is_plain(base)}
-    try:
-        return type(base.__name__, (_Derived, base, ours), content)
-    except TypeError as error:  # of a metaclass, or a name in __slots__
-        raise TypeError(f"accelerate: from {base.__qualname__} no class can be derived: "
-                        f"{error}") from error
+    with _deriving:
+        made = [of for of in base.__subclasses__() if vars(of).get("_fastrnn_from") is base]
+        if made:
+            return made[0]
+        content = {
+            "__module__": base.__module__, "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__, "_fastrnn_from": base, "_is_plain": _is_plain(base)}
+        try:
+            return type(base.__name__, (_Derived, base, ours), content)
+        except TypeError as error:  # of a metaclass
+            raise TypeError(f"accelerate: from {base.__qualname__} no class can be derived: "
+                            f"{error}") from error
 
 
 def _is_plain(base: type[nn.Module]) -> bool:

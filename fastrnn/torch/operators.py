@@ -154,6 +154,8 @@ def _with_dropout(
         return _theirs(operator, args, known)
     count = len(params) // L
     y, finals = x.transpose(0, 1) if batch_first else x, []
+    if batch_first and not x.requires_grad:  # as in PyTorch the caller's may change
+        y = y.contiguous()
     for layer in range(L):
         if layer:
             y = torch.dropout(y, dropout, True)

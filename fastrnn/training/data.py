@@ -226,7 +226,13 @@ class Windows:
 
     @public
     def __call__(self, step: int) -> Batch:
-        """Return the batch of a step, x and targets (T, B, ...)."""
+        """Return the batch of a step, x and targets (T, B, ...).
+
+        Parameters
+        ----------
+        step : int
+            From 0 on.
+        """
         step = _checks.positive("step", step, least=0) % self.count
         group, window = divmod(step, self._per_row)
         place = (slice(window * self.T, (window + 1) * self.T),
@@ -285,7 +291,13 @@ class SeriesWindows(Windows):
 
     @public
     def __call__(self, step: int) -> Batch:
-        """Return the batch of a step, lists of B arrays of at most T steps."""
+        """Return the batch of a step, lists of B arrays of at most T steps.
+
+        Parameters
+        ----------
+        step : int
+            From 0 on.
+        """
         step = _checks.positive("step", step, least=0) % self.count
         group = int(np.searchsorted(self._ends, step, "right"))
         window = step - (int(self._ends[group - 1]) if group else 0)
@@ -378,7 +390,13 @@ class Samples:
 
     @public
     def __call__(self, step: int) -> Batch:
-        """Return the batch of a step."""
+        """Return the batch of a step.
+
+        Parameters
+        ----------
+        step : int
+            From 0 on.
+        """
         epoch, k = divmod(_checks.positive("step", step, least=0), self.count)
         now: Any = slice(k * self.batch_size, (k + 1) * self.batch_size)
         if self.shuffle:
@@ -492,7 +510,13 @@ class Generated:
 
     @public
     def __call__(self, step: int) -> Batch:
-        """Return the batch of a step."""
+        """Return the batch of a step.
+
+        Parameters
+        ----------
+        step : int
+            From 0 on.
+        """
         step = _checks.positive("step", step, least=0)
         return self.draw(np.random.default_rng([self.seed, step]))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastrnn import _checks
 
-__all__ = ["History", "Progress"]
+__all__ = ["History", "Progress", "best_of"]
 
 
 @dataclasses.dataclass
@@ -46,6 +46,11 @@ class Progress:
         return self.loss / math.log(2)
 
 
+def best_of(validations: list[tuple[int, float]]) -> tuple[int, float] | None:
+    """Return the first of the least losses with its step; None of none."""
+    return min(validations, key=lambda v: math.inf if math.isnan(v[1]) else v[1], default=None)
+
+
 @dataclasses.dataclass
 class History:
     """What happened in a training, step by step.
@@ -79,8 +84,7 @@ class History:
     @property
     def best(self) -> tuple[int, float] | None:
         """Step and loss of the best validation; None without one."""
-        return min(self.validations, key=lambda v: math.inf if math.isnan(v[1]) else v[1],
-                   default=None)
+        return best_of(self.validations)
 
     def plot(self, axes: Any = None) -> Any:
         """Draw losses and norms over the steps; return the two Axes (extra [plot]).

@@ -125,8 +125,9 @@ def fit(
     checkpoint_every : int
         1000 by default.
     resume : bool
-        Go on from the folder's latest, if there is one: bitwise as if it had never stopped. So a
-        validation that was due only because the run ended is forgotten if it goes on. A run
+        Go on from the folder's latest, if there is one: bitwise as if it had never stopped. A
+        validation that was due only because the run ended then counts as the best if it is, and
+        not for patience. A run
         that patience or target_loss has ended takes no further step, unless they changed. Data,
         window, seed and batch_size must be those of the checkpoint; what a function of your own
         returns is not compared.
@@ -277,9 +278,6 @@ class Run:
         """Take steps until the run is over."""
         history, now = self.history, self.history.progress
         now.fraction = self.length.fraction(now, self.limit)
-        if (self.validation is not None and now.fraction < 1 and history.stopped == "done"
-                and history.validations and history.validations[-1][0] % self.validation.every):
-            history.validations.pop()  # it was made where the run ended, and would not have been
         start = time.perf_counter() - now.seconds
         while now.fraction < 1 and history.stopped == "done":
             self._advance(start)

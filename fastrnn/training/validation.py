@@ -10,7 +10,7 @@ from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.layers.parameters import evaluating, modes
 from fastrnn.training.data import Data, Samples, Windows, batch_of, check_data
-from fastrnn.training.history import History
+from fastrnn.training.history import History, best_of
 from fastrnn.training.options import Stopping, takes
 from fastrnn.training.step import check_model, loss_of
 
@@ -99,11 +99,15 @@ class Validation:
         return not math.isnan(loss) and (best is None or not loss >= best[1])
 
     def stop(self, history: History) -> str | None:
-        """Return why the run shall end after the latest validation; None: it goes on."""
-        best = history.best
+        """Return why the run shall end after a validation that was due; None: it goes on.
+
+        What was validated only because an earlier run ended there does not count.
+        """
+        due = [found for found in history.validations if found[0] % self.every == 0]
+        best = best_of(due)
         assert best is not None  # there was one
         target, patience = self._stopping.target_loss, self._stopping.patience
-        if target is not None and history.validations[-1][1] < target:
+        if target is not None and due[-1][1] < target:
             return "target"
-        since = len(history.validations) - 1 - history.validations.index(best)
+        since = len(due) - 1 - due.index(best)
         return "patience" if patience is not None and since >= patience else None

@@ -139,6 +139,11 @@ def test_neither_padding_nor_an_earlier_episode_is_a_vanished_gradient(bidirecti
     assert "over 26 steps" in cut[0]
     ends = {"x": x, "reset": reset, "lengths": [30, 30, 25, 30]}
     assert lines(**ends)[0] == lines(x=x[13:30], lengths=[17, 17, 12, 17])[0]
+    dy = np.zeros((40, 4, layer.width))
+    dy[12] = 1  # the loss is all before the reset
+    alone = lines(x=x[:13], dy=dy[:13])
+    assert lines(x=x, reset=reset, dy=dy)[0] == alone[0]
+    assert lines(x=x, reset=reset, dy=dy * 0)[0] == lines(x=x[13:], dy=dy[13:])[0]
     model = fastrnn.SequenceModel(layer, 2, readout="last", seed=0)
     flows = [model_flow(model, model.loss(part, [0, 1, 0, 1], lengths=lengths))[0]
              for part in (x, x[:20])]

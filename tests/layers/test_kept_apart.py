@@ -256,3 +256,35 @@ def test_held_masks_are_of_so_many_sequences():
     layer.hold_masks(2)
     y = layer(X)[0]
     np.testing.assert_array_equal(layer(X)[0], y)
+
+
+def test_a_copied_pass_goes_back_by_itself():
+    """Of a layer, a cell, a model, a loss, and the tape of a function."""
+    layer = fastrnn.GRU(4, 4, dtype="d", seed=0)
+    model = fastrnn.SequenceModel(fastrnn.GRU(4, 4, seed=0, dtype="d"), 2, loss="mse", seed=0)
+    cell = fastrnn.LSTMCell(4, 4, dtype="d", seed=0)
+    x = np.random.default_rng(0).standard_normal((5, 2, 4))
+    of = {"layer": layer.forward(x), "cell": cell.forward(x[0]), "model": model.forward(x)}
+    for name, (out, *_, p) in of.items():
+        other = copy.copy(p)
+        grads = [part.new_grads() for part in 2 * [{"layer": layer, "cell": cell}.get(name, model)]]
+        for each, own in zip((p, other), grads, strict=True):
+            each.backward(out, grads=own)
+        for key, array in grads[0].items():
+            np.testing.assert_array_equal(array, grads[1][key])
+        assert all(grads[0][key].any() for key in grads[0] if "weight_ih" in key)
+        assert copy.copy(p).spent
+    p = model.loss(x, x[..., :2])
+    other, got = copy.copy(p), []
+    for each in (p, other):
+        got.append(model.new_grads())
+        each.backward(grads=got[-1])
+    for key, array in got[0].items():
+        np.testing.assert_array_equal(array, got[1][key])
+    kind = fastrnn.cell("h = tanh(W x + U h)")
+    weights = {"W": x[0, :1].repeat(3, 0), "U": np.eye(3)}
+    y, _, tape = functional.cell_forward(kind, x, None, weights)
+    other = copy.copy(tape)
+    for one, two in zip(functional.cell_backward(tape, y)[2].values(),
+                        functional.cell_backward(other, y)[2].values(), strict=True):
+        np.testing.assert_array_equal(one, two)

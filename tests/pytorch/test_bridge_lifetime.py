@@ -1,5 +1,6 @@
 """What a call keeps of its tensors until backward: which may change, be freed, or come back."""
 
+import contextlib
 import gc
 import weakref
 
@@ -45,13 +46,18 @@ def test_tensors_that_backward_does_not_read_may_change(cell, bidirectional, whi
         gradients(changed, create_graph=True)
 
 
+@pytest.mark.parametrize("how", [{}, {"num_layers": 2, "dropout": 0.5}, "hooks"], ids=str)
 @twins.per_layer
-def test_an_input_with_batch_first_may_change(cell, options):
+def test_an_input_with_batch_first_may_change(cell, options, how):
     """PyTorch has a copy: its memory may be an array that the next batch is written into."""
     gradients = []
-    for module in twins.twins(cell, 3, 5, batch_first=True, **options):
+    more = {} if how == "hooks" else how
+    for module in twins.twins(cell, 3, 5, batch_first=True, **options, **more):
         array = np.arange(30.0).reshape(2, 5, 3) / 30
-        y = module(torch.from_numpy(array))[0]
+        torch.manual_seed(1)
+        hooks = torch.autograd.graph.save_on_cpu if how == "hooks" else contextlib.nullcontext
+        with hooks():
+            y = module(torch.from_numpy(array))[0]
         array[:] = 0
         y.square().sum().backward()
         gradients.append([parameter.grad for parameter in module.parameters()])

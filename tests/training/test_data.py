@@ -50,13 +50,13 @@ def test_windows_of_bytes_numbers_and_targets():
                                       tags[: 2 * per].reshape(2, per).T)
 
 
-@pytest.mark.parametrize("far", [2**31, 2**32, 2**32 - 100, 2**63 - 1])
+@pytest.mark.parametrize("far", [2**31, 2**32, 2**33, -(2**32), 2**40])
 def test_symbols_beyond_32_bits_are_no_other_symbols(far):
     model = SequenceModel(GRU(2, 4, seed=0), 5, vocab_size=5, seed=0)
     near = np.arange(40) % 5
-    for windows in (Windows(near + (far - 5), 10, 2), Windows(near, 10, 2, targets=near + far - 5)):
+    for windows in (Windows(near + far, 10, 2), Windows(near, 10, 2, targets=near + far)):
         for run in (lambda w: evaluate(model, w, 2), lambda w: fit(model, w, steps=1)):
-            with pytest.raises(IndexError):
+            with pytest.raises(IndexError, match=str(far)[:6]):
                 run(windows)
 
 

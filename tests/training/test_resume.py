@@ -45,17 +45,16 @@ def test_a_resumed_run_is_bitwise_one_that_never_stopped(tmp_path, stop):
     assert values(fastrnn.load(tmp_path / LATEST)).tobytes() == values(whole[0]).tobytes()
 
 
-def test_a_validation_that_only_ended_the_run_is_forgotten_if_it_goes_on(tmp_path):
-    """It would count for patience, and as the best."""
+def test_a_validation_that_only_ended_the_run_is_the_best_and_no_patience(tmp_path):
     losses = itertools.chain([1.0, 0.1, 2.0, 0.5], itertools.repeat(3.0))
     options = {"validate_every": 10, "patience": 2, "validation": lambda: next(losses)}
-    first = run(tmp_path, 13, **options)[2]
-    assert first.validations == [(10, 1.0), (13, 0.1)]
-    again = run(tmp_path, 13, resume=True, **options)[2]
-    assert again.validations == first.validations
+    first, _, history = run(tmp_path, 13, **options)
+    assert history.validations == [(10, 1.0), (13, 0.1)]
     rest = run(tmp_path, 90, resume=True, **options)[2]
-    assert rest.validations == [(10, 1.0), (20, 2.0), (30, 0.5), (40, 3.0), (50, 3.0)]
-    assert rest.stopped == "patience"
+    assert rest.validations == [(10, 1.0), (13, 0.1), (20, 2.0), (30, 0.5), (40, 3.0), (50, 3.0)]
+    assert rest.stopped == "patience"  # since step 30
+    assert rest.best == (13, 0.1)
+    np.testing.assert_array_equal(values(fastrnn.load(tmp_path / BEST)), values(first))
 
 
 def test_a_run_resumes_from_its_last_checkpoint_after_a_crash(tmp_path):
