@@ -176,7 +176,7 @@ def _backward(
         own = np.where(real, np.take_along_axis(norms[:, d], places[None], 1), 0)  # (L, T, B)
         if begins is not None:
             begin = np.take_along_axis(begins[d], places, 0) & real
-            episode: np.ndarray = np.cumsum(begin, 0) - begin  # its own first step is its last place
+            episode: np.ndarray = np.cumsum(begin, 0) - begin  # of each place
             lives = (own != 0).any(0)
             last: np.ndarray = np.take_along_axis(episode, lives.argmax(0)[None], 0)
             real &= (episode == last) & (lives.any(0) | ~lives.any())

@@ -285,6 +285,6 @@ def test_a_copied_pass_goes_back_by_itself():
     weights = {"W": x[0, :1].repeat(3, 0), "U": np.eye(3)}
     y, _, tape = functional.cell_forward(kind, x, None, weights)
     other = copy.copy(tape)
-    for one, two in zip(functional.cell_backward(tape, y)[2].values(),
-                        functional.cell_backward(other, y)[2].values(), strict=True):
+    for one, two in zip(functional.cell_backward(y, None, tape)[2].values(),
+                        functional.cell_backward(y, None, other)[2].values(), strict=True):
         np.testing.assert_array_equal(one, two)
