@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from fastrnn.torch import traceable
 from fastrnn.torch.door import Operator
-from fastrnn.torch.operators import FUNCTIONS, OPERATORS, run_module
+from fastrnn.torch.operators import FUNCTIONS, OPERATORS, note_refused, run_module
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "restore"]
 
@@ -66,6 +66,9 @@ def _accelerated(
 
     def called(self: Any, input: Any, hx: Any = None) -> Any:
         if base.forward is not own:  # replaced in PyTorch's class, as profilers do
+            if (operator := operator_of(self)) is not None:
+                note_refused(operator, next(self.parameters(), None), input,
+                             f"{base.__name__}.forward of PyTorch was replaced")
             return base.forward(self, input, hx)
         # a caller may hold this method of a module that has been restored since
         if (type(input) is torch.Tensor and getattr(self, "_is_plain", False)

@@ -134,10 +134,15 @@ def _theirs(operator: Operator, args: tuple[Any, ...], reason: str) -> Any:
     # behind the states, which may be a pair: the last list of a sequence's arguments
     weight = next((arg[0] for arg in args[3:1:-1] if isinstance(arg, (list, tuple)) and len(arg)),
                   args[2] if len(args) > 2 else None)
-    shape = "x".join(map(str, getattr(args[0], "shape", ()))) if args else ""
+    note_refused(operator, weight, args[0] if args else None, reason)
+    return getattr(ORIGINALS, operator.function)(*args)
+
+
+def note_refused(operator: Operator, weight: Any, x: Any, reason: str) -> None:
+    """Note why PyTorch computes a call; `weight` is the first weight of its module."""
+    shape = "x".join(map(str, getattr(x, "shape", ())))
     key = (operator.function, shape, "refused")
     choice.note(weight, key, choice.refused(key, operator.name, shape), reason)
-    return getattr(ORIGINALS, operator.function)(*args)
 
 
 def _with_dropout(

@@ -144,9 +144,9 @@ def _elements(name: str, value: Any) -> np.ndarray:
 
 def _whole(a: np.ndarray) -> np.ndarray:
     """Return symbols as the int32 that kernels read; the model refuses those beyond it."""
-    if a.dtype.kind not in "iu" or (a.size and not INT32.min <= a.min() <= a.max() <= INT32.max):
-        return a
-    return a.astype(np.int32, copy=False)
+    fits = a.dtype.kind in "iu" and (np.can_cast(a.dtype, np.int32) or not a.size or (
+        INT32.min <= a.min() and a.max() <= INT32.max))
+    return a.astype(np.int32, copy=False) if fits else a
 
 
 class Windows:

@@ -163,6 +163,7 @@ def test_a_method_that_is_replaced_in_pytorchs_class_is_called(kind, monkeypatch
         for module in modules:
             module(torch.randn(5, 3))
     assert calls == list(modules)
+    assert f"{kind}.forward of PyTorch was replaced" in str(bridge.report(modules[1]))
 
 
 @pytest.fixture
