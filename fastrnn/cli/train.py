@@ -203,7 +203,10 @@ def _model(args: argparse.Namespace) -> LanguageModel:
     """Return the model to train: a new one, or the one to go on from."""
     given = {name: getattr(args, name) for name in SIZES if hasattr(args, name)}
     source = getattr(args, "source", None)
-    if source is None and hasattr(args, "folder") and goes_on(args.folder, args.resume):
+    if hasattr(args, "folder") and goes_on(args.folder, args.resume):
+        if source is not None:
+            print(f"fastrnn train: the run in {str(args.folder)!r} goes on; --from is not read "
+                  "again", file=sys.stderr)
         source = args.folder / LATEST
     if source is None:
         sizes = SIZES | given

@@ -9,7 +9,7 @@ Letters: T steps, B batch, D directions, H hidden, N outputs.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -147,6 +147,11 @@ class _Recomputed(ModelPass):
         super().__init__(model, model, read.shape, read.ragged)
         self._other, self._read, self._goals, self._pieces = other, read, goals, pieces
         self._last, self._context = last, context  # what the head read with readout "last"
+
+    def __copy__(self) -> Self:
+        made = super().__copy__()
+        made._other = apart(self._other)  # whose generators backward sets
+        return made
 
     def _go_back(self, gradient: Any, dstate: States, back: Back) -> Gradients:
         """Go back; with readout "last" the gradient is that of the outputs, else None."""

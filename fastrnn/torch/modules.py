@@ -207,7 +207,7 @@ def _revived(base: type[nn.Module]) -> Any:
     return object.__new__(ours)
 
 
-_deriving = threading.Lock()  # two threads get one class
+_deriving = threading.RLock()  # two threads get one class; a metaclass may accelerate, too
 
 
 def accelerated_class(base: type[nn.Module]) -> type[nn.Module] | None:

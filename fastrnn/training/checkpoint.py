@@ -248,6 +248,7 @@ def _history(kept: dict[str, Any], curves: dict[str, np.ndarray]) -> History:
     past = History(**kept, **{name: curves[name].tolist() for name in _CURVES})
     past.progress = Progress(**kept["progress"])
     past.validations = [(int(step), float(loss)) for step, loss in past.validations]
+    past.ends = [int(step) for step in past.ends]
     for of in (past, past.progress):
         for field in dataclasses.fields(of):
             value, default = getattr(of, field.name), field.default

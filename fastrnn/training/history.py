@@ -66,6 +66,8 @@ class History:
         The steps, from 1 on, in which that happened. With `clip_value` the norm is that of the
         limited elements.
     validations : list of (step, loss)
+    ends : list of int
+        The steps of those that were due only because a run ended there; patience leaves them out.
     stopped : str
         Why it ended: "done", "target", "patience" or "interrupted".
     progress : Progress
@@ -78,6 +80,7 @@ class History:
     clip: float | None = None
     clipped: list[int] = dataclasses.field(default_factory=list)
     validations: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    ends: list[int] = dataclasses.field(default_factory=list)
     stopped: str = "done"
     progress: Progress = dataclasses.field(default_factory=Progress)
 

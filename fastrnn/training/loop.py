@@ -322,7 +322,7 @@ class Run:
         """Return why the run that is resumed shall take no further step; "done": it shall."""
         found, steps = self.history.validations, self.history.progress.steps
         if (self.validation is None or not found or found[-1][0] != steps
-                or steps % self.validation.every):  # what a run validates at its end alone
+                or steps in self.history.ends):
             return "done"
         return self.validation.stop(self.history) or "done"
 

@@ -95,7 +95,10 @@ class Validation:
         except (TypeError, ValueError):
             raise RefusedType(f"validation returned {_checks.show(loss)}, expected a number"
                               ) from None
-        history.validations.append((history.progress.steps, loss))
+        steps = history.progress.steps
+        history.validations.append((steps, loss))
+        if steps % self.every:
+            history.ends.append(steps)
         return not math.isnan(loss) and (best is None or not loss >= best[1])
 
     def stop(self, history: History) -> str | None:
@@ -103,7 +106,7 @@ class Validation:
 
         What was validated only because an earlier run ended there does not count.
         """
-        due = [found for found in history.validations if found[0] % self.every == 0]
+        due = [found for found in history.validations if found[0] not in history.ends]
         best = best_of(due)
         assert best is not None  # there was one
         target, patience = self._stopping.target_loss, self._stopping.patience

@@ -201,7 +201,7 @@ def test_from_goes_on_with_a_model_on_another_text(run, tmp_path, capsys):
     assert values(tmp_path / "m") == before
 
 
-def test_from_a_model_into_a_folder_is_resumed(corpus, small, tmp_path):
+def test_from_a_model_into_a_folder_is_resumed(corpus, small, tmp_path, capsys):
     source = tmp_path / "source"
     fastrnn.save(LanguageModel(embedding_size=4, hidden_size=8, cell="gru", seed=7), source)
     args = ["train", str(corpus), "--from", str(source), *small[4:], "--steps", "6", "-o"]
@@ -209,7 +209,9 @@ def test_from_a_model_into_a_folder_is_resumed(corpus, small, tmp_path):
     folder = ["--folder", str(tmp_path / "run")]
     short = [a if a != "6" else "3" for a in args]
     assert cli.main([*short, str(tmp_path / "half"), *folder]) == 0
+    capsys.readouterr()
     assert cli.main([*args, str(tmp_path / "rest"), *folder, "--resume"]) == 0
+    assert "--from is not read again" in capsys.readouterr().err
     assert checkpoint.history(tmp_path / "run" / "latest.safetensors").progress.steps == 6
 
 

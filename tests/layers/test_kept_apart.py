@@ -281,6 +281,8 @@ def test_a_copied_pass_goes_back_by_itself():
         each.backward(grads=got[-1])
     for key, array in got[0].items():
         np.testing.assert_array_equal(array, got[1][key])
+    p = model.loss(x, x[..., :2], recompute_every=2)
+    assert copy.copy(p).inner._other is not p.inner._other  # whose dropout backward sets
     kind = fastrnn.cell("h = tanh(W x + U h)")
     weights = {"W": x[0, :1].repeat(3, 0), "U": np.eye(3)}
     y, _, tape = functional.cell_forward(kind, x, None, weights)

@@ -57,6 +57,16 @@ def test_a_validation_that_only_ended_the_run_is_the_best_and_no_patience(tmp_pa
     np.testing.assert_array_equal(values(fastrnn.load(tmp_path / BEST)), values(first))
 
 
+def test_validations_that_were_due_count_for_patience_whatever_is_due_now(tmp_path):
+    losses = itertools.count(1)
+    options = {"patience": 3, "validation": lambda: next(losses)}
+    assert run(tmp_path, 5, validate_every=3, **options)[2].ends == [5]
+    rest = run(tmp_path, 90, resume=True, validate_every=4, **options)[2]
+    assert [step for step, _ in rest.validations] == [3, 5, 8, 12, 16]
+    assert rest.stopped == "patience"  # since step 3
+    assert rest.ends == [5]
+
+
 def test_a_run_resumes_from_its_last_checkpoint_after_a_crash(tmp_path):
     def crash(now):
         if now.steps == 17:
