@@ -73,7 +73,7 @@ class Made:
 
     def __init__(self, name, I, H, dtype, seed):
         rng = np.random.default_rng(seed)
-        self.program = Plan(Instance(cell(CELLS[name], name=name)), I, H, True).program
+        self.program = Plan(Instance(cell(CELLS[name], name=f"{name} program")), I, H, True).program
         self.kind = Compiled(self.program, None)
         self.dtype = np.dtype(dtype)
         shapes = [(blocks * width, K) for _, blocks, width, K in self.program.weights]
