@@ -109,7 +109,7 @@ cdef class Call:
         """Return the tensors that autograd must save, the others, and the versions of these.
 
         Backward does not read the states, of which the tape has a copy, nor the input of a frozen
-        module, nor the weights of one step if no other gradient is wanted. What comes from another
+        module, nor the weights of a cell if no other gradient is wanted. What comes from another
         node is saved nevertheless: changed in place it could come from the node of this call, which
         would keep it, a cycle. `needs` says which gradients are wanted, in the order of `tensors`;
         None stands for a tensor that is in the other list. () twice: all are saved. To be called
@@ -121,7 +121,7 @@ cdef class Call:
             self.x = self.x.clone()  # as in PyTorch the caller's, perhaps NumPy's, may change
             self.x_array = EXCHANGE.view(self.x)
         cdef list saved = self.tensors(), rest, versions
-        cdef bint through = self.T > 1 or self.num_layers > 1 or needs[0] or needs[1] or needs[2]
+        cdef bint through = not self.op.is_cell or needs[0] or needs[1] or needs[2]
         if reads_x and through and self.h0 is None:
             return saved, (), ()
         rest, versions = [None] * n, [None] * n

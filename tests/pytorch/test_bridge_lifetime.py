@@ -66,7 +66,7 @@ def test_an_input_with_batch_first_may_change(cell, options, how):
 
 
 @twins.per_cell
-def test_one_step_does_not_read_its_weights_for_their_own_gradients(cell):
+def test_a_cell_does_not_read_its_weights_for_their_own_gradients(cell):
     gradients = []
     for change in (False, True):
         theirs, ours = twins.twins(cell, 3, 5, single=True)
