@@ -210,19 +210,20 @@ class CellPass(Generic[S]):
 
     __slots__ = ("_batched", "_tape", "_version", "cell", "spent")
 
-    def __init__(self, cell: SingleCell[S], tape: AnyTape, batched: bool, version: int) -> None:
+    def __init__(
+        self, cell: SingleCell[S], tape: AnyTape | None, batched: bool, version: int
+    ) -> None:
         self.cell = cell
         self.spent = False
-        self._tape: AnyTape | None = tape
+        self._tape = tape
         self._batched = batched
         self._version = version
 
     def __copy__(self) -> CellPass[S]:
         """Return a pass through the same cell that goes back by itself."""
-        made = object.__new__(type(self))
-        made.cell, made.spent = self.cell, self.spent
-        made._tape = None if self._tape is None else self._tape.copy()
-        made._batched, made._version = self._batched, self._version
+        tape = None if self._tape is None else self._tape.copy()
+        made = CellPass(self.cell, tape, self._batched, self._version)
+        made.spent = self.spent
         return made
 
     @property

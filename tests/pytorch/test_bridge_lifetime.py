@@ -61,8 +61,7 @@ def test_an_input_with_batch_first_may_change(cell, options, how):
         array[:] = 0
         y.square().sum().backward()
         gradients.append([parameter.grad for parameter in module.parameters()])
-    for got, expected in zip(*gradients[::-1], strict=True):
-        twins.assert_near(got, expected)
+    twins.assert_all_near(*gradients[::-1])
 
 
 @twins.per_cell
@@ -136,8 +135,7 @@ def test_memory_that_was_freed_and_is_back_elsewhere(cell, options, which):
         y.square().sum().backward()
         gradients.append([x.grad, *(p.grad for p in module.parameters())])
         del others
-    for got, expected in zip(*gradients[::-1], strict=True):
-        twins.assert_near(got, expected)
+    twins.assert_all_near(*gradients[::-1])
     twins.assert_accelerated(ours)
 
 

@@ -191,8 +191,7 @@ def test_gradients_of_any_strides_come_back(cell, dtype, loss):
         y, state = module(x)
         (loss(y) + sum(part.sum() for part in twins.as_tuple(state))).backward()
         gradients.append([x.grad, *(p.grad for p in module.parameters())])
-    for got, expected in zip(*gradients[::-1], strict=True):
-        twins.assert_near(got, expected)
+    twins.assert_all_near(*gradients[::-1])
     twins.assert_accelerated(ours)
 
 
@@ -216,8 +215,7 @@ def test_gradients_with_the_negative_bit(cell, options):
             part.register_hook(lambda dy: torch._neg_view(-2 * dy))
         (y.square().sum() + sum(part.sum() for part in twins.as_tuple(state))).backward()
         gradients.append([x.grad, *(p.grad for p in module.parameters())])
-    for got, expected in zip(*gradients[::-1], strict=True):
-        twins.assert_near(got, expected)
+    twins.assert_all_near(*gradients[::-1])
     twins.assert_accelerated(ours)
 
 
@@ -232,8 +230,7 @@ def test_gradients_of_final_states_with_strides(cell, options):
         sum(part.permute(1, 0, 2).flatten(1).tanh().square().sum()
             for part in twins.as_tuple(state)).backward()
         gradients.append([x.grad, *(p.grad for p in module.parameters())])
-    for got, expected in zip(*gradients[::-1], strict=True):
-        twins.assert_near(got, expected)
+    twins.assert_all_near(*gradients[::-1])
     twins.assert_accelerated(ours)
 
 
@@ -263,8 +260,7 @@ def test_gradients_of_odd_memory(cell, options, how):
             dy = torch.cat([dy, dy], 2)[:, :, :y.shape[2]]
         y.backward(dy)
         gradients.append([x.grad, *(p.grad for p in module.parameters())])
-    for got, expected in zip(*gradients[::-1], strict=True):
-        twins.assert_near(got, expected)
+    twins.assert_all_near(*gradients[::-1])
 
 
 INPUTS = {

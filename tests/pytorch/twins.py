@@ -150,6 +150,12 @@ def assert_near(got, expected):
     torch.testing.assert_close(got, expected, rtol=rtol, atol=atol * max(1.0, scale))
 
 
+def assert_all_near(got, expected):
+    """Fail unless the tensors of two lists agree, each with its own."""
+    for one, other in zip(got, expected, strict=True):
+        assert_near(one, other)
+
+
 def assert_twins(theirs, ours, x, hx=None, **options):
     """Fail unless both modules compute the same from the same, ours without PyTorch's code."""
     data = x.data if isinstance(x, torch.nn.utils.rnn.PackedSequence) else x
