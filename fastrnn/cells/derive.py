@@ -211,17 +211,18 @@ def _exp(r: _Reverse, n: Node, g: Node) -> None:
     if n.data is None:
         r.give(n.args[0], r.graph.mul(g, n))
         return
-    number, exponent = n.data  # of a power
-    a = r.graph.nodes[number]
-    if isinstance(exponent, tuple):
-        _power(r, a, r.graph.nodes[exponent[0]], n, g)
-        return
-    slope = r.graph.mul(r.graph.constant(exponent), power(r.graph, a, exponent - 1))
-    r.give(a, r.graph.mul(g, slope))
+    a, b = (r.graph.nodes[number] for number in n.data)  # of a power
+    if b.op == "constant":
+        r.give(a, r.graph.mul(g, r.graph.mul(b, power(r.graph, a, b.data - 1))))
+    else:
+        _power(r, a, b, n, g)
 
 
 def _power(r: _Reverse, a: Node, b: Node, n: Node, g: Node) -> None:
-    """Go back through n = a ** b; for a = 0 and b >= 0 the slope along b is taken as 0."""
+    """Go back through n = a ** b with a learned exponent.
+
+    For a = 0 and b >= 0 the slope along b is taken as 0.
+    """
     graph, one, zero = r.graph, r.graph.constant(1), r.graph.constant(0)
     less = power_of_node(graph, a, graph.sub(b, one))
     r.give(a, graph.mul(g, compare(graph, "==", b, zero, zero, graph.mul(b, less))))

@@ -11,11 +11,7 @@ __all__ = ["FUNCTIONS", "compare", "power", "power_of_node"]
 
 
 def power(graph: Graph, a: Node, exponent: float) -> Node:
-    """Return a ** exponent.
-
-    The node of exp has the number of its base and the exponent as its data: going back through log
-    would make 0 / 0 where a is 0.
-    """
+    """Return a ** exponent."""
     whole = abs(int(exponent)) if abs(exponent) <= 64 and exponent == int(exponent) else None
     if whole is not None:
         result, square, left = graph.constant(1), a, whole
@@ -37,21 +33,27 @@ def power(graph: Graph, a: Node, exponent: float) -> Node:
 
 
 def _real_power(graph: Graph, a: Node, exponent: float) -> Node:
-    inner = graph.mul(graph.constant(exponent), graph.apply("log", a))
-    if inner.op == "constant":
-        return graph.apply("exp", inner)
-    return graph.node("exp", (inner,), inner.width, (a.number, exponent))
+    b = graph.constant(exponent)
+    return _exp_of_power(graph, a, b, graph.mul(b, graph.apply("log", a)))
 
 
 def power_of_node(graph: Graph, a: Node, b: Node) -> Node:
-    """Return a ** b for a >= 0, where 0 ** 0 is 1.
-
-    The node of exp has the numbers of base and exponent as its data.
-    """
+    """Return a ** b for a >= 0, where 0 ** 0 is 1."""
     width = max(a.width, b.width)
     a, b, zero = graph.wide(a, width), graph.wide(b, width), graph.constant(0)
     inner = compare(graph, "==", b, zero, zero, graph.mul(b, graph.apply("log", a)))
-    return graph.node("exp", (inner,), width, (a.number, (b.number,)))
+    return _exp_of_power(graph, a, b, inner)
+
+
+def _exp_of_power(graph: Graph, a: Node, b: Node, inner: Node) -> Node:
+    """Return exp(inner) for a ** b, where inner = b log(a).
+
+    The numbers of a and b are the data of the node: going back through log would make 0 / 0 where
+    a is 0.
+    """
+    if inner.op == "constant":
+        return graph.apply("exp", inner)
+    return graph.node("exp", (inner,), inner.width, (a.number, b.number))
 
 
 def compare(graph: Graph, operator: str, a: Node, b: Node, yes: Node, no: Node) -> Node:
