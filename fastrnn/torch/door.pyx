@@ -105,6 +105,12 @@ cdef class Call:
     def __str__(self):
         return sizes_of(self)
 
+    cpdef own_x(self):
+        """Copy what PyTorch copies, too: the caller, perhaps through NumPy, may change it then."""
+        if self.batch_first and not self.x.requires_grad:
+            self.x = self.x.clone()
+            self.x_array = EXCHANGE.view(self.x)
+
     cpdef tuple split(self, tuple needs):
         """Return the tensors that autograd must save, the others, and the versions of these.
 
@@ -117,9 +123,8 @@ cdef class Call:
         """
         cdef ptrdiff_t i, n = len(needs), second = 3 + (4 if self.bias else 2)
         cdef bint reads_x = needs[3] or self.directions == 2 and needs[second]
-        if reads_x and self.batch_first and not self.x.requires_grad:
-            self.x = self.x.clone()  # as in PyTorch the caller's, perhaps NumPy's, may change
-            self.x_array = EXCHANGE.view(self.x)
+        if reads_x:
+            self.own_x()
         cdef list saved = self.tensors(), rest, versions
         cdef bint through = not self.op.is_cell or needs[0] or needs[1] or needs[2]
         if reads_x and through and self.h0 is None:
@@ -374,13 +379,13 @@ cdef class Call:
             above = self.outer(above)
         dh_final = self.state(self.gradient(dhn, False))
         dc_final = self.state(self.gradient(dcn, False))
-        dx, first = self.new_like(shape_of(self.x_array), needs[0])
+        dx, first = self.new_like(self.x_array.shape, needs[0])
         dh0, dh = self.new_like(self.state_shape(), needs[1])
         dc0, dc = self.new_like(self.state_shape(), needs[2])
         dh, dc = self.state(dh), self.state(dc)
         dweights, arrays = [], []
         for i in range(len(self.arrays)):
-            dweight, array = self.new_like(shape_of(self.arrays[i]), needs[3 + i])
+            dweight, array = self.new_like(self.arrays[i].shape, needs[3 + i])
             dweights.append(dweight)
             arrays.append(array)
         borrow_threads(self.threads)
@@ -400,11 +405,6 @@ cdef class Call:
         finally:
             borrow_threads(0)
         return dx, dh0, dc0, *dweights
-
-
-cdef inline tuple shape_of(object array):
-    cdef int i
-    return tuple([cnp.PyArray_DIM(array, i) for i in range(cnp.PyArray_NDIM(array))])
 
 
 cpdef object read_tensor(object tensor, int size):
@@ -441,17 +441,15 @@ cdef inline ptrdiff_t bucket(ptrdiff_t count) noexcept:
 cdef object finished(Call call):
     """Return the call, or the reason why PyTorch must compute it."""
     cdef str reason = call.read_tensors()
-    if reason is not None:
-        return reason
-    if not call.is_compact():
+    if reason is None and not call.is_compact():
         # copies that autograd knows
         call.x = call.x if call.x.stride(-1) == 1 else call.x.contiguous()
         call.h0 = None if call.h0 is None else call.h0.contiguous()
         call.c0 = None if call.c0 is None else call.c0.contiguous()
         call.weights = [weight.contiguous() for weight in call.weights]
         reason = call.read_tensors()
-        if reason is not None:
-            return reason
+    if reason is not None:
+        return reason
     call.finish()
     return call
 

@@ -72,8 +72,8 @@ class Recurrent(Function):
         ctx.set_materialize_grads(False)
         ctx.rest = ctx.versions = ()
         if hooked:
-            own = x.clone() if call.batch_first and not x.requires_grad else x  # see Call.split
-            saved: Any = own, h0, c0, *weights
+            call.own_x()
+            saved = call.tensors()
         else:
             saved, ctx.rest, ctx.versions = call.split(ctx.needs_input_grad[1:])
         outputs, tapes = call.forward(not hooked)

@@ -159,7 +159,7 @@ def _with_dropout(
         return _theirs(operator, args, known)
     count = len(params) // L
     y, finals = x.transpose(0, 1) if batch_first else x, []
-    if batch_first and not x.requires_grad:  # the caller's may change: see Call.split
+    if batch_first and not x.requires_grad:  # the caller's may change: see Call.own_x
         y = y.clone(memory_format=torch.contiguous_format)
     for layer in range(L):
         if layer:

@@ -88,11 +88,15 @@ class ProjectedCall:
         """Return x, h0, c0 and the weights."""
         return [self.x, self.h0, self.c0, *self.weights]
 
+    def own_x(self) -> None:
+        """Copy what PyTorch copies, too: the caller, perhaps through NumPy, may change it then."""
+        if self.batch_first and not self.x.requires_grad:
+            self.x = self.x.clone()
+            self.places = self._places()
+
     def split(self, needs: tuple[bool, ...]) -> tuple[list[Tensor], tuple[()], tuple[()]]:
         """Return the tensors that autograd must save: all; what it need not, and the versions."""
-        if self.batch_first and not self.x.requires_grad:
-            self.x = self.x.clone()  # as in PyTorch the caller's, perhaps NumPy's, may change
-            self.places = self._places()
+        self.own_x()
         return self.tensors(), (), ()
 
     def is_in_place(self, with_x: bool) -> bool:
