@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fastrnn.cells.grammar import parse
-from fastrnn.cells.numbers import Rule, argument_rule, divisor_rule, function_rule
+from fastrnn.cells.numbers import Rule, argument_rule, divisor_rule, function_rule, power_rule
 from fastrnn.cells.records import Argument, Initial, Size
 from fastrnn.cells.tree import (
     FUNCTIONS,
@@ -255,14 +255,16 @@ class Names:
                                  "nowhere else")
             elif isinstance(node, Call):
                 self._read_call(node)
-            elif isinstance(node, Binary) and node.operator == "/" and all(
-                    map(self._is_number, post_order(node.right))):
+            elif isinstance(node, Binary) and node.operator == "/" and self._is_number(node.right):
                 self.rules.append(divisor_rule(node.right, node.right.at))
+            elif isinstance(node, Binary) and node.operator == "**" and self._is_number(node):
+                self.rules.append(power_rule(node))
 
-    def _is_number(self, part: Expression) -> bool:
-        """Whether a part of an expression is a number, a constant, or arithmetic of its parts."""
-        return isinstance(part, (Number, Negative, Binary)) or (
+    def _is_number(self, expression: Expression) -> bool:
+        """Whether an expression is of numbers and constants alone."""
+        return all(isinstance(part, (Number, Negative, Binary)) or (
             isinstance(part, Name) and part.name in self.constants)
+            for part in post_order(expression))
 
     def _terms(self, equation: Equation) -> list[Expression]:
         """Return the terms of a sum that has several targets, none for one target."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from fastrnn.cells.records import Argument
 from fastrnn.cells.tree import Binary, Expression, Name, Negative, Number, Place, post_order
 
-__all__ = ["Rule", "argument_rule", "divisor_rule", "fold", "function_rule", "value_of"]
+__all__ = ["Rule", "argument_rule", "divisor_rule", "fold", "function_rule", "power_rule",
+           "value_of"]
 
 _OPERATORS: dict[str, Callable[[float, float], float]] = {
     "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
@@ -106,6 +107,14 @@ def divisor_rule(divisor: Expression, at: Place) -> Rule:
     """Return the rule of what is divided by, if it is of numbers and constants alone."""
     return Rule((divisor,), lambda value: value != 0,
                 "the divisor is {:g}, expected another number", at)
+
+
+def power_rule(power: Binary) -> Rule:
+    """Return the rule of a power whose base and exponent are of numbers and constants alone."""
+    return Rule((power.left, power.right),
+                lambda base, exponent: exponent >= 0 if base == 0 else (
+                    base > 0 or exponent == int(exponent)),
+                "{:g} ** {:g} is no number, expected another base or exponent", power.at)
 
 
 def argument_rule(kind: str, arguments: tuple[Argument, ...], at: Place) -> Rule:

@@ -47,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
 def _named(name: str, zoo: Mapping[str, Definition]) -> Definition:
     """Return a cell of the zoo; capital letters do not matter."""
     by_lower = {known.lower(): known for known in zoo}
+    if name.upper() in ("RNN", "LSTM", "GRU"):
+        raise ValueError(f"{name!r} is the layer fastrnn.{name.upper()}, whose kernels are written "
+                         "by hand, expected a cell that is made from equations")
     if name.lower() not in by_lower:
         hint = nearest(name, zoo) or "; `fastrnn cells` lists those it has"
         raise ValueError(f"the zoo has no cell {name!r}{hint}")

@@ -412,10 +412,22 @@ def test_names_of_cells_with_kernels_are_taken():
             cell("h = tanh(W x + U h)", name=name)
 
 
-def test_a_constant_that_would_divide_by_zero_is_refused_by_the_layer():
-    kind = cell("constant k = 1\nh = W x + h / k")
-    with pytest.raises(ValueError, match="Layer: the divisor is 0, expected another number"):
+@pytest.mark.parametrize(("term", "message"), [
+    ("h / k", "the divisor is 0, expected another number"),
+    ("h * k ** (-2)", r"0 \*\* -2 is no number"),
+])
+def test_a_constant_that_would_divide_by_zero_is_refused_by_the_layer(term, message):
+    kind = cell(f"constant k = 1\nh = W x + {term}")
+    with pytest.raises(ValueError, match=f"Layer: {message}"):
         fastrnn.Layer(kind, 3, 4, k=0)
+
+
+@pytest.mark.parametrize(("power", "value"), [
+    ("0 ** 0.5", 0), ("0 ** 0", 1), ("(-2) ** 3", -8), ("(-2) ** (-1)", -0.5), ("2 ** 0.5", 2 ** 0.5),
+])
+def test_powers_of_numbers(power, value):
+    layer = fastrnn.Layer(cell(f"h = 0 * h + x + {power}"), 1, 1, dtype="float64")
+    np.testing.assert_allclose(layer(np.zeros((1, 1, 1)))[0].item(), value, rtol=1e-15)
 
 
 @pytest.mark.parametrize(("numbers", "expected"), [

@@ -23,6 +23,8 @@ GRAMMAR = [
     ("h = ~clip(W x + h, 1)", "clip has 2 arguments, expected 3"),
     ("h = W x + h / ~0", "the divisor is 0, expected another number"),
     ("constant k = 2\nh = W x + h / (k ~- 2)", "the divisor is 0, expected another number"),
+    ("h = W x + h * 0 ~** (-1)", r"0 \*\* -1 is no number, expected another base or exponent"),
+    ("constant k = -8\nh = W x + h * k ~** 0.5", r"-8 \*\* 0.5 is no number"),
     ("h = ~where(h > 0, h)", "where has 2 arguments, expected 3"),
     ("h = ~dropout() * h", "dropout has 0 arguments, expected 1"),
     ("h = norm(W x + h, eps ~= 1)", "arguments have no names"),

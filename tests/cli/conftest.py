@@ -29,7 +29,7 @@ def small():
 def command(tmp_path):
     """Return a function that runs `fastrnn` in a process of its own, and gives its result."""
     def run(*args, python=(), env=None, shell=None, **options):
-        line = [sys.executable, *python, "-m", "fastrnn.cli", *map(os.fspath, map(to_arg, args))]
+        line = [sys.executable, *python, "-m", "fastrnn", *map(os.fspath, map(to_arg, args))]
         if shell is not None:  # what follows the command in a shell
             line = ["sh", "-c", f'"$@" {shell}', "sh", *line]
         return subprocess.run(

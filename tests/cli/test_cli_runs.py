@@ -28,7 +28,7 @@ def values(path):
 
 def start(*args, stderr=subprocess.PIPE):
     """Start `fastrnn train`, and return the process when training has begun."""
-    process = subprocess.Popen([sys.executable, "-u", "-m", "fastrnn.cli", *map(str, args)],
+    process = subprocess.Popen([sys.executable, "-u", "-m", "fastrnn", *map(str, args)],
                                stdout=subprocess.PIPE, stderr=stderr, text=True)
     process.stderr.read(1)  # of the progress bar
     return process

@@ -99,7 +99,7 @@ def test_a_reader_that_has_gone_ends_a_command_quietly(command, model, args, unb
                "command.stdout.close()\n"
                "print(command.wait())\n")
     done = subprocess.run(
-        [sys.executable, "-c", program, sys.executable, "-m", "fastrnn.cli", *map(str, args)],
+        [sys.executable, "-c", program, sys.executable, "-m", "fastrnn", *map(str, args)],
         capture_output=True, text=True, timeout=60, env={**os.environ, **env})
     assert done.stderr == ""
     assert done.stdout in ("141\n", "0\n")
@@ -134,7 +134,7 @@ def test_standard_output_may_be_any_text_stream(monkeypatch):
     assert "instruction set" in shown.getvalue()
 
 
-@pytest.mark.parametrize("module", ["fastrnn.cli.__main__", "fastrnn.torch.__main__"])
+@pytest.mark.parametrize("module", ["fastrnn.__main__", "fastrnn.torch.__main__"])
 def test_a_spawned_process_imports_the_main_module_and_runs_nothing(module, monkeypatch):
     if "torch" in module:
         pytest.importorskip("torch")

@@ -268,7 +268,7 @@ def test_a_command_whose_output_is_full_or_closed(tmp_path):
 
     path = tmp_path / "m.safetensors"
     fastrnn.LanguageModel(256, 8, 8, seed=0).save(path)
-    command = [sys.executable, "-m", "fastrnn.cli", "sample", str(path), "--length", "5000"]
+    command = [sys.executable, "-m", "fastrnn", "sample", str(path), "--length", "5000"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
                               check=False, env=children.environment())

@@ -1,4 +1,4 @@
-"""For ``python -m fastrnn.cli``."""
+"""For ``python -m fastrnn``, the command `fastrnn`."""
 
 import sys
 
