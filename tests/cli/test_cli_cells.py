@@ -77,8 +77,8 @@ def test_capitals_do_not_matter_and_a_wrong_name_has_a_hint(capsys):
                                        "`fastrnn cells` lists those it has\n")
     assert cli.main(["cells", "gru"]) == 1
     assert capsys.readouterr().err == (
-        "fastrnn cells: 'gru' is the layer fastrnn.GRU, whose kernels are written by hand, expected "
-        "a cell that is made from equations\n")
+        "fastrnn cells: 'gru' is the layer fastrnn.GRU, whose kernels are written by hand, "
+        "expected a cell that is made from equations\n")
 
 
 def test_what_a_file_says(written, capsys):
