@@ -9,6 +9,8 @@ from onnx_models import exported, load, runtime
 pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 
+import fastrnn.torch  # noqa: E402 - needs torch
+
 CASES = {
     "lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn_tanh": torch.nn.RNN,
     "rnn_relu": lambda *args, **options: torch.nn.RNN(*args, nonlinearity="relu", **options)}
@@ -93,12 +95,17 @@ def test_a_classifier_with_a_state(opset):
     close(model({"c0": c, "x": x, "h0": h}), [expected])
 
 
-def test_the_exporter_from_programs():
+@pytest.mark.parametrize("accelerated", [False, True], ids=["", "accelerated"])
+@pytest.mark.parametrize("kind", CASES)
+def test_the_exporter_from_programs(kind, accelerated):
     pytest.importorskip("onnxscript")
     torch.manual_seed(0)
-    module, x = Tagger("lstm").eval(), torch.randint(0, 11, (3, 6))
+    module, x = Tagger(kind).eval(), torch.randint(0, 11, (3, 6))
+    if accelerated:
+        fastrnn.torch.accelerate(module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # its T is a constant: in a process only the first program of a cell has a dynamic one
         program = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
     model = load(program.model_proto.SerializeToString())
     with torch.no_grad():
