@@ -106,7 +106,7 @@ cdef class Call:
         return sizes_of(self)
 
     cpdef own_x(self):
-        """Copy what PyTorch copies, too: the caller, perhaps through NumPy, may change it then."""
+        """Copy a batch-first input without gradient, as PyTorch does: the caller may change it."""
         if self.batch_first and not self.x.requires_grad:
             self.x = self.x.clone()
             self.x_array = EXCHANGE.view(self.x)

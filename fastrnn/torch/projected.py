@@ -89,7 +89,7 @@ class ProjectedCall:
         return [self.x, self.h0, self.c0, *self.weights]
 
     def own_x(self) -> None:
-        """Copy what PyTorch copies, too: the caller, perhaps through NumPy, may change it then."""
+        """Copy a batch-first input without gradient, as PyTorch does: the caller may change it."""
         if self.batch_first and not self.x.requires_grad:
             self.x = self.x.clone()
             self.places = self._places()
