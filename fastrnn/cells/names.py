@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fastrnn.cells.grammar import parse
-from fastrnn.cells.numbers import Rule, argument_rule, divisor_rule, function_rule, power_rule
+from fastrnn.cells.numbers import (
+    Rule,
+    argument_rule,
+    divisor_rule,
+    exponent_rule,
+    function_rule,
+    power_rule,
+)
 from fastrnn.cells.records import Argument, Initial, Size
 from fastrnn.cells.tree import (
     FUNCTIONS,
@@ -257,8 +264,9 @@ class Names:
                 self._read_call(node)
             elif isinstance(node, Binary) and node.operator == "/" and self._is_number(node.right):
                 self.rules.append(divisor_rule(node.right, node.right.at))
-            elif isinstance(node, Binary) and node.operator == "**" and self._is_number(node):
-                self.rules.append(power_rule(node))
+            elif isinstance(node, Binary) and node.operator == "**" and self._is_number(node.right):
+                self.rules.append(power_rule(node) if self._is_number(node.left)
+                                  else exponent_rule(node.right, node.right.at))
 
     def _is_number(self, expression: Expression) -> bool:
         """Whether an expression is of numbers and constants alone."""

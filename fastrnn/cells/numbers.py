@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from fastrnn.cells.records import Argument
 from fastrnn.cells.tree import Binary, Expression, Name, Negative, Number, Place, post_order
 
-__all__ = ["Rule", "argument_rule", "divisor_rule", "fold", "function_rule", "power_rule",
-           "value_of"]
+__all__ = ["Rule", "argument_rule", "divisor_rule", "exponent_rule", "fold", "function_rule",
+           "power_rule", "value_of"]
 
 _OPERATORS: dict[str, Callable[[float, float], float]] = {
     "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
@@ -107,6 +107,11 @@ def divisor_rule(divisor: Expression, at: Place) -> Rule:
     """Return the rule of what is divided by, if it is of numbers and constants alone."""
     return Rule((divisor,), lambda value: value != 0,
                 "the divisor is {:g}, expected another number", at)
+
+
+def exponent_rule(exponent: Expression, at: Place) -> Rule:
+    """Return the rule of an exponent, if it is of numbers and constants alone."""
+    return Rule((exponent,), _always, "the exponent is {:g}", at)
 
 
 def power_rule(power: Binary) -> Rule:

@@ -71,6 +71,11 @@ class Arrays:
         return Arrays(x, y, w, self.context, start, self.each)
 
 
+def _is_share(validation: Any) -> bool:
+    """Whether a validation is a number: the share of the data that is held out."""
+    return isinstance(validation, (int, float, np.floating))
+
+
 def read(
     model: Any, x: Any, y: Any, reading: Reading, validation: Any
 ) -> tuple[Data, Any]:
@@ -84,12 +89,12 @@ def read(
             if given is not None:
                 raise RefusedValue(f"{name} is given with a function of the step, expected none: "
                                    "its batches have their own")
-        if isinstance(validation, (int, float)) and not isinstance(validation, bool):
+        if _is_share(validation):
             raise RefusedValue(f"validation is {validation} with a function of the step, expected "
                                "(x, y), batches or a function: nobody knows its last sequences")
     else:
         arrays = _arrays(model, x, y, reading)
-        if isinstance(validation, (int, float, np.floating)):
+        if _is_share(validation):
             arrays, held_out = _split(arrays, validation, reading.window)
             _check_counts(model, arrays, reading, "of what validation does not hold out, ")
             _check_counts(model, held_out, reading, "of what validation holds out, ")

@@ -188,7 +188,11 @@ def _text_of(model: LanguageModel, text: Any) -> Any:
 
 
 def _split(symbols: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return (to train on, held out): the last symbols of all texts together."""
+    """Return (to train on, held out): the last symbols of all texts together.
+
+    Texts of one symbol, in which nothing is predicted, are in neither.
+    """
+    symbols = [text for text in symbols if len(text) > 1]
     total = sum(map(len, symbols))
     left = total - total // texts.HELD_OUT
     trained, held_out = [], []

@@ -168,7 +168,7 @@ def fit(
     recurrent network trajectories", Neural Computation 2, 1990: truncated backpropagation through
     time.
     """
-    check_known(options)
+    check_known(options, fit)
     if isinstance(y, Optimizer):
         if optimizer != "adam":
             raise RefusedValue(f"optimizer is {_checks.show(optimizer)}, expected none: one is in "

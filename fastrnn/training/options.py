@@ -10,6 +10,7 @@ from typing import Any, TypedDict, TypeVar
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
+from fastrnn.cells.tree import nearest
 from fastrnn.training.history import Progress
 from fastrnn.training.interrupt import Interrupt
 
@@ -184,9 +185,10 @@ def grouped(kind: type[Made], options: Mapping[str, Any]) -> Made:
     return kind(**{name: options[name] for name in names if name in options})
 
 
-def check_known(options: Mapping[str, Any]) -> None:
-    """Refuse options that fit does not have."""
+def check_known(options: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Refuse options that a function does not have, which takes `Options` beside its own."""
     known = list(Options.__annotations__)
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise RefusedType(f"there is no option {unknown[0]!r}, expected some of {known}")
+        hint = nearest(unknown[0], [*known, *inspect.signature(function).parameters])
+        raise RefusedType(f"there is no option {unknown[0]!r}, expected some of {known}{hint}")

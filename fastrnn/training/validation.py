@@ -86,7 +86,7 @@ class Validation:
         self.every = stopping.validate_every or getattr(data, "count", None) or 1000
 
     def __call__(self, history: History) -> bool:
-        """Validate; return whether no validation was better."""
+        """Validate; return whether this loss is lower than all before."""
         best = history.best
         with modes(self._model):
             loss = self._source()

@@ -25,6 +25,8 @@ GRAMMAR = [
     ("constant k = 2\nh = W x + h / (k ~- 2)", "the divisor is 0, expected another number"),
     ("h = W x + h * 0 ~** (-1)", r"0 \*\* -1 is no number, expected another base or exponent"),
     ("constant k = -8\nh = W x + h * k ~** 0.5", r"-8 \*\* 0.5 is no number"),
+    ("constant k = 1e200\nh = W x + relu(h) ** (k ~* k)", "the exponent is inf, expected finite"),
+    ("constant k = 1e200\nh = W x + h * 2 ~** (k * k)", r"2 \*\* inf is no number, expected fin"),
     ("h = ~where(h > 0, h)", "where has 2 arguments, expected 3"),
     ("h = ~dropout() * h", "dropout has 0 arguments, expected 1"),
     ("h = norm(W x + h, eps ~= 1)", "arguments have no names"),

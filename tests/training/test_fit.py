@@ -399,6 +399,7 @@ BATCH = Batch(np.zeros((2, 2, 1), np.float32), np.zeros((2, 2, 1), np.float32))
         ({"steps": 1, "progress": 3}, TypeError, "progress is 3, expected True, False"),
         ({"steps": 1, "interrupt": 3}, TypeError, "interrupt is 3, expected an Interrupt"),
         ({"steps": 1, "save_every": 3}, TypeError, "there is no option 'save_every', expected"),
+        ({"epoch": 1}, TypeError, "there is no option 'epoch', expected .*did you mean 'epochs'"),
     ],
     ids=str,
 )

@@ -103,6 +103,15 @@ def test_one_text_in_a_list_is_trained_on_like_the_text():
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.parametrize("texts", [["a"] * 1000 + ["abcdef" * 7], ["abcdef" * 7] + ["a"] * 1000])
+def test_texts_of_one_symbol_are_neither_trained_on_nor_held_out(texts):
+    model = LanguageModel(characters="abcdef", embedding_size=4, hidden_size=8, seed=0)
+    history = model.train_on(texts, steps=1, validation="held out", progress=False)
+    alone = LanguageModel(characters="abcdef", embedding_size=4, hidden_size=8, seed=0)
+    expected = alone.train_on(["abcdef" * 7], steps=1, validation="held out", progress=False)
+    assert (history.losses, history.validations) == (expected.losses, expected.validations)
+
+
 def test_a_part_is_held_out_of_all_texts_together():
     model = model_of()
     history = model.train_on(TEXTS, steps=2, validation="held out", progress=False)
