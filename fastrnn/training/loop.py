@@ -125,12 +125,11 @@ def fit(
     checkpoint_every : int
         1000 by default.
     resume : bool
-        Go on from the folder's latest, if there is one: bitwise as if it had never stopped. A
-        validation that was due only because the run ended then counts as the best if it is, and
-        not for patience. A run
-        that patience or target_loss has ended takes no further step, unless they changed. Data,
-        window, seed and batch_size must be those of the checkpoint; what a function of your own
-        returns is not compared.
+        Go on from the folder's latest, if there is one: bitwise as if it had never stopped. A run
+        validates once more when it ends; if it is resumed, this validation can still be the best,
+        but patience does not count it. A run that patience or target_loss has ended takes no
+        further step, unless they changed. Data, window, seed and batch_size must be those of the
+        checkpoint; what a function of your own returns is not compared.
     overwrite : bool
         Replace the files of an earlier run in the folder.
     progress : bool or callable, optional
