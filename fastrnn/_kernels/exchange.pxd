@@ -14,19 +14,22 @@ cdef extern from *:
         int64_t *shape, *strides;
         uint64_t byte_offset;
     } fr_dl_tensor;
+    typedef struct fr_dl_managed {
+        fr_dl_version version;
+        void *context;
+        void (*free)(struct fr_dl_managed *self);
+        uint64_t flags;
+        fr_dl_tensor tensor;
+    } fr_dl_managed;
     typedef struct {
         fr_dl_version version;
         void *prev_api;
-        int (*allocate)(fr_dl_tensor *like, void **managed, void *context,
-                        void (*fail)(void *context, const char *kind, const char *message));
+        void *allocate;
         void *managed_from_object;
         int (*to_object)(void *managed, void **object);
         int (*from_object)(void *object, fr_dl_tensor *out);
         void *current_stream;
     } fr_dl_exchange;
-    static void fr_dl_ignore(void *context, const char *kind, const char *message) {
-      (void)context; (void)kind; (void)message;
-    }
     """
     ctypedef struct fr_dl_version:
         uint32_t major, minor
@@ -43,13 +46,14 @@ cdef extern from *:
         int64_t *shape
         int64_t *strides
         uint64_t byte_offset
-    ctypedef void (*fr_dl_fail)(void *context, const char *kind, const char *message)
+    ctypedef struct fr_dl_managed:
+        fr_dl_version version
+        void (*free)(fr_dl_managed *self) noexcept nogil
+        fr_dl_tensor tensor
     ctypedef struct fr_dl_exchange:
         fr_dl_version version
-        int (*allocate)(fr_dl_tensor *like, void **managed, void *context, fr_dl_fail fail)
         int (*to_object)(void *managed, void **object) except -1
         int (*from_object)(void *object, fr_dl_tensor *out) except -1
-    void fr_dl_ignore(void *context, const char *kind, const char *message)
 
 
 cdef class Exchange:
@@ -57,3 +61,6 @@ cdef class Exchange:
     cdef object convert, create  # used if api is NULL
     cpdef object view(self, object tensor, bint writeable=*)
     cpdef object empty(self, tuple shape, int size)
+    cdef object empty_like(self, object array)
+    cdef object allocate(self, int axes, const int64_t *shape, int size)
+    cdef bint lies_at(self, object tensor, object array) except -1

@@ -27,8 +27,10 @@ __all__ = ["MODES", "Choice", "choices", "get_mode", "mode", "note", "set_mode"]
 MODES = ("auto", "always", "never")
 LOG = logging.getLogger("fastrnn.torch")
 
-# Each way is timed so often, or until it has taken so many seconds.
+# Each way is timed so often, or until it has taken so many seconds,
 _ROUNDS, _SECONDS = 5, 0.05
+# or until one of them was faster by this factor in at least two rounds.
+_CLEAR = 1.25
 # After so many calls that took PyTorch's way both are timed again.
 _AGAIN = 10
 # PyTorch's way must be faster by this factor to be taken: measurements scatter.
@@ -190,20 +192,25 @@ def _entry(key: tuple[Any, ...], new: Choice) -> Choice:
     return choices.setdefault(key, new)
 
 
-def _timed(*ways: Way) -> tuple[float, float]:
+def _timed(ours: Way, theirs: Way) -> tuple[float, float]:
     """Return the shortest time of each of two ways, in turns."""
-    best = [float("inf")] * len(ways)
-    for way in ways:
-        way()  # libraries prepare themselves at the first call
+    ours()  # libraries prepare themselves at the first call
+    theirs()
+    own, other = list[float](), list[float]()
     begin = time.perf_counter()
     for _ in range(_ROUNDS):
-        for number, way in enumerate(ways):
+        for way, times in ((ours, own), (theirs, other)):
             start = time.perf_counter()
             way()
-            best[number] = min(best[number], time.perf_counter() - start)
-        if time.perf_counter() - begin > len(ways) * _SECONDS:
+            times.append(time.perf_counter() - start)
+        if time.perf_counter() - begin > 2 * _SECONDS or _is_clear(own, other):
             break
-    return best[0], best[1]
+    return min(own), min(other)
+
+
+def _is_clear(own: list[float], other: list[float]) -> bool:
+    """Whether no more rounds are needed: one way was always much faster than the other ever was."""
+    return len(own) > 1 and (_CLEAR * max(own) < min(other) or _CLEAR * max(other) < min(own))
 
 
 def note(owner: object, key: tuple[Any, ...], choice: Choice, reason: str) -> None:

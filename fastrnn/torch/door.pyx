@@ -17,7 +17,7 @@ cimport numpy as cnp
 from fastrnn._kernels import sequence
 from fastrnn._kernels.exchange cimport Exchange
 from fastrnn._kernels.runtime import Workspace, borrow_threads
-from fastrnn.torch.reading import converted, created, kind_of, read_lengths, sizes_of
+from fastrnn.torch.reading import DIRECTIONS, converted, created, kind_of, read_lengths, sizes_of
 
 cnp.import_array()
 
@@ -25,7 +25,7 @@ cdef object Tensor = torch.Tensor
 cdef object Parameter = torch.nn.Parameter
 cdef object grad_is_enabled = torch.is_grad_enabled
 cdef object get_num_threads = torch.get_num_threads
-cdef tuple REVERSE = ((), (False,), (False, True))
+cdef tuple REVERSE = DIRECTIONS
 
 # Spare memory for tapes and packed weights; the only thing that outlives a call.
 cdef object WORKSPACE = Workspace()
@@ -149,9 +149,9 @@ cdef class Call:
         """Whether the matrices, and perhaps x, lie where they lay: FSDP frees and restores them."""
         cdef ptrdiff_t i, count = 4 if self.bias else 2
         for i in range(len(self.arrays)):
-            if i % count < 2 and not lies_at(self.weights[i], self.arrays[i]):
+            if i % count < 2 and not EXCHANGE.lies_at(self.weights[i], self.arrays[i]):
                 return False
-        return not with_x or lies_at(self.x, self.x_array)
+        return not with_x or EXCHANGE.lies_at(self.x, self.x_array)
 
     cdef str read_tensors(self):
         """Borrow all tensors; return why the kernels cannot compute the call, or None."""
@@ -248,8 +248,7 @@ cdef class Call:
         """Find what depends on the mode of the interpreter."""
         self.threads = get_num_threads()
         self.keep = grad_is_enabled() and self.needs_grad()
-        self.key = (self.op.function, bucket(self.T),
-                    self.B if self.time is None else bucket(self.B), self.input_size,
+        self.key = (self.op.function, bucket(self.T), bucket(self.B), self.input_size,
                     self.hidden_size, self.num_layers, self.directions, self.bias, self.batch_first,
                     self.time is None, self.itemsize,
                     self.keep + (self.keep and self.x.requires_grad), self.threads)
@@ -341,10 +340,12 @@ cdef class Call:
         """Return the array of an output's gradient, or None: zero; `rows`: it may have strides."""
         if tensor is None:
             return None
-        if tensor.dtype != self.x.dtype:
-            tensor = tensor.to(self.x.dtype)
-        if tensor.is_neg():  # its memory has the other sign
-            tensor = tensor.resolve_neg()
+        array = None if tensor.is_neg() else EXCHANGE.view(tensor)  # its memory has the other sign
+        if (array is not None and cnp.PyArray_ITEMSIZE(array) == self.itemsize and (
+                cnp.PyArray_IS_C_CONTIGUOUS(array)
+                or rows and cnp.PyArray_STRIDE(array, tensor.dim() - 1) == self.itemsize)):
+            return array
+        tensor = tensor.to(self.x.dtype).resolve_neg()
         if not rows or tensor.stride(tensor.dim() - 1) != 1:
             tensor = tensor.contiguous()
         array = EXCHANGE.view(tensor)
@@ -352,11 +353,12 @@ cdef class Call:
             array = EXCHANGE.view(tensor.clone())
         return array
 
-    cdef tuple new_like(self, tuple shape, bint wanted):
-        """Return a new tensor and its array, or None twice if it is not wanted."""
+    cdef tuple new_like(self, object like, bint wanted):
+        """Return a tensor of a shape, or of an array's, and its array; None twice: not wanted."""
         if not wanted:
             return None, None
-        tensor = EXCHANGE.empty(shape, self.itemsize)
+        tensor = (EXCHANGE.empty(like, self.itemsize) if type(like) is tuple
+                  else EXCHANGE.empty_like(like))
         return tensor, EXCHANGE.view(tensor, True)
 
     cpdef tuple backward(self, list tapes, object dy, object dhn, object dcn, tuple needs):
@@ -379,13 +381,13 @@ cdef class Call:
             above = self.outer(above)
         dh_final = self.state(self.gradient(dhn, False))
         dc_final = self.state(self.gradient(dcn, False))
-        dx, first = self.new_like(self.x_array.shape, needs[0])
+        dx, first = self.new_like(self.x_array, needs[0])
         dh0, dh = self.new_like(self.state_shape(), needs[1])
         dc0, dc = self.new_like(self.state_shape(), needs[2])
         dh, dc = self.state(dh), self.state(dc)
         dweights, arrays = [], []
         for i in range(len(self.arrays)):
-            dweight, array = self.new_like(self.arrays[i].shape, needs[3 + i])
+            dweight, array = self.new_like(self.arrays[i], needs[3 + i])
             dweights.append(dweight)
             arrays.append(array)
         borrow_threads(self.threads)
@@ -420,16 +422,12 @@ cpdef object read_tensor(object tensor, int size):
     return array
 
 
-cdef inline bint lies_at(object tensor, object array) except -1:
-    return <size_t> tensor.data_ptr() == <size_t> cnp.PyArray_DATA(array)
-
-
 cdef inline bint is_shape(object array, int axes, ptrdiff_t rows, ptrdiff_t columns) noexcept:
     return (cnp.PyArray_NDIM(array) == axes and cnp.PyArray_DIM(array, 0) == rows
             and (axes == 1 or cnp.PyArray_DIM(array, 1) == columns))
 
 
-cdef inline ptrdiff_t bucket(ptrdiff_t count) noexcept:
+cpdef ptrdiff_t bucket(ptrdiff_t count) noexcept:
     """Return the same number for counts of similar size, whose times are alike."""
     cdef ptrdiff_t bits = 0, rest = count
     while rest:

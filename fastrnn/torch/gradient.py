@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.autograd.function import Function
 
+from fastrnn.torch import traceable
 from fastrnn.torch.door import Call
 from fastrnn.torch.problem import Problem, problem_of, readable
 
@@ -68,17 +69,15 @@ class Recurrent(Function):
         # back: of intermediate values, so backward computes forward again, and of the inputs, so
         # backward has them from the hooks alone.
         hooked = has_hooks()
-        ctx.problem = problem_of(call)
-        ctx.set_materialize_grads(False)
-        ctx.rest = ctx.versions = ()
+        ctx.problem, ctx.rest, ctx.versions = problem_of(call), (), ()
         if hooked:
             call.own_x()
             saved = call.tensors()
         else:
             saved, ctx.rest, ctx.versions = call.split(ctx.needs_input_grad[1:])
         outputs, tapes = call.forward(not hooked)
-        if not hooked:
-            ctx.kept = call, tapes
+        ctx.kept = [] if hooked else [(call, tapes)]
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved)
         return outputs
 
@@ -95,12 +94,18 @@ class Recurrent(Function):
             return (None, *differentiable(_read(ctx.problem, saved), saved, doutputs, needs))
         # At once, for another thread may go back, too; and they have the tensors, which autograd
         # frees after this.
-        call, tapes = vars(ctx).pop("kept", (None, None))
+        try:
+            call, tapes = ctx.kept.pop()
+        except IndexError:
+            call = tapes = None
         if call is None or not call.is_in_place(not ctx.rest or ctx.rest[0] is None):
             call = _read(ctx.problem, _all_tensors(ctx, saved))
             _, tapes = call.forward(True)
         dy, dhn, dcn = (None, *doutputs, None)[:3] if call.op.is_cell else (*doutputs, None)[:3]
         return (None, *call.backward(tapes, dy, dhn, dcn, needs))
+
+
+traceable.hide(Recurrent.backward)  # what it reads is no part of a graph
 
 
 def _all_tensors(ctx: Any, saved: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:

@@ -21,14 +21,13 @@ from fastrnn._kernels.timeline import Timeline
 from fastrnn.cells.forms import Form
 from fastrnn.cells.instance import Instance, Plan
 from fastrnn.layers.programs import PROGRAMS
-from fastrnn.torch.door import Operator, read_tensor
-from fastrnn.torch.reading import read_lengths, sizes_of
+from fastrnn.torch.door import Operator, bucket, read_tensor
+from fastrnn.torch.reading import DIRECTIONS, read_lengths, sizes_of
 
 __all__ = ["ProjectedCall", "read_projected"]
 
 Tensor = torch.Tensor
 
-_REVERSE = ((), (False,), (False, True))
 _TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 _workspace = Workspace()
@@ -135,8 +134,7 @@ class ProjectedCall:
             expected += [*own, (P, H)] * self.directions
         if [tuple(weight.shape) for weight in self.weights] != expected:
             return "the shape of a weight"
-        T, B = (1 << (n - 1).bit_length() for n in (self.T, self.B))
-        self.key = (self.op.function, "projected", T, self.B if self.time is None else B,
+        self.key = (self.op.function, "projected", bucket(self.T), bucket(self.B),
                     self.input_size, H, P, self.num_layers, self.directions, self.bias,
                     self.batch_first, self.time is None, self.x.element_size(),
                     self.keep + (self.keep and self.x.requires_grad), self.threads)
@@ -193,7 +191,7 @@ class ProjectedCall:
                     target = self._outer(_array(y))
                 tapes.append(PROGRAMS.forward(
                     self._program(layer)[0], source, None, self._layer(weights, layer),
-                    _REVERSE[self.directions], (h0[rows], c0[rows]), target,
+                    DIRECTIONS[self.directions], (h0[rows], c0[rows]), target,
                     (h_final[rows], c_final[rows]), keep, _workspace, self.time, layout, layout))
                 source = target
         finally:

@@ -12,11 +12,13 @@ import torch
 
 from fastrnn._kernels.timeline import Timeline
 
-__all__ = ["FLOATS", "converted", "created", "kind_of", "read_lengths", "sizes_of"]
+__all__ = ["DIRECTIONS", "FLOATS", "converted", "created", "kind_of", "read_lengths", "sizes_of"]
 
 Tensor = torch.Tensor
 
 FLOATS = (torch.float32, torch.float64)
+# Whether each of D directions walks back in time.
+DIRECTIONS = ((), (False,), (False, True))
 
 
 def converted(tensor: Tensor) -> Any:

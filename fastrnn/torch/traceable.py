@@ -17,10 +17,12 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["forbid", "permit"]
+import torch
+
+__all__ = ["forbid", "hide", "permit"]
 
 _BUILDER = "torch._dynamo.variables.builder"
 
@@ -36,6 +38,20 @@ def permit(kind: type) -> None:
 def forbid(kind: type) -> None:
     """Undo `permit`; graphs that exist stay."""
     _permitted.discard(kind)
+
+
+def hide(function: Callable[..., Any]) -> None:
+    """Let compilers call a function, and never trace it nor what it calls.
+
+    ``torch.compiler.disable`` does that, too, but adds to the time of each call, and imports the
+    compiler. A PyTorch without the private functions traces.
+    """
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    frames = torch._C._dynamo.eval_frame
+    set_strategy = getattr(frames, "set_code_exec_strategy", None)
+    if set_strategy is not None:
+        skip = frames._FrameAction.SKIP
+        set_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
 
 
 def _extend(builder: types.ModuleType) -> None:

@@ -9,8 +9,9 @@ import twins
 
 torch = pytest.importorskip("torch")
 
+from fastrnn._kernels.exchange import Exchange  # noqa: E402
 from fastrnn.torch.door import Operator, read_module, read_sequence  # noqa: E402
-from fastrnn.torch.reading import read_lengths  # noqa: E402
+from fastrnn.torch.reading import converted, created, read_lengths  # noqa: E402
 
 T, B, I, H = 4, 3, 2, 5
 GRU = Operator("gru", "gru", 4, 3, False, False)
@@ -103,3 +104,36 @@ def test_zeros_without_memory(cell):
         h = twins.as_tuple(module(x))[0]
         found.append([*torch.autograd.grad(h, x, zeros), *twins.as_tuple(module(zeros))])
     torch.testing.assert_close(found[1], found[0])
+
+
+EXCHANGES = [Exchange(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None), converted, created),
+             Exchange(None, converted, created)]
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES, ids=["fast", "slow"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 5), (7, 1, 3), (40, 50, 60)])
+@pytest.mark.parametrize("size", [4, 8])
+def test_new_tensors(exchange, shape, size):
+    """They are PyTorch's in all that can be seen, and their memory lives as long as they do."""
+    like = torch.empty(shape, dtype=torch.float32 if size == 4 else torch.float64)
+    made = [exchange.empty(shape, size) for _ in range(3)]
+    assert not like.numel() or len({tensor.data_ptr() for tensor in made}) == 3
+    for number, tensor in enumerate(made):
+        assert (tensor.shape, tensor.dtype, tensor.stride(), tensor.device, tensor.layout) == (
+            like.shape, like.dtype, like.stride(), like.device, like.layout)
+        assert tensor.is_contiguous() and not tensor.requires_grad
+        assert not tensor.numel() or tensor.data_ptr() % 64 == 0
+        tensor.fill_(number)
+        view = exchange.view(tensor)
+        assert view is not None and view.shape == shape
+    kept = made.pop(1).view(-1)
+    made.clear()
+    assert bool((kept == 1).all())
+
+
+@pytest.mark.parametrize("shape", [
+    (1 << 62,), (1 << 31, 1 << 31), (1 << 31, 1 << 31, 4), (1 << 40, 1 << 40, 1 << 40)])
+def test_tensors_that_no_memory_can_hold(shape):
+    """The bytes of the third are a multiple of 2**64."""
+    with pytest.raises(MemoryError, match="cannot allocate a tensor of shape"):
+        EXCHANGES[0].empty(shape, 4)

@@ -362,3 +362,42 @@ def test_a_checkpoint_goes_the_same_way_when_it_computes_again(monkeypatch):
                     lambda x, power: (module(x)[0] ** power).sum(), x, power,
                     use_reentrant=False).backward()
     assert not sum(row.accelerated for row in bridge.report(module).rows)
+
+
+@twins.per_layer
+def test_sizes_between_two_powers_of_two_are_one_problem(cell, options, monkeypatch):
+    """A program whose batches all differ would else time both ways at each of them."""
+    monkeypatch.setattr(choice, "choices", {})
+    monkeypatch.setattr(choice, "_timed", lambda ours, theirs: (1.0, 1.0))
+    _, ours = twins.twins(cell, 3, 5, **options)
+    with bridge.mode("auto"):
+        for T, B in [(8, 32), (15, 63), (9, 40), (8, 64), (7, 63)]:
+            ours(torch.randn(T, B, 3, dtype=torch.float64))
+    assert [known.shape.split()[:4] for known in choice.choices.values()] == [
+        ["T", "8", "B", "32"], ["T", "8", "B", "64"], ["T", "7", "B", "63"]]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "clear"), [
+    ([1.0], [2.0], False),  # one round says nothing
+    ([1.0, 1.1], [1.5, 1.4], True),
+    ([1.5, 1.4], [1.1, 1.0], True),
+    ([1.0, 1.3], [1.5, 1.4], False),
+    ([1.0, 1.0], [1.2, 1.2], False),
+])
+def test_timing_ends_when_one_way_was_always_faster(ours, theirs, clear):
+    assert choice._is_clear(ours, theirs) == clear
+
+
+@pytest.mark.parametrize(("slow", "calls"), [(0.01, 3), (0.0, 6)])
+def test_each_way_is_timed_until_it_is_clear(slow, calls, monkeypatch):
+    """Once to prepare, then two rounds, or five."""
+    now, made = [0.0], []
+    monkeypatch.setattr(choice.time, "perf_counter", lambda: now[0])
+
+    def way(seconds):
+        made.append(seconds)
+        now[0] += seconds
+
+    times = choice._timed(lambda: way(0.001), lambda: way(0.001 + slow))
+    assert times == pytest.approx((0.001, 0.001 + slow))
+    assert len(made) == 2 * calls
