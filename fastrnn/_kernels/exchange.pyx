@@ -93,7 +93,7 @@ cdef class Exchange:
         for i in range(from_.ndim):
             shape[i] = from_.shape[i]
             strides[i] = from_.strides[i] * size
-            count *= max(1, shape[i])
+            count *= shape[i]
         if data == NULL and count:  # of zeros that autograd has not written anywhere
             return None
         array = cnp.PyArray_New(

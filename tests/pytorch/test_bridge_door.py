@@ -121,11 +121,13 @@ def test_new_tensors(exchange, shape, size):
     for number, tensor in enumerate(made):
         assert (tensor.shape, tensor.dtype, tensor.stride(), tensor.device, tensor.layout) == (
             like.shape, like.dtype, like.stride(), like.device, like.layout)
-        assert tensor.is_contiguous() and not tensor.requires_grad
+        assert tensor.is_contiguous()
+        assert not tensor.requires_grad
         assert not tensor.numel() or tensor.data_ptr() % 64 == 0
         tensor.fill_(number)
         view = exchange.view(tensor)
-        assert view is not None and view.shape == shape
+        assert view is not None
+        assert view.shape == shape
     kept = made.pop(1).view(-1)
     made.clear()
     assert bool((kept == 1).all())
