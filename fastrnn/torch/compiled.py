@@ -25,8 +25,8 @@ from torch.autograd import forward_ad
 from fastrnn.torch import choice
 from fastrnn.torch.door import Call, Operator
 from fastrnn.torch.gradient import ORIGINALS, differentiable, original, transforms
-from fastrnn.torch.problem import Problem, readable
-from fastrnn.torch.projected import ProjectedCall
+from fastrnn.torch.problem import Problem, arguments_of, layer_by_layer, readable
+from fastrnn.torch.projected import ProjectedCall, has_projection
 
 __all__ = ["in_graph"]
 
@@ -89,36 +89,26 @@ def in_graph(operator: Operator) -> Callable[..., Any]:
     def sequence(*args: Any, **kwargs: Any) -> Any:
         if kwargs or len(args) != 9 or _needs_original():
             return fallback(*args, **kwargs)
-        batch_sizes, batch_first = None, False
-        if isinstance(args[3], (list, tuple)):
-            x, batch_sizes, hx, weights, bias, L, dropout, train, both = args
-        else:
-            x, hx, weights, bias, L, dropout, train, both, batch_first = args
+        x, batch_sizes, hx, weights, bias, L, dropout, D, batch_first = arguments_of(args)
         h0, c0 = hx if has_c else (hx, None)
-        D = 2 if both else 1
-        count = len(weights) // L
-        projected = has_c and count == D * (5 if bias else 3)
-        if not (projected or count == D * (4 if bias else 2)) or not _computable(x, (h0, *weights)):
+        fits = has_projection(operator, weights, bias, L, D) or (
+            len(weights) == L * D * (4 if bias else 2))
+        if not fits or not _computable(x, (h0, *weights)):
             return fallback(*args)
         keep = torch.is_grad_enabled()
-        if not (dropout and train and L > 1):
+        if not dropout:
             outputs = torch.ops.fastrnn.recurrent(
                 name, keep, x, batch_sizes, h0, c0, weights, bias, L, D, batch_first)
             return tuple(outputs[:3 if has_c else 2])
-        y, hn, cn = x.transpose(0, 1) if batch_first else x, [], []
-        for layer in range(L):
-            if layer:
-                y = torch.dropout(y, dropout, True)
-            rows = slice(layer * D, (layer + 1) * D)
-            outputs = torch.ops.fastrnn.recurrent(
-                name, keep, y, batch_sizes, h0[rows], None if c0 is None else c0[rows],
-                weights[layer * count:(layer + 1) * count], bias, 1, D, False)
-            y = outputs[0]
-            hn.append(outputs[1])
-            if has_c:
-                cn.append(outputs[2])
-        y = y.transpose(0, 1) if batch_first else y
-        return (y, torch.cat(hn), torch.cat(cn)) if has_c else (y, torch.cat(hn))
+
+        def run(y: Tensor, h0: Tensor, c0: Tensor | None, weights: list[Tensor]) -> list[Tensor]:
+            outputs: list[Tensor] = torch.ops.fastrnn.recurrent(
+                name, keep, y, batch_sizes, h0, c0, weights, bias, 1, D, False)
+            return outputs[:3 if has_c else 2]
+
+        y, *states = layer_by_layer(run, x.transpose(0, 1) if batch_first else x, h0, c0, weights,
+                                    L, D, dropout)
+        return (y.transpose(0, 1) if batch_first else y, *states)
 
     return cell if operator.is_cell else sequence
 

@@ -20,7 +20,7 @@ from fastrnn.torch import choice
 from fastrnn.torch.compiled import in_graph
 from fastrnn.torch.door import Call, Operator, read_cell, read_module
 from fastrnn.torch.gradient import ORIGINALS, Recurrent, has_hooks, original, transforms
-from fastrnn.torch.problem import read_steps
+from fastrnn.torch.problem import arguments_of, layer_by_layer, read_steps
 
 __all__ = ["FUNCTIONS", "OPERATORS", "run_module"]
 
@@ -72,30 +72,35 @@ def _run_sequence(operator: Operator, args: tuple[Any, ...]) -> Any:
     ----------
     operator : Operator
     args : tuple
-        (input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first), or
-        (data, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional).
+        As of `arguments_of`.
     """
     reason = _refusal()
     if reason or len(args) != 9:
         return _theirs(operator, args, reason or "the number of arguments")
-    batch_sizes: Tensor | None = None
-    batch_first = False
-    if isinstance(args[3], (list, tuple)):
-        x, batch_sizes, hx, params, bias, L, dropout, train, bidirectional = args
-    else:
-        x, hx, params, bias, L, dropout, train, bidirectional, batch_first = args
+    x, batch_sizes, hx, weights, bias, L, dropout, D, batch_first = arguments_of(args)
     pair = _pair(operator, hx)
     if pair is None:
         return _theirs(operator, args, "hx is no pair")
     h0, c0 = pair
-    D = 2 if bidirectional else 1
-    if dropout and train and L > 1:
-        return _with_dropout(operator, args, (x, batch_sizes, h0, c0, params, bias, L, D,
-                                              batch_first), dropout)
-    call = read_steps(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
+    call = read_steps(operator, x, batch_sizes, h0, c0, weights, bias, L, D, batch_first)
     if isinstance(call, str):
         return _theirs(operator, args, call)
-    return _faster(call, params[0])
+    if not dropout:
+        return _faster(call, weights[0])
+
+    def run(y: Tensor, h0: Tensor, c0: Tensor | None, weights: list[Tensor]) -> tuple[Tensor, ...]:
+        one = read_steps(operator, y, batch_sizes, h0, c0, weights, bias, 1, D, False)
+        assert not isinstance(one, str)
+        return _faster(one, weights[0])
+
+    if batch_first:
+        y = x.transpose(0, 1)
+        if not x.requires_grad:  # the caller's may change: see Call.own_x
+            y = y.clone(memory_format=torch.contiguous_format)
+    else:
+        y = x
+    y, *states = layer_by_layer(run, y, h0, c0, weights, L, D, dropout)
+    return (y.transpose(0, 1) if batch_first else y, *states)
 
 
 def _run_cell(operator: Operator, args: tuple[Any, ...]) -> Any:
@@ -143,35 +148,6 @@ def note_refused(operator: Operator, weight: Any, x: Any, reason: str) -> None:
     shape = "x".join(map(str, getattr(x, "shape", ())))
     key = (operator.function, shape, "refused")
     choice.note(weight, key, choice.refused(key, operator.name, shape), reason)
-
-
-def _with_dropout(
-    operator: Operator, args: tuple[Any, ...], parts: tuple[Any, ...], dropout: float,
-) -> Any:
-    """Compute the layers one by one, with PyTorch's dropout between them.
-
-    PyTorch computes with time first and draws a mask for each layer's whole output, so here the
-    masks are the same.
-    """
-    x, batch_sizes, h0, c0, params, bias, L, D, batch_first = parts
-    known = read_steps(operator, x, batch_sizes, h0, c0, params, bias, L, D, batch_first)
-    if isinstance(known, str):
-        return _theirs(operator, args, known)
-    count = len(params) // L
-    y, finals = x.transpose(0, 1) if batch_first else x, []
-    if batch_first and not x.requires_grad:  # the caller's may change: see Call.own_x
-        y = y.clone(memory_format=torch.contiguous_format)
-    for layer in range(L):
-        if layer:
-            y = torch.dropout(y, dropout, True)
-        rows = slice(layer * D, (layer + 1) * D)
-        call = read_steps(operator, y, batch_sizes, h0[rows], None if c0 is None else c0[rows],
-                          params[layer * count:(layer + 1) * count], bias, 1, D, False)
-        assert not isinstance(call, str)
-        y, *final = _faster(call, params[0])
-        finals.append(final)
-    states = [torch.cat(parts) for parts in zip(*finals, strict=True)]
-    return (y.transpose(0, 1) if batch_first else y, *states)
 
 
 def _faster(call: Call, weight: Tensor) -> tuple[Tensor, ...]:

@@ -5,14 +5,15 @@ T steps, B batch, N rows of a packed sequence, I input, H hidden, L layers, D di
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from fastrnn.torch.door import Call, Operator, read_cell, read_sequence
-from fastrnn.torch.projected import ProjectedCall, read_projected
+from fastrnn.torch.projected import ProjectedCall, has_projection, read_projected
 
-__all__ = ["Problem", "problem_of", "read_steps", "readable"]
+__all__ = ["Problem", "arguments_of", "layer_by_layer", "problem_of", "read_steps", "readable"]
 
 Tensor = torch.Tensor
 
@@ -72,6 +73,66 @@ def read_steps(operator: Operator, *args: Any) -> Any:
     args
         As of `read_sequence` and `read_projected`.
     """
-    weights, bias, L, D = args[4:8]
-    projected = operator.has_c and len(weights) == L * D * (5 if bias else 3)
+    projected = has_projection(operator, *args[4:8])
     return (read_projected if projected else read_sequence)(operator, *args)
+
+
+# ---- what torch.compile traces, too --------------------------------------------------------------
+
+
+def arguments_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the nine arguments of an operator of several steps in one order.
+
+    Parameters
+    ----------
+    args : tuple
+        (input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first), or
+        (data, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional).
+
+    Returns
+    -------
+    x, batch_sizes, hx, weights, bias, num_layers, dropout, directions, batch_first
+        dropout is 0 if there is none between layers in this call.
+    """
+    batch_sizes, batch_first = None, False
+    if isinstance(args[3], (list, tuple)):
+        x, batch_sizes, hx, weights, bias, L, dropout, train, both = args
+    else:
+        x, hx, weights, bias, L, dropout, train, both, batch_first = args
+    dropout = dropout if train and L > 1 else 0.0
+    return x, batch_sizes, hx, weights, bias, L, dropout, 2 if both else 1, batch_first
+
+
+def layer_by_layer(
+    run: Callable[..., Sequence[Tensor]], x: Tensor, h0: Tensor, c0: Tensor | None, weights: Any,
+    num_layers: int, directions: int, dropout: float,
+) -> list[Tensor]:
+    """Compute the layers one by one, with PyTorch's dropout between them.
+
+    PyTorch computes with time first and draws a mask for each layer's whole output, so here the
+    masks are the same.
+
+    Parameters
+    ----------
+    run : function
+        Computes one layer from its input, h0, c0 and weights; returns y, hn, and cn if there is c0.
+    x : Tensor (T, B, I) or (N, I)
+    h0, c0 : Tensor (L*D, B, H); c0 may be None
+    weights : list of Tensor
+    num_layers, directions : int
+    dropout : float
+
+    Returns
+    -------
+    list of Tensor: y, hn, and cn if there is c0
+    """
+    count = len(weights) // num_layers
+    y, finals = x, []
+    for layer in range(num_layers):
+        if layer:
+            y = torch.dropout(y, dropout, True)
+        rows = slice(layer * directions, (layer + 1) * directions)
+        y, *states = run(y, h0[rows], None if c0 is None else c0[rows],
+                         weights[layer * count:(layer + 1) * count])
+        finals.append(states)
+    return [y, *[torch.cat(parts) for parts in zip(*finals, strict=True)]]

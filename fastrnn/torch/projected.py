@@ -24,7 +24,7 @@ from fastrnn.layers.programs import PROGRAMS
 from fastrnn.torch.door import Operator, bucket, read_tensor
 from fastrnn.torch.reading import DIRECTIONS, read_lengths, sizes_of
 
-__all__ = ["ProjectedCall", "read_projected"]
+__all__ = ["ProjectedCall", "has_projection", "read_projected"]
 
 Tensor = torch.Tensor
 
@@ -265,6 +265,13 @@ def _array(tensor: Tensor) -> np.ndarray:
     return array
 
 
+def has_projection(
+    op: Operator, weights: Any, bias: bool, num_layers: int, directions: int,
+) -> bool:
+    """Whether weights are those of an LSTM with a projection, by their number."""
+    return op.function == "lstm" and len(weights) == num_layers * directions * (5 if bias else 3)
+
+
 def read_projected(
     op: Operator, x: Any, batch_sizes: Any, h0: Any, c0: Any, weights: Any, bias: bool,
     num_layers: int, directions: int, batch_first: bool,
@@ -284,7 +291,7 @@ def read_projected(
     num_layers, directions : int
     batch_first : bool
     """
-    if op.function != "lstm" or len(weights) != num_layers * directions * (5 if bias else 3):
+    if not has_projection(op, weights, bias, num_layers, directions):
         return "the number of weights"
     size = 0
     for tensor in (x, h0, c0, *weights):
