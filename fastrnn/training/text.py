@@ -1,7 +1,6 @@
 """Text as bytes: files are found, read and joined, and a part is held out.
 
-Bytes are kept as they are, whatever the encoding. Letters: N bytes or symbols of a text, T steps of
-a window (truncated backpropagation through time), B rows that are read side by side.
+Bytes are kept as they are, whatever the encoding. N is the number of bytes or symbols of a text.
 """
 
 from __future__ import annotations
