@@ -36,7 +36,7 @@ Shape = tuple[int | None, ...]
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HEAP = b"GCOL\1\0\0\0"  # where texts of any length are
 _ATTRIBUTES = b"model_config", b"keras_version", b"layer_names", b"weight_names"
-_ANY_LENGTH = 9  # HDF5's class of types whose values have lengths of their own
+_ANY_LENGTH, _TEXT = 9, 1  # HDF5's class of types whose values have lengths of their own; its kind
 _ZIP = b"PK\x03\x04"
 _WEIGHTS = "model.weights.h5"
 _LONGEST = 10_000_000  # bytes of a configuration
@@ -449,6 +449,8 @@ def _text_lengths(file: Any, version: int, at: int) -> tuple[list[int], int]:
     entry = file.read(8)
     if len(entry) < 8 or entry[0] & 15 != _ANY_LENGTH:
         return [], 0
+    if entry[1] & 15 != _TEXT:  # HDF5 2.0 crashes at kinds that do not exist
+        raise RefusedValue("it has an attribute of another type, expected a text")
     file.seek(kind - 8, 1)
     form = file.read(shape)
     first = 8 if form[:1] == b"\1" else 4

@@ -51,6 +51,24 @@ def test_a_text_that_is_longer_than_the_file_is_refused(tmp_path, libver):
         fastrnn.load(path)
 
 
+@pytest.mark.parametrize("kind", [0, 2, 3, 10, 15])
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_a_text_of_a_kind_that_does_not_exist_is_refused(tmp_path, libver, kind):
+    """HDF5 2.0 ends the process at most of these; 0 is a list of numbers."""
+    path = tmp_path / "m.h5"
+    with h5py.File(path, "w", libver=libver) as root:
+        root.attrs["keras_version"] = "3.12"
+        root.create_group("model_weights").attrs["layer_names"] = ["a"]
+    data = path.read_bytes()
+    for name in (b"keras_version", b"layer_names"):
+        damaged = bytearray(data)
+        at = damaged.index(bytes([0x19, 1]), damaged.index(name)) + 1
+        damaged[at] = kind | damaged[at] & 0xF0
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="an attribute of another type, expected a text"):
+            fastrnn.load(path)
+
+
 @pytest.mark.parametrize("name", [b"layer_names", b"model_config"])
 def test_a_name_at_the_end_of_a_block_is_found_once(tmp_path, name):
     path, whole = tmp_path / "m.h5", WHOLE.read_bytes()
