@@ -162,6 +162,12 @@ def _fnma(r: _Reverse, n: Node, g: Node) -> None:
 
 
 def _div(r: _Reverse, n: Node, g: Node) -> None:
+    if n.data is not None:  # a power: the slope of 1 / (a a) at 0 would be -inf times 0
+        number, exponent = n.data
+        a = r.graph.nodes[number]
+        slope = r.graph.mul(r.graph.constant(exponent), power(r.graph, a, exponent - 1))
+        r.give(a, r.graph.mul(g, slope))
+        return
     a, b = n.args
     share = r.graph.div(g, b)
     r.give(a, share)

@@ -20,7 +20,12 @@ def power(graph: Graph, a: Node, exponent: float) -> Node:
                 result = graph.mul(result, square)
             left >>= 1
             square = graph.mul(square, square) if left else square
-        return result if exponent >= 0 else graph.div(graph.constant(1), result)
+        if exponent >= 0:
+            return result
+        inverse = graph.div(graph.constant(1), result)
+        if inverse.op == "constant":
+            return inverse
+        return graph.node("div", inverse.args, inverse.width, (a.number, exponent))
     if exponent in (0.5, -0.5):
         root = graph.apply("sqrt", a)
         return root if exponent > 0 else graph.div(graph.constant(1), root)

@@ -30,7 +30,8 @@ class Node:
     op : str
         One of ELEMENTWISE; "sum" over the units; "part" of a group, data (group, block); "back", a
         sum of products with gradients, data (number of leading args that are added: 0 or 1,
-        ((group, term), ...)); "exp" of a power, data (number of the base, of the exponent); or
+        ((group, term), ...)); "exp" of a power, data (number of the base, of the exponent);
+        "div" of a power with a negative whole exponent, data (number of the base, the exponent); or
         what is given: "x", "old" state, learned "vector", "constant", "mask", and going back the
         gradients "new" and "dy", and "sum so far" of a vector's gradients.
     args : tuple of Node

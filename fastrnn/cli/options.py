@@ -58,7 +58,8 @@ def _add_train(commands: Any) -> None:
         commands, "train", "train a byte-level language model",
         "Train a byte-level language model on files, on folders, or, without any, on the source of "
         "Python's standard library. Ctrl-C stops and saves.")
-    train.add_argument("paths", nargs="*", metavar="PATH", help="text files and folders")
+    train.add_argument("paths", nargs="*", default=[], metavar="PATH",
+                       help="text files and folders")
     train.add_argument("--cell", choices=("rnn", "lstm", "gru"), default=_GIVEN,
                        help="kind of the layers (default: lstm)")
     for name, letter, summary in (
@@ -120,7 +121,8 @@ def _add_gradflow(commands: Any) -> None:
         "Send the loss of the last of many characters back through a trained model, say whether "
         "its gradient vanishes or explodes, and draw it.")
     flow.add_argument("model", type=_path, metavar="MODEL", help="file that train wrote")
-    flow.add_argument("paths", nargs="*", metavar="PATH", help="text files and folders")
+    flow.add_argument("paths", nargs="*", default=[], metavar="PATH",
+                      help="text files and folders")
     flow.add_argument("--bptt", type=int, default=100, metavar="T",
                       help="characters to go back" + _DEFAULT)
     flow.add_argument("--batch", type=int, default=16, metavar="B",

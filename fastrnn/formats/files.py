@@ -134,8 +134,9 @@ def refusing(source: Path | str, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         if _is_short(error):
+            or_else = "" if isinstance(error, MemoryError) else ", or it is damaged"
             raise MemoryError(f"there is not enough memory to load {label}{_size_of(source)}"
-                              ) from error
+                              f"{or_else}") from error
         if isinstance(error, OSError) and error.errno not in (None, *_OF_THE_CONTENT):
             if error.filename is not None or not isinstance(source, Path):
                 raise
@@ -226,13 +227,16 @@ def write_file(
 def _beside(place: Path, fill: Callable[[BinaryIO], Any]) -> Iterator[Path]:
     """Give a new file with this content; it is gone after an error.
 
-    The process's umask is not touched: the system applies it when the file is made.
+    It may be read and written by those who may read and write the file that is there. The process's
+    umask is not touched: the system applies it when the file is made.
     """
     beside = place.parent / f".fastrnn-{secrets.token_hex(8)}"
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0),
                      0o666)
     try:
         with open(handle, "wb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(beside, stat.S_IMODE(os.stat(place).st_mode))
             fill(file)
             file.flush()
             os.fsync(file.fileno())

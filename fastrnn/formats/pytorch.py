@@ -67,12 +67,14 @@ class Options(NamedTuple):
 class _Tensor(NamedTuple):
     """A tensor of a file: `fill` writes its values into an array of its shape.
 
-    `dtype` is that of an array which holds all its values; None if it is none of floats.
+    `dtype` is that of an array which holds all its values; None if it is no array of floats, and
+    `instead` says what it has.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype | None
     fill: Callable[[np.ndarray], None]
+    instead: str = "no floats"
 
 
 Make = Callable[[str, dict[str, Any]], Any]
@@ -182,7 +184,7 @@ def _chosen(
     if mapping and all(key in ROLES for key in mapping):
         roles = dict(mapping)
     elif mapping:
-        names = _renamed(tensors, mapping)
+        names = _renamed("mapping", tensors, mapping)
         new = {name.rpartition(".")[0] for name, old in names.items() if name != old}
         for role in ("embedding", "head"):
             if role in new:
@@ -211,7 +213,9 @@ def _number(layer: str) -> int:
     return int(number)
 
 
-def _renamed(tensors: Mapping[str, Any], mapping: Mapping[str, Any]) -> dict[str, str]:
+def _renamed(
+    argument: str, tensors: Mapping[str, Any], mapping: Mapping[str, Any]
+) -> dict[str, str]:
     """Return the names of tensors by new ones, without those that are mapped to None."""
     names: dict[str, str] = {}
     met = set()
@@ -225,13 +229,13 @@ def _renamed(tensors: Mapping[str, Any], mapping: Mapping[str, Any]) -> dict[str
             if to is None:
                 continue
             if not isinstance(to, str):
-                raise RefusedType(f"mapping[{old!r}] is {_checks.show(to)}, expected a name")
+                raise RefusedType(f"{argument}[{old!r}] is {_checks.show(to)}, expected a name")
             new = to + name[len(old):]
         if new in names:
-            raise RefusedValue(f"mapping calls both {names[new]} and {name} {new!r}")
+            raise RefusedValue(f"{argument} calls both {names[new]} and {name} {new!r}")
         names[new] = name
     if unmet := [key for key in mapping if key not in met]:
-        raise RefusedValue(f"mapping has {unmet[0]!r}, expected names of tensors or modules: it "
+        raise RefusedValue(f"{argument} has {unmet[0]!r}, expected names of tensors or modules: it "
                            f"has {_checks.show(list(tensors))}")
     return names
 
@@ -244,8 +248,8 @@ def _common_dtype(
     for theirs in found.names.values():
         dtype = tensors[theirs].dtype
         if dtype is None:
-            raise RefusedType(f"{names[theirs]} has no floats, expected float16, bfloat16, "
-                              "float32 or float64")
+            raise RefusedType(f"{names[theirs]} has {tensors[theirs].instead}, expected float16, "
+                              "bfloat16, float32 or float64")
         wide |= dtype == np.float64
     return np.dtype(np.float64 if wide else np.float32)
 
@@ -413,7 +417,10 @@ class _Places:
 def _torch_tensor(torch: Any, name: str, value: Any, places: _Places) -> _Tensor:
     shape = tuple(value.shape)
     if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-        return _Tensor(shape, None, lambda _: None)
+        instead = ("quantised numbers" if value.is_quantized
+                   else f"the layout {value.layout}" if value.layout is not torch.strided
+                   else f"the device {value.device.type}")
+        return _Tensor(shape, None, lambda _: None, instead)
     dtypes: dict[Any, np.dtype] = {
         torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32),
         torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(np.float32),
@@ -471,7 +478,7 @@ def state_dict(model: Any, names: Any = "torch") -> dict[str, np.ndarray]:
     if not isinstance(names, Mapping) or not all(isinstance(key, str) for key in names):
         raise RefusedType(f"names is {_checks.show(names)}, expected 'torch', or a dictionary of "
                           "names")
-    renamed = _renamed(params, names)
+    renamed = _renamed("names", params, names)
     kept = set(renamed.values())
     for name, array in params.items():
         if name not in kept and array.any():

@@ -168,7 +168,7 @@ def fit(
     time.
     """
     check_known(options, fit)
-    if isinstance(y, Optimizer):
+    if isinstance(y, Optimizer) or (callable(x) and isinstance(y, (str, type))):
         if optimizer != "adam":
             raise RefusedValue(f"optimizer is {_checks.show(optimizer)}, expected none: one is in "
                                "the place of y")
@@ -179,7 +179,7 @@ def fit(
     saving = grouped(Saving, options)
     stopping.check(validation)
     progress = shown(options.get("progress"))
-    interrupt = options.get("interrupt") or Interrupt()
+    interrupt = Interrupt() if options.get("interrupt") is None else options["interrupt"]
     if not isinstance(interrupt, Interrupt):
         raise RefusedType(f"interrupt is {_checks.show(interrupt)}, expected an Interrupt")
     data, source = read(check_model(model), x, y, reading, validation)

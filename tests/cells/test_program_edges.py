@@ -12,6 +12,7 @@ import random_cells
 from random_cells import about, backward, expected, forward, make, run
 from slopes import check_gradients
 
+import fastrnn
 from fastrnn._kernels import program
 from fastrnn.cells import cell
 from fastrnn.cells.build import build
@@ -65,6 +66,18 @@ def test_powers_have_a_slope_where_their_base_is_zero(exponent):
     got = run(dataclasses.replace(case, state=(np.zeros((2, 3)),)))
     assert not got["dh0"].any()
     assert np.isfinite(got["grad W"]).all()
+
+
+@pytest.mark.parametrize("exponent", [-1, -2, -3, -4, -5, -64])
+def test_negative_powers_have_the_slope_of_their_formula(exponent):
+    """At 0 and infinity, too, where 1 / (x x) gone back through would be 0 times infinity."""
+    x = np.array([0.0, np.inf, -np.inf, 2.0, -0.5])
+    layer = fastrnn.Layer(fastrnn.cell(f"h = x**({exponent})\nm = 0.5*m + h\noutput m"), 5, 5,
+                          dtype=np.float64)
+    _, _, p = layer.forward(x[None, None])
+    with np.errstate(divide="ignore"):
+        slope = exponent * x ** (exponent - 1.0)
+    np.testing.assert_allclose(p.backward(np.ones((1, 1, 5)))[0].ravel(), slope, 1e-12)
 
 
 def test_records_of_a_state_that_is_a_constant():

@@ -136,6 +136,12 @@ def test_gradflow_refuses_before_it_starts(corpus, tmp_path, capsys, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["MODEL"]
 
 
+def test_gradflow_needs_a_model_alone(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["gradflow"])
+    assert "the following arguments are required: MODEL\n" in capsys.readouterr().err
+
+
 def test_gradflow_without_matplotlib_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main(["gradflow", "m", str(tmp_path)]) == 1

@@ -413,15 +413,24 @@ def test_tied_weights_and_views(tmp_path):
         fastrnn.load(tmp_path / "m.pt", strict=False)
 
 
+def quantised(tensor):
+    import torch
+
+    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
 @with_torch
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("make", "match"), [
     (lambda state: list(state.values()), "it is of type list, expected a state_dict"),
     (lambda state: {3: state["weight_hh_l0"]}, "a name in it is 3, expected a text"),
     (lambda state: state | {"weight_hh_l0": 3}, r"weight_hh_l0 is \(\), expected a matrix"),
     (lambda state: state | {"weight_hh_l0": state["weight_hh_l0"].to_sparse()},
-     "weight_hh_l0 has no floats"),
+     "weight_hh_l0 has the layout torch.sparse_coo, expected float16"),
     (lambda state: state | {"weight_hh_l0": state["weight_hh_l0"].to("meta")},
-     "weight_hh_l0 has no floats"),
+     "weight_hh_l0 has the device meta, expected float16"),
+    (lambda state: state | {"weight_hh_l0": quantised(state["weight_hh_l0"])},
+     "weight_hh_l0 has quantised numbers, expected float16"),
     (lambda state: state | {"weight_hh_l0": state["weight_hh_l0"].int()},
      "weight_hh_l0 has no floats"),
 ])
@@ -531,7 +540,7 @@ def test_without_torch_it_says_what_to_do(tmp_path, monkeypatch):
     (lambda: RNN(2, 3, nonlinearity="sigmoid"), "torch", "sigmoid"),
     (lambda: fastrnn.RNNCell(2, 3, nonlinearity="sigmoid"), "torch", "sigmoid"),
     (lambda: fastrnn.Layer(fastrnn.cells.MGU, 2, 3), "torch", "from equations"),
-    (lambda: SequenceModel(GRU(2, 3), 1), {"rnn": "layers.0"}, "mapping has 'rnn'"),
+    (lambda: SequenceModel(GRU(2, 3), 1), {"rnn": "layers.0"}, "names has 'rnn'"),
     (lambda: SequenceModel(GRU(2, 3), 1), {"head": None}, "head.weight is to be left out"),
     (lambda: SequenceModel(GRU(2, 3), 1), {"head": 3}, "is 3, expected a name"),
     (lambda: SequenceModel(GRU(2, 3), 1), "pytorch", "names is 'pytorch', expected 'torch'"),

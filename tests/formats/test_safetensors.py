@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fastrnn.formats import safetensors
+from fastrnn.formats.files import write_file
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's files")
 root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0,
@@ -192,6 +193,17 @@ def test_permissions_are_those_of_any_new_file(tmp_path, monkeypatch, umask):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o755])
+def test_a_file_that_is_written_again_keeps_its_permissions(tmp_path, mode):
+    """Who may not read the file before must not read the one in its place."""
+    path, seen = tmp_path / "a", []
+    safetensors.write(path, ARRAYS, ABOUT)
+    path.chmod(mode)
+    write_file(path, lambda file: seen.append(stat.S_IMODE(os.fstat(file.fileno()).st_mode)))
+    assert seen == [mode] == [stat.S_IMODE(path.stat().st_mode)]
 
 
 @posix

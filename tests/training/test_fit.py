@@ -398,6 +398,8 @@ BATCH = Batch(np.zeros((2, 2, 1), np.float32), np.zeros((2, 2, 1), np.float32))
         ({"steps": 1, "overwrite": True}, ValueError, "overwrite is True without a folder"),
         ({"steps": 1, "progress": 3}, TypeError, "progress is 3, expected True, False"),
         ({"steps": 1, "interrupt": 3}, TypeError, "interrupt is 3, expected an Interrupt"),
+        ({"steps": 1, "interrupt": 0}, TypeError, "interrupt is 0, expected an Interrupt"),
+        ({"steps": 1, "interrupt": np.zeros(2)}, TypeError, "interrupt is array"),
         ({"steps": 1, "save_every": 3}, TypeError, "there is no option 'save_every', expected"),
         ({"epoch": 1}, TypeError, "there is no option 'epoch', expected .*did you mean 'epochs'"),
     ],

@@ -7,6 +7,7 @@ import fastrnn
 from fastrnn import GRU, RNN, LanguageModel, SequenceModel, fit, losses, optim
 from fastrnn.models import EncoderDecoder, Stack
 from fastrnn.training import Batch
+from fastrnn.training.data import Samples
 from fastrnn.training.language import train, train_on
 from fastrnn.training.text import find_files, read
 
@@ -58,6 +59,19 @@ def test_two_optimizers_are_refused():
     m = model()
     with pytest.raises(ValueError, match="optimizer is 'sgd', expected none: one is in the place"):
         fit(m, data()[0], optim.Adam(m), optimizer="sgd", epochs=1)
+    with pytest.raises(ValueError, match="optimizer is 'sgd', expected none: one is in the place"):
+        fit(m, lambda step: None, "adamw", optimizer="sgd", steps=1)
+
+
+@pytest.mark.parametrize("make", [lambda m: "adamw", lambda m: optim.AdamW, optim.AdamW],
+                         ids=["name", "class", "object"])
+def test_an_optimizer_in_the_place_of_y(make):
+    m, other = model(), model()
+    batches = Samples(*(a.swapaxes(0, 1).astype("f") for a in data()), batch_size=4)
+    fit(m, batches, make(m), steps=3, progress=False)
+    fit(other, batches, optimizer="adamw", steps=3, progress=False)
+    for one, same in zip(m.parameters().values(), other.parameters().values(), strict=True):
+        np.testing.assert_array_equal(one, same)
 
 
 @pytest.mark.parametrize("name", ["target", "groups", "freeze"])
