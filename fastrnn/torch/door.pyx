@@ -17,7 +17,8 @@ cimport numpy as cnp
 from fastrnn._kernels import sequence
 from fastrnn._kernels.exchange cimport Exchange
 from fastrnn._kernels.runtime import Workspace, borrow_threads
-from fastrnn.torch.reading import DIRECTIONS, converted, created, kind_of, read_lengths, sizes_of
+from fastrnn.torch import reading
+from fastrnn.torch.reading import converted, created, kind_of, read_lengths, sizes_of
 
 cnp.import_array()
 
@@ -25,7 +26,7 @@ cdef object Tensor = torch.Tensor
 cdef object Parameter = torch.nn.Parameter
 cdef object grad_is_enabled = torch.is_grad_enabled
 cdef object get_num_threads = torch.get_num_threads
-cdef tuple REVERSE = DIRECTIONS
+cdef tuple REVERSE = reading.DIRECTIONS
 
 # Spare memory for tapes and packed weights; the only thing that outlives a call.
 cdef object WORKSPACE = Workspace()
