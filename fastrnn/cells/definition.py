@@ -306,7 +306,7 @@ def cell(text: str, *, name: str = "Cell", paper: str = "") -> Definition:
     if isinstance(text, str) and not text.strip():
         raise DefinitionError("the definition is empty, expected at least one equation: "
                               "target = expression")
-    if name in CELLS:
+    if isinstance(name, str) and name in CELLS:
         raise ValueError(f"cell: name is {name!r}, expected another one than those of cells with "
                          f"kernels of their own, {', '.join(CELLS)}")
     return Definition(text, name=name, paper=paper)

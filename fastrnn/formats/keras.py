@@ -271,7 +271,7 @@ class KerasModel:
             else:
                 values = step(values[reads])
         chosen = range(len(values)) if self._outputs is None else self._outputs
-        outputs = tuple(np.ascontiguousarray(values[number].x) for number in chosen)
+        outputs = tuple(_apart(values[number].x, x) for number in chosen)
         y = outputs[0] if len(outputs) == 1 else outputs
         return (y, tuple(finals)) if self.stateful else y
 
@@ -342,6 +342,11 @@ class KerasModel:
 _LEFT_OUT = ("Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "AlphaDropout",
              "ActivityRegularization", "Identity")
 _LOSSES = {"softmax": "softmax", "sigmoid": "bce", "linear": "mse"}
+
+
+def _apart(y: np.ndarray, x: Any) -> np.ndarray:
+    """Return a contiguous array that shares no memory with the input of a call."""
+    return y.copy() if np.may_share_memory(y, x) else np.ascontiguousarray(y)
 
 
 def _recurrent(steps: list[Step], head: Dense | None) -> list[Recurrence]:

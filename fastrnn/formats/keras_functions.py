@@ -12,18 +12,14 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedValue
+from fastrnn.formats.activations import elu, erf, softmax
+from fastrnn.models.generate import sigmoid
 
 __all__ = ["activation", "activation_name", "equation", "layer_activation"]
 
 Function = Callable[[np.ndarray], np.ndarray]
 
 _ALPHA, _SCALE = 1.6732632423543772, 1.0507009873554805  # Klambauer et al. 2017, SELU
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    e: np.ndarray = np.exp(-np.abs(x))
-    y: np.ndarray = np.where(x >= 0, 1, e) / (1 + e)
-    return y
 
 
 def _softplus(x: np.ndarray) -> np.ndarray:
@@ -35,23 +31,8 @@ def _leaky_relu(slope: float, x: np.ndarray) -> np.ndarray:
     return np.where(x > 0, x, slope * x)
 
 
-def _elu(x: np.ndarray, alpha: float = 1.0) -> np.ndarray:
-    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
-
-
 def _hard_sigmoid(x: np.ndarray) -> np.ndarray:
     return np.clip(x / 6 + 0.5, 0, 1)
-
-
-def _erf(x: np.ndarray) -> np.ndarray:
-    values = [math.erf(v) for v in x.ravel().tolist()]  # NumPy has none
-    return np.array(values, x.dtype).reshape(x.shape)
-
-
-def _softmax(x: np.ndarray, axis: Any = -1) -> np.ndarray:
-    e = np.exp(x - x.max(axis, keepdims=True))
-    y: np.ndarray = e / e.sum(axis, keepdims=True)
-    return y
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:
@@ -66,17 +47,17 @@ _FUNCTIONS: dict[str, Function] = {
     "relu6": lambda x: np.clip(x, 0, 6),
     "leaky_relu": partial(_leaky_relu, 0.2),
     "tanh": np.tanh,
-    "sigmoid": _sigmoid,
+    "sigmoid": sigmoid,
     "hard_sigmoid": _hard_sigmoid,
-    "softmax": _softmax,
+    "softmax": softmax,
     "log_softmax": _log_softmax,
     "softplus": _softplus,
     "softsign": lambda x: x / (1 + np.abs(x)),
-    "elu": _elu,
-    "celu": _elu,
-    "selu": lambda x: _SCALE * _elu(x, _ALPHA),
-    "gelu": lambda x: x * (0.5 + 0.5 * _erf(x * math.sqrt(0.5))),
-    "silu": lambda x: x * _sigmoid(x),
+    "elu": elu,
+    "celu": elu,
+    "selu": lambda x: _SCALE * elu(x, _ALPHA),
+    "gelu": lambda x: x * (0.5 + 0.5 * erf(x * math.sqrt(0.5))),
+    "silu": lambda x: x * sigmoid(x),
     "hard_silu": lambda x: x * _hard_sigmoid(x),
     "exponential": np.exp,
     "mish": lambda x: x * np.tanh(_softplus(x)),
@@ -159,7 +140,7 @@ def equation(name: str) -> str:
 
 def _softmax_along(shown: str, axes: Any, x: np.ndarray) -> np.ndarray:
     try:
-        return _softmax(x, axes)
+        return softmax(x, axes)
     except ValueError as error:  # x has no such axis
         raise RefusedValue(f"{shown}: {error}") from error
 
@@ -189,7 +170,7 @@ def layer_activation(kind: str, config: dict[str, Any]) -> tuple[Function, str]:
         return partial(_leaky_relu, slope), f"LeakyReLU({slope:g})"
     if kind == "ELU":
         alpha = number("alpha", 1.0)
-        return partial(_elu, alpha=alpha), f"ELU({alpha:g})"
+        return partial(elu, alpha=alpha), f"ELU({alpha:g})"
     bound = math.inf if config.get("max_value") is None else number("max_value", math.inf)
     slope, least = number("negative_slope", 0.0), number("threshold", 0.0)
     return partial(_relu, bound, slope, least), "ReLU()"

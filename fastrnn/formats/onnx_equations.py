@@ -217,7 +217,12 @@ class _Body:
         graph = self._graph
         if node.function in MASKS:  # its value in evaluation
             p = fold(node.arguments[0], self._constants)
-            return graph.number(1.0 if node.function.endswith("dropout") else p), False
+            mean = 1.0 if node.function.endswith("dropout") else p
+            width = self._definition.widths.get(node, "1")
+            if width == "1":
+                return graph.number(mean), False
+            name = f"{self._name}.{node.function}.{width}.{mean:g}"
+            return graph.tensor(name, np.full(self._sizes[width], mean, graph.dtype)), False
         count = FUNCTIONS[node.function].values
         values = [name for name, _ in arguments[:count]]
         rows = any(of for _, of in arguments[:count])

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn._checks import RefusedType, RefusedValue
+from fastrnn.formats.activations import elu, erf
 from fastrnn.formats.onnx_conv import CONVOLUTIONS
 from fastrnn.formats.onnx_nodes import Node, Run, dtype_of
 from fastrnn.formats.onnx_reduce import REDUCTIONS
@@ -168,12 +169,8 @@ def _with_numbers(
     return make
 
 
-def _elu(a: np.ndarray, alpha: Any) -> Any:
-    return np.where(a < 0, alpha * np.expm1(np.minimum(a, 0)), a)
-
-
 def _selu(a: np.ndarray, alpha: Any, gamma: Any) -> Any:
-    return gamma * _elu(a, alpha)
+    return gamma * elu(a, alpha)
 
 
 def _hard_sigmoid(a: np.ndarray, alpha: Any, beta: Any) -> Any:
@@ -184,14 +181,6 @@ def _softplus(a: np.ndarray) -> Any:
     return np.logaddexp(a, a.dtype.type(0))
 
 
-def _erf(a: np.ndarray) -> Any:
-    y, of_one = np.empty(a.size, a.dtype), np.frompyfunc(math.erf, 1, 1)  # NumPy has none
-    flat = a.reshape(-1)
-    for at in range(0, a.size, 2**16):  # its results are objects
-        y[at : at + 2**16] = of_one(flat[at : at + 2**16])
-    return y.reshape(a.shape)
-
-
 def _gelu(node: Node) -> Run:
     form = node.text("approximate", "none")
     if form not in ("none", "tanh"):
@@ -199,7 +188,7 @@ def _gelu(node: Node) -> Run:
 
     def of(a: np.ndarray) -> Any:
         if form == "none":
-            return a / 2 * (1 + _erf(a * a.dtype.type(math.sqrt(0.5))))
+            return a / 2 * (1 + erf(a * a.dtype.type(math.sqrt(0.5))))
         inner = a.dtype.type(math.sqrt(2 / math.pi)) * (a + a.dtype.type(0.044715) * a * a * a)
         return a / 2 * (1 + np.tanh(inner))
 
@@ -389,9 +378,9 @@ OPERATORS: dict[str, Callable[[Node], Run]] = SHAPES | REDUCTIONS | CONVOLUTIONS
     "Cos": _of_one(np.cos),
     "Div": _of_two(_divide),
     "Dropout": _dropout,
-    "Elu": _with_numbers(_elu, alpha=1.0),
+    "Elu": _with_numbers(elu, alpha=1.0),
     "Equal": _of_two(np.equal, "fiub"),
-    "Erf": _of_one(_erf),
+    "Erf": _of_one(erf),
     "Exp": _of_one(np.exp),
     "Floor": _of_one(np.floor),
     "Gelu": _gelu,

@@ -21,10 +21,12 @@ import numpy as np
 
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue, public
+from fastrnn.formats.activations import elu, softmax
 from fastrnn.formats.files import NamedError, in_evaluation, write_file
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.layers.standard import GRU, LSTM
 from fastrnn.models import SequenceModel, Stack
+from fastrnn.models.generate import sigmoid
 from fastrnn.models.linear import Linear
 
 __all__ = ["RTNeuralModel", "encoded", "load", "read", "save", "state_dict"]
@@ -46,25 +48,12 @@ _LAYER_KEYS = ("type", "shape", "weights", "activation", "name")
 Make = Callable[[str, dict[str, Any]], Any]
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * x))
-
-
-def _softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return np.asarray(e / e.sum(-1, keepdims=True))
-
-
 def _relu(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.maximum(x, 0))
 
 
-def _elu(x: np.ndarray) -> np.ndarray:
-    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
-
-
 _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "tanh": np.tanh, "relu": _relu, "sigmoid": _sigmoid, "softmax": _softmax, "elu": _elu}
+    "tanh": np.tanh, "relu": _relu, "sigmoid": sigmoid, "softmax": softmax, "elu": elu}
 
 
 def _prelu(slope: np.ndarray, x: np.ndarray) -> np.ndarray:

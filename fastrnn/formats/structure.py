@@ -334,7 +334,17 @@ def _may_embed(table: str, layers: list[_Module], shapes: Mapping[str, Shape]) -
     width = shapes[_member(table, "weight")][1]
     if width != layers[0].input_size:
         return False
-    return width != layers[-1].width or "emb" in table.lower()
+    return width != layers[-1].width or any(
+        "embed" in word or word.startswith("emb") or word.endswith("emb")
+        for words in _own_words(table, layers) for word in words)
+
+
+def _own_words(name: str, layers: list[_Module]) -> list[list[str]]:
+    """Return the words of a module's name behind the beginning that it shares with a layer."""
+    parts, theirs = name.lower().split("."), layers[0].name.lower().split(".")
+    while parts and theirs and parts[0] == theirs[0]:
+        parts, theirs = parts[1:], theirs[1:]
+    return [re.split(r"[\W\d_]+", part) for part in parts]
 
 
 def _may_be_before(
@@ -346,10 +356,7 @@ def _may_be_before(
     """
     if shapes[_member(head, "weight")][0] != layers[0].input_size:
         return False
-    parts, theirs = head.lower().split("."), layers[0].name.lower().split(".")
-    while parts and theirs and parts[0] == theirs[0]:
-        parts, theirs = parts[1:], theirs[1:]
-    own = [re.split(r"[\W\d_]+", part) for part in parts]
+    own = _own_words(head, layers)
     if any(not _BEHIND.isdisjoint(words) for words in own):
         return False
     if any(words[0] in _BEFORE or words[-1] == "in" for words in own):

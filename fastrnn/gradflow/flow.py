@@ -80,6 +80,8 @@ class GradientFlow:
     memory_state : str or None
         The state that is carried from step to step without a matrix product: that of `c_norms`, or
         h if there are none.
+    first_state : str
+        The name of the state that is h in these descriptions: the first of the cell.
     """
 
     cell: str
@@ -96,6 +98,7 @@ class GradientFlow:
     not_finite: Sources | None = None
     lengths: np.ndarray | None = None
     memory_state: str | None = None
+    first_state: str = "h"
     begins: np.ndarray | None = None
 
     @property
@@ -247,8 +250,8 @@ def model_flow(
         _, _, *recorded = p.backward(record=names, grads=grads, retain=retain)
     recorded = recorded[0] if recorded else []
     for of_layer in recorded:
-        for array in list(of_layer[0].values())[:1]:
-            _check_size(array)
+        if of_layer[0]:
+            _check_size(next(iter(of_layer[0].values())))
     states = (None,) * (len(layers) - len(p.state)) + tuple(p.state)  # a decoder's are the last
     return _Backward(model, layers, recorded, grads, states, None, p.value, tuple(ragged)
                      ).flows(parts)
@@ -332,7 +335,8 @@ class _Backward:
     def flows(self, parts: tuple[str, ...]) -> list[GradientFlow]:
         """Return the flow of each layer."""
         if not self.recorded:
-            return [GradientFlow(layer.cell.name, memory_state=layer.cell.memory)
+            return [GradientFlow(layer.cell.name, memory_state=layer.cell.memory,
+                                 first_state=layer.cell.states[0])
                     for layer in self.layers.values()]
         with np.errstate(all="ignore"):  # gradients that are not finite are a result, too
             measured = [
@@ -344,7 +348,7 @@ class _Backward:
             found = self._not_finite(measured) if "norms" in parts else [None] * len(measured)
         return [
             GradientFlow(layer.cell.name, not_finite=sources, lengths=own,
-                         memory_state=layer.cell.memory,
+                         memory_state=layer.cell.memory, first_state=layer.cell.states[0],
                          begins=None if of is None else of.begins[: layer.directions],
                          **_joined(layer.cell, of_layer))
             for layer, of_layer, sources, own, of in zip(

@@ -57,6 +57,8 @@ class Jacobians:
     memory_state : str or None
         The state that is carried from step to step without a matrix product: that of `c_norms`, or
         h if there are none.
+    first_state : str
+        The name of the state that is h in these descriptions: the first of the cell.
     """
 
     cell: str
@@ -69,6 +71,7 @@ class Jacobians:
     threshold: float | None
     not_finite: NotFinite | None = None
     memory_state: str | None = None
+    first_state: str = "h"
 
     @public
     def memory(self, level: float = 1 / math.e) -> int | None:
@@ -242,7 +245,8 @@ class _Direction:
             cell.name, matrices, matrix_norms(matrices),
             matrix_norms(of_memory[0]) if of_memory else None, bounds, singular_values,
             np.abs(np.linalg.eigvals(w_hh)).max(1), threshold,
-            self.not_finite(x, np.concatenate([y_before, y[:, :1]]), T), cell.memory)
+            self.not_finite(x, np.concatenate([y_before, y[:, :1]]), T), cell.memory,
+            cell.states[0])
 
     def alone(self) -> Recurrent:
         """Return a copy as a layer of its own, which goes from step 0 on."""

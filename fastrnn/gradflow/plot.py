@@ -119,8 +119,8 @@ def gradient_norms(
         for d in range(D):
             _line(ax, norms[layer, d], "--" if d else "-", color=f"C{layer}",
                   label=_name(layer, d, D))
-    ax.set(xlabel="step t",
-           ylabel=rf"$\|\partial L/\partial {state or 'h'}(t)\|$", title="Gradient norms")
+    of = state or flow.first_state
+    ax.set(xlabel="step t", ylabel=rf"$\|\partial L/\partial {of}(t)\|$", title="Gradient norms")
     _note_if_empty(ax, norms)
     if L * D > 1:
         ax.legend()
@@ -189,10 +189,11 @@ def jacobian_norms(jacobians: Jacobians, ax: Axes | None = None) -> Axes:
     if not isinstance(jacobians, Jacobians):
         raise RefusedType(f"jacobians is {_checks.kind(jacobians)}, expected Jacobians")
     ax = axes_or_new(ax)
+    h = jacobians.first_state
     for norms, style, label in (
-        (jacobians.norms, "-", r"$\|\partial h(t)/\partial h(k)\|$"),
+        (jacobians.norms, "-", rf"$\|\partial {h}(t)/\partial {h}(k)\|$"),
         (jacobians.c_norms, "-",
-         rf"$\|\partial h(t)/\partial {jacobians.memory_state or 'c'}(k)\|$"),
+         rf"$\|\partial {h}(t)/\partial {jacobians.memory_state or 'c'}(k)\|$"),
         (jacobians.bounds, "k:", r"bound $(\|W_{hh}\|\,\gamma)^{t-k}$"),
     ):
         if norms is not None:

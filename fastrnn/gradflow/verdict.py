@@ -139,9 +139,7 @@ def verdict(of: GradientFlow | Jacobians | History) -> str:
                           "History")
     cell = CELLS.get(of.cell)
     memory = (of.memory_state or "h") if cell is None else cell.memory
-    norms = of.c_norms if memory == "c" and cell is not None else of.norms
-    if cell is None and of.c_norms is not None:
-        norms = of.c_norms
+    norms = of.norms if of.c_norms is None else of.c_norms
     if norms is None:
         raise RefusedValue("of is a GradientFlow without norms, expected parts with 'norms'")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -199,7 +197,7 @@ def _of_jacobians(found: Jacobians) -> str:
     cell = CELLS.get(found.cell)
     memory = (found.memory_state or "h") if cell is None else cell.memory
     norms = found.norms if found.c_norms is None else found.c_norms
-    text = _describe(f"||dh(t)/d{memory}(k)||", cell, norms[1:], 1)
+    text = _describe(f"||d{found.first_state}(t)/d{memory}(k)||", cell, norms[1:], 1)
     if found.threshold is None:
         return text
     value = found.singular_values[0]

@@ -68,6 +68,8 @@ def in_graph(operator: Operator) -> Callable[..., Any]:
             return theirs(*args, **kwargs)
         x, hx, *weights = args
         bias = weights[2] is not None
+        if bias != (weights[3] is not None):
+            return theirs(*args)
         h0, c0 = hx if has_c else (hx, None)
         weights = weights if bias else weights[:2]
         if not _computable(x, (h0, *weights)):

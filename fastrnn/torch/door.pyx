@@ -28,7 +28,7 @@ cdef object grad_is_enabled = torch.is_grad_enabled
 cdef object get_num_threads = torch.get_num_threads
 cdef tuple REVERSE = reading.DIRECTIONS
 
-# Spare memory for tapes and packed weights; the only thing that outlives a call.
+# Spare memory for tapes and packed weights; no other memory of a call outlives it.
 cdef object WORKSPACE = Workspace()
 
 

@@ -18,7 +18,7 @@ def patch(scripted: bool = False) -> None:
 
     The functions of torch._VF that torch.nn.RNN, LSTM, GRU and the single cells call are
     exchanged. So modules that exist already and classes that are derived from them are included,
-    and no class, module or file changes. A second call does nothing.
+    and no class, module or file changes. A second call with the same argument does nothing.
 
     Parameters
     ----------

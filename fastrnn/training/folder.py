@@ -117,11 +117,13 @@ class Folder:
         from fastrnn.training import checkpoint
 
         about = self._about | {"lr": float(optimizer.lr)}
-        self._write(LATEST, lambda path: checkpoint.save(
-            path, model, optimizer, optimizer.lr, state, history, about))
-        if self._old_best:  # of the run that is overwritten
-            (self.path / BEST).unlink(missing_ok=True)
-            self._old_best = False
+        def write(path: Path) -> None:
+            checkpoint.save(path, model, optimizer, optimizer.lr, state, history, about)
+            if self._old_best:  # of the run that is overwritten
+                (self.path / BEST).unlink(missing_ok=True)
+                self._old_best = False
+
+        self._write(LATEST, write)
 
     def save_best(self, model: Any) -> None:
         """Write the model; a failure is kept for `finish`."""

@@ -19,7 +19,7 @@ class Interrupt:
     Attributes
     ----------
     asked : bool
-        Whether Ctrl-C was pressed.
+        Whether Ctrl-C was pressed since it was entered.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Interrupt:
         self._before: Any = None
 
     def __enter__(self) -> Interrupt:
-        self._before = None
+        self._before, self.asked = None, False
         if threading.current_thread() is not threading.main_thread():
             return self
         if signal.getsignal(signal.SIGINT) is None:  # a handler that Python did not set

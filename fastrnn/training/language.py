@@ -119,9 +119,6 @@ def _validation(
     model: LanguageModel, text: Any, batch_size: int, window: int
 ) -> Callable[[], float]:
     """Return what computes the loss for each symbol of a text, in nats."""
-    if not isinstance(text, (str, bytes, bytearray, np.ndarray, list, tuple)):
-        raise RefusedType(f"validation is {_checks.kind(text)}, expected a text: str, bytes, or "
-                          "whole numbers")
     symbols = _symbols(model, "validation", text)
     _check_two(symbols, "validation")
     return lambda: math.log(2) * _bits(model, symbols, batch_size, window)

@@ -227,6 +227,17 @@ def test_values_that_have_no_rows(text):
     check_layer(fastrnn.Layer(fastrnn.cell(text), I, 4, seed=0))
 
 
+@pytest.mark.parametrize("mask", ["step_mask(0.5)", "sequence_mask(0.25)", "dropout(0.5)",
+                                  "sequence_dropout(0.3)"])
+@pytest.mark.parametrize("use", [
+    "h = tanh(W x + U h + b) * sum({})", "h = tanh(W x + U h + b) * norm({})",
+    "h = tanh(W x + U h + V {} + b)", "m = {}\nh = tanh(W x + U h + b) * m",
+    "a, b = W x\nh = {} * a + (1 - {}) * h + b"])
+def test_masks_inside_a_term(use, mask):
+    """They have their mean, for every unit."""
+    check_layer(fastrnn.Layer(fastrnn.cell(use.replace("{}", mask)), 3, 4, seed=0))
+
+
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"bias": False},
                                      {"batch_first": True}], ids=str)
 def test_a_projection(options):

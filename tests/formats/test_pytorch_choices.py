@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tensors import layer, linear, load, refused, with_torch
+from tensors import layer, linear, load, random, refused, with_torch
 
 import fastrnn
 from fastrnn import GRU, LSTM, SequenceModel, cli
@@ -62,6 +62,21 @@ def test_a_head_as_wide_as_the_input_stays_a_head(tmp_path, name):
     assert type(model) is SequenceModel
     encoder = {f"encoder.{key}": value for key, value in (LAYER | linear(name, 4, 5)).items()}
     assert type(load(tmp_path, encoder)) is SequenceModel
+
+
+@pytest.mark.parametrize("name", ["emb", "word_embeddings", "wordEmbedding", "token-emb",
+                                  "net.embed_tokens"])
+def test_a_table_whose_widths_fit_behind_the_layers_too(tmp_path, name):
+    tensors = layer("rnn.", "GRU", 4, 4) | {f"{name}.weight": random(7, 4)}
+    assert load(tmp_path, tensors).embedding is not None
+
+
+@pytest.mark.parametrize("name", ["ensemble.out", "remember", "member.1"])
+def test_a_table_that_no_word_names(tmp_path, name):
+    tensors = layer("rnn.", "GRU", 4, 4) | {f"{name}.weight": random(7, 4)}
+    refused(tmp_path, tensors, f"{name}.weight could be the embedding or the head; choose")
+    within = {f"embedder.{key}": value for key, value in tensors.items()}  # the layer, too
+    refused(tmp_path, within, "could be the embedding or the head; choose")
 
 
 @with_torch

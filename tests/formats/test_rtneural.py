@@ -160,6 +160,23 @@ def test_a_model_of_ours_is_written(tmp_path, bias, dtype):
     cases.assert_close("y", again, y.astype("f"), cases.tolerance(np.float32, 24, 5 * T))
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "elu", "softmax", "tanh", "relu"])
+def test_activations_are_right_in_every_digit(tmp_path, name):
+    """A sigmoid made of tanh has no digit left at -17."""
+    x = np.array([-80, -17, -10, -1, -1e-4, 0, 1e-4, 1, 10, 17, 80], np.float32)
+    two = name == "softmax"
+    file = {"in_shape": [None, None, 1], "layers": [{
+        "type": "dense", "activation": name, "shape": [None, None, 1 + two],
+        "weights": [[[1.0, -1.0]], [0.0, 0.0]] if two else [[[1.0]], [0.0]]}]}
+    (tmp_path / "a.json").write_text(json.dumps(file))
+    y, _ = fastrnn.load(tmp_path / "a.json")(x[:, None, None])
+    wide = x.astype(float)
+    expected = {"sigmoid": sigmoid(wide), "elu": np.where(wide > 0, wide, np.expm1(wide)),
+                "softmax": sigmoid(2 * wide), "tanh": np.tanh(wide),
+                "relu": np.maximum(wide, 0)}[name]
+    np.testing.assert_allclose(y[..., 0].ravel(), expected, 2e-6, 1e-37)
+
+
 def test_what_a_file_has_beside_the_model_is_said(tmp_path):
     _, file = FILES["amplifier"]
     file = {**file, "in_skip": 1, "metadata": {"name": "amp"}}

@@ -8,6 +8,7 @@ import pytest
 import stacks
 from flows import layer_of, recorded, scaled, walk
 
+import fastrnn
 from fastrnn import gradflow
 from fastrnn.gradflow import jacobians
 from fastrnn.gradflow.jacobians import matrix_norms
@@ -194,3 +195,13 @@ def test_weights_that_are_not_finite_have_no_jacobians():
     layer.parameters()["weight_hh_l0"][0, 0] = np.nan
     with pytest.raises(ValueError, match="weight_hh_l0 has values that are not finite"):
         gradflow.jacobians(layer, X)
+
+
+@pytest.mark.parametrize(("name", "state"), [("LEM", "y"), ("SCRN", "s"), ("MGU", "h")])
+def test_the_first_state_has_its_name(name, state):
+    layer = fastrnn.Layer(getattr(fastrnn.cells, name), 3, 4, seed=0)
+    found = gradflow.jacobians(layer, np.ones((4, 1, 3), np.float32))
+    assert found.first_state == state
+    assert f"||d{state}(t)/d" in gradflow.verdict(found)
+    flow = gradflow.gradient_flow(layer, np.ones((4, 1, 3), np.float32))
+    assert flow.first_state == state

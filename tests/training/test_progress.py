@@ -120,6 +120,15 @@ def test_the_first_ctrl_c_asks_and_the_second_raises():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_an_interrupt_serves_again():
+    interrupt = Interrupt()
+    for _ in range(2):
+        with interrupt:
+            assert len(run(steps=3, interrupt=interrupt)[-1].losses) == 3
+            press()
+            assert interrupt.asked
+
+
 def test_an_interrupt_of_the_caller_stops_fit_between_steps():
     with Interrupt() as interrupt:
         history = run(steps=10, interrupt=interrupt,

@@ -433,6 +433,15 @@ def test_a_full_disk_loses_no_history(tmp_path, monkeypatch, which):
         assert files_of(tmp_path)[LATEST] == before[LATEST]
 
 
+def test_the_best_of_an_earlier_run_stays_until_there_is_a_new_file(tmp_path, monkeypatch):
+    run(tmp_path, 2, validation=lambda: 1.0)
+    before = files_of(tmp_path)
+    full(monkeypatch, lambda number, name: True)
+    with pytest.warns(RuntimeWarning, match="could not be written"), pytest.raises(CheckpointError):
+        run(tmp_path, 4, overwrite=True)
+    assert files_of(tmp_path) == before
+
+
 def test_too_little_memory_for_a_checkpoint_is_the_same(tmp_path, monkeypatch):
     def refuse(path, *rest):
         raise MemoryError("no memory")
