@@ -16,8 +16,9 @@ from fastrnn._checks import RefusedValue, public
 from fastrnn.cells.definition import Definition, cell
 from fastrnn.cells.tree import FUNCTIONS
 
-__all__ = ["ClippedLSTM", "CoupledLSTM", "PeepholeLSTM", "ProjectedLSTM", "ProjectedPeepholeLSTM",
-           "ResetBeforeGRU", "clipped_lstm", "elman", "onnx_gru", "onnx_lstm", "onnx_rnn"]
+__all__ = ["ONNX_ACTIVATIONS", "ClippedLSTM", "CoupledLSTM", "PeepholeLSTM", "ProjectedLSTM",
+           "ProjectedPeepholeLSTM", "ResetBeforeGRU", "clipped_lstm", "elman", "onnx_gru",
+           "onnx_lstm", "onnx_rnn"]
 
 # ---- LSTM ----------------------------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ _OF_ONE = tuple(name for name, function in FUNCTIONS.items() if function.values 
 # ---- ONNX ----------------------------------------------------------------------------------------
 
 # ONNX's activation: the function, and its defaults alpha and beta where it has them
-_ONNX: dict[str, tuple[str, tuple[float, ...]]] = {
+ONNX_ACTIVATIONS: dict[str, tuple[str, tuple[float, ...]]] = {
     "Affine": ("affine", (1.0, 0.0)),
     "Relu": ("relu", ()),
     "LeakyRelu": ("leaky_relu", (0.01,)),
@@ -176,19 +177,19 @@ class _Activations:
     def __init__(self, names: Any, count: int, alphas: Any, betas: Any, clip: float | None) -> None:
         if not isinstance(names, (tuple, list)) or len(names) != count:
             raise RefusedValue(f"activations is {_checks.show(names)}, expected {count} of "
-                               f"{list(_ONNX)}")
-        self.names = [_checks.one_of("an activation", name, _ONNX) for name in names]
+                               f"{list(ONNX_ACTIVATIONS)}")
+        self.names = [_checks.one_of("an activation", name, ONNX_ACTIVATIONS) for name in names]
         self.given = [_each("alphas", alphas, count), _each("betas", betas, count)]
         for what, values, least in zip(("alpha", "beta"), self.given, (1, 2), strict=True):
             for name, value in zip(self.names, values, strict=True):
-                if value is not None and len(_ONNX[name][1]) < least:
+                if value is not None and len(ONNX_ACTIVATIONS[name][1]) < least:
                     raise RefusedValue(f"{name} is given the {what} {value!r}, expected None: it "
                                        "has none")
         self.clip = None if clip is None else _checks.above("clip", clip)
 
     def __call__(self, which: int, argument: str, clips: bool = True) -> str:
         """Return the activation of this number, of an argument, which may be bounded."""
-        function, defaults = _ONNX[self.names[which]]
+        function, defaults = ONNX_ACTIVATIONS[self.names[which]]
         numbers = [default if given[which] is None else given[which]
                    for default, given in zip(defaults, self.given, strict=False)]
         if self.clip is not None and clips:

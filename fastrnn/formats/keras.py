@@ -18,7 +18,16 @@ from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.formats.keras_config import Chain, Entry, chain_of, config_of_layers
 from fastrnn.formats.keras_file import File, opened
 from fastrnn.formats.keras_layers import dtype_of, step_of
-from fastrnn.formats.keras_steps import Dense, Embedding, Recurrence, States, Step, Value
+from fastrnn.formats.keras_steps import (
+    Dense,
+    Embedding,
+    Nothing,
+    Recurrence,
+    Reshape,
+    States,
+    Step,
+    Value,
+)
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.models import SequenceModel, Stack
 
@@ -170,7 +179,7 @@ def _width(steps: list[Step], reads: int) -> int | None:
             return int(step.outputs)
         if isinstance(step, Embedding):
             return int(step.weight.shape[1])
-        if type(step).__name__ == "Reshape":
+        if isinstance(step, Reshape):
             return None
         reads = 0
     return None
@@ -315,7 +324,7 @@ class KerasModel:
         ValueError
             If the chain is another.
         """
-        steps = [step for step in self.steps if repr(step) not in _LEFT_OUT]
+        steps = [step for step in self.steps if not isinstance(step, Nothing)]
         embedding = head = None
         if steps and isinstance(steps[0], Embedding):
             embedding = steps[0]
@@ -339,8 +348,6 @@ class KerasModel:
         return model  # type: ignore[no-any-return]
 
 
-_LEFT_OUT = ("Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "AlphaDropout",
-             "ActivityRegularization", "Identity")
 _LOSSES = {"softmax": "softmax", "sigmoid": "bce", "linear": "mse"}
 
 

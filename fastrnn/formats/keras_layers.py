@@ -24,6 +24,7 @@ from fastrnn.formats.keras_steps import (
     Elementwise,
     Embedding,
     Masking,
+    Nothing,
     Pooling,
     Recurrence,
     Reshape,
@@ -102,7 +103,7 @@ def step_of(entry: Entry, owner: Owner, keras_2: bool) -> Step:
 
 
 def _nothing(given: Given) -> Step:
-    return Elementwise(given.entry.name, given.entry.kind, lambda x: x)
+    return Nothing(given.entry.name, given.entry.kind)
 
 
 def _activation(given: Given) -> Step:

@@ -17,8 +17,8 @@ from fastrnn._checks import RefusedValue
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.models.linear import Linear
 
-__all__ = ["Dense", "Direction", "Elementwise", "Embedding", "Masking", "Pooling", "Recurrence",
-           "Reshape", "Step", "Value"]
+__all__ = ["Dense", "Direction", "Elementwise", "Embedding", "Masking", "Nothing", "Pooling",
+           "Recurrence", "Reshape", "Step", "Value"]
 
 Function = Callable[[np.ndarray], np.ndarray]
 States = tuple[np.ndarray, ...]  # (N, H), one for each state of each direction
@@ -77,6 +77,13 @@ class Elementwise(Step):
         if self._refuses_mask and value.mask is not None:
             raise RefusedValue(f"{self.name} would have a mask, which it cannot here")
         return (Value(_applied(self._function, value.x), value.mask),)
+
+
+class Nothing(Step):
+    """What changes nothing in inference: dropout, noise, the identity."""
+
+    def __call__(self, value: Value) -> tuple[Value, ...]:  # noqa: D102
+        return (value,)
 
 
 def _applied(function: Function, x: np.ndarray) -> np.ndarray:

@@ -152,15 +152,16 @@ class RecurrentNode:
         names = node.texts("activations", self.kind.activations * self.D)
         if len(names) != n * self.D:
             raise RefusedValue(f"its activations are {_checks.show(names)}, expected {n * self.D}")
-        from fastrnn.cells.frameworks import _ONNX  # takes milliseconds: only when used
+        from fastrnn.cells.frameworks import ONNX_ACTIVATIONS  # takes milliseconds: only when used
 
-        proper = {name.lower(): name for name in _ONNX}  # some exporters write small letters
+        # some exporters write small letters
+        proper = {name.lower(): name for name in ONNX_ACTIVATIONS}
         names = [proper.get(name.lower(), name) for name in names]
         for name in names:
-            _checks.one_of("an activation", name, _ONNX)
+            _checks.one_of("an activation", name, ONNX_ACTIVATIONS)
         numbers = []
         for i, what in enumerate(_LISTS):
-            takes = [len(_ONNX[name][1]) > i for name in names]
+            takes = [len(ONNX_ACTIVATIONS[name][1]) > i for name in names]
             numbers.append(_assigned(what, node.numbers(what, ()), takes))
         self.settings = [tuple((tuple(a[d * n : (d + 1) * n])) for a in (names, *numbers))
                          for d in range(self.D)]

@@ -8,13 +8,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, TypeVar
 
+import numpy as np
+
 from fastrnn import _checks
 from fastrnn._checks import RefusedType, RefusedValue
 from fastrnn.cells.tree import nearest
 from fastrnn.training.history import Progress
 from fastrnn.training.interrupt import Interrupt
 
-__all__ = ["Descent", "Length", "Options", "Reading", "Saving", "Stopping", "grouped", "takes"]
+__all__ = ["Descent", "Length", "Options", "Reading", "Saving", "Stopping", "count_of", "grouped",
+           "takes"]
 
 Made = TypeVar("Made")
 
@@ -44,6 +47,12 @@ class Options(TypedDict, total=False):
     interrupt: Interrupt | None
 
 
+def count_of(data: Any) -> int | None:
+    """Return how many batches are an epoch, if the data says so with a whole number."""
+    count = getattr(data, "count", None)
+    return int(count) if isinstance(count, (int, np.integer)) else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Length:
     """When a run is over."""
@@ -70,11 +79,11 @@ class Length:
             return 60 * self.minutes
         if self.steps is not None:
             return self.steps
-        count = getattr(data, "count", None)
+        count = count_of(data)
         if count is None:
             raise RefusedValue(f"epochs is {self.epochs} with a function of the step, expected "
                                "steps or minutes: nobody knows how many batches are an epoch")
-        return int(self.epochs or 0) * int(count)
+        return int(self.epochs or 0) * count
 
     def fraction(self, now: Progress, limit: float) -> float:
         """Return how much of the run is done, 0 to 1."""

@@ -11,7 +11,7 @@ from fastrnn._checks import RefusedType, RefusedValue, public
 from fastrnn.layers.parameters import evaluating, modes
 from fastrnn.training.data import Data, Samples, Windows, batch_of, check_data
 from fastrnn.training.history import History, best_of
-from fastrnn.training.options import Stopping, takes
+from fastrnn.training.options import Stopping, count_of, takes
 from fastrnn.training.step import check_model, loss_of
 
 __all__ = ["Validation", "evaluate"]
@@ -83,7 +83,7 @@ class Validation:
             self._source = lambda: _evaluate(model, source, source.count)
         else:
             _check_callable(source)
-        self.every = stopping.validate_every or getattr(data, "count", None) or 1000
+        self.every = stopping.validate_every or count_of(data) or 1000
 
     def __call__(self, history: History) -> bool:
         """Validate; return whether this loss is lower than all before."""

@@ -523,7 +523,8 @@ def test_to_model(tmp_path, sequences):
 
 
 def test_to_model_of_a_stack_and_of_equations(tmp_path):
-    Sequential([Input((None, I)), L.LSTM(H, return_sequences=True), L.Dropout(0.5), L.GRU(
+    Sequential([Input((None, I)), L.LSTM(H, return_sequences=True), L.Dropout(0.5),
+                L.TimeDistributed(L.Dropout(0.5)), L.TimeDistributed(L.Identity()), L.GRU(
         3, recurrent_activation="hard_sigmoid", return_sequences=True)]).save(tmp_path / "m.keras")
     ours, x = load(tmp_path / "m.keras"), x_of(N, T, I)
     y, _ = ours.to_model().eval()(x.swapaxes(0, 1))
@@ -593,3 +594,11 @@ def test_layers_of_one_name_in_models_inside_an_older_file(tmp_path):
         nested("rnn", "rnn").save(tmp_path / "m.h5")
     with pytest.raises(ValueError, match="'rnn': 2 models inside the model have a layer of this"):
         load(tmp_path / "m.h5")
+
+
+def test_a_result_is_no_view_of_the_input(tmp_path):
+    Sequential([Input((T, I)), L.Activation("linear"), L.Identity()]).save(tmp_path / "m.keras")
+    x = x_of(N, T, I)
+    y = load(tmp_path / "m.keras")(x)
+    np.testing.assert_array_equal(y, x)
+    assert not np.shares_memory(x, y)

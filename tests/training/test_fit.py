@@ -466,3 +466,22 @@ def test_epochs_of_a_function_of_the_step_are_refused():
     x = np.zeros((5, 6, 1), np.float32)
     history = training.fit(model_of(), Samples(x, x, 4), epochs=3)
     assert history.progress.steps == 6
+
+
+class WithMethod:
+    """Data whose `count` is a method, as a list's is, and says nothing of an epoch."""
+
+    def __call__(self, step):
+        x = np.ones((3, 2, 3), np.float32)
+        return training.Batch(x, x[..., :1])
+
+    def count(self, value):
+        raise AssertionError("called")
+
+
+def test_a_count_that_is_no_number_is_none():
+    model = fastrnn.SequenceModel(fastrnn.GRU(3, 4), 1, loss="mse")
+    history = training.fit(model, WithMethod(), steps=3, validation=lambda: 1.0, progress=False)
+    assert len(history.losses) == 3
+    with pytest.raises(ValueError, match="nobody knows how many batches are an epoch"):
+        training.fit(model, WithMethod(), epochs=1, progress=False)
