@@ -129,7 +129,8 @@ def fit(
         validates once more when it ends; if it is resumed, this validation can still be the best,
         but patience does not count it. A run that patience or target_loss has ended takes no
         further step, unless they changed. Data, window, seed and batch_size must be those of the
-        checkpoint; what a function of your own returns is not compared.
+        checkpoint; what a function of your own returns is not compared. Learning rates of an
+        optimizer's groups are those that it has now.
     overwrite : bool
         Replace the files of an earlier run in the folder.
     progress : bool or callable, optional
