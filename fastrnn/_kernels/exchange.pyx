@@ -96,10 +96,13 @@ cdef class Exchange:
             count *= shape[i]
         if data == NULL and count:  # of zeros that autograd has not written anywhere
             return None
-        array = cnp.PyArray_New(
-            np.ndarray, from_.ndim, shape, cnp.NPY_FLOAT32 if size == 4 else cnp.NPY_FLOAT64,
-            strides, data, 0,
-            flags | cnp.NPY_ARRAY_ALIGNED, <object> NULL)
+        try:
+            array = cnp.PyArray_New(
+                np.ndarray, from_.ndim, shape, cnp.NPY_FLOAT32 if size == 4 else cnp.NPY_FLOAT64,
+                strides, data, 0,
+                flags | cnp.NPY_ARRAY_ALIGNED, <object> NULL)
+        except ValueError:  # one row again and again, of more bytes than there are addresses
+            return None
         Py_INCREF(tensor)
         cnp.PyArray_SetBaseObject(array, tensor)
         return array

@@ -106,9 +106,9 @@ cdef class Call:
     def __str__(self):
         return sizes_of(self)
 
-    cpdef own_x(self):
-        """Copy a batch-first input without gradient, as PyTorch does: the caller may change it."""
-        if self.batch_first and not self.x.requires_grad:
+    cpdef own_x(self, bint with_grad=False):
+        """Copy a batch-first input (without or with gradient), as PyTorch does: it may change."""
+        if self.batch_first and self.x.requires_grad == with_grad:
             self.x = self.x.clone()
             self.x_array = EXCHANGE.view(self.x)
 

@@ -86,6 +86,8 @@ class Recurrent(Function):
         """Compute the gradients of the inputs."""
         saved = ctx.saved_tensors  # PyTorch's error if one was changed in place
         needs = ctx.needs_input_grad[1:]
+        if not any(dy is not None for dy in doutputs):
+            return (None, *[None] * len(needs))
         again = torch.is_grad_enabled() or transforms() is not None
         for dy in doutputs:
             again = again or (dy is not None and _is_batched(dy))
@@ -151,7 +153,7 @@ def differentiable(
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        own: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in saved]
+        own: list[Any] = [_view(tensor, need) for tensor, need in zip(saved, needs, strict=True)]
         outputs = original(call, own[0], own[1], own[2], own[3:])
     pairs = [(y, dy) for y, dy in zip(outputs, doutputs, strict=True) if dy is not None]
     wanted = [tensor for tensor, need in zip(own, needs, strict=True) if need]
@@ -159,6 +161,20 @@ def differentiable(
                                      create_graph=create_graph,
                                      allow_unused=True))
     return [next(found) if need else None for need in needs]
+
+
+def _view(tensor: Tensor | None, needs_grad: bool) -> Tensor | None:
+    """Return a view that has a gradient if forward's had: the user may have switched it off since.
+
+    Then the tensor is a leaf; the view still leads to it.
+    """
+    if tensor is None or tensor.requires_grad or not needs_grad:
+        return None if tensor is None else tensor.view_as(tensor)
+    tensor.requires_grad_(True)
+    try:
+        return tensor.view_as(tensor)
+    finally:
+        tensor.requires_grad_(False)
 
 
 def has_hooks() -> bool:

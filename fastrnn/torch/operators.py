@@ -93,12 +93,9 @@ def _run_sequence(operator: Operator, args: tuple[Any, ...]) -> Any:
         assert not isinstance(one, str)
         return _faster(one, weights[0])
 
-    if batch_first:
-        y = x.transpose(0, 1)
-        if not x.requires_grad:  # the caller's may change: see Call.own_x
-            y = y.clone(memory_format=torch.contiguous_format)
-    else:
-        y = x
+    y = x
+    if batch_first:  # the caller's may change: see Call.own_x
+        y = x.transpose(0, 1).clone(memory_format=torch.contiguous_format)
     y, *states = layer_by_layer(run, y, h0, c0, weights, L, D, dropout)
     return (y.transpose(0, 1) if batch_first else y, *states)
 
@@ -161,6 +158,7 @@ def _faster(call: Call, weight: Tensor) -> tuple[Tensor, ...]:
     if slower:
         return original(call, call.x, call.h0, call.c0, call.weights)
     if call.keep:
+        call.own_x(True)  # before the node, which would keep the caller's
         return _apply(call, call.x, call.h0, call.c0, *call.weights)
     return call.forward(False)[0]
 

@@ -87,9 +87,9 @@ class ProjectedCall:
         """Return x, h0, c0 and the weights."""
         return [self.x, self.h0, self.c0, *self.weights]
 
-    def own_x(self) -> None:
-        """Copy a batch-first input without gradient, as PyTorch does: the caller may change it."""
-        if self.batch_first and not self.x.requires_grad:
+    def own_x(self, with_grad: bool = False) -> None:
+        """Copy a batch-first input (without or with gradient), as PyTorch does: it may change."""
+        if self.batch_first and self.x.requires_grad == with_grad:
             self.x = self.x.clone()
             self.places = self._places()
 

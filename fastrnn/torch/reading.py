@@ -5,6 +5,7 @@ Letters: T steps, B batch, N rows of a packed sequence.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,8 @@ def kind_of(tensor: Tensor) -> str:
         return f"layout {str(tensor.layout).removeprefix('torch.')}"
     if tensor._is_zerotensor():
         return "a tensor is zeros without memory"
+    if tensor.numel() * tensor.element_size() > sys.maxsize:
+        return "a tensor is too large"
     if tensor.dtype in FLOATS and tensor.data_ptr() % tensor.element_size():
         return "a tensor is not aligned"
     return f"dtype {str(tensor.dtype).removeprefix('torch.')}"

@@ -497,3 +497,61 @@ def test_threads_go_back_through_one_module():
         Twice.apply(module(x)[0]).square().sum().backward()
         gradients.append(x.grad)
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("off", ["weights", "x", "one weight"])
+@pytest.mark.parametrize("single", [False, True], ids=["layer", "cell"])
+@twins.per_cell
+def test_gradients_switched_off_after_forward(cell, single, off):
+    """What forward wanted is differentiated, as penalties on a critic's gradient do."""
+    found = []
+    for module in twins.twins(cell, 3, 5, single=single):
+        x = twins.normal(2, 3) if single else twins.normal(4, 2, 3)
+        outputs = twins.outputs_of(module, x, None)
+        score = sum(output.square().sum() for output in outputs.values())
+        weight = next(module.parameters())
+        switched = {"weights": list(module.parameters()), "x": [x], "one weight": [weight]}[off]
+        for tensor in switched:
+            tensor.requires_grad_(False)
+        wanted = list(module.parameters()) if off == "x" else [x]
+        first = torch.autograd.grad(score, wanted, create_graph=True)
+        for tensor in switched:
+            assert not tensor.requires_grad
+            tensor.requires_grad_(True)
+        sum(g.square().sum() for g in first).backward()
+        found.append([*(g.detach() for g in first), x.grad, *(p.grad for p in module.parameters())])
+    theirs, ours = found
+    if off == "x":  # PyTorch's layers and cells differ in what they give to an input that was off
+        theirs, ours = (own[:-1 - len(list(module.parameters()))] for own in found)
+    torch.testing.assert_close(ours, theirs)
+
+
+class Stop(torch.autograd.Function):
+    """A function of y through which no gradient goes."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return None
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["layer", "cell"])
+@twins.per_cell
+def test_no_gradient_of_any_output(cell, single):
+    """Then there is none at all, and an optimizer moves nothing."""
+    for module in twins.twins(cell, 3, 5, single=single):
+        x = twins.normal(2, 3) if single else twins.normal(4, 2, 3)
+        y = next(iter(twins.outputs_of(module, x, None).values()))
+        Stop.apply(y).sum().backward()
+        assert x.grad is None
+        assert all(p.grad is None for p in module.parameters())
+
+
+@twins.per_layer
+def test_an_input_larger_than_all_addresses(cell, options):
+    theirs, ours = twins.twins(cell, 3, 5, **options)
+    x = torch.zeros(1, 1, 3, dtype=torch.float64).expand(2**60, 1, 3)
+    twins.assert_same_outcome(lambda: theirs(x), lambda: ours(x))

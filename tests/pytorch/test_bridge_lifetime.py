@@ -199,3 +199,32 @@ def test_an_input_of_a_frozen_module_that_is_overwritten_with_its_output_is_free
     known = step()
     gc.collect()
     assert known() is None
+
+
+@twins.per_layer
+@pytest.mark.parametrize("more", [{}, {"num_layers": 2, "dropout": 0.5}], ids=["plain", "dropout"])
+def test_an_input_that_its_own_output_changes_is_freed(cell, options, more):
+    """Its history leads to the node, which must not lead back to it."""
+    for module in twins.twins(cell, 3, 4, batch_first=True, **options, **more):
+        x = twins.normal(2, 4, 3) * 1
+        known = weakref.ref(x)
+        x += module(x)[0].sum()
+        del x
+        gc.collect()
+        assert known() is None
+
+
+@twins.per_layer
+@pytest.mark.parametrize("more", [{}, {"num_layers": 2, "dropout": 0.5}], ids=["plain", "dropout"])
+def test_a_computed_input_with_batch_first_may_change(cell, options, more):
+    found = []
+    for module in twins.twins(cell, 3, 5, batch_first=True, **options, **more):
+        leaf = twins.normal(2, 4, 3)
+        x = leaf * 1
+        torch.manual_seed(0)
+        y = module(x)[0]
+        with torch.no_grad():
+            x.mul_(-3)
+        y.square().sum().backward()
+        found.append([leaf.grad, *(p.grad for p in module.parameters())])
+    torch.testing.assert_close(found[1], found[0])
