@@ -119,6 +119,10 @@ def _validation(
     model: LanguageModel, text: Any, batch_size: int, window: int
 ) -> Callable[[], float]:
     """Return what computes the loss for each symbol of a text, in nats."""
+    kinds = (str, bytes, bytearray, memoryview, list, tuple)
+    if not isinstance(text, kinds) and not hasattr(text, "__array__"):
+        raise RefusedType(f"validation is {_checks.kind(text)}, expected a text: str, bytes, or "
+                          "whole numbers")
     symbols = _symbols(model, "validation", text)
     _check_two(symbols, "validation")
     return lambda: math.log(2) * _bits(model, symbols, batch_size, window)
