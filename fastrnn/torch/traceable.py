@@ -1,4 +1,6 @@
-"""Accelerated modules that torch.compile traces, where it would stop at PyTorch's own.
+"""What torch.compile shall trace, where it would stop, and what it shall not trace.
+
+Accelerated modules are traced (`permit`), and the node of autograd is not (`hide`).
 
 torch.compile breaks its graph at every torch.nn.RNN, LSTM and GRU, unless
 ``torch._dynamo.config.allow_rnn`` is set: a graph of one node for each operation of each time step

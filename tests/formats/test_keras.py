@@ -594,11 +594,3 @@ def test_layers_of_one_name_in_models_inside_an_older_file(tmp_path):
         nested("rnn", "rnn").save(tmp_path / "m.h5")
     with pytest.raises(ValueError, match="'rnn': 2 models inside the model have a layer of this"):
         load(tmp_path / "m.h5")
-
-
-def test_a_result_is_no_view_of_the_input(tmp_path):
-    Sequential([Input((T, I)), L.Activation("linear"), L.Identity()]).save(tmp_path / "m.keras")
-    x = x_of(N, T, I)
-    y = load(tmp_path / "m.keras")(x)
-    np.testing.assert_array_equal(y, x)
-    assert not np.shares_memory(x, y)

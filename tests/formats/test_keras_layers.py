@@ -201,3 +201,9 @@ def test_a_model_can_be_copied_and_pickled(tmp_path, act, kind, config):
     other = act(model)
     np.testing.assert_array_equal(other(X), model(X))
     assert other.layers[0] is other.steps[0].recurrent[0] is not model.layers[0]
+
+
+def test_a_result_is_no_view_of_the_input(tmp_path):
+    y = made(tmp_path, [("Activation", {"activation": "linear"}), ("Identity", {})])(X)
+    np.testing.assert_array_equal(y, X)
+    assert not np.shares_memory(X, y)
